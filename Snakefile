@@ -1,0 +1,36 @@
+# The workflow of wmdd. `snakemake` runs config/config.yaml; another experiment: `snakemake --configfile FILE`.
+if not config:
+
+    configfile: "config/config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"
+include: "rules/teacher.smk"
+include: "rules/recover.smk"
+include: "rules/select.smk"
+include: "rules/student.smk"
+include: "rules/report.smk"
+
+
+wildcard_constraints:
+    dataset=NAME,
+    teacher=NAME,
+    method=NAME,
+    student=NAME,
+    protocol=NAME,
+    ipc=r"\d+",
+    seed=r"\d+",
+    run=r"\d+",
+    block=r"classes\d+-\d+",
+
+
+rule all:
+    default_target: True
+    input:
+        rules.report.output,
+        grids(),
+
+
+onsuccess:
+    announce("results/report/table.md", "results/report/cost.md", "results/report/images/")

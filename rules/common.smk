@@ -1,0 +1,143 @@
+# Helpers only: the checked experiment, and functions that turn wildcards into inputs, flags and digests.
+import os
+import re
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import validate
+
+ROOT = Path(workflow.basedir)
+# Jobs find the interpreter that runs this workflow and the package beside the Snakefile, wherever they are started.
+sys.path.insert(0, str(ROOT))
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+
+from wmdd.config import Experiment
+from wmdd.errors import WmddError
+from wmdd.provenance import code_digest
+from wmdd.settings import STAGES, AugmentationSettings, flags as as_flags
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
+
+try:
+    experiment = Experiment(config)
+except WmddError as error:
+    raise WorkflowError(str(error)) from None
+validate(config, str(ROOT / "config/schema.json"), set_default=False)
+
+# wandb reads these in every job; what the user's environment says wins.
+os.environ.setdefault("WANDB_MODE", experiment.file.tracking.mode)
+os.environ.setdefault("WANDB_PROJECT", experiment.file.tracking.project)
+os.environ.setdefault("WANDB_RUN_GROUP", experiment.file.experiment)
+
+RUNS = list(experiment.runs())
+ENGINE = experiment.file.engine
+
+
+def settings(stage, *more):
+    """Flags of a stage's settings for the wildcards of a job; `more` are further settings classes or objects."""
+    kinds = ("dataset", "teacher", "method", "protocol", "student")
+
+    def resolve(wildcards):
+        of = {kind: wildcards[kind] for kind in kinds if kind in wildcards.keys()}
+        return as_flags(experiment.resolve(stage, **of), *(extra(of) if callable(extra) else extra for extra in more))
+
+    return resolve
+
+
+def augmentation(of):
+    """The views of the relabel stage, which the student must replay."""
+    labels = experiment.resolve("relabel", **{k: v for k, v in of.items() if k != "student"})
+    return AugmentationSettings(**{k: getattr(labels, k) for k in AugmentationSettings.model_fields})
+
+
+def solver(of):
+    return experiment.resolve("barycenter", dataset=of["dataset"], method=of["method"])
+
+
+def family(name):
+    """A pattern for the methods of a family."""
+    methods = sorted({r.method for r in RUNS if experiment.family(r.method) == name})
+    return "|".join(map(re.escape, methods)) or r"(?!)"
+
+
+def from_teacher(file):
+    """A file of the teacher that a distillation uses."""
+
+    def path(wildcards):
+        seed = experiment.teacher_seed(int(wildcards.seed))
+        return f"results/{wildcards.dataset}/{wildcards.teacher}/teacher/seed{seed}/{file}"
+
+    return path
+
+
+def barycenter_of(wildcards):
+    """The barycenter of a block, for methods whose loss needs it."""
+    recover = experiment.resolve("recover", dataset=wildcards.dataset, method=wildcards.method)
+    return rules.barycenter.output.barycenter if recover.feature_weight > 0 else []
+
+
+def features_of(wildcards):
+    """The features, for strategies that choose by them."""
+    select = experiment.resolve("select", dataset=wildcards.dataset, method=wildcards.method)
+    return from_teacher("features.h5")(wildcards) if select.strategy != "random" else []
+
+
+def labels_of(wildcards):
+    """The soft labels, for students that learn from them."""
+    of = {kind: getattr(wildcards, kind) for kind in ("dataset", "method", "protocol", "student")}
+    return rules.relabel.output.labels if experiment.resolve("student", **of).labels == "soft" else []
+
+
+def optional(flag, name):
+    """A flag with an input, or nothing where the job has no such input."""
+    return lambda wildcards, input: f"--{flag} {input[name]}" if input[name] else ""
+
+
+def blocks_of(wildcards):
+    """The recovered blocks of a distilled set."""
+    blocks = experiment.blocks(wildcards.dataset, wildcards.method, int(wildcards.ipc))
+    return expand(rules.recover.output.images, block=blocks, **wildcards)
+
+
+def students():
+    """The result of every student of the matrix."""
+    return [rules.student.output.result.format(**r._asdict()) for r in RUNS]
+
+
+def teachers():
+    """Every teacher that a run of the matrix uses."""
+    return sorted(
+        {rules.teacher.output.model.format(**r._asdict() | {"seed": experiment.teacher_seed(r.seed)}) for r in RUNS}
+    )
+
+
+def grids():
+    """A picture of each distilled set, of the first seed."""
+    first = min((r.seed for r in RUNS), default=0)
+    return sorted({rules.grid.output.picture.format(**r._asdict()) for r in RUNS if r.seed == first})
+
+
+def costs():
+    """The cost of every job of the matrix."""
+    found = set()
+    for r in RUNS:
+        cell = r._asdict()
+        teacher = cell | {"seed": experiment.teacher_seed(r.seed)}
+        recovered = experiment.family(r.method) == "recover"
+        made = [(rules.data, cell), (rules.teacher, teacher), (rules.features, teacher), (rules.student, cell)]
+        for block in experiment.blocks(r.dataset, r.method, r.ipc) if recovered else []:
+            made += [(rules.recover, cell | {"block": block})]
+            if barycenter_of(r):
+                made += [(rules.barycenter, cell | {"block": block})]
+        made += [] if recovered else [(rules.select, cell)]
+        made += [(rules.relabel, cell)] if labels_of(r) else []
+        found |= {rule.output.cost.format(**of) for rule, of in made}
+    return sorted(found)
+
+
+def announce(*places):
+    """Say where the results are, once, at the end of the run that a person started."""
+    if workflow.is_main_process:
+        print("Results:", *places, file=sys.stderr)

@@ -1,0 +1,23 @@
+# data: raw pictures -> data/{dataset}.h5
+#   Reads every picture once. The folder itself is not watched: delete the file after changing pictures.
+
+
+rule data:
+    output:
+        data="data/{dataset}.h5",
+        cost="data/{dataset}.cost.json",
+    log:
+        "logs/data/{dataset}.log",
+    conda:
+        "../envs/wmdd.yaml"
+    threads: 1
+    params:
+        settings=settings("data"),
+        code=code_digest("data"),
+    shell:
+        "python -m wmdd data"
+        " --name {wildcards.dataset}"
+        " --output {output.data}"
+        " --threads {threads}"
+        " {params.settings}"
+        " > {log} 2>&1"

@@ -1,0 +1,80 @@
+# The family `recover`, per class block: features.h5 -> barycenter/{block}.h5 -> recover/{block}.h5; then images.h5
+#   barycenter: Wasserstein barycenter of each class, IPC atoms
+#   recover:    images that match it under BatchNorm statistics
+#   images:     the blocks joined, every class once
+
+
+rule barycenter:
+    input:
+        features=from_teacher("features.h5"),
+    output:
+        barycenter="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/barycenter/{block}.h5",
+        cost="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/barycenter/{block}.cost.json",
+    log:
+        "logs/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/barycenter/{block}.log",
+    conda:
+        "../envs/wmdd.yaml"
+    threads: 1
+    params:
+        settings=settings("barycenter"),
+        code=code_digest("barycenter"),
+    shell:
+        "python -m wmdd barycenter"
+        " --features {input.features}"
+        " --output {output.barycenter}"
+        " --block {wildcards.block}"
+        " --ipc {wildcards.ipc}"
+        " --seed {wildcards.seed}"
+        " --threads {threads}"
+        " {params.settings}"
+        " > {log} 2>&1"
+
+
+rule recover:
+    input:
+        teacher=from_teacher("model.safetensors"),
+        statistics=from_teacher("statistics.h5"),
+        barycenter=barycenter_of,
+    output:
+        images="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/recover/{block}.h5",
+        cost="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/recover/{block}.cost.json",
+    log:
+        "logs/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/recover/{block}.log",
+    conda:
+        "../envs/wmdd.yaml"
+    threads: 1
+    params:
+        barycenter=optional("barycenter", "barycenter"),
+        settings=settings("recover", ENGINE),
+        code=code_digest("recover"),
+    shell:
+        "python -m wmdd recover"
+        " --teacher {input.teacher}"
+        " --statistics {input.statistics}"
+        " {params.barycenter}"
+        " --output {output.images}"
+        " --block {wildcards.block}"
+        " --ipc {wildcards.ipc}"
+        " --seed {wildcards.seed}"
+        " --threads {threads}"
+        " {params.settings}"
+        " > {log} 2>&1"
+
+
+rule images:
+    input:
+        blocks_of,
+    output:
+        images="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.h5",
+        cost="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.cost.json",
+    log:
+        "logs/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.log",
+    wildcard_constraints:
+        method=family("recover"),
+    conda:
+        "../envs/wmdd.yaml"
+    threads: 1
+    params:
+        code=code_digest("images"),
+    shell:
+        "python -m wmdd images" " --blocks {input}" " --output {output.images}" " --threads {threads}" " > {log} 2>&1"

@@ -1,0 +1,51 @@
+# grid:   images.h5 -> a picture, a row a class
+# report: all students of the matrix -> table.md, table.csv, cost.md
+
+
+rule grid:
+    input:
+        images="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.h5",
+    output:
+        picture=report(
+            "results/report/images/{dataset}/{teacher}/{method}/ipc{ipc}-seed{seed}.png",
+            caption="captions/grid.rst",
+            category="Distilled images",
+            subcategory="{dataset}",
+            labels={"method": "{method}", "images per class": "{ipc}", "seed": "{seed}"},
+        ),
+    log:
+        "logs/report/images/{dataset}/{teacher}/{method}/ipc{ipc}-seed{seed}.log",
+    conda:
+        "../envs/wmdd.yaml"
+    threads: 1
+    params:
+        code=code_digest("grid"),
+    shell:
+        "python -m wmdd grid" " --images {input.images}" " --output {output.picture}" " > {log} 2>&1"
+
+
+rule report:
+    input:
+        students=students(),
+        teachers=teachers(),
+        costs=costs(),
+    output:
+        table=report("results/report/table.md", caption="captions/table.rst", category="Results"),
+        csv=report("results/report/table.csv", caption="captions/table.rst", category="Results"),
+        cost=report("results/report/cost.md", caption="captions/cost.rst", category="Results"),
+    log:
+        "logs/report/report.log",
+    conda:
+        "../envs/wmdd.yaml"
+    threads: 1
+    params:
+        code=code_digest("report"),
+    shell:
+        "python -m wmdd report"
+        " --students {input.students}"
+        " --teachers {input.teachers}"
+        " --costs {input.costs}"
+        " --table {output.table}"
+        " --csv {output.csv}"
+        " --cost-table {output.cost}"
+        " > {log} 2>&1"

@@ -1,0 +1,59 @@
+# relabel: images.h5 -> labels/{protocol}.h5, the teacher's logits on random views and the seeds that replay them
+# student: images.h5 (+ labels) -> run{run}.json, run{run}.csv; knows nothing of the method that made the images
+
+
+rule relabel:
+    input:
+        images="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.h5",
+        teacher=from_teacher("model.safetensors"),
+    output:
+        labels="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/labels/{protocol}.h5",
+        cost="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/labels/{protocol}.cost.json",
+    log:
+        "logs/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/relabel/{protocol}.log",
+    conda:
+        "../envs/wmdd.yaml"
+    threads: 1
+    params:
+        settings=settings("relabel", ENGINE),
+        code=code_digest("relabel"),
+    shell:
+        "python -m wmdd relabel"
+        " --images {input.images}"
+        " --teacher {input.teacher}"
+        " --output {output.labels}"
+        " --seed {wildcards.seed}"
+        " --threads {threads}"
+        " {params.settings}"
+        " > {log} 2>&1"
+
+
+rule student:
+    input:
+        images="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.h5",
+        labels=labels_of,
+        data="data/{dataset}.h5",
+    output:
+        result="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/student/{student}/{protocol}/run{run}.json",
+        history="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/student/{student}/{protocol}/run{run}.csv",
+        cost="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/student/{student}/{protocol}/run{run}.cost.json",
+    log:
+        "logs/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/student/{student}/{protocol}/run{run}.log",
+    conda:
+        "../envs/wmdd.yaml"
+    threads: 1
+    params:
+        labels=optional("soft-labels", "labels"),
+        settings=settings("student", augmentation, ENGINE),
+        code=code_digest("student"),
+    shell:
+        "python -m wmdd student"
+        " --images {input.images}"
+        " --data {input.data}"
+        " {params.labels}"
+        " --output {output.result}"
+        " --seed {wildcards.seed}"
+        " --run {wildcards.run}"
+        " --threads {threads}"
+        " {params.settings}"
+        " > {log} 2>&1"

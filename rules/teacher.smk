@@ -1,0 +1,54 @@
+# teacher:  data/{dataset}.h5 -> model.safetensors (and model.csv, its history); stops the run below min_accuracy
+# features: one pass of the teacher over the training set -> features.h5, statistics.h5 (per-class BatchNorm)
+
+
+rule teacher:
+    input:
+        data="data/{dataset}.h5",
+    output:
+        model="results/{dataset}/{teacher}/teacher/seed{seed}/model.safetensors",
+        history="results/{dataset}/{teacher}/teacher/seed{seed}/model.csv",
+        cost="results/{dataset}/{teacher}/teacher/seed{seed}/model.cost.json",
+    log:
+        "logs/{dataset}/{teacher}/teacher/seed{seed}/teacher.log",
+    conda:
+        "../envs/wmdd.yaml"
+    threads: 1
+    params:
+        settings=settings("teacher", ENGINE),
+        code=code_digest("teacher"),
+    shell:
+        "python -m wmdd teacher"
+        " --data {input.data}"
+        " --output {output.model}"
+        " --seed {wildcards.seed}"
+        " --threads {threads}"
+        " {params.settings}"
+        " > {log} 2>&1"
+
+
+rule features:
+    input:
+        data="data/{dataset}.h5",
+        teacher="results/{dataset}/{teacher}/teacher/seed{seed}/model.safetensors",
+    output:
+        features="results/{dataset}/{teacher}/teacher/seed{seed}/features.h5",
+        statistics="results/{dataset}/{teacher}/teacher/seed{seed}/statistics.h5",
+        cost="results/{dataset}/{teacher}/teacher/seed{seed}/features.cost.json",
+    log:
+        "logs/{dataset}/{teacher}/teacher/seed{seed}/features.log",
+    conda:
+        "../envs/wmdd.yaml"
+    threads: 1
+    params:
+        settings=settings("features", ENGINE),
+        code=code_digest("features"),
+    shell:
+        "python -m wmdd features"
+        " --data {input.data}"
+        " --teacher {input.teacher}"
+        " --output {output.features}"
+        " --statistics {output.statistics}"
+        " --threads {threads}"
+        " {params.settings}"
+        " > {log} 2>&1"

@@ -1,0 +1,22 @@
+"""`python -m wmdd STAGE …`: a user's mistake ends in one line, anything else in its trace."""
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run a command."""
+    os.environ.setdefault("POT_BACKEND_DISABLE_PYTORCH", "1")
+    from wmdd.commands import app
+    from wmdd.errors import WmddError
+
+    try:
+        app()
+    except WmddError as error:
+        sys.exit(f"wmdd {next(iter(sys.argv[1:]), '')}: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

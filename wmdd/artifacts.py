@@ -1,0 +1,221 @@
+"""Files on disk: written whole or not at all, read with one clear line when they can't be, and never unpickled.
+
+Every HDF5 artifact holds arrays and two attributes: `meta` (JSON: settings, seeds, versions, class manifest, digests of
+the inputs: see `wmdd.provenance`) and `digest` (SHA-256 of the arrays), by which later artifacts name it.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from wmdd.errors import WmddError
+
+Arrays = dict[str, np.ndarray]
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success flush it to disk and rename it, on failure remove it.
+
+    Raises:
+        WmddError: the disk is full, or the folder can't be written.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        part.replace(path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise (_write_error(path, error) or error) from None
+    finally:
+        part.unlink(missing_ok=True) if part.parent.exists() else None
+
+
+def _write_error(path: Path, error: Exception) -> WmddError | None:
+    text = str(error)
+    if getattr(error, "errno", None) in _FULL or any(f"errno = {n}" in text or os.strerror(n) in text for n in _FULL):
+        return WmddError(
+            f"disk full (or file size limit reached) while writing {path}; free some space and run again: "
+            "nothing half-written was left and finished files are kept"
+        )
+    if isinstance(error, PermissionError) or f"errno = {errno.EACCES}" in text or "Permission denied" in text:
+        return WmddError(f"no permission to write {path}; choose another folder or change its permissions")
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return WmddError(f"cannot write {path}: a file stands where a folder is needed ({error.filename})")
+    return None
+
+
+def digest_of(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 over names, types, shapes and contents."""
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        total.update(f"{name} {array.dtype} {array.shape}".encode())
+        total.update(array.data if array.size else b"")
+    return total.hexdigest()
+
+
+def save(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], chunked: tuple[str, ...] = ()) -> None:
+    """Write an HDF5 artifact. The arrays named in `chunked` are compressed in chunks of one row."""
+    with atomic(path) as part:
+        # The image is built in memory and written by Python, because HDF5 itself may fail to close a file on a full disk.
+        with h5py.File(part.name, "w", driver="core", backing_store=False) as file:
+            for name in sorted(arrays):
+                array = np.ascontiguousarray(arrays[name])
+                options = {"chunks": (1, *array.shape[1:]), "compression": "gzip"} if name in chunked else {}
+                file.create_dataset(name, data=array, **options)
+            file.attrs["meta"] = json.dumps(meta, sort_keys=True)
+            file.attrs["digest"] = digest_of(arrays)
+            file.flush()
+            image = file.id.get_file_image()
+        part.write_bytes(image)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 artifact.
+
+    Raises:
+        WmddError: it is missing, cut short, or not an artifact of this package.
+    """
+    try:
+        file = h5py.File(path, "r", locking=False)
+    except FileNotFoundError:
+        raise WmddError(f"{path} does not exist; run the stage that makes it first") from None
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise WmddError(f"{path} is not a whole HDF5 file ({reason}); delete it and run again to rebuild it") from None
+    with file:
+        if "meta" not in file.attrs:
+            raise WmddError(f"{path} was not written by wmdd (no provenance); delete it and run again to rebuild it")
+        yield file
+
+
+def load(path: Path, *names: str) -> tuple[Arrays, dict[str, Any]]:
+    """Read the named arrays (all of them when none is named) and the meta data, with the digest added to it."""
+    with reading(path) as file:
+        found: list[str] = []
+        file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+        missing = set(names) - set(found)
+        if missing:
+            raise WmddError(f"{path} lacks {', '.join(sorted(missing))}; delete it and run again to rebuild it")
+        meta = json.loads(file.attrs["meta"]) | {"digest": file.attrs["digest"]}
+        return {name: file[name][()] for name in names or found}, meta
+
+
+def load_meta(path: Path) -> dict[str, Any]:
+    """Read the meta data alone."""
+    with reading(path) as file:
+        return dict(json.loads(file.attrs["meta"]), digest=str(file.attrs["digest"]))
+
+
+def save_model(path: Path, state: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+    """Write a network as safetensors; the meta data stand in one JSON field, so that equal content is equal bytes."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    digest = digest_of({name: value.numpy() for name, value in tensors.items()})
+    with atomic(path) as part:
+        save_file(tensors, part, metadata={"wmdd": json.dumps(dict(meta, digest=digest), sort_keys=True)})
+
+
+def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read a network and its meta data.
+
+    Raises:
+        WmddError: it is missing, damaged, or was not written by this package.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {})["wmdd"])
+            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
+    except FileNotFoundError:
+        raise WmddError(f"{path} does not exist; train the teacher first") from None
+    except (SafetensorError, KeyError, OSError) as error:
+        raise WmddError(f"{path} is not a network written by wmdd ({error}); delete it and run again") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with atomic(path) as part:
+        part.write_text(text)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all, keys sorted."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def check_classes(expected: list[str], found: list[str], expected_from: str, found_from: str) -> None:
+    """Refuse two artifacts whose classes differ in number, name or order.
+
+    Raises:
+        WmddError: names the first class that differs.
+    """
+    if len(expected) != len(found):
+        raise WmddError(
+            f"{found_from} has {len(found)} classes but {expected_from} has {len(expected)}; "
+            "they do not belong together: rebuild one from the other's dataset"
+        )
+    for index, (a, b) in enumerate(zip(expected, found, strict=True)):
+        if a != b:
+            raise WmddError(f"class {index} is {a!r} in {expected_from} but {b!r} in {found_from}; rebuild one of them")
+
+
+class Checkpoint:
+    """The state of an unfinished job, beside its output; never an output itself.
+
+    `key` is everything that the result depends on: a checkpoint made under another key is stale and left aside.
+    `seconds` is the least time between two writes; 0 writes at every chance. `earlier` is the time that the jobs before
+    this one have spent.
+    """
+
+    def __init__(self, path: Path, key: str, seconds: float = 60.0) -> None:
+        self.path, self.key, self.seconds = path, key, seconds
+        self.earlier = 0.0
+        self._begun = self._last = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the state to go on from, or None for a fresh start (said on the log when a file was set aside)."""
+        if not self.path.exists():
+            return None
+        try:
+            content = torch.load(self.path, weights_only=True, map_location="cpu")
+        except Exception as error:
+            print(f"checkpoint {self.path} cannot be read ({type(error).__name__}); starting over", flush=True)
+            return None
+        if content.get("key") != self.key:
+            print(f"checkpoint {self.path} is of other settings, code or inputs; starting over", flush=True)
+            return None
+        self.earlier = float(content["seconds"])
+        print(f"going on from {self.path}, after {self.earlier:.0f} s of earlier work", flush=True)
+        return dict(content["state"])
+
+    def due(self) -> bool:
+        """Return whether it is time to save again."""
+        return time.monotonic() - self._last >= self.seconds
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write tensors, numbers and strings."""
+        with atomic(self.path) as part:
+            seconds = self.earlier + time.monotonic() - self._begun
+            torch.save({"key": self.key, "state": state, "seconds": seconds}, part)
+        self._last = time.monotonic()
+
+    def remove(self) -> None:
+        """Forget the state, once the output is in place."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,116 @@
+"""Random views of images, drawn for a whole data set at once and replayed exactly from a seed.
+
+A draw holds, for each of N images: a crop box, a flip, and (CutMix) a partner and a pasted box. It does not depend on
+batches, so teacher and student, or two batch sizes, see the same views.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ASPECT = (3 / 4, 4 / 3)  # of a random resized crop (Szegedy et al. 2015; torchvision's default)
+
+
+@dataclass(frozen=True)
+class Views:
+    """How each of N images is to be seen. Boxes are (top, left, height, width) as shares of the side, float64."""
+
+    crop: Tensor  # [N, 4]
+    flip: Tensor  # [N] bool
+    partner: Tensor  # [N] int64; the image itself where nothing is mixed
+    paste: Tensor  # [N, 4]; the part of the view that comes from the partner
+
+    def of(self, index: Tensor) -> "Views":
+        """Return the views of some of the images."""
+        return Views(self.crop[index], self.flip[index], self.partner[index], self.paste[index])
+
+    @property
+    def kept(self) -> Tensor:
+        """Return the share of each view's area that shows the image itself, [N] float64."""
+        return 1 - self.paste[:, 2] * self.paste[:, 3]
+
+
+def identity(count: int) -> Views:
+    """Return the views that show every image as it is."""
+    whole = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64).expand(count, 4).clone()
+    return Views(whole, torch.zeros(count, dtype=torch.bool), torch.arange(count), torch.zeros_like(whole))
+
+
+def resized_crop(generator: torch.Generator, count: int, scale: tuple[float, float]) -> Tensor:
+    """Draw `count` boxes [N, 4] of random area and aspect, as shares of the side.
+
+    The area is uniform in `scale`, the log of the aspect ratio uniform in [3/4, 4/3]; a box longer than the side is cut
+    to it (torchvision tries again up to ten times instead).
+    """
+    u = torch.rand(count, 4, generator=generator, dtype=torch.float64)
+    area = scale[0] + (scale[1] - scale[0]) * u[:, 0]
+    low, high = (math.log(a) for a in ASPECT)
+    ratio = (low + (high - low) * u[:, 1]).exp()
+    height = (area / ratio).sqrt().clamp(max=1)
+    width = (area * ratio).sqrt().clamp(max=1)
+    if scale[0] >= 1:  # no crop at all
+        height, width = torch.ones(count, dtype=torch.float64), torch.ones(count, dtype=torch.float64)
+    return torch.stack([u[:, 2] * (1 - height), u[:, 3] * (1 - width), height, width], 1)
+
+
+def shifted(generator: torch.Generator, count: int, pixels: int, resolution: int) -> Tensor:
+    """Draw whole-pixel shifts by up to `pixels` (zero padding), as boxes [N, 4] of full size."""
+    offset = torch.randint(-pixels, pixels + 1, (count, 2), generator=generator) / resolution
+    return torch.cat([offset.double(), torch.ones(count, 2, dtype=torch.float64)], 1)
+
+
+def draw(generator: torch.Generator, count: int, scale: tuple[float, float], flip: bool, mix: str = "none") -> Views:
+    """Draw random resized crops, mirror images and CutMix partners for `count` images.
+
+    CutMix (Yun et al. 2019, alpha = 1) with a partner and a box for each image; the published relabelling draws one box
+    for a batch, which would tie the labels to the batch size.
+    """
+    views = identity(count)
+    views = replace(views, crop=resized_crop(generator, count, scale))
+    u = torch.rand(count, 4, generator=generator, dtype=torch.float64)
+    if flip:
+        views = replace(views, flip=u[:, 0] < 0.5)
+    if mix == "cutmix":
+        side = u[:, 1].sqrt()  # pasted area 1 - lambda is uniform, so is lambda ~ Beta(1, 1)
+        centre = u[:, 2:]
+        start = (centre - side[:, None] / 2).clamp(0, 1)
+        end = (centre + side[:, None] / 2).clamp(0, 1)
+        partner = torch.randperm(count, generator=generator)
+        views = replace(views, partner=partner, paste=torch.cat([start, end - start], 1))
+    return views
+
+
+def apply(images: Tensor, views: Views, index: Tensor, padded: bool = False) -> Tensor:
+    """Return the views of `images[index]`, [B, 3, H, W], of normalised float images [N, 3, H, W].
+
+    Bilinear; crops never shrink, so no antialiasing is needed. Outside the image a shifted view is zero, the mean colour.
+    """
+    mine = views.of(index)
+    seen = _crop(images[index], mine, padded)
+    if not bool((mine.paste[:, 2:] > 0).any()):
+        return seen
+    other = _crop(images[mine.partner], views.of(mine.partner), padded)
+    height, width = images.shape[-2:]
+    top, left, tall, wide = (mine.paste * torch.tensor([height, width, height, width])).round().unbind(1)
+    rows, columns = torch.arange(height), torch.arange(width)
+    inside_rows = (rows >= top[:, None]) & (rows < (top + tall)[:, None])  # [B, H]
+    inside_columns = (columns >= left[:, None]) & (columns < (left + wide)[:, None])  # [B, W]
+    mask = (inside_rows[:, None, :, None] & inside_columns[:, None, None, :]).to(images.device)
+    return torch.where(mask, other, seen)
+
+
+def _crop(images: Tensor, views: Views, padded: bool) -> Tensor:
+    """Cut and enlarge boxes of [B, 3, H, W] by one bilinear sampling."""
+    top, left, height, width = views.crop.unbind(1)
+    sign = torch.where(views.flip, -1.0, 1.0).double()
+    zero = torch.zeros_like(top)
+    across = torch.stack([sign * width, zero, 2 * left + width - 1], 1)
+    down = torch.stack([zero, height, 2 * top + height - 1], 1)
+    theta = torch.stack([across, down], 1).to(images.device, torch.float32)  # [B, 2, 3]
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(
+        images, grid, mode="bilinear", padding_mode="zeros" if padded else "border", align_corners=False
+    )

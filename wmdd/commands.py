@@ -1,0 +1,421 @@
+"""The commands: each reads artifacts, calls the stage of the same name, and writes artifacts. The science is in the stages."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from cyclopts import App, Parameter
+
+from wmdd import artifacts
+from wmdd.artifacts import check_classes, load, load_meta, load_model, save
+from wmdd.batchnorm import Statistics
+from wmdd.errors import WmddError
+from wmdd.job import Job, job
+from wmdd.models import Network, normalise, restore
+from wmdd.settings import (
+    AugmentationSettings,
+    BarycenterSettings,
+    DataSettings,
+    EngineSettings,
+    FeaturesSettings,
+    NetworkSettings,
+    RecoverSettings,
+    RelabelSettings,
+    SelectSettings,
+    StudentSettings,
+    TeacherSettings,
+)
+
+app = App(name="wmdd", help="Dataset distillation with Wasserstein barycenters.", version_flags=["--version"])
+Several = Annotated[list[Path], Parameter(consume_multiple=True)]
+ENGINE = EngineSettings()
+
+
+def _block(text: str) -> range:
+    """Return the classes of a block named `classes{first}-{last}`."""
+    first, last = text.removeprefix("classes").split("-")
+    return range(int(first), int(last) + 1)
+
+
+def _teacher(path: Path) -> tuple[Network, dict[str, Any]]:
+    """Read a teacher with its meta data."""
+    state, meta = load_model(path)
+    settings = NetworkSettings(**{k: meta["settings"][k] for k in NetworkSettings.model_fields})
+    return restore(settings, state, len(meta["classes"]), meta["resolution"], str(path)), meta
+
+
+def _statistics(path: Path) -> tuple[Statistics, dict[str, Any]]:
+    """Read the per-class BatchNorm statistics of a teacher; the layers in the network's order."""
+    arrays, meta = load(path)
+    rows = {kind: {n: torch.from_numpy(arrays[f"{kind}/{n}"]) for n in meta["layers"]} for kind in ("mean", "variance")}
+    return Statistics(rows["mean"], rows["variance"]), meta
+
+
+def _manifest(meta: dict[str, Any]) -> dict[str, Any]:
+    """Return what every artifact says of the data it comes from."""
+    return {name: meta[name] for name in ("classes", "names", "resolution", "mean", "std")}
+
+
+@app.command
+def data(*, name: str, output: Path, threads: int = 1, settings: DataSettings = DataSettings()) -> None:
+    """Read the pictures of a dataset once and write them as one file, sorted by class."""
+    from wmdd.data import collect, to_arrays, to_meta
+
+    with job("data", output, [settings], {}, threads=threads, dataset=name) as this:
+        dataset = collect(settings)
+        save(output, to_arrays(dataset), this.meta | to_meta(dataset))
+        for index, (folder, readable) in enumerate(zip(dataset.classes, dataset.names, strict=True)):
+            print(f"class {index}: {folder}" + (f" ({readable})" if readable != folder else ""), file=sys.stderr)
+
+
+@app.command
+def teacher(
+    *,
+    data: Path,
+    output: Path,
+    seed: int,
+    threads: int = 1,
+    settings: TeacherSettings = TeacherSettings(),
+    engine: EngineSettings = ENGINE,
+) -> None:
+    """Train a teacher on the real training set; stop when its accuracy is below the gate."""
+    from wmdd.data import load_images
+    from wmdd.teacher import train
+
+    images, labels, meta = load_images(data, "train")
+    val_images, val_labels, _ = load_images(data, "val")
+    manifest = _manifest(meta)
+    with job("teacher", output, [settings], {"data": meta["digest"]}, engine, threads, seed=seed) as this:
+        network, history = train(
+            images, labels, val_images, val_labels, len(manifest["classes"]), manifest["mean"], manifest["std"],
+            settings, seed, this.context,
+        )  # fmt: skip
+        _write_history(output.with_suffix(".csv"), history)
+        last = history[-1]
+        accuracy = {"top1": last["top1"], "top5": last["top5"]}
+        artifacts.save_model(output, network.state_dict(), this.meta | manifest | {"accuracy": accuracy})
+
+
+@app.command
+def features(
+    *,
+    data: Path,
+    teacher: Path,
+    output: Path,
+    statistics: Path,
+    threads: int = 1,
+    settings: FeaturesSettings = FeaturesSettings(),
+    engine: EngineSettings = ENGINE,
+) -> None:
+    """Pass the training set through the teacher once: features of every image, and BatchNorm statistics of each class."""
+    from wmdd.data import load_images
+    from wmdd.features import extract
+
+    images, labels, meta = load_images(data, "train")
+    network, known = _teacher(teacher)
+    check_classes(known["classes"], meta["classes"], str(teacher), str(data))
+    manifest = _manifest(known)
+    inputs = {"data": meta["digest"], "teacher": known["digest"]}
+    with job("features", output, [settings], inputs, engine, threads) as this:
+        found, moments = extract(
+            this.engine.place(network), images, labels, len(manifest["classes"]), manifest["mean"], manifest["std"],
+            settings.batch_size, this.engine, this.context.progress,
+        )  # fmt: skip
+        arrays = {f"mean/{layer}": value.numpy() for layer, value in moments.mean.items()}
+        arrays |= {f"variance/{layer}": value.numpy() for layer, value in moments.variance.items()}
+        save(statistics, arrays, this.meta | manifest | {"layers": list(moments.mean)})
+        save(output, {"features": found.numpy(), "labels": labels.numpy()}, this.meta | manifest)
+
+
+@app.command
+def barycenter(
+    *,
+    features: Path,
+    output: Path,
+    block: str,
+    ipc: int,
+    seed: int,
+    threads: int = 1,
+    settings: BarycenterSettings = BarycenterSettings(),
+) -> None:
+    """Compute the Wasserstein barycenter of each class of a block, with IPC atoms."""
+    from wmdd.barycenter import barycenters, explained
+
+    arrays, meta = load(features)
+    points, labels = torch.from_numpy(arrays["features"]), torch.from_numpy(arrays["labels"])
+    inputs = {"features": meta["digest"]}
+    with job("barycenter", output, [settings], inputs, threads=threads, block=block, ipc=ipc, seed=seed) as this:
+        found = barycenters(points, labels, _block(block), ipc, settings, seed, this.context.progress)
+        shares = [explained(points[labels == c], b) for c, b in zip(_block(block), found, strict=True)]
+        save(
+            output,
+            {
+                "labels": np.array(_block(block)),
+                "atoms": torch.stack([b.atoms for b in found]).numpy(),
+                "weights": torch.stack([b.weights for b in found]).numpy(),
+                "cost": np.array([b.cost for b in found]),
+                "explained": np.array(shares),
+                "iterations": np.array([len(b.trace) for b in found]),
+            },
+            this.meta | _manifest(meta),
+        )
+        this.tracker.log({"cost": sum(b.cost for b in found) / len(found), "explained": sum(shares) / len(shares)})
+
+
+@app.command
+def recover(
+    *,
+    teacher: Path,
+    statistics: Path,
+    output: Path,
+    block: str,
+    ipc: int,
+    seed: int,
+    barycenter: Path | None = None,
+    threads: int = 1,
+    settings: RecoverSettings = RecoverSettings(),
+    engine: EngineSettings = ENGINE,
+) -> None:
+    """Optimise the images of a block of classes until their features are the barycenter's atoms."""
+    from wmdd.recover import recover as run
+
+    network, known = _teacher(teacher)
+    moments, meta = _statistics(statistics)
+    check_classes(known["classes"], meta["classes"], str(teacher), str(statistics))
+    labels = torch.tensor(_block(block))
+    atoms, weights = None, torch.full((len(labels), ipc), 1 / ipc)
+    inputs = {"teacher": known["digest"], "statistics": meta["digest"]}
+    if barycenter is not None:
+        arrays, about = load(barycenter)
+        check_classes(known["classes"], about["classes"], str(teacher), str(barycenter))
+        if arrays["labels"].tolist() != labels.tolist() or arrays["atoms"].shape[1] != ipc:
+            raise WmddError(
+                f"{barycenter} is of other classes or images per class than {block} at ipc {ipc}; rebuild it"
+            )
+        atoms, weights = torch.from_numpy(arrays["atoms"]), torch.from_numpy(arrays["weights"])
+        inputs["barycenter"] = about["digest"]
+    with job("recover", output, [settings], inputs, engine, threads, block=block, ipc=ipc, seed=seed) as this:
+        images = run(
+            network, labels, atoms, weights, moments.of(labels), known["resolution"], known["mean"], known["std"],
+            settings, seed, this.context,
+        )  # fmt: skip
+        _save_images(this, images, weights, labels.tolist(), known)
+
+
+def _save_images(
+    this: Job, images: torch.Tensor, weights: torch.Tensor, labels: list[int], meta: dict[str, Any]
+) -> None:
+    """Write distilled images [C, K, 3, H, W] uint8 with their weights [C, K] and show them on the tracker."""
+    arrays = {"images": images.numpy(), "weights": weights.float().numpy(), "labels": np.array(labels)}
+    save(this.output, arrays, this.meta | _manifest(meta), chunked=("images",))
+    shown = images[:, 0].permute(0, 2, 3, 1).numpy()
+    this.tracker.log_images("images", shown, [meta["names"][label] for label in labels])
+
+
+@app.command
+def images(*, blocks: Several, output: Path, threads: int = 1) -> None:
+    """Join the blocks of a distilled set into one file, every class once and in order."""
+    parts = [load(path) for path in blocks]
+    first = parts[0][1]
+    with job("images", output, [], {str(i): m["digest"] for i, (_, m) in enumerate(parts)}, threads=threads) as this:
+        for path, (_, meta) in zip(blocks, parts, strict=True):
+            check_classes(first["classes"], meta["classes"], str(blocks[0]), str(path))
+        joined = {
+            name: np.concatenate([arrays[name] for arrays, _ in parts]) for name in ("images", "weights", "labels")
+        }
+        if joined["labels"].tolist() != list(range(len(first["classes"]))):
+            raise WmddError(
+                f"the blocks of {output} hold the classes {joined['labels'].tolist()}, not each class once in order"
+            )
+        this.meta |= {"recover": {name: first[name] for name in ("settings", "identity", "code")}}
+        _save_images(
+            this,
+            torch.from_numpy(joined["images"]),
+            torch.from_numpy(joined["weights"]),
+            joined["labels"].tolist(),
+            first,
+        )
+
+
+@app.command
+def select(
+    *,
+    data: Path,
+    output: Path,
+    ipc: int,
+    seed: int,
+    features: Path | None = None,
+    threads: int = 1,
+    settings: SelectSettings = SelectSettings(),
+    solver: BarycenterSettings = BarycenterSettings(),
+) -> None:
+    """Choose real images as the distilled set."""
+    from wmdd.data import load_images
+    from wmdd.select import select as run
+
+    pictures, labels, meta = load_images(data, "train")
+    inputs = {"data": meta["digest"]}
+    if features is not None:
+        inputs["features"] = load_meta(features)["digest"]
+
+    def features_of() -> torch.Tensor:
+        if features is None:
+            raise WmddError(f"select with strategy {settings.strategy} needs --features")
+        return torch.from_numpy(load(features, "features")[0]["features"])
+
+    with job("select", output, [settings, solver], inputs, threads=threads, ipc=ipc, seed=seed) as this:
+        positions, weights = run(labels, meta["classes"], ipc, features_of, settings, solver, seed)
+        this.meta["positions"] = positions.tolist()
+        _save_images(this, pictures[positions], weights, list(range(len(meta["classes"]))), meta)
+
+
+@app.command
+def relabel(
+    *,
+    images: Path,
+    teacher: Path,
+    output: Path,
+    seed: int,
+    threads: int = 1,
+    settings: RelabelSettings = RelabelSettings(),
+    engine: EngineSettings = ENGINE,
+) -> None:
+    """Label random views of the distilled images by the teacher."""
+    from wmdd.relabel import relabel as run
+    from wmdd.relabel import seeds_of
+
+    arrays, meta = load(images)
+    network, known = _teacher(teacher)
+    check_classes(known["classes"], meta["classes"], str(teacher), str(images))
+    inputs = {"images": meta["digest"], "teacher": known["digest"]}
+    with job("relabel", output, [settings], inputs, engine, threads, seed=seed) as this:
+        seeds = seeds_of(seed, settings.epochs)
+        pixels = normalise(torch.from_numpy(arrays["images"]).flatten(0, 1), known["mean"], known["std"])
+        logits = run(network, pixels, seeds, settings, settings.batch_size, this.context)
+        this.figures["bytes_per_image"] = logits[:, 0].numel() * logits.element_size()
+        extra = {"teacher_accuracy": known["accuracy"]}
+        save(output, {"logits": logits.numpy(), "seeds": np.array(seeds)}, this.meta | _manifest(known) | extra)
+
+
+@app.command
+def student(
+    *,
+    images: Path,
+    data: Path,
+    output: Path,
+    seed: int,
+    run: int,
+    soft_labels: Path | None = None,
+    threads: int = 1,
+    settings: StudentSettings = StudentSettings(),
+    augmentation: AugmentationSettings = AugmentationSettings(),
+    engine: EngineSettings = ENGINE,
+) -> None:
+    """Train a student from scratch on the distilled images and score it on the real validation set."""
+    from wmdd.data import load_images
+    from wmdd.relabel import seeds_of
+    from wmdd.student import train
+
+    arrays, meta = load(images)
+    val_images, val_labels, about = load_images(data, "val")
+    check_classes(about["classes"], meta["classes"], str(data), str(images))
+    inputs = {"images": meta["digest"], "data": about["digest"]}
+    logits, seeds = None, seeds_of(seed, settings.epochs)
+    if settings.labels == "soft":
+        logits, seeds, inputs["labels"] = _read_labels(soft_labels, augmentation, meta)
+    with job("student", output, [settings, augmentation], inputs, engine, threads, seed=seed, run=run) as this:
+        count, k = arrays["weights"].shape
+        _, history = train(
+            normalise(torch.from_numpy(arrays["images"]).flatten(0, 1), meta["mean"], meta["std"]),
+            torch.arange(count).repeat_interleave(k), torch.from_numpy(arrays["weights"]).flatten(), logits, seeds,
+            val_images, val_labels, count, meta["mean"], meta["std"], settings, augmentation, seed, run, this.context,
+        )  # fmt: skip
+        _write_history(output.with_suffix(".csv"), history)
+        scored = [entry for entry in history if "top1" in entry]
+        best = max(scored, key=lambda entry: entry["top1"])
+        result = {
+            "top1": scored[-1]["top1"],
+            "top5": scored[-1]["top5"],
+            "best_top1": best["top1"],
+            "best_epoch": best["epoch"],
+        }
+        this.tracker.log({f"final/{name}": value for name, value in result.items()})
+        artifacts.write_json(output, this.meta | {"result": result, "classes": meta["classes"]})
+
+
+def _read_labels(path: Path | None, augmentation: AugmentationSettings, images: dict[str, Any]) -> tuple[Any, Any, str]:
+    """Read the stored labels; they must be of these images and of these views."""
+    if path is None:
+        raise WmddError("a student with soft labels needs --soft-labels; run the relabel stage, or set --labels hard")
+    arrays, meta = load(path)
+    if meta["inputs"]["images"] != images["digest"]:
+        raise WmddError(f"{path} labels other images than those given; run the relabel stage again")
+    for name, value in augmentation.model_dump(mode="json").items():
+        if meta["settings"][name] != value:
+            raise WmddError(
+                f"{path} was made with {name} {meta['settings'][name]}, the student asks for {value}; make them agree"
+            )
+    return torch.from_numpy(arrays["logits"]), arrays["seeds"].tolist(), meta["digest"]
+
+
+def _write_history(path: Path, history: list[dict[str, float]]) -> None:
+    import pandas as pd
+
+    artifacts.write_text(path, pd.DataFrame(history).to_csv(index=False))
+
+
+@app.command
+def grid(*, images: Path, output: Path, per_class: int = 10, threads: int = 1) -> None:
+    """Draw the distilled images, a row a class."""
+    from wmdd.report import draw_grid
+
+    arrays, meta = load(images, "images")
+    with artifacts.atomic(output) as part:
+        draw_grid(arrays["images"][:, :per_class], meta["names"], part, str(images.parent))
+
+
+@app.command
+def report(
+    *,
+    students: Several,
+    teachers: Several,
+    costs: Several,
+    table: Path,
+    csv: Path,
+    cost_table: Path,
+    threads: int = 1,
+) -> None:
+    """Gather all runs into tables: mean, standard deviation and n of each cell, soft and hard labels side by side."""
+    from wmdd import report as build
+
+    results = [(path, json.loads(path.read_text())) for path in students]
+    accuracy = {str(path): load_model(path)[1]["accuracy"]["top1"] for path in teachers}
+    spent = [(path, json.loads(path.read_text())) for path in costs]
+    rows = build.rows(results)
+    summary = build.summary(rows)
+    artifacts.write_text(csv, summary.to_csv(index=False))
+    artifacts.write_text(cost_table, build.cost_markdown(spent))
+    artifacts.write_text(table, build.markdown(summary, accuracy))
+    print(build.markdown(summary, accuracy))
+
+
+@app.command
+def config(file: Path, *, stage: str | None = None) -> None:
+    """Print the merged, resolved settings of every run of an experiment file, as YAML."""
+    import yaml
+
+    from wmdd.config import Experiment
+    from wmdd.resolved import resolved
+
+    print(yaml.safe_dump(resolved(Experiment.read(file), stage), sort_keys=False, width=120), end="")
+
+
+@app.command
+def schema() -> None:
+    """Print the JSON schema of experiment files (kept in config/schema.json)."""
+    from wmdd.config import schema as build
+
+    print(json.dumps(build(), indent=1))

@@ -1,0 +1,336 @@
+"""The experiment file: what may stand in it, and how the settings of one stage of one run are resolved from it.
+
+Precedence, weakest first: a setting's default; the presets that come with the package (`presets.yaml`); the user's
+file. Within presets and within the file: the stage's own section < the dataset's < the teacher's < the method's
+(its base first) < the protocol's (its base first) < the student's.
+"""
+
+import difflib
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from wmdd.errors import WmddError
+from wmdd.settings import STAGES, Count, EngineSettings, NetworkSettings, Settings, TeacherSettings
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+RESERVED = ("teacher", "report")
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _partial(model: type[Settings], sweep: bool = False) -> Any:
+    """Return `model` with every field optional and, if `sweep`, with a list of values allowed for each."""
+    fields: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        kind = kind | list[kind] | None if sweep else kind | None
+        fields[name] = (kind, Field(None, description=field.description))
+    suffix = "Sweep" if sweep else "Overrides"
+    return create_model(
+        model.__name__.removesuffix("Settings") + suffix, __base__=_Entry, __doc__=model.__doc__, **fields
+    )
+
+
+_OVERRIDES = {stage: (_partial(model) | None, None) for stage, model in STAGES.items()}
+_SWEEPS = {stage: (_partial(STAGES[stage], sweep=True) | None, None) for stage in ("barycenter", "recover", "select")}
+
+
+class _DatasetEntry(_Entry):
+    """A dataset: its `data` section, and overrides of any stage for it."""
+
+    classes_per_block: Count | None = Field(None, description="classes a barycenter or recover job; 1 unless set")
+
+
+class _MethodEntry(_Entry):
+    """A method: a base and overrides. A list of values is a sweep: one method for each."""
+
+    base: Name | None = Field(None, description="the method whose settings this one starts from")
+    family: Literal["recover", "select"] | None = Field(None, description="its chain of rules; inherited from base")
+
+
+class Protocol(_Entry):
+    """How distilled images are labelled and students trained on them."""
+
+    base: Name | None = Field(None, description="the protocol whose settings this one starts from")
+    relabel: _OVERRIDES["relabel"][0] = None  # type: ignore[valid-type]
+    student: _OVERRIDES["student"][0] = None  # type: ignore[valid-type]
+
+
+DatasetEntry: Any = create_model("Dataset", __base__=_DatasetEntry, __doc__=_DatasetEntry.__doc__, **_OVERRIDES)  # type: ignore[call-overload]
+MethodEntry: Any = create_model("Method", __base__=_MethodEntry, __doc__=_MethodEntry.__doc__, **_SWEEPS)  # type: ignore[call-overload]
+
+
+class Matrix(_Entry):
+    """The product of these lists is run."""
+
+    datasets: list[Name]
+    teachers: list[Name] = ["resnet18"]
+    methods: list[Name]
+    ipc: list[Count] = Field([1, 10], description="images per class")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], description="of the distillation")
+    students: list[Name] = ["resnet18"]
+    protocols: list[Name] = ["paper"]
+    runs: Count = Field(1, description="students trained on each distilled set, with different seeds")
+
+
+class Tracking(_Entry):
+    """wandb; the environment variables WANDB_MODE and WANDB_PROJECT win over these."""
+
+    mode: Literal["offline", "online", "disabled"] = "offline"
+    project: str = "wmdd"
+
+
+_EXPERIMENT: dict[str, Any] = {
+    "experiment": (Name, Field("wmdd", description="name of the experiment: the group of its runs on the dashboard")),
+    "matrix": (list[Matrix], Field([], description="what is run")),
+    "teacher_seed": (
+        Annotated[int, Field(ge=0)] | Literal["same"],
+        Field(0, description="one teacher for all seeds of the distillation, or `same`: one for each"),
+    ),
+    "engine": (EngineSettings, EngineSettings()),
+    "tracking": (Tracking, Tracking()),
+    "datasets": (dict[Name, DatasetEntry], {}),
+    "teachers": (dict[Name, _partial(TeacherSettings)], {}),
+    "methods": (dict[Name, MethodEntry], {}),
+    "protocols": (dict[Name, Protocol], {}),
+    "students": (dict[Name, _partial(NetworkSettings)], {}),
+}
+ExperimentFile: Any = create_model(
+    "Experiment", __base__=_Entry, __doc__="An experiment file of wmdd.", **_EXPERIMENT, **_OVERRIDES
+)
+
+
+class Run(NamedTuple):
+    """One cell of the matrix: one student on one distilled set."""
+
+    dataset: str
+    teacher: str
+    method: str
+    ipc: int
+    seed: int
+    student: str
+    protocol: str
+    run: int
+
+
+def parse(content: Mapping[str, Any], name: str = "configuration") -> Any:
+    """Check the content of an experiment file.
+
+    Raises:
+        WmddError: one line for the first mistake; for an unknown key it names the nearest known one.
+    """
+    try:
+        return ExperimentFile.model_validate(dict(content))
+    except ValidationError as error:
+        raise WmddError(f"{name}: {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{where}: {first['msg']} (got {first['input']!r})"
+    known = _known_keys(first["loc"][:-1])
+    nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)
+    return f"unknown key {where}; did you mean {nearest[0]!r}? Known here: {', '.join(known)}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = ExperimentFile
+    for part in location:
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            model = model.model_fields[str(part)].annotation
+        else:
+            model = get_args(model)[-1]  # the values of a dict or a list
+        if not isinstance(model, type) and type(None) in get_args(model):
+            model = next(kind for kind in get_args(model) if kind is not type(None))
+    return sorted(model.model_fields)
+
+
+@cache
+def presets() -> Any:
+    """Return the datasets, teachers, methods, protocols and students that come with the package."""
+    path = Path(__file__).with_name("presets.yaml")
+    return parse(yaml.safe_load(path.read_text()), path.name)
+
+
+def _chosen(entry: BaseModel | None, skip: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return what was set in `entry`, without what was left out."""
+    if entry is None:
+        return {}
+    return {k: v for k in type(entry).model_fields if k not in skip and (v := getattr(entry, k)) is not None}
+
+
+def _expand(methods: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Turn every method that holds lists of values into one method per combination; return them and the names made."""
+    flat: dict[str, Any] = {}
+    sweeps: dict[str, list[str]] = {}
+    for name, entry in methods.items():
+        axes = [
+            [(stage, key, value) for value in values]
+            for stage in _SWEEPS
+            for key, values in _chosen(getattr(entry, stage)).items()
+            if isinstance(values, list)
+        ]
+        if not axes:
+            flat[name] = entry
+            continue
+        for point in itertools.product(*axes):
+            content = entry.model_dump(exclude_none=True)
+            for stage, key, value in point:
+                content[stage][key] = value
+            member = "-".join([name, *(f"{key}{_label(value)}" for _, key, value in point)])
+            flat[member] = MethodEntry.model_validate(content)
+            sweeps.setdefault(name, []).append(member)
+    return flat, sweeps
+
+
+def _label(value: Any) -> str:
+    return "-".join(
+        f"{v:g}" if isinstance(v, float) else str(v) for v in (value if isinstance(value, tuple) else (value,))
+    )
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One source of settings (the presets or the user's file) with its sweeps expanded."""
+
+    content: Any
+    methods: dict[str, Any]
+
+    def entry(self, kind: str, name: str) -> Any:
+        return self.methods.get(name) if kind == "methods" else getattr(self.content, kind).get(name)
+
+
+class Experiment:
+    """A checked experiment file over the presets; resolves the settings of any stage of any run."""
+
+    def __init__(self, content: Mapping[str, Any], name: str = "configuration") -> None:
+        self.file = parse(content, name)
+        methods, self.sweeps = _expand(self.file.methods)
+        self._layers = [_Layer(presets(), _expand(presets().methods)[0]), _Layer(self.file, methods)]
+        self._check()
+
+    @classmethod
+    def read(cls, path: Path) -> "Experiment":
+        """Read an experiment file (YAML)."""
+        try:
+            content = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise WmddError(f"cannot read the experiment file {path}: {error.strerror}") from None
+        except yaml.YAMLError as error:
+            raise WmddError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(content, dict):
+            raise WmddError(f"{path} must hold a mapping of settings, not {type(content).__name__}")
+        return cls(content, path.name)
+
+    def names(self, kind: str) -> list[str]:
+        """Return the known names of a kind: datasets, teachers, methods, protocols or students."""
+        layers = [layer.methods if kind == "methods" else getattr(layer.content, kind) for layer in self._layers]
+        return sorted(set().union(*layers))
+
+    def runs(self) -> Iterator[Run]:
+        """Yield every cell of the matrix once."""
+        seen = set()
+        for m in self.file.matrix:
+            methods = [member for name in m.methods for member in self.sweeps.get(name, [name])]
+            axes = (m.datasets, m.teachers, methods, m.ipc, m.seeds, m.students, m.protocols, range(m.runs))
+            for cell in itertools.product(*axes):
+                if cell not in seen:
+                    seen.add(cell)
+                    yield Run(*cell)
+
+    def family(self, method: str) -> str:
+        """Return the chain of rules that makes a method's images: recover or select."""
+        for layer, name in itertools.product(self._layers[::-1], self._chain("methods", method)[::-1]):
+            if (entry := layer.entry("methods", name)) is not None and entry.family:
+                return str(entry.family)
+        raise WmddError(f"method {method} has no family; give it a base, one of {', '.join(self.names('methods'))}")
+
+    def teacher_seed(self, seed: int) -> int:
+        """Return the seed of the teacher used by a distillation with this seed."""
+        return seed if self.file.teacher_seed == "same" else int(self.file.teacher_seed)
+
+    def classes_per_block(self, dataset: str) -> int:
+        """Return how many classes a barycenter or recover job of a decoupled method takes."""
+        entries = [layer.entry("datasets", dataset) for layer in self._layers[::-1]]
+        return next((e.classes_per_block for e in entries if e is not None and e.classes_per_block), 1)
+
+    def blocks(self, dataset: str, method: str, ipc: int) -> list[str]:
+        """Return the class blocks of a method, e.g. `["classes0-4", "classes5-9"]`; coupled losses fix their size."""
+        classes = self.resolve("data", dataset=dataset).classes
+        recover = self.resolve("recover", dataset=dataset, method=method)
+        size = self.classes_per_block(dataset)
+        if recover.coupled:
+            size = recover.batch_size if recover.composition == "across" else max(1, recover.batch_size // ipc)
+        return [f"classes{a}-{min(a + size, classes) - 1}" for a in range(0, classes, size)]
+
+    def resolve(self, stage: str, **of: str) -> Any:
+        """Return the settings of a stage; `of` names the dataset, teacher, method, protocol and student it belongs to."""
+        merged: dict[str, Any] = {}
+        for layer in self._layers:
+            merged |= _chosen(getattr(layer.content, stage))
+            for kind in ("dataset", "teacher", "method", "protocol", "student"):
+                for name in self._chain(kind + "s", of[kind]) if kind in of else ():
+                    merged |= _chosen(self._section(layer.entry(kind + "s", name), kind, stage))
+        try:
+            return STAGES[stage](**merged)
+        except ValidationError as error:
+            raise WmddError(f"settings of {stage} for {', '.join(of.values())}: {_explain(error)}") from None
+
+    @staticmethod
+    def _section(entry: Any, kind: str, stage: str) -> Any:
+        if kind in ("teacher", "student"):  # flat entries that belong to the stage of the same name
+            return entry if kind == stage else None
+        return getattr(entry, stage, None)
+
+    def _chain(self, kind: str, name: str) -> list[str]:
+        """Return a name and what it is based on, the root first."""
+        chain: list[str] = []
+        step: str | None = name
+        while step is not None:
+            if step in chain:
+                raise WmddError(f"{kind}: {' -> '.join([*chain, step])} goes round in a circle")
+            chain.append(step)
+            entries = [layer.entry(kind, step) for layer in self._layers[::-1]]
+            if not any(entries):
+                near = difflib.get_close_matches(step, self.names(kind), n=1, cutoff=0.0)
+                raise WmddError(
+                    f"unknown name {step!r} in {kind}; did you mean {near[0]!r}? Known: {', '.join(self.names(kind))}"
+                )
+            step = next((e.base for e in entries if e is not None and getattr(e, "base", None)), None)
+        return chain[::-1]
+
+    def _check(self) -> None:
+        """Resolve every run once, so that a mistake shows before anything is computed."""
+        for name in self.names("methods"):
+            if name in RESERVED:
+                raise WmddError(f"methods.{name}: the name is taken; choose another")
+        for d, t, m, p, s in sorted({(r.dataset, r.teacher, r.method, r.protocol, r.student) for r in self.runs()}):
+            self.resolve("teacher", dataset=d, teacher=t)
+            for stage in ("data", "features"):
+                self.resolve(stage, dataset=d)
+            for stage in ("barycenter", "recover", "select"):
+                self.resolve(stage, dataset=d, method=m)
+            self.family(m)
+            labels = self.resolve("relabel", dataset=d, method=m, protocol=p)
+            student = self.resolve("student", dataset=d, method=m, protocol=p, student=s)
+            if student.labels == "soft" and student.epochs > labels.epochs:
+                raise WmddError(
+                    f"protocol {p} on {d}: student.epochs {student.epochs} exceeds relabel.epochs {labels.epochs}; "
+                    "raise the latter"
+                )
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of experiment files (draft 2020-12)."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | ExperimentFile.model_json_schema()

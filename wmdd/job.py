@@ -1,0 +1,115 @@
+"""The edge between a stage and the world: provenance, checkpoint, tracker, progress and cost of one command."""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wmdd import artifacts, tracking
+from wmdd.engine import Engine, plain
+from wmdd.progress import progress
+from wmdd.provenance import code_digest, git_revision, versions
+from wmdd.settings import EngineSettings, Settings
+from wmdd.training import Context
+
+
+@dataclass
+class Job:
+    """One run of one stage that makes `output`."""
+
+    stage: str
+    output: Path
+    meta: dict[str, Any]
+    engine: Engine
+    tracker: tracking.Tracker
+    checkpoint: artifacts.Checkpoint
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def context(self) -> Context:
+        """Return what a long stage is given."""
+        return Context(self.engine, self.checkpoint, lambda metrics, step: self.tracker.log(metrics, step), progress)
+
+
+@contextmanager
+def job(
+    stage: str,
+    output: Path,
+    settings: list[Settings],
+    inputs: dict[str, str],
+    engine: EngineSettings | None = None,
+    threads: int = 1,
+    **identity: Any,
+) -> Iterator[Job]:
+    """Run a stage: what is yielded carries the provenance, and on success the cost is written and the checkpoint removed.
+
+    Args:
+        stage: name of the command.
+        output: the (first) file that is made; names the checkpoint, the cost file and the tracked run.
+        settings: what the result depends on.
+        inputs: digest of each input by name.
+        engine: None for stages that run no network.
+        threads: of the CPU.
+        identity: what else the result depends on: seeds, images per class, block.
+    """
+    begun = time.monotonic()
+    torch.set_num_threads(threads)
+    computing = plain() if engine is None else Engine.of(engine, threads)
+    merged = {k: v for part in settings for k, v in part.model_dump(mode="json").items()}
+    meta = {
+        "stage": stage,
+        "settings": merged,
+        "identity": identity,
+        "inputs": inputs,
+        "engine": computing.describe() if engine is not None else {},
+        "code": code_digest(stage),
+    }
+    key = sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+    meta |= {"versions": versions(), "revision": git_revision()}
+    seconds = float(os.environ.get("WMDD_CHECKPOINT_SECONDS", "60"))
+    checkpoint = artifacts.Checkpoint(output.with_name(f".{output.name}.checkpoint"), key, seconds)
+    print(
+        f"wmdd {stage}: {output} on {computing.device} with {threads} thread(s), {computing.dtype}",
+        file=sys.stderr,
+        flush=True,
+    )
+    tracker = tracking.start(output, stage, merged | identity)
+    done = Job(stage, output, meta, computing, tracker, checkpoint)
+    try:
+        yield done
+    except BaseException:
+        tracker.finish(1)
+        raise
+    cost = _cost(checkpoint.earlier + time.monotonic() - begun, computing) | done.figures
+    tracker.log({f"cost/{name}": value for name, value in cost.items() if isinstance(value, int | float)})
+    tracker.finish()
+    artifacts.write_json(cost_path(output), cost)
+    checkpoint.remove()
+    print(
+        f"wmdd {stage}: done in {cost['seconds']:.1f} s, peak memory {cost['peak_memory_mb']} MB",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def cost_path(output: Path) -> Path:
+    """Return where the cost of making `output` is kept."""
+    return output.with_suffix(".cost.json")
+
+
+def _cost(seconds: float, engine: Engine) -> dict[str, Any]:
+    """Return seconds (of all attempts), and peak memory of this process in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform != "darwin" else 1024**2)
+    cost = {"seconds": round(seconds, 2), "peak_memory_mb": int(peak)}
+    if engine.device.type == "cuda":
+        cost["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() // 2**20
+    return cost

@@ -1,0 +1,176 @@
+"""Networks: teachers and students. All take normalised images [B, 3, R, R] and have `embed` and `head`."""
+
+import math
+import re
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from wmdd.errors import WmddError
+
+if TYPE_CHECKING:
+    from wmdd.settings import NetworkSettings
+
+RESNETS: dict[str, tuple[bool, tuple[int, int, int, int]]] = {  # name -> (bottleneck, blocks a stage), He et al. 2016
+    "resnet18": (False, (2, 2, 2, 2)),
+    "resnet34": (False, (3, 4, 6, 3)),
+    "resnet50": (True, (3, 4, 6, 3)),
+    "resnet101": (True, (3, 4, 23, 3)),
+}
+CONVNETS = {"convnet3": 3, "convnet4": 4}
+
+
+class Network(nn.Module):
+    """A network whose last layer is `head`: forward(x) = head(embed(x))."""
+
+    head: nn.Linear
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return the features before the last linear layer, [B, D]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits [B, C]."""
+        return cast(Tensor, self.head(self.embed(x)))
+
+
+def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
+
+
+class Residual(nn.Module):
+    """A basic (3x3, 3x3) or bottleneck (1x1, 3x3, 1x1) residual block."""
+
+    def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool) -> None:
+        super().__init__()
+        outputs = 4 * width if bottleneck else width
+        sizes = [(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)]
+        if not bottleneck:
+            sizes = [(inputs, width, 3, stride), (width, width, 3, 1)]
+        self.convolutions = nn.ModuleList(_convolution(a, b, k, s) for a, b, k, s in sizes)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(b) for _, b, _, _ in sizes)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(_convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return relu(F(x) + shortcut(x))."""
+        y = x
+        for index, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            y = norm(convolution(y if index == 0 else y.relu()))
+        return cast(Tensor, (y + self.shortcut(x)).relu())
+
+
+class ResNet(Network):
+    """A residual network (He et al. 2016) of any width, with a stem that suits the resolution."""
+
+    def __init__(self, name: str, width: int, stem: str, classes: int) -> None:
+        super().__init__()
+        bottleneck, depth = RESNETS[name]
+        size, stride = {"cifar": (3, 1), "tiny": (3, 2), "imagenet": (7, 2)}[stem]
+        pool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
+        self.stem = nn.Sequential(_convolution(3, width, size, stride), nn.BatchNorm2d(width), nn.ReLU(), pool)
+        blocks: list[nn.Module] = []
+        inputs = width
+        for stage, count in enumerate(depth):
+            for block in range(count):
+                blocks.append(Residual(inputs, width << stage, 2 if stage and not block else 1, bottleneck))
+                inputs = (width << stage) * (4 if bottleneck else 1)
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(inputs, classes)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return the mean over the last feature map, [B, D]."""
+        return cast(Tensor, self.blocks(self.stem(x)).mean((2, 3)))
+
+
+class ConvNet(Network):
+    """Blocks of 3x3 convolution, normalisation, ReLU and 2x2 mean pooling (Gidaris and Komodakis 2018; used by DM, MTT)."""
+
+    def __init__(self, depth: int, width: int, norm: str, classes: int, resolution: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for index in range(depth):
+            layer = nn.GroupNorm(width, width) if norm == "instance" else nn.BatchNorm2d(width)
+            layers += [nn.Conv2d(width if index else 3, width, 3, padding=1), layer, nn.ReLU(), nn.AvgPool2d(2)]
+        self.layers = nn.Sequential(*layers, nn.Flatten())
+        self.head = nn.Linear(width * (resolution >> depth) ** 2, classes)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return the flattened last feature map, [B, D]."""
+        return cast(Tensor, self.layers(x))
+
+
+class Timm(Network):
+    """A network of the timm library, without its classifier."""
+
+    def __init__(self, name: str, classes: int, **options: Any) -> None:
+        super().__init__()
+        import timm
+
+        try:
+            self.body = timm.create_model(name, pretrained=False, num_classes=0, **options)
+        except RuntimeError as error:
+            raise WmddError(f"timm has no network {name!r} ({error}); see timm.list_models()") from None
+        self.head = nn.Linear(cast(int, self.body.num_features), classes)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return timm's pooled features, [B, D]."""
+        return cast(Tensor, self.body(x))
+
+
+def stem_of(resolution: int) -> str:
+    """Return the stem that leaves a last feature map of 4 to 7 pixels."""
+    return "cifar" if resolution <= 48 else "tiny" if resolution <= 112 else "imagenet"
+
+
+def build(settings: "NetworkSettings", classes: int, resolution: int, generator: torch.Generator) -> Network:
+    """Build a network with fresh weights drawn from `generator`.
+
+    Raises:
+        WmddError: the architecture is unknown.
+    """
+    name = settings.architecture
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        if name in RESNETS:
+            stem = stem_of(resolution) if settings.stem == "auto" else settings.stem
+            return ResNet(name, settings.width, stem, classes)
+        if name in CONVNETS:
+            return ConvNet(CONVNETS[name], settings.width, settings.norm, classes, resolution)
+        if name == "vit-tiny":  # 14 x 14 to 16 x 16 patches, as ViT-Tiny/16 has at 224 px
+            patch = max(2, math.ceil(resolution / 16))
+            patch = next(p for p in range(patch, resolution + 1) if resolution % p == 0)
+            return Timm("vit_tiny_patch16_224", classes, img_size=resolution, patch_size=patch)
+        if match := re.fullmatch(r"timm:(\S+)", name):
+            return Timm(match[1], classes)
+    known = ", ".join([*RESNETS, *CONVNETS, "vit-tiny", "timm:NAME"])
+    raise WmddError(f"unknown architecture {name!r}; known: {known}")
+
+
+def restore(
+    settings: "NetworkSettings", state: dict[str, Tensor], classes: int, resolution: int, origin: str
+) -> Network:
+    """Build a network and fill it from a checkpoint, every parameter of which must fit.
+
+    Raises:
+        WmddError: the checkpoint is of another network or number of classes.
+    """
+    network = build(settings, classes, resolution, torch.Generator())
+    found = state.get("head.weight")
+    if found is not None and len(found) != classes:
+        raise WmddError(f"{origin} has {len(found)} classes but the data have {classes}; train a teacher on these data")
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if len(str(error).splitlines()) > 1 else str(error)
+        raise WmddError(f"{origin} does not fit {settings.architecture} of width {settings.width}: {first}") from None
+    return network
+
+
+def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """Turn uint8 images [B, 3, H, W] into normalised float32: (x / 255 - mean) / std per channel."""
+    centre = torch.tensor(mean, device=images.device).view(3, 1, 1)
+    spread = torch.tensor(std, device=images.device).view(3, 1, 1)
+    return (images.float() / 255 - centre) / spread

@@ -1,0 +1,94 @@
+"""What made a file: settings, code, versions, revision, machine. And the digest by which an edited stage is rebuilt."""
+
+import ast
+import hashlib
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parent
+GROUND = ("artifacts", "config", "errors", "job", "progress", "provenance", "settings", "tracking")  # decide no number
+VERSIONED = ("wmdd", "torch", "torchvision", "POT", "h5py", "numpy", "snakemake")
+
+
+class _Strip(ast.NodeTransformer):
+    """Drops docstrings; comments and layout are not in the tree to begin with."""
+
+    def _strip(self, node: Any) -> Any:
+        self.generic_visit(node)
+        if node.body and isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant):
+            node.body = node.body[1:]
+        return node
+
+    visit_Module = visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = _strip
+
+
+def _module_path(name: str, root: Path) -> Path | None:
+    base = root.joinpath(*name.split(".")[1:])
+    return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
+
+
+def _imports(tree: ast.AST) -> set[str]:
+    """Return the modules of this package that are imported anywhere in `tree`, type-checking imports left out."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "wmdd":
+            names |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names if alias.name.split(".")[0] == "wmdd"}
+    return names
+
+
+@cache
+def code_digest(stage: str, root: Path = PACKAGE) -> str:
+    """Return a digest of all the code of this package that a stage runs, without comments and docstrings.
+
+    It covers the module `wmdd.{stage}`, what it imports from `wmdd` (and so on), and the stage's command in `wmdd.commands`;
+    not the modules that no number depends on (`GROUND`; the settings' values reach a stage as flags).
+    """
+    commands = ast.parse((root / "commands.py").read_text())
+    functions = [n for n in commands.body if isinstance(n, ast.FunctionDef) and n.name == stage]
+    parts = [ast.dump(_Strip().visit(function)) for function in functions]
+    todo, seen = [f"wmdd.{stage}"], set()
+    while todo:
+        name = todo.pop()
+        path = _module_path(name, root)
+        if name in seen or path is None or path == root / "__init__.py" or name.split(".")[1] in GROUND:
+            continue
+        seen.add(name)
+        tree = ast.parse(path.read_text())
+        todo += _imports(tree)
+        parts.append(f"{name} {ast.dump(_Strip().visit(tree))}")
+    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:16]
+
+
+@cache
+def git_revision() -> str:
+    """Return the revision of the sources, with `-dirty` when tracked files differ from it; `unknown` outside git."""
+    if "WMDD_REVISION" in os.environ:
+        return os.environ["WMDD_REVISION"]
+    try:
+        command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that a number may depend on."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            from wmdd import __version__
+
+            found[name] = __version__ if name == "wmdd" else "absent"
+    return found

@@ -1,0 +1,125 @@
+"""Report: tables over all runs and pictures of the distilled sets."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+CELL = re.compile(
+    r"(?P<dataset>[^/]+)/(?P<teacher>[^/]+)/(?P<method>[^/]+)/ipc(?P<ipc>\d+)/seed(?P<seed>\d+)"
+    r"/student/(?P<student>[^/]+)/(?P<protocol>[^/]+)/run(?P<run>\d+)\.json$"
+)
+GROUP = ["dataset", "ipc", "method", "student", "protocol", "teacher"]
+
+
+def rows(results: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
+    """Return one row a student: where it belongs (from its path) and what it scored, in percent."""
+    found = []
+    for path, content in results:
+        match = CELL.search(path.as_posix())
+        if match is None:
+            raise ValueError(f"{path} is not where a student's result belongs")
+        cell: dict[str, Any] = dict(match.groupdict(), labels=content["settings"]["labels"])
+        cell |= {"ipc": int(cell["ipc"]), "seed": int(cell["seed"]), "run": int(cell["run"])}
+        cell |= {name: 100 * content["result"][name] for name in ("top1", "top5", "best_top1")}
+        # `paper` and `paper-hard` are one protocol with two kinds of labels
+        cell["protocol"] = cell["protocol"].removesuffix("-hard") if cell["labels"] == "hard" else cell["protocol"]
+        found.append(cell)
+    return pd.DataFrame(found)
+
+
+def summary(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return mean, standard deviation (n - 1) and n of top-1 and the mean of top-5, for each cell and kind of labels."""
+    groups = cells.groupby([*GROUP, "labels"])
+    table = groups.agg(mean=("top1", "mean"), std=("top1", "std"), n=("top1", "size"), top5=("top5", "mean"))
+    return table.round(2).reset_index()
+
+
+def markdown(table: pd.DataFrame, teachers: dict[str, float]) -> str:
+    """Return the main table: soft and hard labels side by side, and the teachers' accuracies under it."""
+    scores = [_score(*row) for row in zip(table["mean"], table["std"], table["n"], strict=True)]
+    wide = table.assign(score=scores)
+    wide = wide.pivot(index=GROUP, columns="labels", values="score").fillna("")
+    wide.columns = pd.Index([f"{name} labels" for name in wide.columns])
+    lines = [
+        "# Results",
+        "",
+        "Top-1 accuracy in % of students trained from scratch on the distilled set, scored on the real validation set after",
+        "the last epoch: mean ± standard deviation (n). `random` and `kmeans-medoid` are real images under the same labels.",
+        "",
+        wide.reset_index().to_markdown(index=False),
+        "",
+        *(f"- teacher `{path}`: {100 * value:.2f} %" for path, value in sorted(teachers.items())),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _score(mean: float, std: float, n: int) -> str:
+    return f"{mean:.1f} ± {std:.1f} ({n})" if n > 1 else f"{mean:.1f} (1)"
+
+
+def cost_markdown(costs: list[tuple[Path, dict[str, Any]]]) -> str:
+    """Return seconds and peak memory by dataset, method, IPC and stage."""
+    table = pd.DataFrame([_place(path) | cost for path, cost in costs])
+    groups = table.groupby(["dataset", "method", "ipc", "stage"], sort=False)
+    columns = {
+        "jobs": ("seconds", "size"),
+        "seconds": ("seconds", "sum"),
+        "seconds a job": ("seconds", "median"),
+        "peak memory MB": ("peak_memory_mb", "max"),
+    }
+    return "# Cost\n\n" + groups.agg(**columns).round(1).reset_index().to_markdown(index=False) + "\n"
+
+
+def _place(path: Path) -> dict[str, str]:
+    """Return dataset, method, IPC and stage of a cost file, from its path."""
+    parts = path.as_posix().split("/")
+    if parts[0] == "data":
+        return {"dataset": path.name.split(".")[0], "method": "", "ipc": "", "stage": "data"}
+    if parts[3] == "teacher":
+        return {
+            "dataset": parts[1],
+            "method": "",
+            "ipc": "",
+            "stage": {"model": "teacher"}.get(_stem(path), _stem(path)),
+        }
+    stage = parts[6] if len(parts) > 7 else _stem(path)
+    return {
+        "dataset": parts[1],
+        "method": parts[3],
+        "ipc": parts[4].removeprefix("ipc"),
+        "stage": stage.replace("labels", "relabel"),
+    }
+
+
+def _stem(path: Path) -> str:
+    return path.name.split(".")[0]
+
+
+def draw_grid(images: np.ndarray, names: list[str], output: Path, title: str) -> None:
+    """Draw images [C, K, 3, H, W], a row a class with its name, pixel for pixel enlarged."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    count, k, _, height, _ = images.shape
+    figure, axes = plt.subplots(count, k, figsize=(max(0.62 * k, 2.2) + 1.0, 0.62 * count + 0.5), squeeze=False)
+    for row, name in enumerate(names):
+        for column in range(k):
+            axis = axes[row, column]
+            axis.imshow(
+                images[row, column].transpose(1, 2, 0), interpolation="nearest" if height < 100 else "antialiased"
+            )
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    figure.suptitle(title, fontsize=8)
+    figure.subplots_adjust(
+        left=1.1 / (max(0.62 * k, 2.2) + 1.0), right=0.99, bottom=0.01, top=0.93, wspace=0.05, hspace=0.05
+    )
+    figure.savefig(output, dpi=150, format="png", metadata={"Software": None})
+    plt.close(figure)

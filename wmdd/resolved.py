@@ -1,0 +1,27 @@
+"""The resolved settings of an experiment, as `python -m wmdd config` prints them."""
+
+from typing import Any
+
+from wmdd.config import Experiment
+
+
+def resolved(experiment: Experiment, stage: str | None = None) -> dict[str, Any]:
+    """Return the settings of each stage of each dataset, teacher, method and protocol of the matrix."""
+    content: dict[str, Any] = {"experiment": experiment.file.experiment, "engine": experiment.file.engine.model_dump()}
+
+    def put(name: str, where: str, **of: str) -> None:
+        if stage in (None, name):
+            settings = experiment.resolve(name, **of).model_dump(mode="json")
+            content.setdefault(where, {})[" ".join(of.values())] = settings
+
+    for r in experiment.runs():
+        put("data", "data", dataset=r.dataset)
+        put("teacher", "teacher", dataset=r.dataset, teacher=r.teacher)
+        put("features", "features", dataset=r.dataset)
+        recovers = experiment.family(r.method) == "recover"
+        for name in ("barycenter", "recover") if recovers else ("select", "barycenter"):
+            put(name, name, dataset=r.dataset, method=r.method)
+        put("relabel", "relabel", dataset=r.dataset, method=r.method, protocol=r.protocol)
+        put("student", "student", dataset=r.dataset, method=r.method, protocol=r.protocol, student=r.student)
+    content["runs"] = len(list(experiment.runs()))
+    return content

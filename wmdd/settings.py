@@ -1,0 +1,217 @@
+"""Every setting of every stage: type, default, bounds, unit, meaning and source. The single source of truth.
+
+The JSON schema that Snakemake validates against, the command-line flags and `python -m wmdd config` are all
+made from these classes. A default without a named source is this project's own choice.
+"""
+
+import shlex
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@Parameter(name="*")
+class Settings(BaseModel):
+    """Base of all settings: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EngineSettings(Settings):
+    """Where and how precisely to compute; shared by all stages that run a network."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="forward and backward passes; auto: bf16 where the hardware has it. Master copies are fp32"
+    )
+
+
+class DataSettings(Settings):
+    """Where a dataset comes from and how it is stored in `data/{dataset}.h5`."""
+
+    source: Literal["digits", "cifar10", "cifar100", "imagefolder"] = Field(
+        "imagefolder", description="digits: scikit-learn's; cifar*: through torchvision; imagefolder: train/ and val/"
+    )
+    classes: Count = Field(
+        10, description="how many there are; the DAG is built from it and the data are checked against it"
+    )
+    root: str = Field("", description="folder of the pictures (imagefolder) or of the unpacked download (cifar*)")
+    download: bool = Field(True, description="fetch cifar* (checksummed) when root does not hold it")
+    resolution: int = Field(0, ge=0, description="side in pixels; 0: as the pictures are, which must then all agree")
+    storage: Literal["auto", "pixels", "encoded"] = Field(
+        "auto", description="uint8 pixels where the sizes agree, else the files' own bytes"
+    )
+    on_corrupt: Literal["error", "skip"] = Field(
+        "error", description="an unreadable picture stops the run or is left out"
+    )
+    images_per_class: int = Field(0, ge=0, description="keep the first N training images of a class; 0: all")
+
+
+class NetworkSettings(Settings):
+    """A network; the number of classes and the input size come from the data."""
+
+    architecture: str = Field(
+        "resnet18", description="resnet18|34|50|101, convnet3|4, vit-tiny, or timm:NAME (students)"
+    )
+    width: Count = Field(64, description="channels of the first stage (ResNet: 64 published; ConvNet: 128 published)")
+    stem: Literal["auto", "cifar", "tiny", "imagenet"] = Field(
+        "auto", description="cifar 3x3 stride 1; tiny 3x3 stride 2; imagenet 7x7 stride 2 + pool; auto by resolution"
+    )
+    norm: Literal["batch", "instance"] = Field("batch", description="normalisation layers of a ConvNet")
+
+
+class TrainingSettings(NetworkSettings):
+    """Optimisation, shared by teacher and student."""
+
+    epochs: Count = Field(50, description="passes over the training set")
+    batch_size: Count = Field(128, description="images a step, at most")
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Positive = Field(0.1, description="peak learning rate")
+    momentum: Fraction = Field(0.9, description="SGD only, Nesterov")
+    weight_decay: NonNegative = 5e-4
+    warmup_epochs: NonNegative = Field(0, description="linear rise of the learning rate")
+    schedule_stretch: float = Field(
+        1.0,
+        ge=1,
+        description="zeta: the cosine is stretched to zeta x epochs, so that the rate does not end at 0 (EDC, RD3)",
+    )
+    evaluate_every: Count = Field(
+        10, description="epochs between two looks at the validation set; the last always counts"
+    )
+
+
+class TeacherSettings(TrainingSettings):
+    """The squeeze stage: one network trained on the real training set, gated on its validation accuracy."""
+
+    crop: Literal["none", "pad", "resized"] = Field("resized", description="pad: shift by up to `pad` px")
+    pad: int = Field(4, ge=0, description="pixels")
+    crop_scale: tuple[Fraction, Fraction] = Field((0.08, 1.0), description="share of the area (resized)")
+    flip: bool = Field(True, description="mirror left-right with probability 1/2")
+    label_smoothing: Fraction = 0.0
+    min_accuracy: Fraction = Field(0.0, description="gate: stop the run when the teacher's validation top-1 is below")
+
+
+class FeaturesSettings(Settings):
+    """One pass of the teacher over the training set."""
+
+    batch_size: Count = Field(256, description="images a forward pass; does not change the result")
+
+
+class BarycenterSettings(Settings):
+    """Free-support W2 barycenter of one class's features with K atoms (WMDD, Section 3; Cuturi and Doucet 2014)."""
+
+    weights: Literal["uniform", "free"] = Field(
+        "uniform", description="1/K each (what the published code runs), or optimised with the atoms (the paper's text)"
+    )
+    max_iterations: Count = Field(300, description="alternations, at most")
+    tolerance: NonNegative = Field(1e-6, description="stop when the cost falls by less than this share of itself")
+    restarts: Count = Field(1, description="independent starts; the cheapest result is kept")
+
+
+class RecoverSettings(Settings):
+    """Images optimised to match the barycenter under BatchNorm statistics (WMDD, Eq. 5-7)."""
+
+    iterations: Count = Field(2000, description="Adam steps (WMDD and SRe2L: 2,000)")
+    batch_size: Count = Field(
+        100, description="images a step; decoupled losses do not depend on it, coupled ones (below) do"
+    )
+    lr: Positive = Field(
+        0.1, description="Adam, in units of normalised pixels; cosine to 0 (WMDD: 0.1 Tiny, 0.25 others)"
+    )
+    betas: tuple[Fraction, Fraction] = Field((0.5, 0.9), description="Adam (WMDD and SRe2L)")
+    feature_weight: NonNegative = Field(1.0, description="weight of the distance to the barycenter's atoms, Eq. 5")
+    feature_loss: Literal["squared", "norm"] = Field(
+        "squared",
+        description="sum of squares (paper), or the norm of the whole batch's residual (released code; couples)",
+    )
+    regularisation: NonNegative = Field(
+        10.0, description="lambda, weight of the BatchNorm term, Eq. 7 (WMDD: 10 or 500)"
+    )
+    statistics: Literal["per-class", "global"] = Field(
+        "per-class",
+        description="BatchNorm statistics of the class (WMDD) or the teacher's running ones (SRe2L; couples)",
+    )
+    first_layer_weight: NonNegative = Field(1.0, description="factor of the first BatchNorm layer (SRe2L's code: 10)")
+    cross_entropy: NonNegative = Field(0.0, description="weight of the classification loss (SRe2L: 1)")
+    composition: Literal["within", "across"] = Field(
+        "within", description="batches of a coupled loss: all images of few classes, or one image of each of many"
+    )
+    crop_scale: tuple[Fraction, Fraction] = Field(
+        (0.08, 1.0), description="RandomResizedCrop, share of the area, one draw an iteration; 1 1: none"
+    )
+    flip: bool = Field(True, description="mirror with probability 1/2, one draw an iteration")
+    jitter: int = Field(32, ge=0, description="cyclic shift by up to this many pixels (32 at 224 px)")
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the images of a batch depend on each other beyond their class, so that batches are part of the method."""
+        return self.statistics == "global" or self.feature_loss == "norm"
+
+
+class SelectSettings(Settings):
+    """Real images chosen as they are: the controls."""
+
+    strategy: Literal["random", "kmeans-medoid"] = Field(
+        "random", description="uniformly, or the real image nearest to each atom of the free-weights barycenter"
+    )
+
+
+class AugmentationSettings(Settings):
+    """The random views of the distilled images that teacher and student share."""
+
+    crop_scale: tuple[Fraction, Fraction] = Field((0.08, 1.0), description="RandomResizedCrop, share of the area")
+    flip: bool = Field(True, description="mirror with probability 1/2")
+    mix: Literal["cutmix", "none"] = "cutmix"
+
+
+class RelabelSettings(AugmentationSettings):
+    """Soft labels of augmented views (FKD, SRe2L's relabel stage)."""
+
+    epochs: Count = Field(300, description="views of every image, one a student epoch; at least the student's epochs")
+    batch_size: Count = Field(256, description="images a forward pass; does not change the result")
+
+
+class StudentSettings(TrainingSettings):
+    """A network trained from scratch on the distilled images."""
+
+    epochs: Count = Field(300, description="passes over the distilled set")
+    batch_size: Count = Field(100, description="images a step, at most")
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: Positive = Field(1e-3, description="peak learning rate")
+    weight_decay: NonNegative = 0.01
+    labels: Literal["soft", "hard"] = Field("soft", description="the teacher's, or the class")
+    temperature: Positive = Field(20.0, description="of the softmax on both sides (WMDD, SRe2L: 20)")
+    evaluate_every: Count = Field(
+        50, description="epochs between two looks at the validation set; the last always counts"
+    )
+
+
+STAGES: dict[str, type[Settings]] = {
+    "data": DataSettings,
+    "teacher": TeacherSettings,
+    "features": FeaturesSettings,
+    "barycenter": BarycenterSettings,
+    "recover": RecoverSettings,
+    "select": SelectSettings,
+    "relabel": RelabelSettings,
+    "student": StudentSettings,
+}
+
+
+def flags(*parts: Settings) -> str:
+    """Return settings as sorted command-line flags, so that equal settings are equal text whatever their order in a file."""
+    values = {name: value for part in parts for name, value in part.model_dump(mode="json").items()}
+    return " ".join(_flag(name.replace("_", "-"), values[name]) for name in sorted(values))
+
+
+def _flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    values = value if isinstance(value, list) else [value]
+    return f"--{name} {' '.join(shlex.quote(str(v)) for v in values)}"
