@@ -50,7 +50,7 @@ rule recover:
     shell:
         "python -m wmdd recover"
         " --teacher {input.teacher}"
-        " --statistics {input.statistics}"
+        " --class-statistics {input.statistics}"
         " {params.barycenter}"
         " --output {output.images}"
         " --block {wildcards.block}"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from cyclopts import App, Parameter
 
-from wmdd import artifacts
+from wmdd import __version__, artifacts
 from wmdd.artifacts import check_classes, load, load_meta, load_model, save
 from wmdd.batchnorm import Statistics
 from wmdd.errors import WmddError
@@ -29,7 +29,7 @@ from wmdd.settings import (
     TeacherSettings,
 )
 
-app = App(name="wmdd", help="Dataset distillation with Wasserstein barycenters.", version_flags=["--version"])
+app = App(name="wmdd", help="Dataset distillation with Wasserstein barycenters.", version=__version__)
 Several = Annotated[list[Path], Parameter(consume_multiple=True)]
 ENGINE = EngineSettings()
 
@@ -169,7 +169,7 @@ def barycenter(
 def recover(
     *,
     teacher: Path,
-    statistics: Path,
+    class_statistics: Path,
     output: Path,
     block: str,
     ipc: int,
@@ -183,8 +183,8 @@ def recover(
     from wmdd.recover import recover as run
 
     network, known = _teacher(teacher)
-    moments, meta = _statistics(statistics)
-    check_classes(known["classes"], meta["classes"], str(teacher), str(statistics))
+    moments, meta = _statistics(class_statistics)
+    check_classes(known["classes"], meta["classes"], str(teacher), str(class_statistics))
     labels = torch.tensor(_block(block))
     atoms, weights = None, torch.full((len(labels), ipc), 1 / ipc)
     inputs = {"teacher": known["digest"], "statistics": meta["digest"]}

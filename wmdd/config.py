@@ -7,19 +7,21 @@ file. Within presets and within the file: the stage's own section < the dataset'
 
 import difflib
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from wmdd.errors import WmddError
 from wmdd.settings import STAGES, Count, EngineSettings, NetworkSettings, Settings, TeacherSettings
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+Names = Annotated[list[Name], Field(min_length=1)]
 RESERVED = ("teacher", "report")
 
 
@@ -27,12 +29,21 @@ class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _number(value: Any) -> Any:
+    """Refuse text where a number belongs; the JSON schema does, and YAML 1.1 takes 1e-3 for text."""
+    if any(isinstance(v, str) for v in (value if isinstance(value, list) else [value])):
+        raise ValueError("Input should be a number, but YAML reads this as text; write 0.001 or 1.0e-3, not 1e-3")
+    return value
+
+
 def _partial(model: type[Settings], sweep: bool = False) -> Any:
     """Return `model` with every field optional and, if `sweep`, with a list of values allowed for each."""
     fields: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-        kind = kind | list[kind] | None if sweep else kind | None
+        if field.annotation in (int, float) or get_origin(field.annotation) is tuple:
+            kind = Annotated[kind, BeforeValidator(_number)]
+        kind = kind | Annotated[list[kind], Field(min_length=1)] | None if sweep else kind | None
         fields[name] = (kind, Field(None, description=field.description))
     suffix = "Sweep" if sweep else "Overrides"
     return create_model(
@@ -57,28 +68,33 @@ class _MethodEntry(_Entry):
     family: Literal["recover", "select"] | None = Field(None, description="its chain of rules; inherited from base")
 
 
-class Protocol(_Entry):
+class _ProtocolEntry(_Entry):
     """How distilled images are labelled and students trained on them."""
 
     base: Name | None = Field(None, description="the protocol whose settings this one starts from")
-    relabel: _OVERRIDES["relabel"][0] = None  # type: ignore[valid-type]
-    student: _OVERRIDES["student"][0] = None  # type: ignore[valid-type]
 
 
-DatasetEntry: Any = create_model("Dataset", __base__=_DatasetEntry, __doc__=_DatasetEntry.__doc__, **_OVERRIDES)  # type: ignore[call-overload]
-MethodEntry: Any = create_model("Method", __base__=_MethodEntry, __doc__=_MethodEntry.__doc__, **_SWEEPS)  # type: ignore[call-overload]
+def _model(name: str, base: type[_Entry], fields: Mapping[str, Any]) -> Any:
+    return create_model(name, __base__=base, __doc__=base.__doc__, **fields)
+
+
+TeacherEntry: Any = _partial(TeacherSettings)
+StudentEntry: Any = _partial(NetworkSettings)
+DatasetEntry: Any = _model("Dataset", _DatasetEntry, _OVERRIDES)
+MethodEntry: Any = _model("Method", _MethodEntry, _SWEEPS)
+ProtocolEntry: Any = _model("Protocol", _ProtocolEntry, {stage: _OVERRIDES[stage] for stage in ("relabel", "student")})
 
 
 class Matrix(_Entry):
     """The product of these lists is run."""
 
-    datasets: list[Name]
-    teachers: list[Name] = ["resnet18"]
-    methods: list[Name]
-    ipc: list[Count] = Field([1, 10], description="images per class")
-    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], description="of the distillation")
-    students: list[Name] = ["resnet18"]
-    protocols: list[Name] = ["paper"]
+    datasets: Names
+    teachers: Names = ["resnet18"]
+    methods: Names
+    ipc: list[Count] = Field([1, 10], min_length=1, description="images per class")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1, description="of the distillation")
+    students: Names = ["resnet18"]
+    protocols: Names = ["paper"]
     runs: Count = Field(1, description="students trained on each distilled set, with different seeds")
 
 
@@ -99,13 +115,13 @@ _EXPERIMENT: dict[str, Any] = {
     "engine": (EngineSettings, EngineSettings()),
     "tracking": (Tracking, Tracking()),
     "datasets": (dict[Name, DatasetEntry], {}),
-    "teachers": (dict[Name, _partial(TeacherSettings)], {}),
+    "teachers": (dict[Name, TeacherEntry], {}),
     "methods": (dict[Name, MethodEntry], {}),
-    "protocols": (dict[Name, Protocol], {}),
-    "students": (dict[Name, _partial(NetworkSettings)], {}),
+    "protocols": (dict[Name, ProtocolEntry], {}),
+    "students": (dict[Name, StudentEntry], {}),
 }
 ExperimentFile: Any = create_model(
-    "Experiment", __base__=_Entry, __doc__="An experiment file of wmdd.", **_EXPERIMENT, **_OVERRIDES
+    "Experiment", __base__=_Entry, __doc__="An experiment file of wmdd.", **(_EXPERIMENT | _OVERRIDES)
 )
 
 
@@ -135,25 +151,47 @@ def parse(content: Mapping[str, Any], name: str = "configuration") -> Any:
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] != "extra_forbidden":
-        return f"{where}: {first['msg']} (got {first['input']!r})"
-    known = _known_keys(first["loc"][:-1])
-    nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)
-    return f"unknown key {where}; did you mean {nearest[0]!r}? Known here: {', '.join(known)}"
+    """Return one line for the first mistake. Where several types are allowed, it speaks for the one that came furthest."""
+    mistakes = [(*_follow(each["loc"]), each) for each in error.errors()]
+    first = mistakes[0]
+    about = [m for m in mistakes if m[0][: len(first[0])] == first[0] and m[2]["type"] != "tuple_type"] or [first]
+    path, model, mistake = max(about, key=lambda m: len(m[0]))
+    where = ".".join(path)
+    if mistake["type"] == "extra_forbidden":
+        known = sorted(model.model_fields)
+        nearest = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.0)
+        return f"unknown key {where}; did you mean {nearest[0]!r}? Known here: {', '.join(known)}"
+    reasons = dict.fromkeys(_reason(m[2]["msg"]) for m in about if m[0] == path)
+    return f"{where}: {', or: '.join(reasons)} (got {mistake['input']!r})"
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+def _reason(message: str) -> str:
+    message = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping of settings", message)
+    return message.removeprefix("Value error, ")
+
+
+def _follow(location: tuple[int | str, ...]) -> tuple[list[str], Any]:
+    """Return the path of a mistake as the user knows it, and the last model on it.
+
+    Pydantic's names for the members of a union (`constrained-int`) and for a bad key (`[key]`) are left out.
+    """
     model: Any = ExperimentFile
+    kind: Any = model
+    path: list[str] = []
     for part in location:
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            model = model.model_fields[str(part)].annotation
-        else:
-            model = get_args(model)[-1]  # the values of a dict or a list
-        if not isinstance(model, type) and type(None) in get_args(model):
-            model = next(kind for kind in get_args(model) if kind is not type(None))
-    return sorted(model.model_fields)
+        members = [member for member in get_args(kind) if member is not type(None)]
+        if get_origin(kind) not in (dict, list) and len(members) == 1:  # an optional section
+            kind = members[0]
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            model = kind
+            kind = kind.model_fields[str(part)].annotation if part in kind.model_fields else None
+        elif get_origin(kind) in (dict, list):
+            kind = members[-1]
+        elif isinstance(part, str):
+            continue
+        if part != "[key]":
+            path.append(str(part))
+    return path, model
 
 
 @cache
@@ -171,33 +209,39 @@ def _chosen(entry: BaseModel | None, skip: tuple[str, ...] = ()) -> dict[str, An
 
 
 def _expand(methods: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Turn every method that holds lists of values into one method per combination; return them and the names made."""
+    """Turn every method that holds lists of values into one method per combination; return them and the names made.
+
+    Each is based on the method without its lists, which keeps its name (and with it a preset of that name).
+
+    Raises:
+        WmddError: two methods would have the same name.
+    """
     flat: dict[str, Any] = {}
     sweeps: dict[str, list[str]] = {}
     for name, entry in methods.items():
+        content = entry.model_dump(exclude_none=True)
         axes = [
-            [(stage, key, value) for value in values]
+            [(stage, key, value) for value in dict.fromkeys(content[stage].pop(key))]
             for stage in _SWEEPS
             for key, values in _chosen(getattr(entry, stage)).items()
             if isinstance(values, list)
         ]
-        if not axes:
-            flat[name] = entry
-            continue
-        for point in itertools.product(*axes):
-            content = entry.model_dump(exclude_none=True)
+        made = {name: MethodEntry.model_validate(content)} if axes else {name: entry}
+        for point in itertools.product(*axes) if axes else ():
+            overrides: dict[str, dict[str, Any]] = {}
             for stage, key, value in point:
-                content[stage][key] = value
+                overrides.setdefault(stage, {})[key] = value
             member = "-".join([name, *(f"{key}{_label(value)}" for _, key, value in point)])
-            flat[member] = MethodEntry.model_validate(content)
+            made[member] = MethodEntry.model_validate({"base": name, **overrides})
             sweeps.setdefault(name, []).append(member)
+        for taken in (flat.keys() | methods.keys() - {name}) & made.keys():
+            raise WmddError(f"methods.{name}: its sweep makes {taken}, which stands there already; rename one of them")
+        flat |= made
     return flat, sweeps
 
 
 def _label(value: Any) -> str:
-    return "-".join(
-        f"{v:g}" if isinstance(v, float) else str(v) for v in (value if isinstance(value, tuple) else (value,))
-    )
+    return "-".join(str(v).removesuffix(".0") for v in (value if isinstance(value, tuple) else (value,)))
 
 
 @dataclass(frozen=True)
@@ -227,10 +271,11 @@ class Experiment:
             content = yaml.safe_load(path.read_text())
         except OSError as error:
             raise WmddError(f"cannot read the experiment file {path}: {error.strerror}") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise WmddError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(content, dict):
-            raise WmddError(f"{path} must hold a mapping of settings, not {type(content).__name__}")
+            found = "nothing" if content is None else f"a {type(content).__name__}"
+            raise WmddError(f"{path} must hold a mapping of settings (key: value), but it holds {found}")
         return cls(content, path.name)
 
     def names(self, kind: str) -> list[str]:
@@ -315,6 +360,10 @@ class Experiment:
         for name in self.names("methods"):
             if name in RESERVED:
                 raise WmddError(f"methods.{name}: the name is taken; choose another")
+        for name, entry in self.file.methods.items():
+            if entry.base in self.sweeps and entry.base not in presets().methods:
+                members = ", ".join(self.sweeps[entry.base])
+                raise WmddError(f"methods.{name}: its base {entry.base} is a sweep; name one of its members: {members}")
         for d, t, m, p, s in sorted({(r.dataset, r.teacher, r.method, r.protocol, r.student) for r in self.runs()}):
             self.resolve("teacher", dataset=d, teacher=t)
             for stage in ("data", "features"):

@@ -1,21 +1,19 @@
 """Data: raw pictures become uint8 pixels [N, 3, R, R], or the files' own bytes, sorted by class, in one pass.
 
-The only place that decodes pictures (`decode`), so that pixels do not depend on how they are stored. Pictures are data
-from elsewhere: no pickle is read, no link that leaves `root` is followed, and only the formats in `_FORMATS` are decoded.
+The only place that decodes pictures (`decode`), so that pixels do not depend on how they are stored. Pictures come
+from anywhere: no pickle is read, no link that leaves `root` is followed, and only the formats in `_FORMATS` are decoded.
 """
 
 import contextlib
 import io
 import os
-import shutil
 import tarfile
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.client import HTTPException
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,17 +35,15 @@ from wmdd.settings import DataSettings
 T = TypeVar("T")
 U = TypeVar("U")
 
-_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff") + (
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".pnm",
+_EXTENSIONS = tuple(
+    f".{name}"
+    for name in ("jpg", "jpeg", "jpe", "jfif", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")
 )
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # all that Pillow may try; EPS would run a program
 _VAL_FOLDERS = ("val", "test", "validation")  # the first that exists
 _DEFAULT_DIGITS_RESOLUTION = 32
 _DIGITS_VAL_FRACTION = 0.2
-_ROWS = 1024  # images handled at once where all of them as floats would not fit
+_ROWS = 256  # images handled at once where all of them as floats would not fit
 
 
 class UnreadableError(Exception):
@@ -157,7 +153,7 @@ def _stored_files(group: h5py.Group, start: int, stop: int) -> list[bytes]:
     offsets = group["offsets"][start : stop + 1]
     content = group["bytes"][offsets[0] : offsets[-1]].tobytes()
     bounds = (offsets - offsets[0]).tolist()
-    return [content[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [content[a:b] for a, b in pairwise(bounds)]
 
 
 def _decode_all(files: list[bytes], resolution: int, what: str, path: Path) -> np.ndarray:
@@ -185,16 +181,28 @@ def decode(data: bytes, resolution: int) -> np.ndarray:
     """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+                raise UnreadableError(f"{image.width} x {image.height} pixels are more than Pillow's limit")
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            image = _cropped(_to_rgb(image), resolution)
-            return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))  # [H, W, 3] -> [3, H, W]
-    except MemoryError:
+            _turn_upright(image)
+            square = _cropped(_to_rgb(image), resolution)
+            return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))  # [H, W, 3] -> [3, H, W]
+    except (MemoryError, UnreadableError):
         raise
     except Image.UnidentifiedImageError:
         raise UnreadableError("not a picture, or of a format that is not read" if data else "empty file") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise UnreadableError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _turn_upright(image: Image.Image) -> None:
+    """Apply the orientation in the EXIF data; damaged EXIF data do not make a picture unreadable."""
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # SyntaxError, struct.error, ...: Pillow lets through what its TIFF reader meets
+        return
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -209,7 +217,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _cropped(image: Image.Image, resolution: int) -> Image.Image:
@@ -220,14 +228,6 @@ def _cropped(image: Image.Image, resolution: int) -> Image.Image:
     left, top = (image.width - side) / 2, (image.height - side) / 2
     box = (left, top, left + side, top + side)
     return image.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box)
-
-
-@contextlib.contextmanager
-def _bombs_refused() -> Iterator[None]:
-    """Turn Pillow's warning about a picture above its limit into an error; process-wide, so outside of the threads."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
 
 
 def _in_order(function: Callable[[T], U], items: Iterable[T], ahead: int = 256) -> Iterator[U]:
@@ -248,11 +248,11 @@ def _moments(images: np.ndarray) -> np.ndarray:
     return total
 
 
-def _mean_std(moments: np.ndarray) -> tuple[list[float], list[float]]:
+def _mean_std(moments: np.ndarray) -> dict[str, list[float]]:
     count, total, squares = moments
     mean = total / count / 255
     std = np.sqrt(np.maximum(squares / count / 255**2 - mean**2, 0)).round(6)
-    return mean.round(6).tolist(), np.where(std == 0, 1.0, std).tolist()
+    return {"mean": mean.round(6).tolist(), "std": np.where(std == 0, 1.0, std).tolist()}
 
 
 # Folders of pictures
@@ -267,21 +267,20 @@ def _imagefolder(settings: DataSettings, seed: int) -> Dataset:
     train = [_pictures(root, f"train/{name}") for name in classes]
     val = [_pictures(root, f"{val_folder}/{name}") for name in classes]
     kept = [paths[: settings.images_per_class or None] for paths in train]
-    with _bombs_refused():
-        encoded = settings.storage == "encoded" or (settings.storage == "auto" and not _sizes_agree(kept + val))
-        reader = _Reader(root, settings, encoded)
-        train_split, moments = reader.read("train", train, settings.images_per_class)
-        val_split, _ = reader.read(val_folder, val)
+    encoded = settings.storage == "encoded" or (settings.storage == "auto" and not _sizes_agree(kept + val))
+    reader = _Reader(root, settings, encoded)
+    train_split, moments = reader.read("train", train, settings.images_per_class)
+    val_split, _ = reader.read(val_folder, val)
     return Dataset(
-        train_split,
-        val_split,
-        classes,
-        _names(root, classes),
-        reader.resolution,
-        *_mean_std(moments),
-        reader.skipped,
-        val_folder,
-        settings.source,
+        train=train_split,
+        val=val_split,
+        classes=classes,
+        names=_names(root, classes),
+        resolution=reader.resolution,
+        **_mean_std(moments),
+        skipped=reader.skipped,
+        val_folder=val_folder,
+        source=settings.source,
     )
 
 
@@ -289,8 +288,10 @@ def _root(settings: DataSettings) -> Path:
     if not settings.root:
         raise WmddError(f"data.root is not set; set it to the folder of the {settings.source} data")
     root = Path(settings.root).expanduser().resolve()
-    if settings.source == "imagefolder" and not root.is_dir():
+    if settings.source == "imagefolder" and not os.path.isdir(root):
         raise WmddError(f"there is no folder {root}; correct data.root")
+    if root.exists() and not os.access(root, os.R_OK | os.X_OK):
+        raise WmddError(f"cannot read the folder {root}; check its permissions")
     return root
 
 
@@ -428,7 +429,7 @@ class _Reader:
         labels: list[int] = []
         files: list[bytes] = []
         images, moments = np.empty(0, np.uint8), np.zeros((3, 3))
-        found = self._readable(folder, listing, limit)
+        found = self._readable(listing, limit)
         for label, data, pixels in progress(found, f"reading {folder}", count, unit="img"):
             if self.encoded:
                 files.append(data)
@@ -440,7 +441,7 @@ class _Reader:
         stored = (None, files) if self.encoded else (images[: len(labels)], None)
         return Split(np.array(labels, np.int64), *stored), moments
 
-    def _readable(self, folder: str, listing: list[list[Path]], limit: int) -> Iterator[tuple[int, bytes, np.ndarray]]:
+    def _readable(self, listing: list[list[Path]], limit: int) -> Iterator[tuple[int, bytes, np.ndarray]]:
         for label, paths in enumerate(listing):
             found = 0
             for path, data, pixels in _in_order(self._open, paths, min(limit or 256, 256)):
@@ -453,9 +454,9 @@ class _Reader:
                 if found == limit:
                     break
             if not found:
-                where = f"{folder}/{paths[0].relative_to(self.root / folder).parts[0]}"
+                where = self.root.joinpath(*paths[0].relative_to(self.root).parts[:2])
                 raise WmddError(
-                    f"none of the {len(paths)} pictures of {self.root / where} can be read; "
+                    f"none of the {len(paths)} pictures of {where} can be read; "
                     "replace them, or delete the class in both splits"
                 )
 
@@ -502,11 +503,18 @@ def _from_arrays(
     if settings.storage == "encoded":
         raise WmddError(f"{settings.source} has no picture files to store; set data.storage to auto or pixels")
     train_split, val_split = _sorted(*train, settings.images_per_class), _sorted(*val, 0)
-    images, _ = train
     assert train_split.images is not None
-    resolution = train_split.images.shape[-1]
-    statistics = _mean_std(_moments(train_split.images))
-    return Dataset(train_split, val_split, classes, classes, resolution, *statistics, [], val_folder, settings.source)
+    return Dataset(
+        train=train_split,
+        val=val_split,
+        classes=classes,
+        names=classes,
+        resolution=train_split.images.shape[-1],
+        **_mean_std(_moments(train_split.images)),
+        skipped=[],
+        val_folder=val_folder,
+        source=settings.source,
+    )
 
 
 def _sorted(labels: np.ndarray, images: np.ndarray, limit: int) -> Split:
@@ -530,7 +538,7 @@ def _resized(images: np.ndarray, resolution: int) -> np.ndarray:
 
 
 def _digits(settings: DataSettings, seed: int) -> Dataset:
-    """Read scikit-learn's digits, 8 px and 0..16, enlarged; a fifth of each class, drawn by `seed`, is for validation."""
+    """Read scikit-learn's digits, 8 px and 0..16, enlarged; a fifth of each class, drawn by `seed`, validates."""
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 1, 8, 8).repeat(3, axis=1) * (255 / 16)
     images = _resized(images, settings.resolution or _DEFAULT_DIGITS_RESOLUTION)
@@ -587,6 +595,8 @@ def _cifar(settings: DataSettings, seed: int) -> Dataset:
     cifar, root = _CIFAR[settings.source], _root(settings)
     folder = _find_cifar(cifar, root)
     if folder is None:
+        if (root / cifar.folder).exists():
+            raise WmddError(f"{root / cifar.folder} lacks some of its files; delete it and run again to unpack it anew")
         _fetch(cifar, root, settings.download)
         folder = _unpack(cifar, root)
     classes = (folder / cifar.names).read_text().split()
@@ -631,7 +641,6 @@ def _unpack(cifar: _Cifar, root: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=root, prefix=f".{cifar.folder}.") as part:
             with tarfile.open(archive) as content:
                 content.extractall(part, filter="data")
-            shutil.rmtree(folder, ignore_errors=True)  # an incomplete one
             Path(part, cifar.folder).replace(folder)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise WmddError(f"cannot unpack {archive} ({error}); unpack it by hand to {folder}") from None
@@ -643,17 +652,11 @@ def _unpack(cifar: _Cifar, root: Path) -> Path:
 def _read_rows(cifar: _Cifar, folder: Path, names: tuple[str, ...], classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return labels [N] and images [N, 3, 32, 32] of some binary files."""
     width = cifar.label_bytes + 3 * 32 * 32
-    parts = []
-    for name in names:
-        content = np.fromfile(folder / name, np.uint8)
-        if (
-            content.size == 0
-            or content.size % width
-            or content.reshape(-1, width)[:, cifar.label_bytes - 1].max() >= classes
-        ):
-            raise WmddError(f"{folder / name} is damaged; delete {folder} and run again to unpack it anew")
-        parts.append(content.reshape(-1, width))
-    rows = np.concatenate(parts)
+    rows = np.concatenate([np.fromfile(folder / name, np.uint8) for name in names])
+    whole = rows.size > 0 and rows.size % width == 0
+    rows = rows.reshape(-1, width) if whole else rows
+    if not whole or rows[:, cifar.label_bytes - 1].max() >= classes:
+        raise WmddError(f"{', '.join(names)} in {folder} are damaged; delete {folder} and run again to unpack it anew")
     return rows[:, cifar.label_bytes - 1], rows[:, cifar.label_bytes :].reshape(-1, 3, 32, 32)
 
 

@@ -43,7 +43,7 @@ class Engine:
 
     def place(self, network: N) -> N:
         """Move a network to the device, in the memory format that convolutions like best."""
-        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def images(self, images: torch.Tensor) -> torch.Tensor:
         """Move images [B, 3, H, W] to the device in the same memory format."""

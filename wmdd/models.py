@@ -50,16 +50,19 @@ class Residual(nn.Module):
             sizes = [(inputs, width, 3, stride), (width, width, 3, 1)]
         self.convolutions = nn.ModuleList(_convolution(a, b, k, s) for a, b, k, s in sizes)
         self.norms = nn.ModuleList(nn.BatchNorm2d(b) for _, b, _, _ in sizes)
+        self.stride = stride
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(_convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(_convolution(inputs, outputs, 1), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return relu(F(x) + shortcut(x))."""
         y = x
         for index, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             y = norm(convolution(y if index == 0 else y.relu()))
-        return cast(Tensor, (y + self.shortcut(x)).relu())
+        # The shortcut's 1x1 convolution of stride 2 is taken as a subsampling and a convolution of stride 1: the same
+        # numbers, and the backward pass of the former corrupts memory on CPU (torch 2.13, channels_last, 2 threads).
+        return cast(Tensor, (y + self.shortcut(x[..., :: self.stride, :: self.stride])).relu())
 
 
 class ResNet(Network):

@@ -81,6 +81,7 @@ def view(images: Tensor, settings: "RecoverSettings", seed: int, iteration: int)
     shift = torch.randint(-settings.jitter, settings.jitter + 1, (2,), generator=draws).tolist()
     if settings.crop_scale[0] < 1:
         top, left, height, width = (int(v) for v in (box * side).round().tolist())
+        top, left = min(top, side - 1), min(left, side - 1)
         cut = images[..., top : top + max(height, 1), left : left + max(width, 1)]
         images = F.interpolate(cut, (side, side), mode="bilinear", align_corners=False)
     images = images.flip(-1) if flip else images

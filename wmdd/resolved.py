@@ -3,10 +3,18 @@
 from typing import Any
 
 from wmdd.config import Experiment
+from wmdd.errors import WmddError
+from wmdd.settings import STAGES
 
 
 def resolved(experiment: Experiment, stage: str | None = None) -> dict[str, Any]:
-    """Return the settings of each stage of each dataset, teacher, method and protocol of the matrix."""
+    """Return the settings of each stage of each dataset, teacher, method and protocol of the matrix.
+
+    Raises:
+        WmddError: there is no such stage.
+    """
+    if stage not in (None, *STAGES):
+        raise WmddError(f"unknown stage {stage!r}; one of {', '.join(STAGES)}")
     content: dict[str, Any] = {"experiment": experiment.file.experiment, "engine": experiment.file.engine.model_dump()}
 
     def put(name: str, where: str, **of: str) -> None:

@@ -122,9 +122,9 @@ def _free(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor, float]:
     count = torch.bincount(cell, minlength=len(atoms)).double()
     total = torch.zeros_like(atoms).index_add_(0, cell, points)
     means = torch.where(count[:, None] > 0, total / count.clamp(min=1)[:, None], atoms)
-    far = iter(near.argsort(descending=True).tolist())
-    for empty in (count == 0).nonzero()[:, 0].tolist():
-        if near[index := next(far)] > 0:
+    far = near.argsort(descending=True).tolist()
+    for empty, index in zip((count == 0).nonzero()[:, 0].tolist(), far, strict=False):
+        if near[index] > 0:
             means[empty] = points[index]
     return means, count / len(points), float(near.mean())
 

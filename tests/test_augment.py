@@ -1,0 +1,206 @@
+"""Views against slices, flips and shifts done by hand."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import kstest
+from torch import Tensor
+
+from wmdd import augment
+from wmdd.augment import Views
+from wmdd.rng import generator
+
+quick = settings(max_examples=40, deadline=None)
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator("augment test", *shape))
+
+
+def views(crop: Tensor | None = None, flip: bool = False, count: int = 1) -> Views:
+    """Views that differ from the identity by a crop in shares of the side, or a flip."""
+    found = augment.identity(count)
+    crop = found.crop if crop is None else crop.double().expand(count, 4)
+    return Views(crop, torch.full((count,), flip), found.partner, found.paste)
+
+
+def every(images: Tensor) -> Tensor:
+    return torch.arange(len(images))
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+# ---- what a view shows
+
+
+@pytest.mark.parametrize("side", [8, 15, 32])
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_identity_gives_the_images_back(side, padded):
+    images = noise(3, 3, side, side)
+    torch.testing.assert_close(
+        augment.apply(images, augment.identity(3), every(images), padded), images, rtol=0, atol=1e-5
+    )
+
+
+@quick
+@given(st.data())
+def test_a_crop_is_the_enlarged_cut(data):
+    # Around the cut the picture repeats the cut's edge, as the enlargement of a cut does, so that the two agree everywhere.
+    side = data.draw(st.integers(8, 24))
+    tall, wide = (data.draw(st.integers(2, side)) for _ in range(2))
+    top, left = data.draw(st.integers(0, side - tall)), data.draw(st.integers(0, side - wide))
+    flip = data.draw(st.booleans())
+    cut = noise(1, 3, tall, wide)
+    image = F.pad(cut, (left, side - wide - left, top, side - tall - top), mode="replicate")
+    expected = F.interpolate(cut, (side, side), mode="bilinear", align_corners=False)
+    box = torch.tensor([top, left, tall, wide]) / side
+    found = augment.apply(image, views(box, flip), every(image))
+    close(found, expected.flip(-1) if flip else expected)
+
+
+def test_inside_its_edge_a_crop_of_any_picture_is_the_enlarged_cut():
+    image = noise(1, 3, 16, 16)
+    cut = image[..., 3:11, 5:13]
+    expected = F.interpolate(cut, (16, 16), mode="bilinear", align_corners=False)
+    found = augment.apply(image, views(torch.tensor([3, 5, 8, 8]) / 16), every(image))
+    close(found[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
+    assert not torch.allclose(found, expected, atol=1e-2)  # at the edge the view looks beyond the cut
+
+
+def test_a_crop_of_the_whole_height_is_exact_at_the_borders_of_the_picture():
+    image = noise(1, 3, 16, 16)
+    expected = F.interpolate(image[..., :8], (16, 16), mode="bilinear", align_corners=False)
+    found = augment.apply(image, views(torch.tensor([0, 0, 16, 8]) / 16), every(image))
+    close(found[..., :-1], expected[..., :-1])
+
+
+def test_a_flip_mirrors_left_and_right():
+    images = noise(2, 3, 8, 8)
+    close(augment.apply(images, views(flip=True, count=2), every(images)), images.flip(-1))
+
+
+@pytest.mark.parametrize(("down", "right"), [(0, 0), (3, 0), (-2, 0), (0, 1), (-4, 4), (2, -3)])
+def test_a_shift_by_whole_pixels_fills_with_zeros(down, right):
+    images = noise(2, 3, 8, 8)
+    padded = F.pad(images, (4, 4, 4, 4))
+    expected = padded[..., 4 + down : 12 + down, 4 + right : 12 + right]
+    box = torch.tensor([down / 8, right / 8, 1, 1])
+    close(augment.apply(images, views(box, count=2), every(images), padded=True), expected)
+
+
+# ---- draws
+
+
+@quick
+@given(st.floats(0.01, 1), st.floats(0.01, 1), st.integers(0, 99))
+def test_boxes_are_inside_and_of_the_area_and_aspect_asked_for(one, two, seed):
+    low, high = sorted((one, two))
+    top, left, height, width = augment.resized_crop(generator(seed), 200, (low, high)).unbind(1)
+    assert bool((torch.stack([top, left, 1 - top - height, 1 - left - width]) >= -1e-12).all())
+    area, ratio = height * width, width / height
+    assert bool((area <= high + 1e-12).all())
+    # A box that is cut to the side is at least 3/4 as long the other way.
+    assert bool((area >= min(low, 0.75) - 1e-12).all())
+    assert bool((ratio >= 3 / 4 - 1e-12).all())
+    assert bool((ratio <= 4 / 3 + 1e-12).all())
+
+
+def test_area_and_log_aspect_are_uniform_where_no_box_is_cut():
+    _, _, height, width = augment.resized_crop(generator("law"), 4000, (0.1, 0.7)).unbind(1)
+    assert kstest((height * width - 0.1) / 0.6, "uniform").pvalue > 0.01
+    low, high = math.log(3 / 4), math.log(4 / 3)
+    assert kstest(((width / height).log() - low) / (high - low), "uniform").pvalue > 0.01
+
+
+def test_places_are_uniform_and_half_the_views_are_mirrored():
+    found = augment.draw(generator("law"), 4000, (0.1, 0.7), flip=True)
+    top, left, height, width = found.crop.unbind(1)
+    assert kstest(top / (1 - height), "uniform").pvalue > 0.01
+    assert kstest(left / (1 - width), "uniform").pvalue > 0.01
+    assert 1900 < int(found.flip.sum()) < 2100
+
+
+def test_full_scale_is_no_crop():
+    found = augment.draw(generator(0), 50, (1.0, 1.0), flip=False)
+    assert torch.equal(found.crop, augment.identity(50).crop)
+    assert not found.flip.any()
+
+
+def test_shifts_are_whole_pixels_up_to_the_limit_and_all_of_them():
+    offset = augment.shifted(generator(0), 2000, 2, 16)[:, :2] * 16
+    assert set(offset.flatten().tolist()) == {-2.0, -1.0, 0.0, 1.0, 2.0}
+    assert len(offset.unique(dim=0)) == 25
+
+
+def test_the_same_seed_gives_the_same_views():
+    one, two, other = (augment.draw(generator(s), 20, (0.1, 1), True, "cutmix") for s in (3, 3, 4))
+    assert all(torch.equal(getattr(one, f), getattr(two, f)) for f in ("crop", "flip", "partner", "paste"))
+    assert not torch.equal(one.crop, other.crop)
+
+
+# ---- independence of batches
+
+
+def test_a_view_does_not_depend_on_the_batch():
+    images = noise(12, 3, 16, 16)
+    drawn = augment.draw(generator(1), 12, (0.08, 1), True, "cutmix")
+    whole = augment.apply(images, drawn, every(images))
+    for i in range(12):
+        assert torch.equal(augment.apply(images, drawn, torch.tensor([i]))[0], whole[i])
+    order = torch.randperm(12, generator=generator(2))
+    assert torch.equal(augment.apply(images, drawn, order), whole[order])
+
+
+# ---- CutMix
+
+
+def test_the_mixed_area_is_the_share_that_is_not_kept():
+    # Every picture is one colour, so a view's colours tell whose pixels they are.
+    count, side = 200, 16
+    colours = torch.arange(count).float()[:, None, None, None].expand(count, 3, side, side)
+    drawn = augment.draw(generator(5), count, (0.08, 1), True, "cutmix")
+    seen = augment.apply(colours, drawn, torch.arange(count)).round()[:, 0]
+    others = drawn.partner != torch.arange(count)
+    pasted = (seen == drawn.partner[:, None, None]) & others[:, None, None]
+    assert bool((pasted | (seen == torch.arange(count)[:, None, None])).all())
+    tall, wide = (drawn.paste[:, 2:] * side).unbind(1)  # real numbers of pixels; each side is rounded
+    area = pasted.sum((1, 2))[others]
+    assert bool((area <= ((tall + 0.5) * (wide + 0.5))[others]).all())
+    assert bool((area >= ((tall - 0.5).clamp(min=0) * (wide - 0.5).clamp(min=0))[others]).all())
+    torch.testing.assert_close(drawn.kept, 1 - tall * wide / side**2)
+    assert abs(float(area.double().mean() / side**2 - (1 - drawn.kept[others]).mean())) < 0.005
+
+
+def test_pasted_pixels_come_from_the_partners_own_view():
+    images = noise(30, 3, 16, 16)
+    drawn = augment.draw(generator(6), 30, (0.08, 1), True, "cutmix")
+    plain = augment.apply(images, Views(drawn.crop, drawn.flip, drawn.partner, torch.zeros(30, 4)), every(images))
+    seen = augment.apply(images, drawn, every(images))
+    top, left, tall, wide = (drawn.paste * 16).round().int().unbind(1)
+    for i in range(30):
+        expected = plain[i].clone()
+        rows = slice(int(top[i]), int(top[i] + tall[i]))
+        columns = slice(int(left[i]), int(left[i] + wide[i]))
+        expected[:, rows, columns] = plain[drawn.partner[i]][:, rows, columns]
+        assert torch.equal(seen[i], expected)
+
+
+def test_partners_are_a_permutation_and_boxes_lie_inside():
+    drawn = augment.draw(generator(7), 100, (0.08, 1), True, "cutmix")
+    assert sorted(drawn.partner.tolist()) == list(range(100))
+    assert bool((drawn.paste >= 0).all())
+    assert bool((drawn.paste[:, :2] + drawn.paste[:, 2:] <= 1 + 1e-12).all())
+    assert bool((drawn.kept >= 0).all())
+    assert bool((drawn.kept <= 1).all())
+
+
+def test_without_mixing_everything_is_kept():
+    drawn = augment.draw(generator(8), 10, (0.08, 1), True)
+    assert drawn.kept.tolist() == [1.0] * 10
+    assert drawn.partner.tolist() == list(range(10))

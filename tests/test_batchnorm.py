@@ -1,0 +1,222 @@
+"""Per-class statistics against direct means and variances over all pixels of a class, in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from wmdd.batchnorm import ClassMoments, inputs_of, layers, moments, running
+from wmdd.engine import plain
+from wmdd.features import extract
+from wmdd.models import normalise
+from wmdd.rng import generator
+
+CLASSES, COUNT = 3, 14
+LABELS = torch.tensor([0, 2, 1, 0, 0, 2, 1, 1, 0, 2, 0, 1, 0, 0])  # 7, 4 and 3 images
+MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
+
+
+def uniform(*shape: int, key: str = "") -> Tensor:
+    return torch.rand(shape, generator=generator("test", key, *shape))
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """uint8 pictures whose brightness and contrast differ by class and by picture."""
+    brightness = (40 + 60 * LABELS + 30 * uniform(COUNT, key="brightness"))[:, None, None, None]
+    contrast = (20 + 40 * uniform(COUNT, key="contrast"))[:, None, None, None]
+    return (brightness + contrast * uniform(COUNT, 3, 16, 16, key="pixels")).clamp(0, 255).to(torch.uint8)
+
+
+def captured(network, images: Tensor) -> dict[str, Tensor]:
+    """The input of every BatchNorm layer for all images, by hooks of our own."""
+    found: dict[str, Tensor] = {}
+    handles = [
+        module.register_forward_pre_hook(lambda _, x, name=name: found.update({name: x[0].clone()}))
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.BatchNorm2d)
+    ]
+    with torch.no_grad():
+        network(images)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def direct(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance per channel of all pixels of images [n, ch, H, W]."""
+    pixels = x.double().transpose(0, 1).flatten(1)
+    mean = pixels.sum(1) / pixels.shape[1]
+    return mean, (pixels - mean[:, None]).square().sum(1) / pixels.shape[1]
+
+
+def gathered(inputs: dict[str, Tensor], order: Tensor, size: int):
+    found = ClassMoments(CLASSES)
+    for index in order.split(size):
+        found.add({name: x[index] for name, x in inputs.items()}, LABELS[index])
+    return found.statistics()
+
+
+# ---- exact statistics of a class
+
+
+def test_class_moments_equal_the_direct_ones_in_every_layer(tiny_teacher, images):
+    inputs = captured(tiny_teacher, normalise(images, MEAN, STD))
+    assert len(inputs) == len(layers(tiny_teacher)) == 20  # of a ResNet-18
+    found = gathered(inputs, torch.arange(COUNT), 5)
+    for name, x in inputs.items():
+        for c in range(CLASSES):
+            mean, variance = direct(x[LABELS == c])
+            torch.testing.assert_close(found.mean[name][c], mean, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(found.variance[name][c], variance, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, COUNT])
+def test_class_moments_do_not_depend_on_batches_or_order(tiny_teacher, images, size):
+    inputs = captured(tiny_teacher, normalise(images, MEAN, STD))
+    reference = gathered(inputs, torch.arange(COUNT), COUNT)
+    found = gathered(inputs, torch.randperm(COUNT, generator=generator("order", size)), size)
+    for name in inputs:
+        torch.testing.assert_close(found.mean[name], reference.mean[name], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(found.variance[name], reference.variance[name], rtol=1e-6, atol=1e-7)
+
+
+def test_variance_between_the_images_of_a_class_counts():
+    # Pictures of one colour each: no variance within any of them, all of it between them.
+    colours = torch.tensor([0.0, 2.0, 7.0])
+    found = ClassMoments(1)
+    for colour in colours:
+        found.add({"layer": colour.expand(1, 1, 4, 4)}, torch.tensor([0]))
+    assert float(found.statistics().mean["layer"]) == pytest.approx(3)
+    assert float(found.statistics().variance["layer"]) == pytest.approx((9 + 1 + 16) / 3)
+
+
+def test_the_published_mean_of_variances_within_batches_is_lower(tiny_teacher, images):
+    inputs = captured(tiny_teacher, normalise(images, MEAN, STD))
+    mine = torch.arange(COUNT)[LABELS == 0]
+    found = gathered(inputs, torch.arange(COUNT), COUNT)
+    ratios = []
+    for name, x in inputs.items():
+        within = torch.stack([direct(x[index])[1] for index in mine.split(1)]).mean(0)
+        assert bool((within <= found.variance[name][0] * (1 + 1e-6)).all())
+        ratios.append(float((within / found.variance[name][0]).min()))
+    assert min(ratios) < 0.9
+
+
+def test_sums_survive_a_mean_far_from_zero():
+    x = 1000 + 0.1 * torch.randn(6, 1, 16, 16, generator=generator("far"))
+    found = ClassMoments(1)
+    for image in x.split(1):
+        found.add({"layer": image}, torch.tensor([0]))
+    torch.testing.assert_close(found.statistics().variance["layer"][0], direct(x)[1], rtol=1e-3, atol=0)
+
+
+# ---- one pass over the data
+
+
+@pytest.mark.parametrize("size", [4, 64])
+def test_extract_gives_features_and_statistics_of_a_double_precision_pass(tiny_teacher, images, size):
+    features, statistics = extract(tiny_teacher, images, LABELS, CLASSES, MEAN, STD, size, plain())
+    exact = tiny_teacher.double()
+    x = (images.double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(features.double(), exact.embed(x), rtol=1e-4, atol=1e-4)
+    for name, inputs in captured(exact, x).items():
+        for c in range(CLASSES):
+            mean, variance = direct(inputs[LABELS == c])
+            torch.testing.assert_close(statistics.mean[name][c], mean, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(statistics.variance[name][c], variance, rtol=1e-4, atol=1e-4)
+
+
+def test_extract_uses_the_running_statistics_and_leaves_them(tiny_teacher, images):
+    before = {name: value.clone() for name, value in tiny_teacher.state_dict().items()}
+    tiny_teacher.train()
+    extract(tiny_teacher, images, LABELS, CLASSES, MEAN, STD, 5, plain())
+    assert all(torch.equal(value, before[name]) for name, value in tiny_teacher.state_dict().items())
+
+
+def test_statistics_of_some_classes(tiny_teacher, images):
+    _, statistics = extract(tiny_teacher, images, LABELS, CLASSES, MEAN, STD, 64, plain())
+    part = statistics.of(torch.tensor([2, 0]))
+    for name in statistics.mean:
+        assert torch.equal(part.mean[name], statistics.mean[name][[2, 0]])
+        assert torch.equal(part.variance[name], statistics.variance[name][[2, 0]])
+
+
+def test_running_statistics_are_copies_with_one_row(tiny_teacher):
+    found = running(tiny_teacher)
+    for name, layer in layers(tiny_teacher).items():
+        assert torch.equal(found.mean[name], layer.running_mean[None])
+        assert torch.equal(found.variance[name], layer.running_var[None])
+        found.mean[name].zero_()
+        assert bool((layer.running_mean != 0).any())
+
+
+def test_hooks_are_gone_afterwards(tiny_teacher, images):
+    with inputs_of(tiny_teacher) as seen:
+        tiny_teacher(normalise(images, MEAN, STD))
+        assert list(seen) == list(layers(tiny_teacher))
+    seen.clear()
+    tiny_teacher(normalise(images, MEAN, STD))
+    assert not seen
+
+
+# ---- inside a loss
+
+
+def normal(*shape: int) -> Tensor:
+    return 3 + torch.randn(shape, generator=generator("normal", *shape), dtype=torch.float64)
+
+
+def test_uniform_weights_are_the_plain_variance_of_a_class():
+    x = normal(4 * 3, 5, 6, 6)
+    mean, variance = moments(x, torch.full((4, 3), 1 / 3, dtype=torch.float64))
+    pixels = x.view(4, 3, 5, 36).transpose(1, 2).flatten(2)  # [C, ch, K * H * W]
+    torch.testing.assert_close(mean, pixels.mean(2))
+    torch.testing.assert_close(variance, pixels.var(2, correction=0))
+
+
+def test_weights_are_shares_of_the_mass():
+    x = normal(2 * 3, 5, 6, 6)
+    weights = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]], dtype=torch.float64)
+    mean, variance = moments(x, weights)
+    for c in range(2):
+        mine = x[3 * c : 3 * c + 3]
+        mu = sum(w * image.mean((1, 2)) for w, image in zip(weights[c], mine, strict=True))
+        square = sum(
+            w * (image - mu[:, None, None]).square().mean((1, 2)) for w, image in zip(weights[c], mine, strict=True)
+        )
+        torch.testing.assert_close(mean[c], mu)
+        torch.testing.assert_close(variance[c], square)
+
+
+def test_an_image_of_twice_the_weight_is_an_image_shown_twice():
+    x = normal(2, 5, 6, 6)
+    found = moments(x, torch.tensor([[2 / 3, 1 / 3]], dtype=torch.float64))
+    shown = moments(x[[0, 0, 1]], torch.full((1, 3), 1 / 3, dtype=torch.float64))
+    torch.testing.assert_close(found, shown)
+
+
+def test_an_image_without_weight_has_no_influence():
+    x = normal(3, 5, 6, 6).requires_grad_()
+    weights = torch.tensor([[0.4, 0.0, 0.6]], dtype=torch.float64)
+    other = x.detach().clone()
+    other[1] = -50
+    torch.testing.assert_close(moments(x, weights), moments(other, weights))
+    sum(value.sum() for value in moments(x, weights)).backward()
+    assert not x.grad[1].any()
+    assert x.grad[0].any()
+
+
+def test_without_weights_all_images_are_one_group():
+    x = normal(7, 5, 6, 6)
+    mean, variance = moments(x, None)
+    assert mean.shape == variance.shape == (1, 5)
+    expected = direct(x)
+    torch.testing.assert_close(mean[0], expected[0])
+    torch.testing.assert_close(variance[0], expected[1])
+
+
+def test_moments_in_single_precision_survive_a_mean_far_from_zero():
+    x = 1000 + 0.1 * (normal(4, 2, 16, 16) - 3)
+    _, variance = moments(x.float(), torch.full((1, 4), 0.25))
+    torch.testing.assert_close(variance[0].double(), direct(x)[1], rtol=1e-2, atol=0)

@@ -1,0 +1,210 @@
+"""Settings become command-line flags, and the commands read the same settings back."""
+
+import itertools
+import re
+import shlex
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from cyclopts.exceptions import CycloptsError
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from wmdd.commands import app
+from wmdd.settings import (
+    STAGES,
+    AugmentationSettings,
+    BarycenterSettings,
+    DataSettings,
+    EngineSettings,
+    RecoverSettings,
+    Settings,
+    StudentSettings,
+    flags,
+)
+
+# What each command needs beside its settings, and which settings it takes by which parameter.
+COMMANDS = {
+    "data": ("--name x --output o", {"settings": "data"}),
+    "teacher": ("--data d --output o --seed 0", {"settings": "teacher", "engine": EngineSettings}),
+    "features": ("--data d --teacher t --output o --statistics s", {"settings": "features", "engine": EngineSettings}),
+    "barycenter": ("--features f --output o --block classes0-1 --ipc 1 --seed 0", {"settings": "barycenter"}),
+    "recover": (
+        "--teacher t --class-statistics s --output o --block classes0-1 --ipc 1 --seed 0",
+        {"settings": "recover", "engine": EngineSettings},
+    ),
+    "select": ("--data d --output o --ipc 1 --seed 0", {"settings": "select", "solver": BarycenterSettings}),
+    "relabel": ("--images i --teacher t --output o --seed 0", {"settings": "relabel", "engine": EngineSettings}),
+    "student": (
+        "--images i --data d --output o --seed 0 --run 0",
+        {"settings": "student", "augmentation": AugmentationSettings, "engine": EngineSettings},
+    ),
+}
+KINDS = [*STAGES.values(), EngineSettings, AugmentationSettings]
+
+
+def kinds_of(stage):
+    return {name: STAGES.get(kind, kind) for name, kind in COMMANDS[stage][1].items()}
+
+
+def parsed(stage, line):
+    tokens = [stage, *shlex.split(COMMANDS[stage][0]), *shlex.split(line)]
+    _, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+    return bound.arguments
+
+
+def names_in(line):
+    return re.findall(r"(?<!\S)--([a-z0-9-]+)", line)
+
+
+# The text of the flags
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_flags_name_every_field_once_and_in_order(kind):
+    found = [name.removeprefix("no-") for name in names_in(flags(kind()))]
+    assert found == sorted(name.replace("_", "-") for name in kind.model_fields)
+
+
+@given(st.permutations(list(RecoverSettings().model_dump().items())))
+def test_flags_do_not_depend_on_the_order_of_keys(items):
+    assert flags(RecoverSettings(**dict(items))) == flags(RecoverSettings())
+
+
+def test_flags_do_not_depend_on_the_order_of_the_parts():
+    parts = StudentSettings(), AugmentationSettings(mix="none"), EngineSettings(device="cpu")
+    assert {flags(*order) for order in itertools.permutations(parts)} == {flags(*parts)}
+
+
+def test_writing_a_default_out_changes_nothing():
+    assert flags(RecoverSettings(lr=0.1, crop_scale=(0.08, 1))) == flags(RecoverSettings())
+
+
+def test_booleans_tuples_and_numbers():
+    class Some(Settings):
+        yes: bool = True
+        no: bool = False
+        pair: tuple[float, float] = (0.5, 1)
+        a_small_one: float = 1e-6
+        whole: int = 3
+
+    assert flags(Some()) == "--a-small-one 1e-06 --no-no --pair 0.5 1.0 --whole 3 --yes"
+
+
+@pytest.mark.parametrize("root", ["", "a b", "it's", 'say "x"', "$HOME", "a;rm -rf b", "*", "[1]", "{}", "ü\\"])
+def test_text_is_quoted_for_the_shell_and_comes_back(root):
+    settings = DataSettings(root=root)
+    assert parsed("data", flags(settings))["settings"] == settings
+
+
+# The round trip through the commands
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_its_command_here(stage):
+    assert "settings" in COMMANDS[stage][1]
+
+
+@pytest.mark.parametrize("stage", COMMANDS)
+def test_the_defaults_come_back(stage):
+    given = {name: kind() for name, kind in kinds_of(stage).items()}
+    found = parsed(stage, flags(*given.values()))
+    assert {name: found[name] for name in given} == given
+
+
+def other_value(field, default):
+    """A valid value other than the default, and not the default of any bound either."""
+    options = getattr(field.annotation, "__args__", ())
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, tuple):
+        return (0.25, 0.75)
+    if isinstance(default, int):
+        return default + 7
+    if isinstance(default, float):
+        bounds = {type(m).__name__: m for m in field.metadata}
+        return default / 3 + 0.123456789 if "Le" in bounds else default + 1.23456789e-7
+    return next(o for o in options if o != default) if options else default + "1"
+
+
+@pytest.mark.parametrize("stage", COMMANDS)
+def test_other_values_come_back(stage):
+    given = {
+        name: kind(**{key: other_value(field, field.default) for key, field in kind.model_fields.items()})
+        for name, kind in kinds_of(stage).items()
+    }
+    for part in given.values():  # nothing is left at its default, or the test would prove nothing
+        default = type(part)()
+        assert not [key for key in type(part).model_fields if getattr(part, key) == getattr(default, key)]
+    found = parsed(stage, flags(*given.values()))
+    assert {name: found[name] for name in given} == given
+
+
+@pytest.mark.parametrize("stage", COMMANDS)
+def test_without_flags_a_command_takes_the_defaults(stage):
+    found = parsed(stage, "")
+    default = {name: kind() for name, kind in kinds_of(stage).items()}
+    assert {name: found.get(name, kind) for name, kind in default.items()} == default
+
+
+@pytest.mark.parametrize("name", [name for name in app if not name.startswith("-")])
+def test_no_two_parameters_of_a_command_share_a_flag(name):
+    arguments = app[name].assemble_argument_collection()
+    shared = {flag for flag, n in Counter(f for a in arguments for f in a.names if f != "*").items() if n > 1}
+    assert not shared
+
+
+def test_parts_given_together_share_no_field():
+    for stage in COMMANDS:
+        fields = Counter(field for kind in kinds_of(stage).values() for field in kind.model_fields)
+        assert {name for name, n in fields.items() if n > 1} == set(), stage
+
+
+@pytest.mark.parametrize(
+    ("stage", "line"),
+    [
+        ("recover", "--lr 0"),
+        ("recover", "--statistics perclass"),
+        ("select", "--strategy best"),
+        ("data", "--classes 0"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused(stage, line):
+    with pytest.raises(CycloptsError):
+        parsed(stage, line)
+
+
+# The classes themselves
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_are_immutable_and_refuse_unknown_keys(kind):
+    with pytest.raises(ValidationError, match="extra_forbidden"):
+        kind(**{"no such setting": 1})
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(kind(), next(iter(kind.model_fields)), None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_default_is_within_its_own_bounds(kind):
+    assert kind.model_validate(kind().model_dump(mode="json")) == kind()
+
+
+@pytest.mark.parametrize(
+    ("changes", "coupled"),
+    [({}, False), ({"statistics": "global"}, True), ({"feature_loss": "norm"}, True), ({"cross_entropy": 1}, False)],
+)
+def test_losses_that_couple_images_across_classes(changes, coupled):
+    assert RecoverSettings(**changes).coupled is coupled
+
+
+def test_rules_give_each_command_the_settings_it_takes():
+    """`settings("student", augmentation, ENGINE)` in a rule: as many parts as the command has settings parameters."""
+    rules = "\n".join(path.read_text() for path in (Path(__file__).parents[1] / "rules").glob("*.smk"))
+    calls = dict(re.findall(r'settings=settings\("(\w+)"(.*)\),?\n', rules))
+    assert set(calls) == set(STAGES)
+    for stage, more in calls.items():
+        assert more.count(",") == len(COMMANDS[stage][1]) - 1, stage
+        assert ("ENGINE" in more) == ("engine" in COMMANDS[stage][1]), stage
