@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,15 +95,38 @@ class ClassMoments:
         return Statistics(mean, variance)
 
 
-def moments(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+class _ImageMoments(torch.autograd.Function):
+    """Mean and variance over the pixels of each image and channel: one pass forward and one backward, without copies.
+
+    variance = E[x^2] - E[x]^2, accumulated in `dtype`; d/dx = (g_mean + 2 g_variance (x - mean)) / HW.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        mean = x.mean((2, 3), dtype=dtype)
+        square = x.square().mean((2, 3), dtype=dtype)
+        ctx.save_for_backward(x, mean)
+        return mean, (square - mean.square()).clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        x, mean = ctx.saved_tensors
+        to_mean, to_variance = gradients
+        slope = 2 * to_variance / x[0, 0].numel()
+        offset = to_mean / x[0, 0].numel() - slope * mean
+        shape = (*mean.shape, 1, 1)
+        return (x * slope.view(shape).to(x.dtype)).add_(offset.view(shape).to(x.dtype)), None
+
+
+def moments(x: Tensor, weights: Tensor | None, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     r"""Return mean and variance per channel and class, [C, ch] each, of x [C * K, ch, H, W] with image weights [C, K].
 
-    mu_c = \sum_j w_cj m_cj and sigma^2_c = \sum_j w_cj (v_cj + m_cj^2) - mu_c^2; with `weights` None all images are one
-    group with equal weights ([1, ch]). Computed as mean of squared deviations, which is safe in float32.
+    mu_c = \sum_j w_cj m_cj and sigma^2_c = \sum_j w_cj (v_cj + (m_cj - mu_c)^2), m and v the moments of each image; with
+    `weights` None all images are one group with equal weights ([1, ch]).
     """
-    variance, mean = torch.var_mean(x, (2, 3), correction=0)
+    mean, variance = _ImageMoments.apply(x, dtype)
     if weights is None:
-        weights = torch.full((1, len(x)), 1 / len(x), dtype=x.dtype, device=x.device)
+        weights = torch.full((1, len(x)), 1 / len(x), dtype=dtype, device=x.device)
     groups = mean.view(*weights.shape, -1)  # [C, K, ch]
     centre = torch.einsum("ck,ckh->ch", weights, groups)
     spread = variance.view(*weights.shape, -1) + (groups - centre[:, None]) ** 2

@@ -153,8 +153,10 @@ def parse(content: Mapping[str, Any], name: str = "configuration") -> Any:
 def _explain(error: ValidationError) -> str:
     """Return one line for the first mistake. Where several types are allowed, it speaks for the one that came furthest."""
     mistakes = [(*_follow(each["loc"]), each) for each in error.errors()]
-    first = mistakes[0]
-    about = [m for m in mistakes if m[0][: len(first[0])] == first[0] and m[2]["type"] != "tuple_type"] or [first]
+    field = list(mistakes[0][0])
+    while field and field[-1].isdigit():
+        field.pop()
+    about = [m for m in mistakes if m[0][: len(field)] == field and m[2]["type"] != "tuple_type"] or mistakes
     path, model, mistake = max(about, key=lambda m: len(m[0]))
     where = ".".join(path)
     if mistake["type"] == "extra_forbidden":

@@ -116,7 +116,8 @@ class Timm(Network):
             self.body = timm.create_model(name, pretrained=False, num_classes=0, **options)
         except RuntimeError as error:
             raise WmddError(f"timm has no network {name!r} ({error}); see timm.list_models()") from None
-        self.head = nn.Linear(cast(int, self.body.num_features), classes)
+        width = getattr(self.body, "head_hidden_size", None) or self.body.num_features  # some widen after pooling
+        self.head = nn.Linear(cast(int, width), classes)
 
     def embed(self, x: Tensor) -> Tensor:
         """Return timm's pooled features, [B, D]."""

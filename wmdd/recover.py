@@ -93,7 +93,7 @@ def statistics_loss(seen: dict[str, Tensor], target: Target, settings: "RecoverS
     weights = target.weights if settings.statistics == "per-class" else None
     total: Tensor | None = None
     for index, (name, x) in enumerate(seen.items()):
-        mean, variance = moments(x.to(target.weights.dtype), weights)
+        mean, variance = moments(x, weights, target.weights.dtype)
         gain = settings.first_layer_weight if index == 0 else 1.0
         off_mean = torch.linalg.vector_norm(mean - target.statistics.mean[name], dim=1)
         off_variance = torch.linalg.vector_norm(variance - target.statistics.variance[name], dim=1)

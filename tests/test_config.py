@@ -1,0 +1,687 @@
+"""Experiment files: what may stand in them, and how settings are resolved from them."""
+
+import copy
+import difflib
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wmdd.config import Experiment, Run, parse, presets, schema
+from wmdd.errors import WmddError
+from wmdd.resolved import resolved
+from wmdd.settings import STAGES, RecoverSettings
+
+ROOT = Path(__file__).parents[1]
+SCHEMA = ROOT / "config/schema.json"
+FILES = sorted((ROOT / "config").glob("*.yaml"))
+(WILDCARD,) = re.findall(r'^NAME = r"(.*)"$', (ROOT / "rules/common.smk").read_text(), re.MULTILINE)
+
+
+def experiment(content=None, **cell):
+    """An experiment with one small cell, changed by `cell`, beside other content."""
+    cell = {"datasets": ["digits"], "teachers": ["resnet18"], "methods": ["wmdd"], "ipc": [1]} | cell
+    return Experiment({**(content or {}), "matrix": [cell]})
+
+
+def mistake(content=None, **cell):
+    """The one line that a mistake gives."""
+    with pytest.raises(WmddError) as caught:
+        experiment(content, **cell) if cell else Experiment(content)
+    message = str(caught.value)
+    assert message
+    assert "\n" not in message
+    return message
+
+
+def nested(path, value):
+    """{"a": {"b": value}} of "a.b"."""
+    for part in reversed(path.split(".")):
+        value = {part: value}
+    return value
+
+
+def merged(*contents):
+    total = {}
+    for content in copy.deepcopy(contents):
+        for key, value in content.items():
+            total[key] = merged(total[key], value) if isinstance(total.get(key), dict) else value
+    return total
+
+
+# Precedence: each level wins over the ones before it, which are all set too
+
+LADDERS = {
+    "recover": {
+        "of": {"dataset": "digits", "method": "child"},
+        "start": {"methods": {"parent": {"family": "recover"}, "child": {"base": "parent"}}},
+        "key": "jitter",
+        "preset": 2,
+        "levels": ["recover", "datasets.digits.recover", "methods.parent.recover", "methods.child.recover"],
+    },
+    "barycenter": {
+        "of": {"dataset": "digits", "method": "child"},
+        "start": {"methods": {"parent": {"base": "wmdd"}, "child": {"base": "parent"}}},
+        "key": "restarts",
+        "preset": 1,
+        "levels": [
+            "barycenter",
+            "datasets.digits.barycenter",
+            "methods.wmdd.barycenter",
+            "methods.parent.barycenter",
+            "methods.child.barycenter",
+        ],
+    },
+    "teacher": {
+        "of": {"dataset": "digits", "teacher": "resnet18-w8"},
+        "start": {},
+        "key": "width",
+        "preset": 8,
+        "levels": ["teacher", "datasets.digits.teacher", "teachers.resnet18-w8"],
+    },
+    "relabel": {
+        "of": {"dataset": "digits", "method": "wmdd", "protocol": "child"},
+        "start": {"protocols": {"child": {"base": "rectified"}}},
+        "key": "epochs",
+        "preset": 400,
+        "levels": [
+            "relabel",
+            "datasets.digits.relabel",
+            "protocols.rectified.relabel",
+            "protocols.child.relabel",
+        ],
+    },
+    "student": {
+        "of": {"dataset": "digits", "method": "wmdd", "protocol": "child", "student": "resnet18-w8"},
+        "start": {"protocols": {"child": {"base": "paper"}}},
+        "key": "width",
+        "preset": 8,
+        "levels": [
+            "student",
+            "datasets.digits.student",
+            "protocols.paper.student",
+            "protocols.child.student",
+            "students.resnet18-w8",
+        ],
+    },
+}
+RUNGS = [(stage, n) for stage, ladder in LADDERS.items() for n in range(len(ladder["levels"]) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "count"), RUNGS, ids=[f"{stage}-{['presets', *LADDERS[stage]['levels']][n]}" for stage, n in RUNGS]
+)
+def test_each_level_wins_over_the_weaker_ones(stage, count):
+    ladder = LADDERS[stage]
+    expected = [ladder["preset"], *range(11, 11 + count)]
+    levels = [nested(f"{path}.{ladder['key']}", 11 + i) for i, path in enumerate(ladder["levels"][:count])]
+    of = ladder["of"]
+    content = merged(ladder["start"], *levels)
+    assert getattr(Experiment(content).resolve(stage, **of), ladder["key"]) == expected[-1]
+    reversed_order = dict(reversed(content.items()))
+    assert getattr(Experiment(reversed_order).resolve(stage, **of), ladder["key"]) == expected[-1]
+
+
+def test_a_preset_wins_over_the_default():
+    none = Experiment({})
+    assert none.resolve("recover").jitter == RecoverSettings().jitter == 32
+    assert none.resolve("recover", dataset="digits").jitter == 2
+
+
+def test_within_the_presets_a_method_wins_over_a_dataset():
+    none = Experiment({})
+    assert none.resolve("recover", dataset="tiny-imagenet", method="wmdd").regularisation == 500
+    assert none.resolve("recover", dataset="tiny-imagenet", method="sre2l").regularisation == 0.01
+
+
+def test_the_weakest_part_of_the_file_wins_over_the_strongest_preset():
+    found = Experiment({"recover": {"regularisation": 3}, "student": {"width": 5}})
+    assert found.resolve("recover", dataset="tiny-imagenet", method="sre2l").regularisation == 3
+    of = {"dataset": "digits", "method": "wmdd", "protocol": "paper", "student": "resnet18-w8"}
+    assert found.resolve("student", **of).width == 5
+
+
+def test_what_a_level_leaves_out_comes_from_the_weaker_one():
+    found = Experiment({"datasets": {"digits": {"recover": {"lr": 0.7}}}})
+    chosen = found.resolve("recover", dataset="digits", method="sre2l")
+    assert (chosen.lr, chosen.jitter, chosen.statistics, chosen.betas) == (0.7, 2, "global", (0.5, 0.9))
+
+
+def test_a_setting_equal_to_the_default_still_overrides():
+    found = Experiment({"datasets": {"digits": {"recover": {"jitter": 32, "flip": True}}}})
+    assert found.resolve("recover", dataset="digits").jitter == 32
+    assert found.resolve("recover", dataset="digits").flip is True
+
+
+def test_zero_and_false_are_settings_too():
+    found = Experiment({"datasets": {"cifar10": {"recover": {"jitter": 0, "flip": False}}}})
+    chosen = found.resolve("recover", dataset="cifar10")
+    assert (chosen.jitter, chosen.flip) == (0, False)
+
+
+def test_settings_do_not_leak_to_other_names():
+    content = {
+        "datasets": {"digits": {"recover": {"lr": 9}}},
+        "methods": {"mine": {"base": "wmdd", "recover": {"jitter": 9}}},
+    }
+    found = Experiment(content)
+    assert found.resolve("recover", dataset="cifar10", method="wmdd") == Experiment({}).resolve(
+        "recover", dataset="cifar10", method="wmdd"
+    )
+
+
+def test_a_preset_changed_in_the_file_changes_what_is_based_on_it():
+    found = Experiment(
+        {"methods": {"wmdd": {"recover": {"lr": 0.3}}}, "protocols": {"paper": {"student": {"lr": 0.4}}}}
+    )
+    assert found.resolve("recover", dataset="digits", method="sre2l").lr == 0.3
+    assert found.resolve("student", protocol="paper-hard", student="resnet18").lr == 0.4
+
+
+def test_the_family_is_inherited_and_can_be_set():
+    content = {"methods": {"a": {"base": "random"}, "b": {"base": "a"}, "c": {"base": "wmdd", "family": "select"}}}
+    found = Experiment(content)
+    assert [found.family(name) for name in ("wmdd", "a", "b", "c")] == ["recover", "select", "select", "select"]
+
+
+def test_a_method_without_family_is_refused():
+    assert "method mine has no family; give it a base" in mistake({"methods": {"mine": {}}}, methods=["mine"])
+
+
+def test_teacher_seed():
+    assert [Experiment({}).teacher_seed(s) for s in (0, 3)] == [0, 0]
+    assert [Experiment({"teacher_seed": 2}).teacher_seed(s) for s in (0, 3)] == [2, 2]
+    assert [Experiment({"teacher_seed": "same"}).teacher_seed(s) for s in (0, 3)] == [0, 3]
+
+
+# Sweeps
+
+
+def swept(**sections):
+    return {"methods": {"mine": {"base": "wmdd", **sections}}}
+
+
+def members(content):
+    return [r.method for r in experiment(content, methods=["mine"]).runs()]
+
+
+def test_one_axis():
+    found = experiment(swept(recover={"regularisation": [0.1, 1, 1e-6], "lr": 0.5}), methods=["mine"])
+    names = ["mine-regularisation0.1", "mine-regularisation1", "mine-regularisation1e-06"]
+    assert [r.method for r in found.runs()] == names
+    chosen = [found.resolve("recover", dataset="digits", method=name) for name in names]
+    assert [(c.regularisation, c.lr, c.jitter) for c in chosen] == [(0.1, 0.5, 2), (1, 0.5, 2), (1e-6, 0.5, 2)]
+    assert [found.family(name) for name in names] == ["recover"] * 3
+
+
+def test_two_axes_of_two_stages():
+    found = experiment(
+        swept(barycenter={"weights": ["free", "uniform"]}, recover={"lr": [0.1, 0.25]}), methods=["mine"]
+    )
+    got = {
+        r.method: (
+            found.resolve("barycenter", dataset="digits", method=r.method).weights,
+            found.resolve("recover", dataset="digits", method=r.method).lr,
+        )
+        for r in found.runs()
+    }
+    assert got == {
+        "mine-weightsfree-lr0.1": ("free", 0.1),
+        "mine-weightsfree-lr0.25": ("free", 0.25),
+        "mine-weightsuniform-lr0.1": ("uniform", 0.1),
+        "mine-weightsuniform-lr0.25": ("uniform", 0.25),
+    }
+
+
+def test_a_tuple_is_one_value_and_a_list_of_tuples_is_a_sweep():
+    one = experiment(swept(recover={"crop_scale": [0.5, 1]}), methods=["mine"])
+    assert [r.method for r in one.runs()] == ["mine"]
+    found = experiment(swept(recover={"crop_scale": [[0.5, 1], [0.08, 0.9]]}), methods=["mine"])
+    got = {r.method: found.resolve("recover", dataset="digits", method=r.method).crop_scale for r in found.runs()}
+    assert got == {"mine-crop_scale0.5-1": (0.5, 1), "mine-crop_scale0.08-0.9": (0.08, 0.9)}
+
+
+def test_booleans_and_words():
+    assert members(swept(recover={"flip": [True, False]})) == ["mine-flipTrue", "mine-flipFalse"]
+    assert members(swept(recover={"statistics": ["per-class", "global"]})) == [
+        "mine-statisticsper-class",
+        "mine-statisticsglobal",
+    ]
+
+
+def test_a_select_method_can_be_swept():
+    content = {"methods": {"mine": {"family": "select", "select": {"strategy": ["random", "kmeans-medoid"]}}}}
+    assert members(content) == ["mine-strategyrandom", "mine-strategykmeans-medoid"]
+
+
+@given(st.lists(st.floats(0, 1e30, exclude_min=True), min_size=1, max_size=4, unique=True))
+@settings(deadline=None, max_examples=50)
+def test_swept_names_fit_the_wildcard_and_are_distinct(values):
+    names = members(swept(recover={"regularisation": values}))
+    assert len(set(names)) == len(values)
+    assert all(re.fullmatch(WILDCARD, name) for name in names)
+
+
+def test_a_value_named_twice_is_run_once():
+    assert members(swept(recover={"lr": [0.1, 0.1]})) == ["mine-lr0.1"]
+
+
+def test_the_matrix_takes_a_sweep_or_one_of_its_members():
+    content = swept(recover={"lr": [0.1, 0.2]})
+    assert [r.method for r in experiment(content, methods=["mine"]).runs()] == ["mine-lr0.1", "mine-lr0.2"]
+    assert [r.method for r in experiment(content, methods=["mine-lr0.2"]).runs()] == ["mine-lr0.2"]
+    both = experiment(content, methods=["mine", "mine-lr0.2", "wmdd"])
+    assert [r.method for r in both.runs()] == ["mine-lr0.1", "mine-lr0.2", "wmdd"]
+
+
+def test_a_sweep_of_a_preset_starts_from_the_preset():
+    found = experiment({"methods": {"sre2l": {"recover": {"lr": [0.1, 0.2]}}}}, methods=["sre2l"])
+    assert [r.method for r in found.runs()] == ["sre2l-lr0.1", "sre2l-lr0.2"]
+    chosen = found.resolve("recover", dataset="digits", method="sre2l-lr0.2")
+    assert (chosen.lr, chosen.statistics, found.family("sre2l-lr0.2")) == (0.2, "global", "recover")
+
+
+def test_a_sweep_that_makes_a_name_in_use_is_refused():
+    content = swept(recover={"lr": [0.1]})
+    content["methods"]["mine-lr0.1"] = {"base": "sre2l"}
+    for methods in (content["methods"], dict(reversed(content["methods"].items()))):
+        assert "methods.mine: its sweep makes mine-lr0.1" in mistake({"methods": methods})
+
+
+def test_a_sweep_cannot_be_a_base():
+    content = merged(swept(recover={"lr": [0.1, 0.2]}), {"methods": {"other": {"base": "mine"}}})
+    assert "methods.other: its base mine is a sweep; name one of its members: mine-lr0.1, mine-lr0.2" in mistake(
+        content
+    )
+    assert experiment(merged(content, {"methods": {"other": {"base": "mine-lr0.2"}}}), methods=["other"])
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([], "methods.mine.recover.lr: .*at least 1 item"),
+        ([0.1, 0], "methods.mine.recover.lr.1: Input should be greater than 0"),
+        ([0.1, [0.2]], "methods.mine.recover.lr.1: Input should be a valid number"),
+    ],
+)
+def test_a_wrong_value_in_a_sweep(values, says):
+    assert re.search(says, mistake(swept(recover={"lr": values})))
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "nearest"),
+    [
+        ({"experimant": "x"}, "experimant", "experiment"),
+        ({"dataset": {}}, "dataset", "datasets"),
+        (nested("recover.iteration", 3), "recover.iteration", "iterations"),
+        (nested("datasets.mine.data.rezolution", 32), "datasets.mine.data.rezolution", "resolution"),
+        (nested("datasets.mine.class_per_block", 3), "datasets.mine.class_per_block", "classes_per_block"),
+        (nested("teachers.mine.widht", 8), "teachers.mine.widht", "width"),
+        (nested("methods.mine.recover.regularization", 1), "methods.mine.recover.regularization", "regularisation"),
+        (nested("methods.mine.recovery", {}), "methods.mine.recovery", "recover"),
+        (nested("protocols.mine.student.epoch", 3), "protocols.mine.student.epoch", "epochs"),
+        (nested("students.mine.arch", "resnet18"), "students.mine.arch", "architecture"),
+        (nested("engine.precison", "fp32"), "engine.precison", "precision"),
+        (nested("tracking.projekt", "x"), "tracking.projekt", "project"),
+        (
+            {"matrix": [{"datasets": ["digits"], "methods": ["wmdd"], "ipcs": [1]}]},
+            "matrix.0.ipcs",
+            "ipc",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "." in value else "",
+)
+def test_an_unknown_key_names_the_nearest(content, key, nearest):
+    message = mistake(content)
+    assert f"unknown key {key}; did you mean {nearest!r}?" in message
+    assert nearest in message.split("Known here:")[1]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(content, schema())
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "nearest"),
+    [
+        ("datasets", "cifar1O", "cifar10"),
+        ("methods", "wmddfree", "wmdd-free"),
+        ("protocols", "papr", "paper"),
+        ("students", "resnet-18", "resnet18"),
+        ("teachers", "resnet18w8", "resnet18-w8"),
+    ],
+)
+def test_an_unknown_name_in_the_matrix_names_the_nearest(kind, wrong, nearest):
+    message = mistake(**{kind: [wrong]})
+    assert f"unknown name {wrong!r} in {kind}; did you mean {nearest!r}?" in message
+
+
+def test_an_unknown_base_names_the_nearest():
+    message = mistake({"methods": {"mine": {"base": "sre21"}}}, methods=["mine"])
+    assert "unknown name 'sre21' in methods; did you mean 'sre2l'?" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (nested("recover.iterations", "many"), "recover.iterations: Input should be a number.*got 'many'"),
+        (nested("recover.iterations", 2.5), "recover.iterations: .*integer.*got 2.5"),
+        (nested("recover.iterations", 0), "recover.iterations: .*greater than or equal to 1 .got 0"),
+        (nested("recover.crop_scale", [0.5]), "recover.crop_scale.1: Field required"),
+        (nested("recover.crop_scale", [0.5, 1.5]), "recover.crop_scale.1: .*less than or equal to 1"),
+        (nested("recover", 3), "recover: Input should be a mapping of settings .got 3"),
+        (nested("student.lr", "1e-3"), r"student.lr: .*write 0.001 or 1.0e-3.*got '1e-3'"),
+        (nested("methods.mine.recover.lr", "1e-3"), "methods.mine.recover.lr: Input should be a number"),
+        (
+            nested("methods.mine.recover.betas", [0.5, 0.9, 0.1]),
+            "methods.mine.recover.betas: Tuple should have at most 2",
+        ),
+        (
+            nested("methods.mine.recover.betas", [[0.5, 0.9], [0.5, 2]]),
+            "methods.mine.recover.betas.1.1: .*less than or",
+        ),
+        (nested("methods.mine.recover.statistics", "pc"), "methods.mine.recover.statistics: .*'per-class' or 'global'"),
+        (nested("methods.mine.recover.flip", "maybe"), "methods.mine.recover.flip: Input should be a valid boolean"),
+        (nested("methods.mine.family", "latent"), "methods.mine.family: Input should be 'recover' or 'select'"),
+        (nested("teacher_seed", "sam"), "teacher_seed: .*'same'"),
+        (nested("engine.device", "gpu"), "engine.device: Input should be 'auto', 'cpu' or 'cuda' .got 'gpu'"),
+        (nested("tracking.mode", "off"), "tracking.mode: Input should be 'offline', 'online' or 'disabled'"),
+        ({"methods": {"a b": {}}}, "methods.a b: String should match"),
+        ({"methods": {"../up": {}}}, "methods.../up: String should match"),
+        ({"datasets": {1: {}}}, "datasets.1: .*string"),
+        ({"experiment": "a/b"}, "experiment: String should match"),
+        ({"matrix": {"datasets": ["digits"]}}, "matrix: Input should be a valid list"),
+        ({"matrix": [{"datasets": ["digits"]}]}, "matrix.0.methods: Field required"),
+        ({1: 2}, "1: Keys should be strings"),
+    ],
+)
+def test_a_wrong_value_names_the_place(content, says):
+    assert re.search(says, mistake(content))
+
+
+@pytest.mark.parametrize(
+    ("cell", "says"),
+    [
+        ({"ipc": [0]}, "matrix.0.ipc.0: Input should be greater than or equal to 1 .got 0"),
+        ({"ipc": [10, -1]}, "matrix.0.ipc.1: .*greater than or equal to 1"),
+        ({"ipc": 10}, "matrix.0.ipc: Input should be a valid list .got 10"),
+        ({"ipc": []}, "matrix.0.ipc: List should have at least 1 item"),
+        ({"methods": []}, "matrix.0.methods: List should have at least 1 item"),
+        ({"datasets": "digits"}, "matrix.0.datasets: Input should be a valid list"),
+        ({"seeds": [-1]}, "matrix.0.seeds.0: .*greater than or equal to 0"),
+        ({"runs": 0}, "matrix.0.runs: .*greater than or equal to 1"),
+    ],
+)
+def test_a_wrong_matrix(cell, says):
+    assert re.search(says, mistake(**cell))
+
+
+@pytest.mark.parametrize(
+    ("kind", "entries", "says"),
+    [
+        (
+            "methods",
+            {"a": {"base": "b"}, "b": {"base": "c"}, "c": {"base": "a"}},
+            "methods: a -> b -> c -> a goes round",
+        ),
+        ("methods", {"a": {"base": "a"}}, "methods: a -> a goes round in a circle"),
+        ("protocols", {"a": {"base": "b"}, "b": {"base": "a"}}, "protocols: a -> b -> a goes round in a circle"),
+        ("methods", {"wmdd": {"base": "sre2l"}, "a": {"base": "wmdd"}}, "a -> wmdd -> sre2l -> wmdd goes round"),
+    ],
+)
+def test_a_circle_of_bases(kind, entries, says):
+    assert says in mistake({kind: entries}, **{kind: ["a"]})
+
+
+@pytest.mark.parametrize("name", ["teacher", "report"])
+def test_reserved_names(name):
+    assert f"methods.{name}: the name is taken" in mistake({"methods": {name: {"base": "wmdd"}}})
+
+
+def test_a_student_cannot_train_longer_than_it_has_labels():
+    content = {"protocols": {"mine": {"base": "paper", "student": {"epochs": 301}}}}
+    message = mistake(content, protocols=["mine"])
+    assert "protocol mine on digits: student.epochs 301 exceeds relabel.epochs 300" in message
+    assert experiment(merged(content, nested("protocols.mine.relabel.epochs", 301)), protocols=["mine"])
+    assert experiment(merged(content, nested("protocols.mine.student.labels", "hard")), protocols=["mine"])
+
+
+def test_the_message_carries_the_name_of_the_file():
+    with pytest.raises(WmddError, match=r"^mine\.yaml: "):
+        parse({"nothing": 1}, "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot read the experiment file .*: No such file"),
+        (b"", "must hold a mapping of settings .*nothing"),
+        (b"- a\n- b\n", "must hold a mapping of settings .*a list"),
+        (b"a: [1\nb: 2\n", "is not valid YAML"),
+        (b"\x89HDF\xff\xfe", "is not valid YAML"),
+        (b"a: !!python/object/apply:os.system ['touch hacked']\n", "is not valid YAML"),
+        (b"matrx: []\n", r"^x\.yaml: unknown key matrx; did you mean 'matrix'"),
+    ],
+)
+def test_a_file_that_is_no_experiment(tmp_path, monkeypatch, content, says):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("x.yaml").write_bytes(content)
+    with pytest.raises(WmddError, match=says) as caught:
+        Experiment.read(Path("x.yaml"))
+    assert "\n" not in str(caught.value)
+    assert not Path("hacked").exists()
+
+
+# Blocks of classes
+
+
+def sizes(content, method="mine", ipc=1, classes=100):
+    data = {"datasets": {"d": {"data": {"classes": classes}}}}
+    blocks = Experiment(merged(data, {"methods": {"mine": {"base": "wmdd"}}}, content)).blocks("d", method, ipc)
+    bounds = [tuple(map(int, re.fullmatch(r"classes(\d+)-(\d+)", name).groups())) for name in blocks]
+    assert [c for a, b in bounds for c in range(a, b + 1)] == list(range(classes))
+    return [b - a + 1 for a, b in bounds]
+
+
+def test_one_class_a_block_unless_set():
+    assert sizes({}) == [1] * 100
+    assert sizes({"datasets": {"d": {"classes_per_block": 30}}}) == [30, 30, 30, 10]
+    assert Experiment({}).blocks("digits", "wmdd", 10)[:2] == ["classes0-0", "classes1-1"]
+
+
+def test_the_blocks_of_a_decoupled_method_do_not_depend_on_its_batches():
+    content = {"datasets": {"d": {"classes_per_block": 7}}, "recover": {"batch_size": 3}}
+    assert sizes(content, ipc=1) == sizes(content, ipc=50) == [7] * 14 + [2]
+
+
+@pytest.mark.parametrize("coupling", [{"statistics": "global"}, {"feature_loss": "norm"}])
+def test_the_batch_cuts_the_blocks_of_a_coupled_method(coupling):
+    across = nested("methods.mine.recover", coupling | {"batch_size": 40, "composition": "across"})
+    within = nested("methods.mine.recover", coupling | {"batch_size": 40, "composition": "within"})
+    per_block = {"datasets": {"d": {"classes_per_block": 7}}}
+    assert sizes(merged(across, per_block), ipc=10) == [40, 40, 20]
+    assert sizes(merged(within, per_block), ipc=10) == [4] * 25
+    assert sizes(within, ipc=50) == [1] * 100
+
+
+@given(
+    classes=st.integers(1, 60),
+    per_block=st.integers(1, 70),
+    ipc=st.integers(1, 60),
+    batch=st.integers(1, 120),
+    statistics=st.sampled_from(["per-class", "global"]),
+    composition=st.sampled_from(["within", "across"]),
+)
+@settings(deadline=None, max_examples=60)
+def test_blocks_partition_the_classes(classes, per_block, ipc, batch, statistics, composition):
+    recover = {"statistics": statistics, "composition": composition, "batch_size": batch}
+    content = {"datasets": {"d": {"classes_per_block": per_block}}, "recover": recover}
+    found = sizes(content, ipc=ipc, classes=classes)  # which asserts that they do
+    limit = per_block if statistics == "per-class" else batch if composition == "across" else max(1, batch // ipc)
+    assert set(found[:-1]) <= {limit}
+    assert found[-1] <= limit
+
+
+# Runs
+
+
+def test_runs_are_the_product_and_each_stands_once():
+    cell = {
+        "datasets": ["digits", "cifar10"],
+        "methods": ["wmdd", "random"],
+        "ipc": [1, 10],
+        "seeds": [0, 1],
+        "runs": 3,
+    }
+    found = list(
+        Experiment({"matrix": [cell, {"datasets": ["digits"], "methods": ["wmdd"], "ipc": [10, 50, 50]}]}).runs()
+    )
+    assert len(found) == len(set(found)) == 2 * 2 * 2 * 2 * 3 + 1
+    assert found[-1] == Run("digits", "resnet18", "wmdd", 50, 0, "resnet18", "paper", 0)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=30)
+def test_runs_are_unique(data):
+    few = st.lists(st.integers(0, 3), min_size=1, max_size=4)
+    methods = st.lists(st.sampled_from(["wmdd", "mine", "mine-lr0.1", "random"]), min_size=1, max_size=4)
+    cell = st.fixed_dictionaries(
+        {"datasets": st.just(["digits"]), "methods": methods, "seeds": few, "runs": st.integers(1, 3)}
+    )
+    content = swept(recover={"lr": [0.1, 0.2]}) | {"matrix": data.draw(st.lists(cell, max_size=3))}
+    found = list(Experiment(content).runs())
+    assert len(found) == len(set(found))
+
+
+# The presets
+
+
+@pytest.mark.parametrize("dataset", sorted(presets().datasets))
+@pytest.mark.parametrize("method", sorted(presets().methods))
+def test_every_preset_runs_with_every_other(dataset, method):
+    known = presets()
+    found = experiment(
+        datasets=[dataset],
+        methods=[method],
+        teachers=list(known.teachers),
+        students=list(known.students),
+        protocols=list(known.protocols),
+    )
+    runs = list(found.runs())
+    assert len(runs) == len(known.teachers) * len(known.students) * len(known.protocols)
+    assert all(
+        re.fullmatch(WILDCARD, part) for r in runs for part in (r.dataset, r.teacher, r.method, r.student, r.protocol)
+    )
+    assert found.blocks(dataset, method, 10)
+
+
+def test_the_five_rows_of_the_ablation():
+    """methods.md, section 1: cross-entropy, per-class BatchNorm statistics, barycenter loss."""
+    none = Experiment({})
+    rows = {
+        name: none.resolve("recover", dataset="imagenette", method=name)
+        for name in ("wmdd", "wmdd-ce", "sre2l-pcbn", "barycenter-only", "sre2l")
+    }
+    toggles = {n: (r.cross_entropy > 0, r.statistics == "per-class", r.feature_weight > 0) for n, r in rows.items()}
+    assert toggles == {
+        "wmdd": (False, True, True),
+        "wmdd-ce": (True, True, True),
+        "sre2l-pcbn": (True, True, False),
+        "barycenter-only": (False, False, True),
+        "sre2l": (True, False, False),
+    }
+    assert {r.cross_entropy for r in rows.values()} | {r.feature_weight for r in rows.values()} == {0, 1}
+    toggled = {"cross_entropy", "statistics", "feature_weight"}
+    base = rows["wmdd"].model_dump(exclude=toggled)
+    own = {"sre2l": {"regularisation": 0.01, "first_layer_weight": 10, "composition": "across"}}
+    for name, row in rows.items():
+        assert row.model_dump(exclude=toggled) == base | own.get(name, {}), name
+
+
+def test_the_published_numbers():
+    """methods.md, section 1: lambda, learning rate, iterations, batch; the student's recipe."""
+    none = Experiment({})
+    for dataset, weight, rate in (("imagenette", 10, 0.25), ("tiny-imagenet", 500, 0.1)):
+        r = none.resolve("recover", dataset=dataset, method="wmdd")
+        assert (r.regularisation, r.lr, r.iterations, r.batch_size, r.betas) == (weight, rate, 2000, 100, (0.5, 0.9))
+    t = none.resolve("teacher", dataset="imagenette", teacher="resnet18")
+    assert (t.epochs, t.optimizer, t.lr, t.batch_size, t.weight_decay) == (50, "sgd", 0.025, 32, 1e-4)
+    s = none.resolve("student", dataset="imagenette", method="wmdd", protocol="paper", student="resnet18")
+    assert (s.epochs, s.temperature, s.optimizer, s.lr, s.weight_decay, s.batch_size) == (
+        300,
+        20,
+        "adamw",
+        1e-3,
+        0.01,
+        100,
+    )
+    v = none.resolve("relabel", dataset="imagenette", method="wmdd", protocol="paper")
+    assert (v.epochs, v.mix, v.crop_scale) == (300, "cutmix", (0.08, 1))
+
+
+# The files
+
+
+def test_the_schema_is_up_to_date():
+    wanted = json.dumps(schema(), indent=1) + "\n"
+    diff = "".join(
+        difflib.unified_diff(
+            SCHEMA.read_text().splitlines(True), wanted.splitlines(True), "config/schema.json", "wmdd/settings.py"
+        )
+    )
+    assert not diff, f"run `python -m wmdd schema > config/schema.json`; the difference is\n{diff}"
+
+
+def test_the_schema_is_a_schema():
+    jsonschema.Draft202012Validator.check_schema(json.loads(SCHEMA.read_text()))
+
+
+def test_every_setting_of_the_schema_says_what_it_means():
+    silent = {
+        f"{kind.__name__}.{name}"
+        for kind in STAGES.values()
+        for name, field in kind.model_fields.items()
+        if not field.description
+    }
+    plain = {"optimizer", "weight_decay", "label_smoothing", "mix"}  # whose names say all
+    assert {name for name in silent if name.split(".")[1] not in plain} == set()
+
+
+@pytest.mark.parametrize("path", [*FILES, ROOT / "wmdd/presets.yaml"], ids=lambda path: path.name)
+def test_every_file_fits_the_schema(path):
+    jsonschema.validate(yaml.safe_load(path.read_text()), json.loads(SCHEMA.read_text()))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_file_is_an_experiment_that_runs_something(path):
+    found = Experiment.read(path)
+    assert list(found.runs())
+    content = yaml.safe_load(yaml.safe_dump(resolved(found)))
+    assert content["runs"] == len(list(found.runs()))
+
+
+# What `python -m wmdd config` prints
+
+
+def test_resolved_settings_are_complete_and_named_by_where_they_apply():
+    found = resolved(experiment(methods=["wmdd", "random"], protocols=["paper"]))
+    assert set(found["recover"]) == {"digits wmdd"}
+    assert set(found["select"]) == {"digits random"}
+    assert set(found["barycenter"]) == {"digits wmdd", "digits random"}
+    assert set(found["student"]) == {"digits wmdd paper resnet18", "digits random paper resnet18"}
+    for stage, kind in STAGES.items():
+        assert all(set(entry) == set(kind.model_fields) for entry in found[stage].values())
+
+
+def test_resolved_settings_of_one_stage():
+    found = resolved(experiment(), "teacher")
+    assert set(found) & set(STAGES) == {"teacher"}
+    with pytest.raises(WmddError, match="unknown stage 'techer'"):
+        resolved(experiment(), "techer")

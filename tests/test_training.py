@@ -1,0 +1,452 @@
+"""Schedules, losses, accuracy and the training loop against closed forms; teacher and student on a problem made easy."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wmdd import augment, student, teacher
+from wmdd.engine import plain
+from wmdd.errors import WmddError
+from wmdd.models import Network
+from wmdd.relabel import seeds_of
+from wmdd.rng import generator
+from wmdd.settings import AugmentationSettings, StudentSettings, TeacherSettings, TrainingSettings
+from wmdd.training import Batch, batches_of, cross_entropy, distillation, evaluate, fit, learning_rate, quiet
+
+MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
+STILL = AugmentationSettings(crop_scale=(1, 1), flip=False, mix="none")
+
+
+def normal(*shape: int, key: str = "") -> Tensor:
+    return torch.randn(shape, generator=generator("training test", key, *shape))
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(v, b.state_dict()[name]) for name, v in a.state_dict().items())
+
+
+# ---- the schedule
+
+
+def test_the_rate_is_a_cosine_from_lr_to_zero():
+    settings = TrainingSettings(epochs=40, lr=0.3)
+    assert learning_rate(settings, 0) == pytest.approx(0.3)
+    assert learning_rate(settings, 10) == pytest.approx(0.3 * (1 + math.sqrt(0.5)) / 2)
+    assert learning_rate(settings, 20) == pytest.approx(0.15)
+    assert learning_rate(settings, 40) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("stretch", "end"), [(1, 0), (2, 0.5), (1.5, 0.25)])
+def test_a_stretched_cosine_ends_higher(stretch, end):
+    settings = TrainingSettings(epochs=30, lr=0.3, schedule_stretch=stretch)
+    assert learning_rate(settings, 0) == pytest.approx(0.3)
+    assert learning_rate(settings, 30) == pytest.approx(0.3 * end, abs=1e-12)
+
+
+def test_the_warm_up_is_linear_and_meets_the_cosine():
+    settings = TrainingSettings(epochs=20, lr=0.3, warmup_epochs=4)
+    rise = [learning_rate(settings, e) for e in (0, 1, 2, 3, 4)]
+    assert 0 < rise[0] < 0.01 * 0.3
+    assert [b - a for a, b in zip(rise[:-1], rise[1:], strict=True)] == pytest.approx([(0.3 - rise[0]) / 4] * 4)
+    assert rise[-1] == pytest.approx(0.3)
+    assert learning_rate(settings, 4 - 1e-9) == pytest.approx(0.3)
+    assert learning_rate(settings, 12) == pytest.approx(0.15)  # half-way through what is left
+    assert learning_rate(settings, 20) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_loop_sets_the_rate_at_every_step():
+    rates = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, *arguments):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(*arguments)
+
+    settings = TrainingSettings(epochs=3, lr=0.1, optimizer="sgd")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "SGD", Watched)
+        history = fit_linear(settings)[1]
+    expected = [0.05 * (1 + math.cos(math.pi * (epoch + step / 4) / 3)) for epoch in range(3) for step in range(4)]
+    assert rates == pytest.approx(expected)
+    assert [entry["lr"] for entry in history] == pytest.approx(expected[3::4])
+
+
+# ---- batches
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (10, 4), (12, 4), (13, 4), (7, 100), (101, 100), (9, 8)])
+def test_batches_are_few_even_and_hold_everything(count, size):
+    order = torch.randperm(count, generator=generator(count, size))
+    parts = batches_of(order, size)
+    assert torch.equal(torch.cat(parts), order)
+    assert len(parts) == math.ceil(count / size)
+    sizes = [len(part) for part in parts]
+    assert max(sizes) <= size
+    assert max(sizes) - min(sizes) <= 1
+
+
+# ---- losses
+
+
+def test_cross_entropy_of_labels_probabilities_and_smoothing():
+    logits, labels = normal(6, 4), torch.tensor([0, 3, 1, 1, 2, 0])
+    expected = -logits.log_softmax(1)[torch.arange(6), labels]
+    torch.testing.assert_close(cross_entropy()(logits, labels), expected)
+    torch.testing.assert_close(cross_entropy()(logits, F.one_hot(labels, 4).float()), expected)
+    smooth = 0.9 * expected - 0.1 * logits.log_softmax(1).mean(1)
+    torch.testing.assert_close(cross_entropy(0.1)(logits, labels), smooth)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 20.0])
+def test_distillation_is_the_divergence_of_softened_labels(temperature):
+    logits, targets = 5 * normal(6, 4, key="student"), 5 * normal(6, 4, key="teacher")
+    found = distillation(temperature)(logits, targets)
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=targets / temperature),
+        torch.distributions.Categorical(logits=logits / temperature),
+    )
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(distillation(temperature)(logits, targets.half()), expected, rtol=1e-2, atol=1e-4)
+    assert bool((found > 0).all())
+
+
+def test_distillation_of_equal_logits_is_zero_with_zero_gradient():
+    logits = 5 * normal(6, 4)
+    student_logits = (logits + 3).requires_grad_()  # a softmax does not see a constant
+    loss = distillation(20)(student_logits, logits)
+    torch.testing.assert_close(loss, torch.zeros(6))
+    loss.sum().backward()
+    torch.testing.assert_close(student_logits.grad, torch.zeros(6, 4))
+
+
+# ---- accuracy
+
+
+class Table(nn.Module):
+    """Looks the logits of an image up by its number, which is its red pixel."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not self.training
+        return self.logits[(x[:, 0, 0, 0] * 255).round().long()]
+
+
+def accuracy(logits: Tensor, labels: list[int], size: int) -> dict[str, float]:
+    images = torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
+    return evaluate(Table(logits), images, torch.tensor(labels), [0, 0, 0], [1, 1, 1], plain(), size)
+
+
+@pytest.mark.parametrize("size", [1, 3, 500])
+def test_accuracy_by_hand(size):
+    # Class c has the logit -(distance to c on a ring of seven), so image i ranks i, then its neighbours.
+    ranked = torch.tensor(
+        [[-(min((c - i) % 7, (i - c) % 7) + 0.1 * ((c - i) % 7 > 3)) for c in range(7)] for i in range(7)]
+    )
+    # Images 0, 4, 5 and 6 are right, image 1 is labelled its neighbour, images 2 and 3 one of the two farthest classes.
+    assert accuracy(ranked, [0, 2, 5, 0, 4, 5, 6], size) == {"top1": 4 / 7, "top5": 5 / 7}
+
+
+@pytest.mark.parametrize("size", [1, 2, 500])
+def test_with_fewer_than_five_classes_top_5_is_everything(size):
+    assert accuracy(torch.eye(3), [0, 1, 0], size) == {"top1": 2 / 3, "top5": 1.0}
+
+
+def test_evaluation_leaves_the_mode_as_it_was():
+    network = Table(torch.eye(3)).train()
+    evaluate(network, torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.tensor([0]), [0] * 3, [1] * 3, plain())
+    assert network.training
+
+
+def test_evaluation_normalises():
+    class Mean(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x.mean((1, 2, 3)), torch.zeros(len(x))], 1)
+
+    images = torch.tensor([100, 160], dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
+    found = evaluate(Mean(), images, torch.tensor([1, 0]), MEAN, STD, plain())  # below and above the mean colour
+    assert found["top1"] == 1
+
+
+# ---- the loop
+
+
+def fit_linear(settings: TrainingSettings, loss_of=None, keeper=None, log=None, weights: Tensor | None = None):
+    """Fit a linear map to four batches of numbers an epoch."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Linear(5, 3)
+
+    def epoch_of(epoch: int):
+        for step in range(4):
+            x = normal(8, 5, key=f"{epoch} {step}")
+            yield Batch(x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long(), weights)
+
+    context = quiet(plain())
+    context = replace(context, keeper=keeper or context.keeper, log=log or context.log)
+    loss_of = loss_of or cross_entropy()
+    history = fit(network, epoch_of, 4, loss_of, lambda _: {"top1": 0.5}, settings, context)
+    return network, history
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize(("save_at", "die_at"), [(1, 2), (3, 3 + 2), (5, 6)])
+def test_a_killed_training_goes_on_to_the_same_bits(dying_keeper, optimizer, save_at, die_at):
+    settings = TrainingSettings(epochs=7, lr=0.1, optimizer=optimizer, warmup_epochs=1)
+    whole, history = fit_linear(settings)
+    keeper = dying_keeper(save_at, die_at)
+    with pytest.raises(dying_keeper.Killed):
+        fit_linear(settings, keeper=keeper)
+    again, logged = dying_keeper(), []
+    again.content = keeper.content
+    network, found = fit_linear(settings, keeper=again, log=lambda _, step: logged.append(step))
+    assert equal(network, whole)
+    assert found == history
+    assert logged == list(range(save_at + 1, 8))  # only what was missing is done again
+
+
+def test_the_first_step_of_sgd_by_hand():
+    settings = TrainingSettings(epochs=1, lr=0.1, optimizer="sgd", momentum=0, weight_decay=0.5)
+    start, _ = fit_linear(settings, loss_of=lambda logits, _: 0 * logits.sum(1))  # decays only
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        weight = nn.Linear(5, 3).weight.detach()
+    rates = [0.05 * (1 + math.cos(math.pi * step / 4)) for step in range(4)]
+    torch.testing.assert_close(start.weight.detach(), weight * math.prod(1 - rate * 0.5 for rate in rates))
+
+
+def test_the_history_has_mean_loss_and_accuracy_when_asked_for():
+    settings = TrainingSettings(epochs=5, lr=0.1, evaluate_every=2)
+    _, history = fit_linear(settings, loss_of=lambda logits, targets: 0 * logits.sum(1) + torch.arange(8.0))
+    assert [entry["loss"] for entry in history] == pytest.approx([3.5] * 5)
+    assert [entry["epoch"] for entry in history] == [1, 2, 3, 4, 5]
+    assert ["top1" in entry for entry in history] == [False, True, False, True, True]
+
+
+def test_weights_multiply_the_losses_of_their_images():
+    weights = torch.arange(8.0)
+    _, history = fit_linear(
+        TrainingSettings(epochs=1, lr=0.1), lambda logits, _: 0 * logits.sum(1) + torch.arange(8.0), weights=weights
+    )
+    assert history[0]["loss"] == pytest.approx(float((weights**2).mean()))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run(bad):
+    with pytest.raises(WmddError, match="not a number after epoch 1"):
+        fit_linear(TrainingSettings(epochs=2, lr=0.1), loss_of=lambda logits, _: bad * logits.sum(1).exp())
+
+
+# ---- teacher
+
+
+def coloured(count: int, key: str) -> tuple[Tensor, Tensor]:
+    """Noisy pictures of three classes that differ in colour."""
+    labels = torch.arange(count) % 3
+    noise = torch.randint(0, 120, (count, 3, 16, 16), generator=generator("coloured", key))
+    return (noise + 110 * F.one_hot(labels, 3)[..., None, None]).to(torch.uint8), labels
+
+
+EASY = TeacherSettings(
+    architecture="resnet18", width=4, epochs=6, batch_size=16, lr=0.05, crop="pad", pad=2, min_accuracy=0.9
+)
+
+
+def taught(settings: TeacherSettings, seed: int = 0, keeper=None) -> tuple[Network, list[dict[str, float]]]:
+    context = quiet(plain())
+    context = replace(context, keeper=keeper or context.keeper)
+    return teacher.train(*coloured(72, "train"), *coloured(30, "val"), 3, MEAN, STD, settings, seed, context)
+
+
+@pytest.mark.parametrize("crop", ["none", "pad", "resized"])
+def test_a_teacher_learns_a_separable_problem(crop):
+    network, history = taught(EASY.model_copy(update={"crop": crop}))
+    assert len(history) == 6
+    assert history[-1]["top1"] > 0.9
+    assert history[-1]["loss"] < history[0]["loss"]
+    images, labels = coloured(30, "val")
+    assert evaluate(network, images, labels, MEAN, STD, plain())["top1"] == history[-1]["top1"]
+
+
+def test_a_killed_teacher_goes_on_to_the_same_bits(dying_keeper):
+    settings = EASY.model_copy(update={"epochs": 3, "min_accuracy": 0.0, "crop": "resized"})
+    whole, history = taught(settings)
+    keeper = dying_keeper(1, 2)
+    with pytest.raises(dying_keeper.Killed):
+        taught(settings, keeper=keeper)
+    again = dying_keeper()
+    again.content = keeper.content
+    network, found = taught(settings, keeper=again)
+    assert equal(network, whole)
+    assert found == history
+    assert not equal(taught(settings, seed=1)[0], whole)
+
+
+def test_the_gate_stops_a_weak_teacher():
+    with pytest.raises(WmddError, match=r"50\.0%.*90\.0%"):
+        teacher.gate(0.5, 0.9)
+    teacher.gate(0.9, 0.9)
+    with pytest.raises(WmddError, match="min_accuracy"):
+        taught(EASY.model_copy(update={"epochs": 1, "lr": 1e-9}))
+
+
+def test_a_padded_teacher_sees_shifted_images_and_a_resized_one_crops():
+    views = teacher.views_of(EASY, 500, 16, 0, 0)
+    assert set((views.crop[:, :2] * 16).flatten().tolist()) == {-2.0, -1.0, 0.0, 1.0, 2.0}
+    assert bool((views.crop[:, 2:] == 1).all())
+    assert 200 < int(views.flip.sum()) < 300
+    views = teacher.views_of(EASY.model_copy(update={"crop": "resized", "crop_scale": (0.1, 0.5)}), 500, 16, 0, 0)
+    area = views.crop[:, 2] * views.crop[:, 3]
+    assert 0.1 <= float(area.min()) < float(area.max()) <= 0.5
+    views = teacher.views_of(EASY.model_copy(update={"crop": "none", "flip": False}), 500, 16, 0, 0)
+    assert torch.equal(views.crop, augment.identity(500).crop)
+    assert not views.flip.any()
+
+
+# ---- student
+
+SMALL = StudentSettings(architecture="convnet3", width=8, norm="instance", epochs=1, batch_size=100, lr=0.01)
+
+
+def studied(images, labels, weights, logits, settings=SMALL, augmentation=STILL, run=0, context=None):
+    count = settings.epochs
+    return student.train(
+        images,
+        labels,
+        torch.tensor(weights),
+        logits,
+        seeds_of(0, count),
+        *coloured(30, "val"),
+        3,
+        MEAN,
+        STD,
+        settings,
+        augmentation,
+        0,
+        run,
+        context or quiet(plain()),
+    )
+
+
+def distilled(count: int, key: str = "distilled") -> tuple[Tensor, Tensor]:
+    images, labels = coloured(count, key)
+    return (images / 255 - 0.5) / 0.25, labels
+
+
+@pytest.mark.parametrize("labels", ["soft", "hard"])
+@pytest.mark.parametrize("mix", ["none", "cutmix"])
+def test_a_student_learns_from_soft_and_hard_labels(labels, mix):
+    images, classes = distilled(30)
+    settings = SMALL.model_copy(update={"epochs": 30, "batch_size": 10, "temperature": 2.0})
+    augmentation = AugmentationSettings(crop_scale=(0.5, 1), mix=mix)
+    logits = None
+    if labels == "soft":  # of a teacher that knows what a view shows
+        shown = [
+            student.mixed(classes, augment.draw(torch.Generator().manual_seed(s), 30, (0.5, 1), True, mix), 3)
+            for s in seeds_of(0, 30)
+        ]
+        logits = (torch.stack(shown) + 1e-3).log().half()
+    _, history = studied(images, classes, [1.0] * 30, logits, settings, augmentation)
+    assert history[-1]["top1"] > 0.9
+
+
+def test_a_student_follows_its_labels_and_not_the_classes():
+    images, classes = distilled(30)
+    wrong = F.one_hot((classes + 1) % 3, 3).float().mul(8).expand(20, -1, -1)
+    settings = SMALL.model_copy(update={"epochs": 20, "batch_size": 10, "temperature": 2.0})
+    _, history = studied(images, classes, [1.0] * 30, wrong, settings)
+    assert history[-1]["top1"] < 0.1
+
+
+def test_an_image_without_weight_has_no_influence():
+    images, classes = distilled(6)
+    logits = normal(1, 6, 3)
+    weights = [1.0, 1.0, 0.0, 1.0, 2.0, 1.0]
+    one, _ = studied(images, classes, weights, logits)
+    images[2] = normal(3, 16, 16)
+    logits[0, 2] = torch.tensor([9.0, -9.0, 0.0])
+    two, _ = studied(images, classes, weights, logits)
+    assert equal(one, two)
+    other, _ = studied(images, classes, [1.0] * 6, logits)
+    assert not equal(one, other)
+
+
+def test_the_scale_of_the_weights_is_irrelevant():
+    images, classes = distilled(6)
+    logits = normal(1, 6, 3)
+    one, _ = studied(images, classes, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], logits)
+    two, _ = studied(images, classes, [4.0, 8.0, 12.0, 16.0, 20.0, 24.0], logits)
+    assert equal(one, two)
+
+
+def test_an_image_of_twice_the_weight_is_an_image_shown_twice():
+    images, classes = distilled(3)
+    logits, twice = normal(1, 3, 3), [0, 0, 1, 2]
+    settings = SMALL.model_copy(update={"optimizer": "sgd", "lr": 0.1})
+    one, first = studied(images, classes, [2.0, 1.0, 1.0], logits, settings)
+    two, second = studied(images[twice], classes[twice], [1.0] * 4, logits[:, twice], settings)
+    assert first[0]["loss"] == pytest.approx(second[0]["loss"], rel=1e-5)
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(value, two.state_dict()[name], rtol=1e-4, atol=1e-6)
+
+
+def test_hard_labels_of_mixed_views_are_shares_of_the_area():
+    views = augment.draw(generator(0), 20, (1, 1), False, "cutmix")
+    labels = torch.arange(20) % 3
+    found = student.mixed(labels, views, 3)
+    torch.testing.assert_close(found.sum(1), torch.ones(20))
+    for i in range(20):
+        expected = torch.zeros(3)
+        expected[labels[i]] += float(views.kept[i])
+        expected[labels[views.partner[i]]] += 1 - float(views.kept[i])
+        torch.testing.assert_close(found[i], expected)
+
+
+def test_soft_labels_belong_to_their_epoch_and_image():
+    # The loss of an epoch is zero exactly when every view meets the logits of this epoch and image.
+    images, classes = distilled(7)
+    settings = SMALL.model_copy(update={"epochs": 3, "lr": 1e-12, "weight_decay": 0.0, "batch_size": 3})
+    augmentation = AugmentationSettings(crop_scale=(0.3, 1))
+    network, _ = studied(images, classes, [1.0] * 7, torch.zeros(3, 7, 3), settings, augmentation)
+    logits = torch.empty(3, 7, 3)
+    with torch.no_grad():
+        for epoch, seed in enumerate(seeds_of(0, 3)):
+            views = augment.draw(torch.Generator().manual_seed(seed), 7, (0.3, 1), True, "cutmix")
+            logits[epoch] = network(augment.apply(images, views, torch.arange(7)))
+    _, history = studied(images, classes, [1.0] * 7, logits, settings, augmentation)
+    assert [entry["loss"] for entry in history] == pytest.approx([0] * 3, abs=1e-9)
+    _, history = studied(images, classes, [1.0] * 7, logits.roll(1, 0), settings, augmentation)
+    assert min(entry["loss"] for entry in history) > 1e-7
+
+
+def test_runs_differ_and_repeat(dying_keeper):
+    images, classes = distilled(12)
+    settings = SMALL.model_copy(update={"epochs": 3, "batch_size": 5})
+    one, history = studied(images, classes, [1.0] * 12, None, settings)
+    again, _ = studied(images, classes, [1.0] * 12, None, settings)
+    assert equal(one, again)
+    assert not equal(one, studied(images, classes, [1.0] * 12, None, settings, run=1)[0])
+    keeper = dying_keeper(2, 0)
+    studied(images, classes, [1.0] * 12, None, settings, context=replace(quiet(plain()), keeper=keeper))
+    resumed = dying_keeper()
+    resumed.content = keeper.content
+    context = replace(quiet(plain()), keeper=resumed)
+    network, found = studied(images, classes, [1.0] * 12, None, settings, context=context)
+    assert equal(network, one)
+    assert found == history
+
+
+def test_labels_for_too_few_epochs_are_refused():
+    images, classes = distilled(3)
+    settings = SMALL.model_copy(update={"epochs": 5})
+    with pytest.raises(WmddError, match=r"2 epochs.*5"):
+        student.train(
+            images, classes, torch.ones(3), None, seeds_of(0, 2), *coloured(3, "val"), 3, MEAN, STD, settings, STILL,
+            0, 0, quiet(plain()),
+        )  # fmt: skip
