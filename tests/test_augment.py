@@ -169,12 +169,11 @@ def test_the_mixed_area_is_the_share_that_is_not_kept():
     others = drawn.partner != torch.arange(count)
     pasted = (seen == drawn.partner[:, None, None]) & others[:, None, None]
     assert bool((pasted | (seen == torch.arange(count)[:, None, None])).all())
-    tall, wide = (drawn.paste[:, 2:] * side).unbind(1)  # real numbers of pixels; each side is rounded
-    area = pasted.sum((1, 2))[others]
-    assert bool((area <= ((tall + 0.5) * (wide + 0.5))[others]).all())
-    assert bool((area >= ((tall - 0.5).clamp(min=0) * (wide - 0.5).clamp(min=0))[others]).all())
-    torch.testing.assert_close(drawn.kept, 1 - tall * wide / side**2)
-    assert abs(float(area.double().mean() / side**2 - (1 - drawn.kept[others]).mean())) < 0.005
+    area = pasted.sum((1, 2))[others].double()
+    torch.testing.assert_close(drawn.kept(side, side)[others], 1 - area / side**2)  # to the pixel
+    tall, wide = (drawn.paste[:, 2:] * side).unbind(1)  # real numbers of pixels; both ends of a side are rounded
+    assert bool((area <= ((tall + 1) * (wide + 1))[others]).all())
+    assert bool((area >= ((tall - 1).clamp(min=0) * (wide - 1).clamp(min=0))[others]).all())
 
 
 def test_pasted_pixels_come_from_the_partners_own_view():
@@ -182,11 +181,10 @@ def test_pasted_pixels_come_from_the_partners_own_view():
     drawn = augment.draw(generator(6), 30, (0.08, 1), True, "cutmix")
     plain = augment.apply(images, Views(drawn.crop, drawn.flip, drawn.partner, torch.zeros(30, 4)), every(images))
     seen = augment.apply(images, drawn, every(images))
-    top, left, tall, wide = (drawn.paste * 16).round().int().unbind(1)
+    top, left, bottom, right = drawn.pasted(16, 16).unbind(1)
     for i in range(30):
         expected = plain[i].clone()
-        rows = slice(int(top[i]), int(top[i] + tall[i]))
-        columns = slice(int(left[i]), int(left[i] + wide[i]))
+        rows, columns = slice(int(top[i]), int(bottom[i])), slice(int(left[i]), int(right[i]))
         expected[:, rows, columns] = plain[drawn.partner[i]][:, rows, columns]
         assert torch.equal(seen[i], expected)
 
@@ -196,11 +194,19 @@ def test_partners_are_a_permutation_and_boxes_lie_inside():
     assert sorted(drawn.partner.tolist()) == list(range(100))
     assert bool((drawn.paste >= 0).all())
     assert bool((drawn.paste[:, :2] + drawn.paste[:, 2:] <= 1 + 1e-12).all())
-    assert bool((drawn.kept >= 0).all())
-    assert bool((drawn.kept <= 1).all())
+    assert bool((drawn.kept(32, 32) >= 0).all())
+    assert bool((drawn.kept(32, 32) <= 1).all())
+
+
+def test_the_pasted_area_has_the_mean_of_its_law():
+    # A box of side s = sqrt(u) around a uniform centre keeps s - s^2 / 4 of each side on average when it is cut to the
+    # picture, so the mean area is that of (sqrt(u) - u / 4)^2, which is 1/2 - 1/5 + 1/48.
+    area = 1 - augment.draw(generator(9), 20_000, (0.08, 1), True, "cutmix").kept(1000, 1000)
+    assert float(area.mean()) == pytest.approx(1 / 2 - 1 / 5 + 1 / 48, abs=0.01)
+    assert float(area.max()) > 0.95
 
 
 def test_without_mixing_everything_is_kept():
     drawn = augment.draw(generator(8), 10, (0.08, 1), True)
-    assert drawn.kept.tolist() == [1.0] * 10
+    assert drawn.kept(16, 16).tolist() == [1.0] * 10
     assert drawn.partner.tolist() == list(range(10))

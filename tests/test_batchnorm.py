@@ -65,7 +65,7 @@ def test_class_moments_equal_the_direct_ones_in_every_layer(tiny_teacher, images
     found = gathered(inputs, torch.arange(COUNT), 5)
     for name, x in inputs.items():
         for c in range(CLASSES):
-            mean, variance = direct(x[LABELS == c])
+            mean, variance = direct(x[c == LABELS])
             torch.testing.assert_close(found.mean[name][c], mean, rtol=1e-6, atol=1e-6)
             torch.testing.assert_close(found.variance[name][c], variance, rtol=1e-6, atol=1e-7)
 
@@ -122,7 +122,7 @@ def test_extract_gives_features_and_statistics_of_a_double_precision_pass(tiny_t
         torch.testing.assert_close(features.double(), exact.embed(x), rtol=1e-4, atol=1e-4)
     for name, inputs in captured(exact, x).items():
         for c in range(CLASSES):
-            mean, variance = direct(inputs[LABELS == c])
+            mean, variance = direct(inputs[c == LABELS])
             torch.testing.assert_close(statistics.mean[name][c], mean, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(statistics.variance[name][c], variance, rtol=1e-4, atol=1e-4)
 
@@ -167,9 +167,13 @@ def normal(*shape: int) -> Tensor:
     return 3 + torch.randn(shape, generator=generator("normal", *shape), dtype=torch.float64)
 
 
+def exactly(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    return moments(x, weights, torch.float64)
+
+
 def test_uniform_weights_are_the_plain_variance_of_a_class():
     x = normal(4 * 3, 5, 6, 6)
-    mean, variance = moments(x, torch.full((4, 3), 1 / 3, dtype=torch.float64))
+    mean, variance = exactly(x, torch.full((4, 3), 1 / 3, dtype=torch.float64))
     pixels = x.view(4, 3, 5, 36).transpose(1, 2).flatten(2)  # [C, ch, K * H * W]
     torch.testing.assert_close(mean, pixels.mean(2))
     torch.testing.assert_close(variance, pixels.var(2, correction=0))
@@ -178,7 +182,7 @@ def test_uniform_weights_are_the_plain_variance_of_a_class():
 def test_weights_are_shares_of_the_mass():
     x = normal(2 * 3, 5, 6, 6)
     weights = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]], dtype=torch.float64)
-    mean, variance = moments(x, weights)
+    mean, variance = exactly(x, weights)
     for c in range(2):
         mine = x[3 * c : 3 * c + 3]
         mu = sum(w * image.mean((1, 2)) for w, image in zip(weights[c], mine, strict=True))
@@ -191,8 +195,8 @@ def test_weights_are_shares_of_the_mass():
 
 def test_an_image_of_twice_the_weight_is_an_image_shown_twice():
     x = normal(2, 5, 6, 6)
-    found = moments(x, torch.tensor([[2 / 3, 1 / 3]], dtype=torch.float64))
-    shown = moments(x[[0, 0, 1]], torch.full((1, 3), 1 / 3, dtype=torch.float64))
+    found = exactly(x, torch.tensor([[2 / 3, 1 / 3]], dtype=torch.float64))
+    shown = exactly(x[[0, 0, 1]], torch.full((1, 3), 1 / 3, dtype=torch.float64))
     torch.testing.assert_close(found, shown)
 
 
@@ -201,22 +205,49 @@ def test_an_image_without_weight_has_no_influence():
     weights = torch.tensor([[0.4, 0.0, 0.6]], dtype=torch.float64)
     other = x.detach().clone()
     other[1] = -50
-    torch.testing.assert_close(moments(x, weights), moments(other, weights))
-    sum(value.sum() for value in moments(x, weights)).backward()
+    torch.testing.assert_close(exactly(x, weights), exactly(other, weights))
+    sum(value.sum() for value in exactly(x, weights)).backward()
     assert not x.grad[1].any()
     assert x.grad[0].any()
 
 
 def test_without_weights_all_images_are_one_group():
     x = normal(7, 5, 6, 6)
-    mean, variance = moments(x, None)
+    mean, variance = exactly(x, None)
     assert mean.shape == variance.shape == (1, 5)
     expected = direct(x)
     torch.testing.assert_close(mean[0], expected[0])
     torch.testing.assert_close(variance[0], expected[1])
 
 
-def test_moments_in_single_precision_survive_a_mean_far_from_zero():
-    x = 1000 + 0.1 * (normal(4, 2, 16, 16) - 3)
-    _, variance = moments(x.float(), torch.full((1, 4), 0.25))
-    torch.testing.assert_close(variance[0].double(), direct(x)[1], rtol=1e-2, atol=0)
+@pytest.mark.parametrize("weighted", [True, False])
+def test_the_gradient_is_that_of_finite_differences(weighted):
+    x = normal(4, 2, 3, 3).requires_grad_()
+    weights = torch.tensor([[0.7, 0.3], [0.4, 0.6]], dtype=torch.float64) if weighted else None
+    assert torch.autograd.gradcheck(lambda x: exactly(x, weights), x)
+    assert torch.autograd.gradcheck(lambda x: exactly(x, weights)[1], x)  # one of the two alone
+
+
+def test_moments_in_single_precision_survive_a_mean_of_ten_deviations():
+    x = 10 + (normal(4, 2, 16, 16) - 3)
+    mean, variance = moments(x.float(), torch.full((1, 4), 0.25))
+    assert mean.dtype == variance.dtype == torch.float32
+    expected = direct(x)
+    torch.testing.assert_close(mean[0].double(), expected[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(variance[0].double(), expected[1], rtol=1e-3, atol=0)
+
+
+def test_moments_of_bfloat16_inputs_are_gathered_in_single_precision():
+    # 16,384 equal addends: sums in bfloat16 would stop growing at 256.
+    x = torch.full((1, 1, 128, 128), 1.5, dtype=torch.bfloat16)
+    x[..., ::2] = 0.5
+    mean, variance = moments(x, torch.ones(1, 1))
+    assert mean.dtype == variance.dtype == torch.float32
+    assert (float(mean), float(variance)) == pytest.approx((1, 0.25), rel=1e-3)
+
+
+def test_constant_images_have_no_variance_in_any_precision():
+    for value in (0.1, 3.3, -700.7):
+        x = torch.full((2, 1, 7, 7), value)
+        _, variance = moments(x, torch.full((1, 2), 0.5))
+        assert 0 <= float(variance) <= 1e-6 * value**2

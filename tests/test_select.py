@@ -65,7 +65,7 @@ def test_classes_are_chosen_independently():
 def test_one_medoid_is_the_image_nearest_the_mean():
     positions, weights = chosen("kmeans-medoid", 1)
     for label in range(3):
-        mine = features()[LABELS == label]
+        mine = features()[label == LABELS]
         nearest = (mine - mine.mean(0)).norm(dim=1).argmin() + (label > LABELS).sum()
         assert positions[label].tolist() == [int(nearest)]
     assert weights.tolist() == [[1.0]] * 3

@@ -1,5 +1,6 @@
 """Schedules, losses, accuracy and the training loop against closed forms; teacher and student on a problem made easy."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -51,7 +52,7 @@ def test_the_warm_up_is_linear_and_meets_the_cosine():
     settings = TrainingSettings(epochs=20, lr=0.3, warmup_epochs=4)
     rise = [learning_rate(settings, e) for e in (0, 1, 2, 3, 4)]
     assert 0 < rise[0] < 0.01 * 0.3
-    assert [b - a for a, b in zip(rise[:-1], rise[1:], strict=True)] == pytest.approx([(0.3 - rise[0]) / 4] * 4)
+    assert [b - a for a, b in itertools.pairwise(rise)] == pytest.approx([(0.3 - rise[0]) / 4] * 4)
     assert rise[-1] == pytest.approx(0.3)
     assert learning_rate(settings, 4 - 1e-9) == pytest.approx(0.3)
     assert learning_rate(settings, 12) == pytest.approx(0.15)  # half-way through what is left
@@ -237,6 +238,27 @@ def test_weights_multiply_the_losses_of_their_images():
     assert history[0]["loss"] == pytest.approx(float((weights**2).mean()))
 
 
+def test_every_epoch_trains_in_training_mode():
+    network, modes = nn.Linear(2, 2).eval(), []
+    network.register_forward_hook(lambda module, *_: modes.append(module.training))
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        network.eval()
+        return {"top1": 0.0}
+
+    settings = TrainingSettings(epochs=3, lr=0.1, evaluate_every=1)
+    fit(
+        network,
+        lambda _: [Batch(normal(4, 2), torch.tensor([0, 1, 0, 1]))],
+        1,
+        cross_entropy(),
+        validate,
+        settings,
+        quiet(plain()),
+    )
+    assert modes == [True] * 3
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_the_run(bad):
     with pytest.raises(WmddError, match="not a number after epoch 1"):
@@ -307,6 +329,33 @@ def test_a_padded_teacher_sees_shifted_images_and_a_resized_one_crops():
     views = teacher.views_of(EASY.model_copy(update={"crop": "none", "flip": False}), 500, 16, 0, 0)
     assert torch.equal(views.crop, augment.identity(500).crop)
     assert not views.flip.any()
+
+
+@pytest.mark.parametrize("crop", ["none", "pad", "resized"])
+def test_an_epoch_of_the_teacher_shows_every_image_in_its_own_view(monkeypatch, crop):
+    batches: list[Batch] = []
+
+    def keep(_network, epoch_of, *_):
+        batches.extend(epoch_of(4))
+        return [{"top1": 1.0}]
+
+    monkeypatch.setattr(teacher, "fit", keep)
+    settings = EASY.model_copy(update={"crop": crop})
+    taught(settings, seed=3)
+    images, labels = coloured(72, "train")
+    x = (images / 255 - 0.5) / 0.25
+    views = teacher.views_of(settings, 72, 16, 3, 4)
+    expected = augment.apply(x, views, torch.arange(72), padded=crop == "pad")
+    seen, targets = torch.cat([b.images for b in batches]), torch.cat([b.targets for b in batches])
+    distance = (seen[:, None] - expected[None]).abs().amax((2, 3, 4))
+    whose = distance.argmin(1)
+    assert sorted(whose.tolist()) == list(range(72))
+    assert whose.tolist() != list(range(72))
+    assert float(distance.min(1).values.max()) < 1e-5
+    assert torch.equal(targets, labels[whose])
+    assert [len(b.images) for b in batches] == [15, 15, 14, 14, 14]
+    # A shift brings zeros in, the mean colour; nothing else has any.
+    assert bool((seen.abs().amax(1) < 1e-5).any()) == (crop == "pad")
 
 
 # ---- student
@@ -399,12 +448,13 @@ def test_an_image_of_twice_the_weight_is_an_image_shown_twice():
 def test_hard_labels_of_mixed_views_are_shares_of_the_area():
     views = augment.draw(generator(0), 20, (1, 1), False, "cutmix")
     labels = torch.arange(20) % 3
-    found = student.mixed(labels, views, 3)
+    found = student.mixed(labels, views, 3, 16)
     torch.testing.assert_close(found.sum(1), torch.ones(20))
+    kept = views.kept(16, 16)
     for i in range(20):
         expected = torch.zeros(3)
-        expected[labels[i]] += float(views.kept[i])
-        expected[labels[views.partner[i]]] += 1 - float(views.kept[i])
+        expected[labels[i]] += float(kept[i])
+        expected[labels[views.partner[i]]] += 1 - float(kept[i])
         torch.testing.assert_close(found[i], expected)
 
 
@@ -440,6 +490,13 @@ def test_runs_differ_and_repeat(dying_keeper):
     network, found = studied(images, classes, [1.0] * 12, None, settings, context=context)
     assert equal(network, one)
     assert found == history
+
+
+def test_runs_start_from_different_weights():
+    images, classes = distilled(3)
+    still = SMALL.model_copy(update={"lr": 1e-12, "weight_decay": 0.0})
+    one, two = (studied(images, classes, [1.0] * 3, None, still, run=run)[0] for run in (0, 1))
+    assert float((one.head.weight - two.head.weight).detach().abs().max()) > 1e-3
 
 
 def test_labels_for_too_few_epochs_are_refused():

@@ -16,6 +16,7 @@ from wmdd.barycenter import barycenters, explained
 from wmdd.errors import WmddError
 from wmdd.settings import BarycenterSettings
 from wmdd.transport import Barycenter, solve
+from wmdd.transport.quantize import _free
 
 BOTH = pytest.mark.parametrize("weights", ["uniform", "free"])
 KINDS = st.sampled_from(["uniform", "free"])
@@ -179,7 +180,7 @@ def best_contiguous(points: list[float], k: int) -> float:
 
 
 def quantile_cost(points: list[float], k: int) -> float:
-    """W2^2 of k equal quantile groups of numbers, points on a border shared: the optimum, as transport on a line is monotone."""
+    """W2^2 of k equal quantile groups of numbers: the optimum, as transport on a line is monotone."""
     points, count, total = sorted(points), len(points), 0.0
     for a in range(k):
         share = [max(0.0, min((a + 1) / k, (i + 1) / count) - max(a / k, i / count)) for i in range(count)]
@@ -221,7 +222,7 @@ def test_uniform_atoms_of_whole_groups_are_their_means(seed):
 @pytest.mark.parametrize(("k", "seed"), [(2, 0), (2, 1), (3, 2), (3, 3)])
 def test_restarts_reach_the_best_partition_of_a_small_cloud(weights, k, seed):
     points = cloud(6, 2, seed)
-    cells = [c for c in itertools.product(range(k), repeat=6)]
+    cells = list(itertools.product(range(k), repeat=6))
     if weights == "uniform":
         cells = [c for c in cells if all(c.count(cell) == 6 // k for cell in range(k))]
     assert best(points, k, weights).cost == pytest.approx(min(partition_cost(points, c) for c in cells), rel=1e-9)
@@ -290,6 +291,46 @@ def test_more_iterations_or_restarts_never_cost_more(weights):
     assert costs[0] > costs[-1]
     costs = [solve(points, 5, weights, draws(), restarts=starts).cost for starts in (1, 2, 4, 16)]
     assert costs == sorted(costs, reverse=True)
+
+
+# ---- starts and empty cells
+
+
+@BOTH
+def test_the_start_does_not_miss_what_is_rare_and_far(weights):
+    # 500 points at one place and three elsewhere, each alone: k-means++ never draws a place twice.
+    points = torch.cat([torch.zeros(500, 2), torch.eye(2), torch.ones(1, 2)]).double()
+    for seed in range(5):
+        found = solve(points, 4, weights, draws(seed), max_iterations=1)
+        torch.testing.assert_close(by_rows(found.atoms), by_rows(points.unique(dim=0)))
+
+
+def test_the_greedy_start_is_cheaper_than_plain_seeding():
+    points = (100 * cloud(10, 2)).repeat(6, 1) + cloud(60, 2, 1)
+
+    def plain(seed: int) -> float:
+        chosen = points[torch.randint(60, (1,), generator=draws(seed))]
+        while True:
+            nearest = (chosen[:, None] - points[None]).square().sum(2).min(0).values
+            if len(chosen) == 10:
+                return float(nearest.mean())
+            chosen = torch.cat(
+                [chosen, points[torch.multinomial(nearest, 1, generator=draws(100 * seed + len(chosen)))]]
+            )
+
+    greedy = sum(solve(points, 10, "free", draws(seed), max_iterations=1).cost for seed in range(20))
+    assert greedy < 0.7 * sum(plain(seed) for seed in range(20))
+
+
+def test_an_atom_without_points_moves_to_the_farthest_one():
+    points = torch.tensor([[0.0], [1.0], [10.0]]).double()
+    atoms, weights, cost = _free(points, torch.tensor([[0.5], [1e6]]).double())
+    assert weights.tolist() == [1.0, 0.0]
+    assert cost == pytest.approx((0.25 + 0.25 + 9.5**2) / 3)
+    assert atoms[1].tolist() == [10.0]
+    _, weights, after = _free(points, atoms)
+    assert weights.tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert after < cost
 
 
 # ---- symmetries

@@ -11,7 +11,7 @@ def main() -> None:
     from wmdd.errors import WmddError
 
     try:
-        app()
+        app(sys.argv[1:])
     except WmddError as error:
         sys.exit(f"wmdd {next(iter(sys.argv[1:]), '')}: error: {error}")
     except KeyboardInterrupt:

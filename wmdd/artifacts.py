@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,13 @@ def atomic(path: Path) -> Iterator[Path]:
     except (OSError, RuntimeError, SafetensorError) as error:
         raise (_write_error(path, error) or error) from None
     finally:
-        part.unlink(missing_ok=True) if part.parent.exists() else None
+        with suppress(OSError):  # not there, or its folder is not
+            part.unlink()
 
 
 def _write_error(path: Path, error: Exception) -> WmddError | None:
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        error = error.__context__  # torch.save trips over what Python said first
     text = str(error)
     if getattr(error, "errno", None) in _FULL or any(f"errno = {n}" in text or os.strerror(n) in text for n in _FULL):
         return WmddError(
@@ -58,6 +61,8 @@ def _write_error(path: Path, error: Exception) -> WmddError | None:
         return WmddError(f"no permission to write {path}; choose another folder or change its permissions")
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         return WmddError(f"cannot write {path}: a file stands where a folder is needed ({error.filename})")
+    if isinstance(error, IsADirectoryError):
+        return WmddError(f"cannot write {path}: a folder of that name is in the way; move it")
     return None
 
 
@@ -65,7 +70,7 @@ def digest_of(arrays: Mapping[str, np.ndarray]) -> str:
     """Return the SHA-256 over names, types, shapes and contents."""
     total = hashlib.sha256()
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
+        array = np.asarray(arrays[name], order="C")
         total.update(f"{name} {array.dtype} {array.shape}".encode())
         total.update(array.data if array.size else b"")
     return total.hexdigest()
@@ -77,7 +82,7 @@ def save(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], 
         # The image is built in memory and written by Python, because HDF5 itself may fail to close a file on a full disk.
         with h5py.File(part.name, "w", driver="core", backing_store=False) as file:
             for name in sorted(arrays):
-                array = np.ascontiguousarray(arrays[name])
+                array = np.asarray(arrays[name], order="C")
                 options = {"chunks": (1, *array.shape[1:]), "compression": "gzip"} if name in chunked else {}
                 file.create_dataset(name, data=array, **options)
             file.attrs["meta"] = json.dumps(meta, sort_keys=True)
@@ -102,9 +107,12 @@ def reading(path: Path) -> Iterator[h5py.File]:
         reason = " ".join(str(error).split())
         raise WmddError(f"{path} is not a whole HDF5 file ({reason}); delete it and run again to rebuild it") from None
     with file:
-        if "meta" not in file.attrs:
+        if not {"meta", "digest"} <= set(file.attrs):
             raise WmddError(f"{path} was not written by wmdd (no provenance); delete it and run again to rebuild it")
-        yield file
+        try:
+            yield file
+        except (OSError, json.JSONDecodeError) as error:
+            raise WmddError(f"{path} is damaged ({error}); delete it and run again to rebuild it") from None
 
 
 def load(path: Path, *names: str) -> tuple[Arrays, dict[str, Any]]:
@@ -141,12 +149,15 @@ def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {})["wmdd"])
+            meta = json.loads((file.metadata() or {}).get("wmdd", ""))
             return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
     except FileNotFoundError:
         raise WmddError(f"{path} does not exist; train the teacher first") from None
-    except (SafetensorError, KeyError, OSError) as error:
-        raise WmddError(f"{path} is not a network written by wmdd ({error}); delete it and run again") from None
+    except json.JSONDecodeError:
+        raise WmddError(f"{path} was not written by wmdd (no provenance); delete it and run again") from None
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise WmddError(f"{path} is not a whole safetensors file ({reason}); delete it and run again") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -158,6 +169,20 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON whole or not at all, keys sorted."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        WmddError: it is missing or cut short.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise WmddError(f"{path} does not exist; run the stage that makes it first") from None
+    except (OSError, ValueError) as error:
+        raise WmddError(f"{path} is not a whole JSON file ({error}); delete it and run again") from None
 
 
 def check_classes(expected: list[str], found: list[str], expected_from: str, found_from: str) -> None:
@@ -195,15 +220,16 @@ class Checkpoint:
             return None
         try:
             content = torch.load(self.path, weights_only=True, map_location="cpu")
+            key, state, earlier = content["key"], dict(content["state"]), float(content["seconds"])
         except Exception as error:
             print(f"checkpoint {self.path} cannot be read ({type(error).__name__}); starting over", flush=True)
             return None
-        if content.get("key") != self.key:
+        if key != self.key:
             print(f"checkpoint {self.path} is of other settings, code or inputs; starting over", flush=True)
             return None
-        self.earlier = float(content["seconds"])
+        self.earlier = earlier
         print(f"going on from {self.path}, after {self.earlier:.0f} s of earlier work", flush=True)
-        return dict(content["state"])
+        return state
 
     def due(self) -> bool:
         """Return whether it is time to save again."""
@@ -211,9 +237,9 @@ class Checkpoint:
 
     def save(self, state: dict[str, Any]) -> None:
         """Write tensors, numbers and strings."""
-        with atomic(self.path) as part:
+        with atomic(self.path) as part, part.open("wb") as file:
             seconds = self.earlier + time.monotonic() - self._begun
-            torch.save({"key": self.key, "state": state, "seconds": seconds}, part)
+            torch.save({"key": self.key, "state": state, "seconds": seconds}, file)
         self._last = time.monotonic()
 
     def remove(self) -> None:

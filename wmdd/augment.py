@@ -27,10 +27,15 @@ class Views:
         """Return the views of some of the images."""
         return Views(self.crop[index], self.flip[index], self.partner[index], self.paste[index])
 
-    @property
-    def kept(self) -> Tensor:
-        """Return the share of each view's area that shows the image itself, [N] float64."""
-        return 1 - self.paste[:, 2] * self.paste[:, 3]
+    def pasted(self, height: int, width: int) -> Tensor:
+        """Return the pasted boxes in whole pixels, [N, 4]: first row, first column, and the ones behind the last."""
+        corners = torch.cat([self.paste[:, :2], self.paste[:, :2] + self.paste[:, 2:]], 1)
+        return (corners * torch.tensor([height, width, height, width])).round().long()
+
+    def kept(self, height: int, width: int) -> Tensor:
+        """Return the share of each view's pixels that show the image itself, [N] float64."""
+        top, left, bottom, right = self.pasted(height, width).unbind(1)
+        return 1 - ((bottom - top) * (right - left)).double() / (height * width)
 
 
 def identity(count: int) -> Views:
@@ -94,10 +99,10 @@ def apply(images: Tensor, views: Views, index: Tensor, padded: bool = False) -> 
         return seen
     other = _crop(images[mine.partner], views.of(mine.partner), padded)
     height, width = images.shape[-2:]
-    top, left, tall, wide = (mine.paste * torch.tensor([height, width, height, width])).round().unbind(1)
+    top, left, bottom, right = mine.pasted(height, width).unbind(1)
     rows, columns = torch.arange(height), torch.arange(width)
-    inside_rows = (rows >= top[:, None]) & (rows < (top + tall)[:, None])  # [B, H]
-    inside_columns = (columns >= left[:, None]) & (columns < (left + wide)[:, None])  # [B, W]
+    inside_rows = (rows >= top[:, None]) & (rows < bottom[:, None])  # [B, H]
+    inside_columns = (columns >= left[:, None]) & (columns < right[:, None])  # [B, W]
     mask = (inside_rows[:, None, :, None] & inside_columns[:, None, None, :]).to(images.device)
     return torch.where(mask, other, seen)
 

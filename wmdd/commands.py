@@ -1,6 +1,7 @@
 """The commands: each reads artifacts, calls the stage of the same name, and writes artifacts. The science is in the stages."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,9 +9,10 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
 from wmdd import __version__, artifacts
-from wmdd.artifacts import check_classes, load, load_meta, load_model, save
+from wmdd.artifacts import check_classes, load, load_model, read_json, save
 from wmdd.batchnorm import Statistics
 from wmdd.errors import WmddError
 from wmdd.job import Job, job
@@ -31,13 +33,16 @@ from wmdd.settings import (
 
 app = App(name="wmdd", help="Dataset distillation with Wasserstein barycenters.", version=__version__)
 Several = Annotated[list[Path], Parameter(consume_multiple=True)]
+Ipc = Annotated[int, Parameter(validator=Number(gte=1))]
 ENGINE = EngineSettings()
 
 
-def _block(text: str) -> range:
+def _block(text: str, classes: list[str]) -> range:
     """Return the classes of a block named `classes{first}-{last}`."""
-    first, last = text.removeprefix("classes").split("-")
-    return range(int(first), int(last) + 1)
+    match = re.fullmatch(r"classes(\d+)-(\d+)", text)
+    if match is None or not int(match[1]) <= int(match[2]) < len(classes):
+        raise WmddError(f"there is no block {text!r}; name the classes as in classes0-{len(classes) - 1}")
+    return range(int(match[1]), int(match[2]) + 1)
 
 
 def _teacher(path: Path) -> tuple[Network, dict[str, Any]]:
@@ -50,6 +55,8 @@ def _teacher(path: Path) -> tuple[Network, dict[str, Any]]:
 def _statistics(path: Path) -> tuple[Statistics, dict[str, Any]]:
     """Read the per-class BatchNorm statistics of a teacher; the layers in the network's order."""
     arrays, meta = load(path)
+    if "layers" not in meta:
+        raise WmddError(f"{path} holds no BatchNorm statistics; give the statistics.h5 of the features stage")
     rows = {kind: {n: torch.from_numpy(arrays[f"{kind}/{n}"]) for n in meta["layers"]} for kind in ("mean", "variance")}
     return Statistics(rows["mean"], rows["variance"]), meta
 
@@ -136,7 +143,7 @@ def barycenter(
     features: Path,
     output: Path,
     block: str,
-    ipc: int,
+    ipc: Ipc,
     seed: int,
     threads: int = 1,
     settings: BarycenterSettings = BarycenterSettings(),
@@ -144,16 +151,17 @@ def barycenter(
     """Compute the Wasserstein barycenter of each class of a block, with IPC atoms."""
     from wmdd.barycenter import barycenters, explained
 
-    arrays, meta = load(features)
+    arrays, meta = load(features, "features", "labels")
     points, labels = torch.from_numpy(arrays["features"]), torch.from_numpy(arrays["labels"])
+    wanted = _block(block, meta["classes"])
     inputs = {"features": meta["digest"]}
     with job("barycenter", output, [settings], inputs, threads=threads, block=block, ipc=ipc, seed=seed) as this:
-        found = barycenters(points, labels, _block(block), ipc, settings, seed, this.context.progress)
-        shares = [explained(points[labels == c], b) for c, b in zip(_block(block), found, strict=True)]
+        found = barycenters(points, labels, wanted, ipc, settings, seed, this.context.progress)
+        shares = [explained(points[labels == c], b) for c, b in zip(wanted, found, strict=True)]
         save(
             output,
             {
-                "labels": np.array(_block(block)),
+                "labels": np.array(wanted),
                 "atoms": torch.stack([b.atoms for b in found]).numpy(),
                 "weights": torch.stack([b.weights for b in found]).numpy(),
                 "cost": np.array([b.cost for b in found]),
@@ -172,7 +180,7 @@ def recover(
     class_statistics: Path,
     output: Path,
     block: str,
-    ipc: int,
+    ipc: Ipc,
     seed: int,
     barycenter: Path | None = None,
     threads: int = 1,
@@ -185,16 +193,20 @@ def recover(
     network, known = _teacher(teacher)
     moments, meta = _statistics(class_statistics)
     check_classes(known["classes"], meta["classes"], str(teacher), str(class_statistics))
-    labels = torch.tensor(_block(block))
+    if meta["inputs"]["teacher"] != known["digest"]:
+        raise WmddError(f"{class_statistics} is of another teacher than {teacher}; run the features stage again")
+    labels = torch.tensor(_block(block, known["classes"]))
     atoms, weights = None, torch.full((len(labels), ipc), 1 / ipc)
     inputs = {"teacher": known["digest"], "statistics": meta["digest"]}
     if barycenter is not None:
-        arrays, about = load(barycenter)
+        arrays, about = load(barycenter, "labels", "atoms", "weights")
         check_classes(known["classes"], about["classes"], str(teacher), str(barycenter))
         if arrays["labels"].tolist() != labels.tolist() or arrays["atoms"].shape[1] != ipc:
             raise WmddError(
                 f"{barycenter} is of other classes or images per class than {block} at ipc {ipc}; rebuild it"
             )
+        if arrays["atoms"].shape[2] != network.head.in_features:
+            raise WmddError(f"{barycenter} is of the features of another teacher than {teacher}; rebuild it")
         atoms, weights = torch.from_numpy(arrays["atoms"]), torch.from_numpy(arrays["weights"])
         inputs["barycenter"] = about["digest"]
     with job("recover", output, [settings], inputs, engine, threads, block=block, ipc=ipc, seed=seed) as this:
@@ -218,7 +230,7 @@ def _save_images(
 @app.command
 def images(*, blocks: Several, output: Path, threads: int = 1) -> None:
     """Join the blocks of a distilled set into one file, every class once and in order."""
-    parts = [load(path) for path in blocks]
+    parts = [load(path, "images", "weights", "labels") for path in blocks]
     first = parts[0][1]
     with job("images", output, [], {str(i): m["digest"] for i, (_, m) in enumerate(parts)}, threads=threads) as this:
         for path, (_, meta) in zip(blocks, parts, strict=True):
@@ -245,7 +257,7 @@ def select(
     *,
     data: Path,
     output: Path,
-    ipc: int,
+    ipc: Ipc,
     seed: int,
     features: Path | None = None,
     threads: int = 1,
@@ -259,12 +271,15 @@ def select(
     pictures, labels, meta = load_images(data, "train")
     inputs = {"data": meta["digest"]}
     if features is not None:
-        inputs["features"] = load_meta(features)["digest"]
+        found, about = load(features, "features")
+        if about["inputs"]["data"] != meta["digest"]:
+            raise WmddError(f"{features} is of other data than {data}; run the features stage again")
+        inputs["features"] = about["digest"]
 
     def features_of() -> torch.Tensor:
         if features is None:
             raise WmddError(f"select with strategy {settings.strategy} needs --features")
-        return torch.from_numpy(load(features, "features")[0]["features"])
+        return torch.from_numpy(found["features"])
 
     with job("select", output, [settings, solver], inputs, threads=threads, ipc=ipc, seed=seed) as this:
         positions, weights = run(labels, meta["classes"], ipc, features_of, settings, solver, seed)
@@ -287,7 +302,7 @@ def relabel(
     from wmdd.relabel import relabel as run
     from wmdd.relabel import seeds_of
 
-    arrays, meta = load(images)
+    arrays, meta = load(images, "images")
     network, known = _teacher(teacher)
     check_classes(known["classes"], meta["classes"], str(teacher), str(images))
     inputs = {"images": meta["digest"], "teacher": known["digest"]}
@@ -319,7 +334,7 @@ def student(
     from wmdd.relabel import seeds_of
     from wmdd.student import train
 
-    arrays, meta = load(images)
+    arrays, meta = load(images, "images", "weights")
     val_images, val_labels, about = load_images(data, "val")
     check_classes(about["classes"], meta["classes"], str(data), str(images))
     inputs = {"images": meta["digest"], "data": about["digest"]}
@@ -350,7 +365,7 @@ def _read_labels(path: Path | None, augmentation: AugmentationSettings, images: 
     """Read the stored labels; they must be of these images and of these views."""
     if path is None:
         raise WmddError("a student with soft labels needs --soft-labels; run the relabel stage, or set --labels hard")
-    arrays, meta = load(path)
+    arrays, meta = load(path, "logits", "seeds")
     if meta["inputs"]["images"] != images["digest"]:
         raise WmddError(f"{path} labels other images than those given; run the relabel stage again")
     for name, value in augmentation.model_dump(mode="json").items():
@@ -391,9 +406,9 @@ def report(
     """Gather all runs into tables: mean, standard deviation and n of each cell, soft and hard labels side by side."""
     from wmdd import report as build
 
-    results = [(path, json.loads(path.read_text())) for path in students]
+    results = [(path, read_json(path)) for path in students]
     accuracy = {str(path): load_model(path)[1]["accuracy"]["top1"] for path in teachers}
-    spent = [(path, json.loads(path.read_text())) for path in costs]
+    spent = [(path, read_json(path)) for path in costs]
     rows = build.rows(results)
     summary = build.summary(rows)
     artifacts.write_text(csv, summary.to_csv(index=False))

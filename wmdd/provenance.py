@@ -47,25 +47,51 @@ def _imports(tree: ast.AST) -> set[str]:
 
 
 @cache
+def _module(path: Path) -> tuple[ast.Module, str, set[str]]:
+    """Return the code of a module without comments and docstrings, as a tree and as text, and the modules it imports."""
+    tree = ast.parse(path.read_text())
+    imports = _imports(tree)
+    return _Strip().visit(tree), ast.dump(tree), imports
+
+
+def _command(stage: str, root: Path) -> tuple[list[ast.FunctionDef], set[str]]:
+    """Return the command of a stage with the helpers it calls (their names begin with `_`), and the modules they use."""
+    tree, _, _ = _module(root / "commands.py")
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    found: dict[str, ast.FunctionDef] = {}
+    used: set[str] = set()
+    todo = [stage]
+    while todo:
+        name = todo.pop()
+        if name in functions and name not in found:
+            found[name] = functions[name]
+            names = {node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)}
+            used |= names
+            todo += [name for name in names if name.startswith("_")]
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    needed = [node for node in imports if used & {alias.asname or alias.name for alias in node.names}]
+    return list(found.values()), set().union(*map(_imports, [*found.values(), *needed]))
+
+
+@cache
 def code_digest(stage: str, root: Path = PACKAGE) -> str:
     """Return a digest of all the code of this package that a stage runs, without comments and docstrings.
 
-    It covers the module `wmdd.{stage}`, what it imports from `wmdd` (and so on), and the stage's command in `wmdd.commands`;
-    not the modules that no number depends on (`GROUND`; the settings' values reach a stage as flags).
+    It covers the stage's command in `wmdd.commands` with its helpers, the module `wmdd.{stage}`, and what these import
+    from `wmdd` (and so on); not the modules that no number depends on (`GROUND`; the settings' values reach a stage as flags).
     """
-    commands = ast.parse((root / "commands.py").read_text())
-    functions = [n for n in commands.body if isinstance(n, ast.FunctionDef) and n.name == stage]
-    parts = [ast.dump(_Strip().visit(function)) for function in functions]
-    todo, seen = [f"wmdd.{stage}"], set()
+    functions, modules = _command(stage, root)
+    parts = [ast.dump(function) for function in functions]
+    todo, seen = [f"wmdd.{stage}", *modules], set()
     while todo:
         name = todo.pop()
         path = _module_path(name, root)
         if name in seen or path is None or path == root / "__init__.py" or name.split(".")[1] in GROUND:
             continue
         seen.add(name)
-        tree = ast.parse(path.read_text())
-        todo += _imports(tree)
-        parts.append(f"{name} {ast.dump(_Strip().visit(tree))}")
+        _, text, imports = _module(path)
+        todo += imports
+        parts.append(f"{name} {text}")
     return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:16]
 
 

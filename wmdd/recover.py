@@ -49,7 +49,7 @@ class Target:
     def part(self, classes: slice, images: slice) -> "Target":
         """Return the target of some classes and images."""
         atoms = None if self.atoms is None else self.atoms[classes, images]
-        weights = self.weights[classes, images]
+        weights = self.weights[classes, images].clamp(min=1e-12)  # an empty cell's image may be alone in a batch
         statistics = self.statistics if self.shared else self.statistics.of(torch.arange(len(self.labels))[classes])
         return replace(
             self,
@@ -130,8 +130,8 @@ def loss_terms(
 def batches(classes: int, k: int, settings: "RecoverSettings") -> list[tuple[slice, slice]]:
     """Return the batches of a block as (classes, images of each class).
 
-    A decoupled loss takes as many whole classes as fit. A coupled one takes what its composition says: all images of the
-    block's classes (`within`), or one image of each (`across`).
+    Whole classes, as many as fit into `batch_size`; or, for a coupled loss with `composition: across`, one image of each
+    class of the block. `Experiment.blocks` cuts the blocks of coupled losses to one batch.
     """
     if settings.coupled and settings.composition == "across":
         return [(slice(0, classes), slice(j, j + 1)) for j in range(k)]

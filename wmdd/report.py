@@ -1,5 +1,6 @@
 """Report: tables over all runs and pictures of the distilled sets."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def _place(path: Path) -> dict[str, str]:
     """Return dataset, method, IPC and stage of a cost file, from its path."""
     parts = path.as_posix().split("/")
     if parts[0] == "data":
-        return {"dataset": path.name.split(".")[0], "method": "", "ipc": "", "stage": "data"}
+        return {"dataset": _stem(path), "method": "", "ipc": "", "stage": "data"}
     if parts[3] == "teacher":
         return {
             "dataset": parts[1],
@@ -95,7 +96,7 @@ def _place(path: Path) -> dict[str, str]:
 
 
 def _stem(path: Path) -> str:
-    return path.name.split(".")[0]
+    return path.name.removesuffix(".cost.json")
 
 
 def draw_grid(images: np.ndarray, names: list[str], output: Path, title: str) -> None:
@@ -105,21 +106,20 @@ def draw_grid(images: np.ndarray, names: list[str], output: Path, title: str) ->
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    count, k, _, height, _ = images.shape
-    figure, axes = plt.subplots(count, k, figsize=(max(0.62 * k, 2.2) + 1.0, 0.62 * count + 0.5), squeeze=False)
-    for row, name in enumerate(names):
-        for column in range(k):
-            axis = axes[row, column]
-            axis.imshow(
-                images[row, column].transpose(1, 2, 0), interpolation="nearest" if height < 100 else "antialiased"
-            )
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_visible(False)
-        axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    count, k, _, height, width = images.shape
+    gap = math.ceil(0.05 * height)
+    canvas = np.full((count, height + gap, k, width + gap, 3), 255, np.uint8)
+    canvas[:, :height, :, :width] = images.transpose(0, 3, 1, 4, 2)  # [C, K, 3, H, W] -> [C, H, K, W, 3]
+    canvas = canvas.reshape(count * (height + gap), k * (width + gap), 3)[:-gap, :-gap]
+    size = (max(0.62 * k, 2.2) + 1.0, 0.62 * count + 0.5)  # inches
+    figure, axis = plt.subplots(figsize=size)
+    axis.imshow(canvas, interpolation="nearest" if height < 100 else "antialiased")
+    axis.set_anchor("W")
+    axis.set_xticks([])
+    axis.set_yticks([row * (height + gap) + height / 2 for row in range(count)], names, fontsize=8)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
     figure.suptitle(title, fontsize=8)
-    figure.subplots_adjust(
-        left=1.1 / (max(0.62 * k, 2.2) + 1.0), right=0.99, bottom=0.01, top=0.93, wspace=0.05, hspace=0.05
-    )
+    figure.subplots_adjust(left=1.1 / size[0], right=0.99, bottom=0.1 / size[1], top=1 - 0.35 / size[1])
     figure.savefig(output, dpi=150, format="png", metadata={"Software": None})
     plt.close(figure)

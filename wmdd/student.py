@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from wmdd.settings import AugmentationSettings, StudentSettings
 
 
-def mixed(labels: Tensor, views: augment.Views, classes: int) -> Tensor:
-    """Return the hard labels of the views as probabilities [N, C]: the shares of the area that image and partner show."""
+def mixed(labels: Tensor, views: augment.Views, classes: int, side: int) -> Tensor:
+    """Return the hard labels of the views as probabilities [N, C]: the shares of the pixels that image and partner show."""
     own = F.one_hot(labels, classes).float()
-    kept = views.kept[:, None].float()
+    kept = views.kept(side, side)[:, None].float()
     return kept * own + (1 - kept) * own[views.partner]
 
 
@@ -50,7 +50,7 @@ def train(
     Args:
         images: the distilled set, normalised [N, 3, R, R].
         labels: [N].
-        weights: [N], positive, of any scale.
+        weights: [N], not negative, of any scale.
         logits: the teacher's, [E, N, C] with E >= epochs; None with hard labels.
         seeds: of the views of each epoch, [E].
         val_images: uint8 [M, 3, R, R].
@@ -78,7 +78,7 @@ def train(
 
     def epoch_of(epoch: int) -> Iterable[Batch]:
         views = views_of(augmentation, len(labels), seeds[epoch])
-        targets = mixed(labels, views, classes) if logits is None else logits[epoch]
+        targets = mixed(labels, views, classes, images.shape[-1]) if logits is None else logits[epoch]
         order = torch.randperm(len(labels), generator=generator("student", "order", seed, run, epoch))
         for index in batches_of(order, settings.batch_size):
             seen = augment.apply(images, views, index)

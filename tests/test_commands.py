@@ -1,0 +1,570 @@
+"""A user's mistake ends in exit code 1 and one line that names thing and remedy; the commands fit each other's files."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import wmdd
+from wmdd.__main__ import main
+from wmdd.artifacts import digest_of, load, load_meta, load_model, save, save_model
+from wmdd.config import schema
+from wmdd.models import build
+from wmdd.rng import generator
+from wmdd.settings import NetworkSettings
+
+ROOT = Path(__file__).parents[1]
+SIDE, IPC = 8, 2
+NAMES = ["ant", "bee", "cat"]
+NETWORK = NetworkSettings(architecture="resnet18", width=4)
+TRAINING = "--architecture resnet18 --width 4 --epochs 2 --batch-size 8 --evaluate-every 1"
+CPU = "--device cpu --precision fp32"
+
+
+def manifest(names=NAMES):
+    return {
+        "classes": names,
+        "names": [name.title() for name in names],
+        "resolution": SIDE,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.25, 0.25, 0.25],
+    }
+
+
+def pixels(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 255, shape, dtype=np.uint8)
+
+
+def write_data(path, names=NAMES, seed=0):
+    labels = np.repeat(np.arange(len(names)), 4)
+    splits = {s: pixels(len(labels), 3, SIDE, SIDE, seed=seed + i) for i, s in enumerate(("train", "val"))}
+    arrays = {f"{s}/images": images for s, images in splits.items()} | {f"{s}/labels": labels for s in splits}
+    save(path, arrays, manifest(names) | {"inputs": {}})
+
+
+def write_teacher(path, names=NAMES, width=4, seed=0):
+    settings = NETWORK.model_copy(update={"width": width})
+    network = build(settings, len(names), SIDE, generator("teacher of the test", seed))
+    meta = manifest(names) | {"settings": settings.model_dump(), "accuracy": {"top1": 0.5, "top5": 1.0}}
+    save_model(path, network.state_dict(), meta)
+
+
+def write_features(path, statistics, teacher, data, names=NAMES):
+    """What the features stage makes of any teacher, with made-up numbers."""
+    state, meta = load_model(teacher)
+    layers = [name.removesuffix(".running_mean") for name in state if name.endswith(".running_mean")]
+    widths = {layer: len(state[f"{layer}.running_mean"]) for layer in layers}
+    inputs = {"inputs": {"teacher": meta["digest"], "data": load_meta(data)["digest"]}}
+    moments = {f"{kind}/{n}": np.ones((len(names), w)) for kind in ("mean", "variance") for n, w in widths.items()}
+    save(statistics, moments, manifest(names) | inputs | {"layers": layers})
+    labels = np.repeat(np.arange(len(names)), 4)
+    values = np.random.default_rng(0).random((len(labels), state["head.weight"].shape[1]), dtype=np.float32)
+    save(path, {"features": values, "labels": labels}, manifest(names) | inputs)
+
+
+def write_barycenter(path, labels=(0, 1, 2), ipc=IPC, width=32, names=NAMES):
+    shape = (len(labels), ipc)
+    arrays = {"labels": np.array(labels), "atoms": np.ones((*shape, width), np.float32)}
+    save(path, arrays | {"weights": np.full(shape, 1 / ipc, np.float32)}, manifest(names) | {"inputs": {}})
+
+
+def write_images(path, labels=None, names=NAMES, seed=0):
+    labels = list(range(len(names))) if labels is None else labels
+    arrays = {"images": pixels(len(labels), IPC, 3, SIDE, SIDE, seed=seed), "labels": np.array(labels)}
+    weights = np.full((len(labels), IPC), 1 / IPC, np.float32)
+    meta = manifest(names) | {"inputs": {}, "settings": {}, "identity": {}, "code": ""}
+    save(path, arrays | {"weights": weights}, meta, chunked=("images",))
+
+
+def write_labels(path, images, epochs=2, **augmentation):
+    settings = {"crop_scale": [0.08, 1.0], "flip": True, "mix": "cutmix"} | augmentation
+    arrays = {"logits": np.zeros((epochs, len(NAMES) * IPC, len(NAMES)), np.float16), "seeds": np.arange(epochs)}
+    save(path, arrays, manifest() | {"settings": settings, "inputs": {"images": load_meta(images)["digest"]}})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """One artifact of each kind, all of which belong together."""
+    folder = tmp_path_factory.mktemp("made")
+    write_data(folder / "data.h5")
+    write_teacher(folder / "model.safetensors")
+    write_features(folder / "features.h5", folder / "statistics.h5", folder / "model.safetensors", folder / "data.h5")
+    write_barycenter(folder / "barycenter.h5")
+    write_images(folder / "images.h5")
+    write_labels(folder / "labels.h5", folder / "images.h5")
+    return folder
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch):
+    """A folder with a copy of the artifacts, to work in."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run a command line as `python -m wmdd` does; return exit code, standard output and standard error."""
+
+    def run(line):
+        monkeypatch.setattr(sys, "argv", ["wmdd", *shlex.split(line)])
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:  # of a text, the interpreter prints it and exits with 1
+            code = 1 if isinstance(end.code, str) else end.code or 0
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def mistake(run):
+    """The one line that a mistake gives; `begun` if it shows only after the job has said that it began."""
+
+    def mistake(line, begun=False):
+        code, out, err = run(line)
+        stage = line.split()[0]
+        assert (code, out) == (1, "")
+        assert "Traceback" not in err
+        lines = [text for text in err.splitlines() if not (begun and re.match(rf"wmdd {stage}: \S+ on cpu with", text))]
+        assert len(lines) == 1, err
+        assert lines[0].startswith(f"wmdd {stage}: error: ")
+        return lines[0].removeprefix(f"wmdd {stage}: error: ")
+
+    return mistake
+
+
+DATA = "--data data.h5"
+TEACHER = "--teacher model.safetensors"
+COMMANDS = {
+    "teacher": f"teacher {DATA} --output o/model.safetensors --seed 0 {TRAINING} {CPU}",
+    "features": f"features {DATA} {TEACHER} --output o/features.h5 --statistics o/statistics.h5 {CPU}",
+    "barycenter": f"barycenter --features features.h5 --output o/b.h5 --block classes0-2 --ipc {IPC} --seed 0",
+    "recover": (
+        f"recover {TEACHER} --class-statistics statistics.h5 --barycenter barycenter.h5 --output o/r.h5"
+        f" --block classes0-2 --ipc {IPC} --seed 0 --iterations 2 {CPU}"
+    ),
+    "images": "images --blocks images.h5 --output o/images.h5",
+    "select": (
+        f"select {DATA} --features features.h5 --output o/images.h5 --ipc {IPC} --seed 0 --strategy kmeans-medoid"
+    ),
+    "relabel": f"relabel --images images.h5 {TEACHER} --output o/labels.h5 --seed 0 --epochs 2 {CPU}",
+    "student": (
+        f"student --images images.h5 {DATA} --soft-labels labels.h5 --output o/run0.json --seed 0 --run 0 {TRAINING} {CPU}"
+    ),
+    "grid": "grid --images images.h5 --output o/x.png",
+}
+INPUTS = [
+    (stage, name)
+    for stage, line in COMMANDS.items()
+    for name in re.findall(r"(?<= )(?!o/)\S+\.(?:h5|safetensors)", line)
+]
+
+
+# The commands fit each other's files
+
+
+@pytest.mark.parametrize("stage", COMMANDS)
+def test_the_artifacts_made_by_hand_are_good_enough_to_run(here, run, stage):
+    """So that the mistakes below are the only ones."""
+    code, _, err = run(COMMANDS[stage])
+    assert code == 0, err
+    assert list((here / "o").iterdir())
+
+
+def test_the_whole_chain_and_what_each_file_says_of_itself(here, run):
+    for name in ("model.safetensors", "features.h5", "statistics.h5", "barycenter.h5", "images.h5", "labels.h5"):
+        (here / name).unlink()
+    place = "results/d/t/wmdd/ipc2/seed0"
+    chain = [
+        COMMANDS["teacher"].replace("o/model", "model"),
+        COMMANDS["features"].replace("o/", ""),
+        *(
+            command.replace("classes0-2", f"classes{a}-{b}").replace(old, new)
+            for a, b in ((0, 1), (2, 2))
+            for command, old, new in (
+                (COMMANDS["barycenter"], "o/b.h5", "barycenter.h5"),
+                (COMMANDS["recover"], "o/r.h5", f"{place}/recover/classes{a}-{b}.h5"),
+            )
+        ),
+        f"images --blocks {place}/recover/classes0-1.h5 {place}/recover/classes2-2.h5 --output images.h5",
+        COMMANDS["relabel"].replace("o/", ""),
+        COMMANDS["student"].replace("o/", f"{place}/student/s/paper/"),
+        COMMANDS["student"].replace("o/", f"{place}/student/s/paper-hard/") + " --labels hard",
+        f"report --students {place}/student/s/paper/run0.json {place}/student/s/paper-hard/run0.json"
+        f" --teachers model.safetensors --costs {place}/recover/classes0-1.cost.json"
+        " --table table.md --csv table.csv --cost-table cost.md",
+    ]
+    for line in chain:
+        code, _, err = run(line)
+        assert code == 0, f"{line}\n{err}"
+
+    arrays, meta = load(here / "images.h5")
+    assert arrays["images"].shape == (3, IPC, 3, SIDE, SIDE)
+    assert arrays["labels"].tolist() == [0, 1, 2]
+    assert (meta["classes"], meta["names"]) == (NAMES, ["Ant", "Bee", "Cat"])
+    assert meta["recover"]["settings"]["iterations"] == 2
+    assert meta["inputs"] == {
+        str(i): load_meta(here / place / f"recover/classes{b}.h5")["digest"] for i, b in enumerate(("0-1", "2-2"))
+    }
+    result = json.loads((here / place / "student/s/paper/run0.json").read_text())
+    assert result["inputs"] == {
+        "images": digest_of(arrays),
+        "data": load_meta(here / "data.h5")["digest"],
+        "labels": load_meta(here / "labels.h5")["digest"],
+    }
+    assert result["settings"]["labels"] == "soft"
+    assert 0 <= result["result"]["top1"] <= result["result"]["best_top1"] <= 1
+    assert {"versions", "revision", "code", "identity", "engine", "stage"} <= set(result)
+    table = (here / "table.md").read_text()
+    assert "hard labels" in table
+    assert "- teacher `model.safetensors`: " in table
+    assert not list(here.rglob("*.part"))
+    assert not list(here.rglob("*.checkpoint"))
+
+
+def test_equal_commands_give_equal_bytes(here, run, monkeypatch):
+    monkeypatch.setenv("WMDD_REVISION", "fixed")
+    made = []
+    for _ in range(2):
+        assert run(COMMANDS["recover"])[0] == 0
+        made.append((here / "o/r.h5").read_bytes())
+    assert made[0] == made[1]
+
+
+# Files that are missing, cut short or of another kind
+
+
+@pytest.mark.parametrize(("stage", "name"), INPUTS)
+def test_a_missing_input_is_named(here, mistake, stage, name):
+    (here / name).unlink()
+    assert re.match(
+        rf"{name} does not exist; (run the stage that makes it|train the teacher) first", mistake(COMMANDS[stage])
+    )
+    assert not (here / "o").exists()
+
+
+@pytest.mark.parametrize(("stage", "name"), INPUTS)
+def test_a_truncated_input_is_named(here, mistake, stage, name):
+    whole = (here / name).read_bytes()
+    (here / name).write_bytes(whole[: len(whole) // 2])
+    assert re.match(rf"{name} is not a whole .* delete it and run again", mistake(COMMANDS[stage]))
+    assert not (here / "o").exists()
+
+
+@pytest.mark.parametrize(("stage", "name"), INPUTS)
+def test_an_input_of_another_kind_is_named(here, mistake, stage, name):
+    other = (
+        "features.h5" if name in ("data.h5", "images.h5", "labels.h5", "statistics.h5", "barycenter.h5") else "data.h5"
+    )
+    shutil.copy(here / other, here / name)
+    message = mistake(COMMANDS[stage], begun=True)
+    assert message.startswith(name)
+
+
+def test_a_missing_result_of_a_student(here, mistake):
+    line = "report --students run0.json --teachers model.safetensors --costs c.json --table t --csv c --cost-table k"
+    assert mistake(line).startswith("run0.json does not exist")
+    (here / "run0.json").write_text('{"result": ')
+    assert "run0.json is not a whole JSON file" in mistake(line)
+
+
+def test_missing_pictures(here, mistake):
+    line = "data --name x --output data/x.h5 --source imagefolder --root nowhere --classes 3"
+    assert "nowhere" in mistake(line, begun=True)
+    assert not (here / "data/x.h5").exists()
+
+
+# Files that do not belong together
+
+
+@pytest.mark.parametrize(("labels", "ipc"), [([0, 1], IPC), ([0, 1, 2], IPC + 1), ([0, 2, 1], IPC)])
+def test_a_barycenter_of_another_block(here, mistake, labels, ipc):
+    write_barycenter(here / "barycenter.h5", labels, ipc)
+    assert mistake(COMMANDS["recover"]) == (
+        f"barycenter.h5 is of other classes or images per class than classes0-2 at ipc {IPC}; rebuild it"
+    )
+
+
+def test_a_barycenter_of_another_teacher(here, mistake):
+    write_barycenter(here / "barycenter.h5", width=16)
+    assert "barycenter.h5 is of the features of another teacher than model.safetensors" in mistake(COMMANDS["recover"])
+
+
+def test_statistics_of_another_teacher(here, mistake):
+    write_teacher(here / "model.safetensors", seed=1)
+    assert "statistics.h5 is of another teacher than model.safetensors" in mistake(COMMANDS["recover"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "other"),
+    [("features", "data.h5"), ("relabel", "images.h5"), ("recover", "statistics.h5"), ("recover", "barycenter.h5")],
+)
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [([*NAMES, "dog"], "has 3 classes but|has 4 classes but"), (["ant", "cat", "bee"], "class 1 is 'b")],
+)
+def test_a_teacher_of_other_classes(here, mistake, stage, other, names, says):
+    if other == "data.h5":
+        write_data(here / other, names)
+    elif other == "images.h5":
+        write_images(here / other, names=names)
+    elif other == "barycenter.h5":
+        write_barycenter(here / other, names=names)
+    else:
+        write_features(here / "f.h5", here / other, here / "model.safetensors", here / "data.h5", names)
+    message = mistake(COMMANDS[stage])
+    assert re.search(says, message)
+    assert other in message
+    assert "model.safetensors" in message
+
+
+def test_a_teacher_whose_weights_do_not_fit_its_own_classes(here, mistake):
+    state, meta = load_model(here / "model.safetensors")
+    state["head.weight"] = torch.zeros(4, 32)
+    save_model(here / "model.safetensors", state, {k: v for k, v in meta.items() if k != "digest"})
+    assert "model.safetensors has 4 classes but the data have 3" in mistake(COMMANDS["relabel"])
+
+
+def test_images_of_other_classes_than_the_data(here, mistake):
+    write_images(here / "images.h5", names=["ant", "bee", "cow"])
+    write_labels(here / "labels.h5", here / "images.h5")
+    assert mistake(COMMANDS["student"]).startswith("class 2 is 'cat' in data.h5 but 'cow' in images.h5")
+
+
+def test_features_of_other_data(here, mistake):
+    write_data(here / "data.h5", seed=5)
+    assert "features.h5 is of other data than data.h5" in mistake(COMMANDS["select"])
+
+
+def test_labels_of_other_images(here, mistake):
+    write_images(here / "images.h5", seed=5)
+    assert mistake(COMMANDS["student"]) == (
+        "labels.h5 labels other images than those given; run the relabel stage again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("--crop-scale 0.5 1", r"crop_scale \[0.08, 1.0\], the student asks for \[0.5, 1.0\]"),
+        ("--no-flip", "flip True, the student asks for False"),
+        ("--mix none", "mix cutmix, the student asks for none"),
+    ],
+)
+def test_labels_of_other_views(here, mistake, flag, says):
+    assert re.search(f"labels.h5 was made with {says}; make them agree", mistake(f"{COMMANDS['student']} {flag}"))
+
+
+def test_soft_labels_are_missing(here, mistake):
+    line = COMMANDS["student"].replace("--soft-labels labels.h5", "")
+    assert mistake(line) == (
+        "a student with soft labels needs --soft-labels; run the relabel stage, or set --labels hard"
+    )
+
+
+def test_fewer_labels_than_epochs(here, mistake):
+    write_labels(here / "labels.h5", here / "images.h5", epochs=1)
+    assert "labels for 1 epochs but the student trains 2" in mistake(COMMANDS["student"], begun=True)
+
+
+def test_features_are_missing(here, mistake):
+    line = COMMANDS["select"].replace("--features features.h5", "")
+    assert mistake(line, begun=True) == "select with strategy kmeans-medoid needs --features"
+
+
+def test_more_images_than_a_class_has(here, mistake):
+    line = COMMANDS["select"].replace(f"--ipc {IPC}", "--ipc 5")
+    assert "class 'ant' has 4 training images, fewer than the 5 images per class" in mistake(line, begun=True)
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ([[0, 1]], r"hold the classes \[0, 1\], not each class once in order"),
+        ([[0, 1], [1, 2]], r"hold the classes \[0, 1, 1, 2\]"),
+        ([[2], [0, 1]], r"hold the classes \[2, 0, 1\]"),
+    ],
+)
+def test_blocks_that_do_not_make_a_whole(here, mistake, parts, says):
+    names = [f"part{i}.h5" for i in range(len(parts))]
+    for name, labels in zip(names, parts, strict=True):
+        write_images(here / name, labels)
+    assert re.search(says, mistake(f"images --blocks {' '.join(names)} --output o/images.h5", begun=True))
+
+
+def test_blocks_of_other_classes(here, mistake):
+    write_images(here / "a.h5", [0])
+    write_images(here / "b.h5", [1, 2], names=["ant", "bee", "dog"])
+    message = mistake("images --blocks a.h5 b.h5 --output o/images.h5", begun=True)
+    assert message.startswith("class 2 is 'cat' in a.h5 but 'dog' in b.h5")
+
+
+@pytest.mark.parametrize("block", ["0-2", "classes2", "classes1-0", "classes0-3", "classes-1-0", "all"])
+@pytest.mark.parametrize("stage", ["barycenter", "recover"])
+def test_a_block_that_there_is_not(here, mistake, stage, block):
+    message = mistake(COMMANDS[stage].replace("classes0-2", block))
+    assert message == f"there is no block {block!r}; name the classes as in classes0-2"
+
+
+# Faults of the place and of the machine
+
+
+def test_an_output_that_can_not_be_written(here, mistake):
+    (here / "o").write_text("a file")
+    assert "o/r.h5: a file stands where a folder is needed" in mistake(COMMANDS["recover"], begun=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_there_is_not(here, mistake):
+    message = mistake(COMMANDS["recover"].replace("--device cpu", "--device cuda"))
+    assert "no GPU is visible; run on a GPU node or set engine.device: auto" in message
+
+
+def test_a_teacher_below_the_gate_leaves_no_network(here, mistake):
+    message = mistake(f"{COMMANDS['teacher']} --min-accuracy 1", begun=True)
+    assert "below min_accuracy 100.0%" in message
+    assert not list((here / "o").glob("*"))
+
+
+def test_an_unknown_architecture(here, mistake):
+    line = COMMANDS["teacher"].replace("--architecture resnet18", "--architecture resnet19")
+    assert "unknown architecture 'resnet19'; known: resnet18" in mistake(line, begun=True)
+
+
+def test_a_bug_keeps_its_trace(here, run, monkeypatch):
+    monkeypatch.setattr("wmdd.recover.recover", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(COMMANDS["recover"])
+
+
+def test_an_interrupt_is_no_mistake(here, run, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wmdd.recover.recover", interrupt)
+    code, _, err = run(COMMANDS["recover"])
+    assert code == 130
+    assert "Traceback" not in err
+
+
+# The command line itself
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (COMMANDS["recover"].replace("--iterations", "--iteration"), "--iterations"),
+        (COMMANDS["student"] + " --temprature 3", "--temperature"),
+        (COMMANDS["barycenter"].replace("--features", "--feature"), "--features"),
+        ("recove --seed 0", '"recover"'),
+        (COMMANDS["recover"] + " --statistics globl", "global"),
+        (COMMANDS["recover"].replace(f"--ipc {IPC}", "--ipc 0"), "Must be >= 1"),
+        (COMMANDS["barycenter"].replace("--seed 0", ""), "--seed"),
+    ],
+)
+def test_a_misspelt_command_line_exits_with_2_and_names_the_near_flag(here, run, line, says):
+    code, out, err = run(line)
+    assert (code, out) == (2, "")
+    assert says in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in err
+    assert not (here / "o").exists()
+
+
+def test_version_and_help(run):
+    assert run("--version")[:2] == (0, f"{wmdd.__version__}\n")
+    code, out, _ = run("recover --help")
+    assert code == 0
+    assert "--regularisation" in out
+
+
+# config and schema
+
+EXPERIMENT = """
+experiment: tiny
+matrix: [{datasets: [digits], teachers: [resnet18-w8], methods: [mine, random], ipc: [1]}]
+methods:
+  mine: {base: wmdd, recover: {lr: [0.1, 0.2]}}
+"""
+
+
+def test_config_prints_the_resolved_settings(here, run):
+    (here / "mine.yaml").write_text(EXPERIMENT)
+    code, out, err = run("config mine.yaml")
+    assert (code, err) == (0, "")
+    found = yaml.safe_load(out)
+    assert {name: entry["lr"] for name, entry in found["recover"].items()} == {
+        "digits mine-lr0.1": 0.1,
+        "digits mine-lr0.2": 0.2,
+    }
+    assert (found["experiment"], found["runs"]) == ("tiny", 3)
+
+
+def test_config_of_one_stage(here, run, mistake):
+    (here / "mine.yaml").write_text(EXPERIMENT)
+    assert set(yaml.safe_load(run("config mine.yaml --stage recover")[1])) == {
+        "experiment",
+        "engine",
+        "recover",
+        "runs",
+    }
+    assert mistake("config mine.yaml --stage recovery").startswith("unknown stage 'recovery'; one of data, teacher")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("recover: {iteration: 3}", "mine.yaml: unknown key recover.iteration; did you mean 'iterations'?"),
+        ("matrix: [{datasets: [digts], methods: [wmdd]}]", "unknown name 'digts' in datasets; did you mean 'digits'?"),
+        ("a: [", "mine.yaml is not valid YAML"),
+        (None, "cannot read the experiment file mine.yaml: No such file or directory"),
+    ],
+)
+def test_config_of_a_wrong_file(here, mistake, content, says):
+    if content is not None:
+        (here / "mine.yaml").write_text(content)
+    assert mistake("config mine.yaml").startswith(says)
+
+
+def test_schema_prints_json(run):
+    code, out, err = run("schema")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == schema()
+
+
+# As a process
+
+
+def process(*arguments, **options):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "wmdd", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **options)
+
+
+def test_a_mistake_in_a_real_process(here):
+    (here / "statistics.h5").unlink()
+    done = process(*shlex.split(COMMANDS["recover"]))
+    expected = "wmdd recover: error: statistics.h5 does not exist; run the stage that makes it first\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", expected)
+
+
+def test_config_in_a_real_process(here):
+    (here / "mine.yaml").write_text(EXPERIMENT)
+    done = process("config", "mine.yaml")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert yaml.safe_load(done.stdout)["runs"] == 3

@@ -1,0 +1,281 @@
+"""Tables over runs, and pictures of distilled sets."""
+
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from wmdd.report import cost_markdown, draw_grid, markdown, rows, summary
+
+ROOT = Path(__file__).parents[1]
+RULES = "\n".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
+
+
+def result(top1, protocol="paper", seed=0, run=0, labels="soft", method="wmdd", ipc=10, **cell):
+    where = {"dataset": "digits", "teacher": "t-w8", "student": "s-w8"} | cell
+    path = (
+        f"results/{where['dataset']}/{where['teacher']}/{method}/ipc{ipc}/seed{seed}"
+        f"/student/{where['student']}/{protocol}/run{run}.json"
+    )
+    scores = {"top1": top1, "top5": 0.9, "best_top1": top1 + 0.01, "best_epoch": 3}
+    return Path(path), {"settings": {"labels": labels}, "result": scores}
+
+
+def table(results, teachers=None):
+    return markdown(summary(rows(results)), teachers or {})
+
+
+def lines(text):
+    """The cells of a Markdown table, a dict a row."""
+    found = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
+    ]
+    return [dict(zip(found[0], row, strict=True)) for row in found[2:]]
+
+
+# Rows
+
+
+def test_a_row_says_where_it_belongs_and_what_it_scored():
+    (row,) = rows([result(0.25, seed=3, run=2, ipc=50, method="a-lr0.1", dataset="my.data")]).to_dict("records")
+    assert row == {
+        "dataset": "my.data",
+        "teacher": "t-w8",
+        "method": "a-lr0.1",
+        "ipc": 50,
+        "seed": 3,
+        "student": "s-w8",
+        "protocol": "paper",
+        "run": 2,
+        "labels": "soft",
+        "top1": 25.0,
+        "top5": 90.0,
+        "best_top1": pytest.approx(26.0),
+    }
+
+
+def test_an_absolute_path_is_understood():
+    path, content = result(0.5)
+    assert rows([("/somewhere/else" / path, content)]).loc[0, "dataset"] == "digits"
+
+
+def test_a_result_in_another_place_is_a_bug():
+    with pytest.raises(ValueError, match=r"x/run0\.json is not where"):
+        rows([(Path("x/run0.json"), result(0.5)[1])])
+
+
+@pytest.mark.parametrize(
+    ("protocol", "labels", "merged"),
+    [("paper", "soft", "paper"), ("paper-hard", "hard", "paper"), ("die-hard", "soft", "die-hard"), ("x", "hard", "x")],
+)
+def test_a_protocol_and_its_hard_twin_are_one(protocol, labels, merged):
+    assert rows([result(0.5, protocol, labels=labels)]).loc[0, "protocol"] == merged
+
+
+# Summary
+
+
+def test_mean_and_standard_deviation_of_a_cell():
+    found = summary(rows([result(x, seed=i) for i, x in enumerate((0.1, 0.2, 0.6))]))
+    assert found["mean"].tolist() == [30.0]
+    assert found["std"].tolist() == [26.46]  # sqrt((20^2 + 10^2 + 30^2) / 2), not / 3
+    assert found["n"].tolist() == [3]
+    assert found["top5"].tolist() == [90.0]
+
+
+def test_seeds_and_runs_are_pooled_and_nothing_else():
+    pooled = [result(0.1, seed=0, run=0), result(0.2, seed=0, run=1), result(0.3, seed=1, run=0)]
+    apart = [
+        result(0.5, ipc=1),
+        result(0.5, method="other"),
+        result(0.5, protocol="other"),
+        result(0.5, dataset="other"),
+        result(0.5, teacher="other"),
+        result(0.5, student="other"),
+        result(0.5, "paper-hard", labels="hard"),
+    ]
+    found = summary(rows(pooled + apart))
+    assert sorted(found["n"]) == [1] * 7 + [3]
+    assert summary(rows(list(reversed(pooled + apart)))).equals(found)
+
+
+def test_the_summary_goes_through_csv():
+    found = summary(rows([result(0.1), result(0.2, seed=1), result(0.3, method="b")]))
+    again = pd.read_csv(io.StringIO(found.to_csv(index=False)))
+    pd.testing.assert_frame_equal(again, found)
+
+
+# The table
+
+
+def test_soft_and_hard_labels_stand_side_by_side():
+    results = [result(0.5 + i / 10, seed=i) for i in range(3)]
+    results += [result(0.2 + i / 10, "paper-hard", labels="hard", seed=i) for i in range(2)]
+    (row,) = lines(table(results))
+    assert row["soft labels"] == "60.0 ± 10.0 (3)"
+    assert row["hard labels"] == "25.0 ± 7.1 (2)"
+    assert row["protocol"] == "paper"
+
+
+def test_a_single_run_shows_no_deviation():
+    (row,) = lines(table([result(0.123)]))
+    assert row["soft labels"] == "12.3 (1)"
+    assert "nan" not in table([result(0.123)])
+
+
+def test_a_cell_that_was_not_run_is_empty():
+    found = {
+        row["method"]: row for row in lines(table([result(0.5), result(0.4, "paper-hard", labels="hard", method="b")]))
+    }
+    assert (found["wmdd"]["hard labels"], found["b"]["soft labels"]) == ("", "")
+
+
+def test_images_per_class_are_sorted_as_numbers():
+    assert [row["ipc"] for row in lines(table([result(0.5, ipc=i) for i in (100, 10, 2)]))] == ["2", "10", "100"]
+
+
+def test_the_teachers_stand_under_the_table():
+    text = table([result(0.5)], {"results/b/model.safetensors": 0.98765, "results/a/model.safetensors": 0.5})
+    assert text.endswith(
+        "- teacher `results/a/model.safetensors`: 50.00 %\n- teacher `results/b/model.safetensors`: 98.77 %\n"
+    )
+
+
+def test_the_table_does_not_depend_on_the_order_of_the_results():
+    results = [result(0.1 * i, seed=i, method=m) for i in range(3) for m in ("a", "b")]
+    assert table(results) == table(results[::-1])
+
+
+# Cost
+
+WILDCARDS = {
+    "dataset": "my.data",
+    "teacher": "resnet18-w8",
+    "method": "mine-lr0.1",
+    "ipc": "10",
+    "seed": "3",
+    "block": "classes0-9",
+    "student": "convnet3",
+    "protocol": "paper.v2",
+    "run": "1",
+}
+COSTS = {
+    text.split(":")[0]: found[1]
+    for text in re.split(r"^rule ", RULES, flags=re.MULTILINE)
+    if (found := re.search(r'cost="([^"]+)"', text))
+}
+OF_DATASET = {"data": "data", "teacher": "teacher", "features": "features"}
+OF_METHOD = {
+    "barycenter": "barycenter",
+    "recover": "recover",
+    "images": "images",
+    "select": "images",  # which makes the same file
+    "relabel": "relabel",
+    "student": "student",
+}
+
+
+def spent(path, seconds=1.0, memory=100):
+    return Path(path.format(**WILDCARDS)), {"seconds": seconds, "peak_memory_mb": memory}
+
+
+def test_every_rule_with_a_cost_is_placed_below():
+    assert set(COSTS) == set(OF_DATASET) | set(OF_METHOD)
+
+
+@pytest.mark.parametrize("rule", OF_DATASET)
+def test_the_cost_of_a_dataset_or_teacher(rule):
+    (row,) = lines(cost_markdown([spent(COSTS[rule])]))
+    assert (row["dataset"], row["method"], row["ipc"], row["stage"]) == ("my.data", "", "", OF_DATASET[rule])
+
+
+@pytest.mark.parametrize("rule", OF_METHOD)
+def test_the_cost_of_a_method(rule):
+    (row,) = lines(cost_markdown([spent(COSTS[rule])]))
+    assert (row["dataset"], row["method"], row["ipc"]) == ("my.data", "mine-lr0.1", "10")
+    assert row["stage"] == OF_METHOD[rule]
+
+
+def test_jobs_of_a_stage_are_gathered():
+    blocks = [COSTS["recover"].replace("{block}", f"classes{i}-{i}") for i in range(3)]
+    costs = [
+        spent(path, seconds, memory) for path, seconds, memory in zip(blocks, (1, 2, 6), (50, 70, 60), strict=True)
+    ]
+    (row,) = lines(cost_markdown(costs))
+    assert (row["jobs"], float(row["seconds"]), float(row["seconds a job"])) == ("3", 9, 2)
+    assert float(row["peak memory MB"]) == 70
+
+
+def test_other_figures_of_a_job_do_not_disturb():
+    path, cost = spent(COSTS["relabel"])
+    assert (
+        len(
+            lines(cost_markdown([(path, cost | {"bytes_per_image": 3, "peak_gpu_memory_mb": 7}), spent(COSTS["data"])]))
+        )
+        == 2
+    )
+
+
+# Pictures
+
+
+def picture(path, k=10, side=8, classes=3, seed=0):
+    images = np.random.default_rng(seed).integers(0, 255, (classes, k, 3, side, side), dtype=np.uint8)
+    draw_grid(images, [f"class {i}" for i in range(classes)], path, "a title")
+    return images
+
+
+@pytest.mark.parametrize("k", [1, 2, 10])
+@pytest.mark.parametrize("side", [1, 8, 112])
+def test_a_grid_is_a_png(tmp_path, k, side):
+    picture(tmp_path / "x", k, side)
+    with Image.open(tmp_path / "x") as image:
+        assert image.format == "PNG"
+        assert image.width >= 0.6 * 150 * k
+        assert image.height >= 0.6 * 150 * 3
+
+
+@pytest.mark.parametrize("k", [1, 10])
+def test_equal_images_give_equal_bytes(tmp_path, k):
+    for name in ("a", "b"):
+        picture(tmp_path / name, k)
+    picture(tmp_path / "c", k, seed=1)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
+
+
+def test_equal_bytes_in_another_process(tmp_path):
+    picture(tmp_path / "a")
+    source = "import test_report, pathlib; test_report.picture(pathlib.Path('b'))"
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "", "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", source], check=True, cwd=tmp_path, env=environment)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_every_image_stands_in_its_row_and_column(tmp_path):
+    """Six plain colours: found again in reading order."""
+    colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[255, 255, 0], [0, 255, 255], [255, 0, 255]]])
+    images = np.broadcast_to(colours[..., None, None], (2, 3, 3, 8, 8)).astype(np.uint8)
+    draw_grid(images, ["a", "b"], tmp_path / "x", "")
+    with Image.open(tmp_path / "x") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    centres = []
+    for colour in colours.reshape(-1, 3):
+        y, x = np.nonzero((abs(pixels - colour) < 3).all(2))
+        assert len(y) > 50 * 50
+        centres.append((round(y.mean(), -1), round(x.mean(), -1)))
+    assert centres == sorted(centres)
+    assert len({y for y, _ in centres}) == 2
+    assert len({x for _, x in centres}) == 3
+
+
+def test_many_classes_are_drawn(tmp_path):
+    picture(tmp_path / "x", k=1, side=2, classes=200)
+    with Image.open(tmp_path / "x") as image:
+        assert image.height > 200 * 90

@@ -1,0 +1,130 @@
+"""One tiny run of the real workflow, from which each test starts with a copy of its own."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+SOURCES = ("Snakefile", "rules", "envs", "profiles", "wmdd", "config")
+TINY = {
+    "experiment": "tiny",
+    "tracking": {"mode": "disabled"},
+    "matrix": [
+        {
+            "datasets": ["digits"],
+            "teachers": ["nano"],
+            "methods": ["wmdd", "sre2l", "random", "kmeans-medoid"],
+            "ipc": [2],
+            "seeds": [0],
+            "students": ["nano"],
+            "protocols": ["short", "short-hard"],
+        }
+    ],
+    "datasets": {
+        "digits": {
+            "data": {"resolution": 16, "images_per_class": 12},
+            "classes_per_block": 5,
+            "teacher": {"min_accuracy": 0},
+            "recover": {"iterations": 40},
+        }
+    },
+    "teachers": {"nano": {"architecture": "resnet18", "width": 4, "epochs": 12, "lr": 0.05, "batch_size": 60}},
+    "students": {"nano": {"architecture": "resnet18", "width": 4}},
+    "protocols": {
+        "short": {"base": "paper", "relabel": {"epochs": 12}, "student": {"epochs": 12, "evaluate_every": 4}},
+        "short-hard": {"base": "short", "student": {"labels": "hard"}},
+    },
+    "engine": {"precision": "fp32"},
+}
+
+
+@dataclass
+class Workspace:
+    """A folder with the sources, a configuration and whatever was run."""
+
+    root: Path
+
+    @property
+    def config(self) -> dict:
+        return yaml.safe_load((self.root / "tiny.yaml").read_text())
+
+    @config.setter
+    def config(self, content: dict) -> None:
+        (self.root / "tiny.yaml").write_text(yaml.safe_dump(content))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"WANDB_MODE": "disabled", "WMDD_REVISION": "test", "WMDD_CHECKPOINT_SECONDS": "0"}
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "snakemake", "--configfile", "tiny.yaml", "--cores", "2", *arguments]
+
+    def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run Snakemake here; with `check`, a failure shows its output."""
+        result = subprocess.run(
+            self.command(*arguments), cwd=self.root, env=self.environment, capture_output=True, text=True, check=False
+        )
+        if check and result.returncode:
+            pytest.fail(f"snakemake {arguments} failed:\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}")
+        return result
+
+    def pending(self, *arguments: str) -> dict[str, int]:
+        """Return the jobs that would run, by rule."""
+        result = self.snakemake("--dry-run", *arguments)
+        output = result.stdout + result.stderr
+        if "Nothing to be done" in output:
+            return {}
+        table = output.split("Job stats:")[1].split("total")[0]
+        jobs = {name: int(count) for name, count in re.findall(r"^(\w+)\s+(\d+)$", table, re.MULTILINE)}
+        assert jobs, output
+        return jobs
+
+    def path(self, pattern: str) -> Path:
+        """Return the one file that matches."""
+        (found,) = self.root.glob(pattern)
+        return found
+
+    def contents(self, *patterns: str) -> dict[str, bytes]:
+        """Return the bytes of all files that match."""
+        files = [file for pattern in patterns for file in self.root.glob(pattern) if file.is_file()]
+        return {str(file.relative_to(self.root)): file.read_bytes() for file in files}
+
+
+def workspace(root: Path, config: dict = TINY) -> Workspace:
+    """Lay out the sources and a configuration."""
+    root.mkdir(parents=True)
+    for name in SOURCES:
+        source = REPOSITORY / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy2
+        copy(source, root / name, **({"ignore": shutil.ignore_patterns("__pycache__")} if source.is_dir() else {}))
+    made = Workspace(root)
+    made.config = config
+    return made
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The tiny workflow, run to the end. Never to be changed: use `run`."""
+    made = workspace(tmp_path_factory.mktemp("workflow") / "finished")
+    made.snakemake()
+    return made
+
+
+@pytest.fixture
+def run(finished: Workspace, tmp_path: Path) -> Workspace:
+    """A copy of the finished run, with its modification times."""
+    shutil.copytree(finished.root, tmp_path / "run", symlinks=True)
+    return Workspace(tmp_path / "run")
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Workspace:
+    """The sources and the configuration, with nothing run."""
+    return workspace(tmp_path / "fresh")

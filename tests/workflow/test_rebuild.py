@@ -1,0 +1,117 @@
+"""Design property 1: a change reruns exactly the stages that use it, and what follows from them."""
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import Workspace
+
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
+
+LATER = {"images", "relabel", "student", "grid", "report", "all"}  # what follows from recovered images
+
+
+def test_finished_run_has_nothing_to_do(run: Workspace) -> None:
+    assert run.pending() == {}
+
+
+def test_regularisation_reruns_recover_and_later_for_one_method(run: Workspace) -> None:
+    config = run.config
+    config["methods"] = {"wmdd": {"recover": {"regularisation": 3.0}}}
+    run.config = config
+    others = ("data/*.h5", "results/**/teacher/**/*", "results/**/sre2l/**/images.h5", "results/**/barycenter/*.h5")
+    before = run.contents(*others)
+    assert run.pending() == {
+        "recover": 2, "images": 1, "relabel": 1, "student": 2, "grid": 1, "report": 1, "all": 1,
+    }  # fmt: skip
+    images = run.path("results/digits/nano/wmdd/ipc2/seed0/images.h5").read_bytes()
+    run.snakemake()
+    assert run.pending() == {}
+    assert run.path("results/digits/nano/wmdd/ipc2/seed0/images.h5").read_bytes() != images
+    assert run.contents(*others) == before
+
+
+def test_learning_rate_of_students_reruns_students_only(run: Workspace) -> None:
+    config = run.config
+    config["protocols"]["short"]["student"]["lr"] = 0.002
+    run.config = config
+    assert set(run.pending()) == {"student", "report", "all"}
+
+
+def test_barycenter_weights_rerun_barycenters_and_later(run: Workspace) -> None:
+    config = run.config
+    config["methods"] = {"wmdd": {"barycenter": {"weights": "free"}}}
+    run.config = config
+    assert set(run.pending()) == {"barycenter", "recover", *LATER}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("ipc", [2, 3]), ("methods", ["wmdd", "sre2l", "random", "kmeans-medoid", "wmdd-ce"])]
+)
+def test_new_cells_rerun_no_teacher_and_no_features(run: Workspace, key: str, value: list) -> None:
+    config = run.config
+    config["matrix"][0][key] = value
+    run.config = config
+    pending = run.pending()
+    assert pending["recover"] >= 2
+    assert not {"data", "teacher", "features"} & set(pending)
+    run_again = run.pending("results/digits/nano/wmdd/ipc2/seed0/images.h5")
+    assert run_again == {}, "what was there is rebuilt"
+
+
+def test_teacher_settings_rerun_everything_but_the_data(run: Workspace) -> None:
+    config = run.config
+    config["teachers"]["nano"]["lr"] = 0.1
+    run.config = config
+    pending = run.pending()
+    assert {"teacher", "features", "barycenter", "recover", "relabel", "student"} <= set(pending)
+    assert "data" not in pending
+
+
+def test_defaults_written_out_and_other_order_rerun_nothing(run: Workspace) -> None:
+    config = run.config
+    config["methods"] = {"wmdd": {"recover": {"regularisation": 10.0, "feature_weight": 1}}}
+    config["datasets"]["digits"]["recover"] = {"jitter": 2, **config["datasets"]["digits"]["recover"]}
+    run.config = dict(reversed(config.items()))
+    assert run.pending() == {}
+
+
+def test_threads_tracking_and_experiment_name_rerun_nothing(run: Workspace) -> None:
+    config = run.config
+    config["tracking"] = {"mode": "offline", "project": "other"}
+    config["experiment"] = "renamed"
+    run.config = config
+    assert run.pending("--set-threads", "teacher=1", "--set-resources", "recover:mem_mb=999") == {}
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_comment_and_docstring_rerun_nothing(run: Workspace) -> None:
+    edit(run.root / "wmdd/recover.py", "Recover: images", "Recover, once more: images")
+    edit(run.root / "wmdd/recover.py", "def view(", "# a remark\n\n\ndef view(")
+    edit(run.root / "wmdd/training.py", '"""Return the optimiser', '"""Return the very optimiser')
+    assert run.pending() == {}
+
+
+def test_code_of_recover_reruns_recover_and_later(run: Workspace) -> None:
+    edit(run.root / "wmdd/recover.py", "settings.iterations // 100", "settings.iterations // 50")
+    assert set(run.pending()) == {"recover", *LATER}
+
+
+def test_code_of_the_solver_reruns_barycenters_medoids_and_later(run: Workspace) -> None:
+    edit(run.root / "wmdd/transport/quantize.py", "2 + int(math.log(k))", "3 + int(math.log(k))")
+    assert set(run.pending()) == {"barycenter", "select", "recover", *LATER}
+
+
+def test_code_of_a_command_reruns_that_stage(run: Workspace) -> None:
+    edit(run.root / "wmdd/commands.py", 'this.figures["bytes_per_image"] = ', 'this.figures["bytes"] = ')
+    assert set(run.pending()) == {"relabel", "student", "report", "all"}
+
+
+def test_code_of_the_report_reruns_the_report(run: Workspace) -> None:
+    edit(run.root / "wmdd/report.py", '"# Results"', '"# The results"')
+    assert set(run.pending()) == {"grid", "report", "all"}
