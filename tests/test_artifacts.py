@@ -24,6 +24,7 @@ from wmdd.artifacts import (
     load,
     load_meta,
     load_model,
+    make_room,
     reading,
     save,
     save_model,
@@ -229,6 +230,8 @@ def test_no_permission(kind):
         with unprivileged():
             assert "no permission to write" in refused(WRITERS[kind], Path(folder) / "file")
             assert "no permission to write" in refused(WRITERS[kind], Path(folder) / "sub/file")
+            assert "no permission to write" in refused(make_room, Path(folder) / "file")
+            assert "no permission to write" in refused(make_room, Path(folder) / "sub/file")
         assert os.listdir(folder) == []
         os.chmod(folder, 0o755)
 
@@ -238,6 +241,7 @@ def test_a_file_stands_where_a_folder_is_needed(tmp_path, kind):
     (tmp_path / "file").write_text("old")
     for path in (tmp_path / "file/x", tmp_path / "file/sub/x"):
         assert "a file stands where a folder is needed" in refused(WRITERS[kind], path)
+        assert "a file stands where a folder is needed" in refused(make_room, path)
     assert content(tmp_path) == {"file": b"old"}
 
 

@@ -397,7 +397,7 @@ def test_a_student_learns_from_soft_and_hard_labels(labels, mix):
     logits = None
     if labels == "soft":  # of a teacher that knows what a view shows
         shown = [
-            student.mixed(classes, augment.draw(torch.Generator().manual_seed(s), 30, (0.5, 1), True, mix), 3)
+            student.mixed(classes, augment.draw(torch.Generator().manual_seed(s), 30, (0.5, 1), True, mix), 3, 16)
             for s in seeds_of(0, 30)
         ]
         logits = (torch.stack(shown) + 1e-3).log().half()

@@ -48,6 +48,20 @@ def atomic(path: Path) -> Iterator[Path]:
             part.unlink()
 
 
+def make_room(path: Path) -> None:
+    """Make the folder of an output, so that a place that can't be written is known before hours of work.
+
+    Raises:
+        WmddError: it can't be made or written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError
+    except OSError as error:
+        raise (_write_error(path, error) or error) from None
+
+
 def _write_error(path: Path, error: Exception) -> WmddError | None:
     if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
         error = error.__context__  # torch.save trips over what Python said first

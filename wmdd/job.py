@@ -62,6 +62,7 @@ def job(
         identity: what else the result depends on: seeds, images per class, block.
     """
     begun = time.monotonic()
+    artifacts.make_room(output)
     torch.set_num_threads(threads)
     computing = plain() if engine is None else Engine.of(engine, threads)
     merged = {k: v for part in settings for k, v in part.model_dump(mode="json").items()}
