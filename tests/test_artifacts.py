@@ -114,6 +114,22 @@ def test_success_replaces_the_old_content(tmp_path):
     assert content(tmp_path) == {"x.txt": b"new"}
 
 
+def test_who_reads_the_old_file_goes_on_reading_it(tmp_path):
+    write_text(tmp_path / "x.txt", "old")
+    with (tmp_path / "x.txt").open() as reader:
+        write_text(tmp_path / "x.txt", "new")
+        assert reader.read() == "old"
+
+
+def test_the_content_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    seen = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (fsync(handle), seen.append(sorted(content(tmp_path)))))
+    write_text(tmp_path / "x.txt", "x")
+    assert len(seen) == 1
+    assert "x.txt" not in seen[0]
+
+
 def test_folders_are_made(tmp_path):
     write_text(tmp_path / "a/b/x.txt", "x")
     assert (tmp_path / "a/b/x.txt").read_text() == "x"
@@ -586,3 +602,9 @@ def test_nothing_in_the_package_unpickles():
     assert source.count("torch.load(") == source.count("weights_only=True") == 1
     for word in ("import pickle", "from pickle", "allow_pickle", "joblib", "shelve", "yaml.load(", "torch.hub"):
         assert word not in source
+
+
+def test_meta_data_of_many_classes_fit(tmp_path):
+    names = [f"class number {i}" for i in range(20_000)]
+    save(tmp_path / "many.h5", {"x": np.zeros(1)}, {"classes": names})
+    assert load_meta(tmp_path / "many.h5")["classes"] == names

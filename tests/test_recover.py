@@ -158,7 +158,9 @@ def test_batches_hold_every_image_once(composition, size, classes, k, statistics
         count[part] += 1
     assert torch.equal(count, torch.ones(classes, k))
     if statistics == "global" and composition == "across":
-        assert all(count[part].shape == (classes, 1) for part in parts)
+        assert all(count[part].shape[0] == classes for part in parts)
+        assert all(count[part].numel() <= max(size, classes) for part in parts)
+        assert len(parts) == -(-k // max(1, size // classes))
     else:  # whole classes, as many as fit
         assert all(count[part].shape[1] == k for part in parts)
         assert all(count[part].numel() <= max(size, k) for part in parts)

@@ -94,7 +94,8 @@ def save(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], 
     """Write an HDF5 artifact. The arrays named in `chunked` are compressed in chunks of one row."""
     with atomic(path) as part:
         # The image is built in memory and written by Python, because HDF5 itself may fail to close a file on a full disk.
-        with h5py.File(part.name, "w", driver="core", backing_store=False) as file:
+        # Format 1.10, because older ones hold no attribute above 64 kB and the meta data of many classes are larger.
+        with h5py.File(part.name, "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
             for name in sorted(arrays):
                 array = np.asarray(arrays[name], order="C")
                 options = {"chunks": (1, *array.shape[1:]), "compression": "gzip"} if name in chunked else {}

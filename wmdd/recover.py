@@ -130,11 +130,12 @@ def loss_terms(
 def batches(classes: int, k: int, settings: "RecoverSettings") -> list[tuple[slice, slice]]:
     """Return the batches of a block as (classes, images of each class).
 
-    Whole classes, as many as fit into `batch_size`; or, for a coupled loss with `composition: across`, one image of each
-    class of the block. `Experiment.blocks` cuts the blocks of coupled losses to one batch.
+    Whole classes, as many as fit into `batch_size`; or, for a coupled loss with `composition: across`, as few images as
+    make up `batch_size` of every class of the block, whose classes `Experiment.blocks` limits to `batch_size`.
     """
     if settings.coupled and settings.composition == "across":
-        return [(slice(0, classes), slice(j, j + 1)) for j in range(k)]
+        size = max(1, settings.batch_size // classes)
+        return [(slice(0, classes), slice(j, min(j + size, k))) for j in range(0, k, size)]
     size = max(1, settings.batch_size // k)
     return [(slice(a, min(a + size, classes)), slice(0, k)) for a in range(0, classes, size)]
 

@@ -140,7 +140,7 @@ class RecoverSettings(Settings):
     first_layer_weight: NonNegative = Field(1.0, description="factor of the first BatchNorm layer (SRe2L's code: 10)")
     cross_entropy: NonNegative = Field(0.0, description="weight of the classification loss (SRe2L: 1)")
     composition: Literal["within", "across"] = Field(
-        "within", description="batches of a coupled loss: all images of few classes, or one image of each of many"
+        "within", description="batches of a coupled loss: all images of few classes, or few images of as many classes as fit"
     )
     crop_scale: tuple[Fraction, Fraction] = Field(
         (0.08, 1.0), description="RandomResizedCrop, share of the area, one draw an iteration; 1 1: none"
