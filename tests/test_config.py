@@ -443,9 +443,17 @@ def test_a_circle_of_bases(kind, entries, says):
     assert says in mistake({kind: entries}, **{kind: ["a"]})
 
 
-@pytest.mark.parametrize("name", ["teacher", "report"])
-def test_reserved_names(name):
-    assert f"methods.{name}: the name is taken" in mistake({"methods": {name: {"base": "wmdd"}}})
+@pytest.mark.parametrize(
+    ("kind", "name", "entry"), [("methods", "teacher", {"base": "wmdd"}), ("datasets", "report", {})]
+)
+def test_reserved_names(kind, name, entry):
+    assert f"{kind}.{name}: the name is taken" in mistake({kind: {name: entry}})
+
+
+def test_a_range_has_its_smaller_end_first():
+    assert "recover.crop_scale: the smaller share first: 0.08 1" in mistake(
+        {"recover": {"crop_scale": [1, 0.08]}}
+    )
 
 
 def test_a_student_cannot_train_longer_than_it_has_labels():

@@ -22,7 +22,6 @@ from wmdd.settings import STAGES, Count, EngineSettings, NetworkSettings, Settin
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 Names = Annotated[list[Name], Field(min_length=1)]
-RESERVED = ("teacher", "report")
 
 
 class _Entry(BaseModel):
@@ -359,9 +358,9 @@ class Experiment:
 
     def _check(self) -> None:
         """Resolve every run once, so that a mistake shows before anything is computed."""
-        for name in self.names("methods"):
-            if name in RESERVED:
-                raise WmddError(f"methods.{name}: the name is taken; choose another")
+        for kind, name in ("methods", "teacher"), ("datasets", "report"):  # folders of these names hold something else
+            if name in self.names(kind):
+                raise WmddError(f"{kind}.{name}: the name is taken; choose another")
         for name, entry in self.file.methods.items():
             if entry.base in self.sweeps and entry.base not in presets().methods:
                 members = ", ".join(self.sweeps[entry.base])

@@ -74,7 +74,8 @@ def job(
         "engine": computing.describe() if engine is not None else {},
         "code": code_digest(stage),
     }
-    key = sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+    decisive = meta | {"settings": {k: v for k, v in merged.items() if k != "min_accuracy"}}  # a gate changes no result
+    key = sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     meta |= {"versions": versions(), "revision": git_revision()}
     seconds = float(os.environ.get("WMDD_CHECKPOINT_SECONDS", "60"))
     checkpoint = artifacts.Checkpoint(output.with_name(f".{output.name}.checkpoint"), key, seconds)
@@ -90,7 +91,7 @@ def job(
     except BaseException:
         tracker.finish(1)
         raise
-    cost = _cost(checkpoint.earlier + time.monotonic() - begun, computing) | done.figures
+    cost = {"stage": stage} | _cost(checkpoint.earlier + time.monotonic() - begun, computing) | done.figures
     tracker.log({f"cost/{name}": value for name, value in cost.items() if isinstance(value, int | float)})
     tracker.finish()
     artifacts.write_json(cost_path(output), cost)

@@ -12,7 +12,7 @@ from typing import Any
 
 PACKAGE = Path(__file__).parent
 GROUND = ("artifacts", "config", "errors", "job", "progress", "provenance", "settings", "tracking")  # decide no number
-VERSIONED = ("wmdd", "torch", "torchvision", "POT", "h5py", "numpy", "snakemake")
+VERSIONED = ("wmdd", "torch", "torchvision", "POT", "h5py", "numpy", "pillow", "snakemake")
 
 
 class _Strip(ast.NodeTransformer):

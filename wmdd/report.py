@@ -75,28 +75,13 @@ def cost_markdown(costs: list[tuple[Path, dict[str, Any]]]) -> str:
 
 
 def _place(path: Path) -> dict[str, str]:
-    """Return dataset, method, IPC and stage of a cost file, from its path."""
+    """Return dataset, method and IPC of a cost file, from its path."""
     parts = path.as_posix().split("/")
     if parts[0] == "data":
-        return {"dataset": _stem(path), "method": "", "ipc": "", "stage": "data"}
+        return {"dataset": path.name.removesuffix(".cost.json"), "method": "", "ipc": ""}
     if parts[3] == "teacher":
-        return {
-            "dataset": parts[1],
-            "method": "",
-            "ipc": "",
-            "stage": {"model": "teacher"}.get(_stem(path), _stem(path)),
-        }
-    stage = parts[6] if len(parts) > 7 else _stem(path)
-    return {
-        "dataset": parts[1],
-        "method": parts[3],
-        "ipc": parts[4].removeprefix("ipc"),
-        "stage": stage.replace("labels", "relabel"),
-    }
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".cost.json")
+        return {"dataset": parts[1], "method": "", "ipc": ""}
+    return {"dataset": parts[1], "method": parts[3], "ipc": parts[4].removeprefix("ipc")}
 
 
 def draw_grid(images: np.ndarray, names: list[str], output: Path, title: str) -> None:

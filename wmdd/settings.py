@@ -8,11 +8,20 @@ import shlex
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+
+
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"the smaller share first: {value[1]:g} {value[0]:g}")
+    return value
+
+
+Shares = Annotated[tuple[Fraction, Fraction], AfterValidator(_ordered)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -91,7 +100,7 @@ class TeacherSettings(TrainingSettings):
 
     crop: Literal["none", "pad", "resized"] = Field("resized", description="pad: shift by up to `pad` px")
     pad: int = Field(4, ge=0, description="pixels")
-    crop_scale: tuple[Fraction, Fraction] = Field((0.08, 1.0), description="share of the area (resized)")
+    crop_scale: Shares = Field((0.08, 1.0), description="share of the area (resized)")
     flip: bool = Field(True, description="mirror left-right with probability 1/2")
     label_smoothing: Fraction = 0.0
     min_accuracy: Fraction = Field(0.0, description="gate: stop the run when the teacher's validation top-1 is below")
@@ -140,9 +149,10 @@ class RecoverSettings(Settings):
     first_layer_weight: NonNegative = Field(1.0, description="factor of the first BatchNorm layer (SRe2L's code: 10)")
     cross_entropy: NonNegative = Field(0.0, description="weight of the classification loss (SRe2L: 1)")
     composition: Literal["within", "across"] = Field(
-        "within", description="batches of a coupled loss: all images of few classes, or few images of as many classes as fit"
+        "within",
+        description="batches of a coupled loss: all images of few classes, or few images of as many classes as fit",
     )
-    crop_scale: tuple[Fraction, Fraction] = Field(
+    crop_scale: Shares = Field(
         (0.08, 1.0), description="RandomResizedCrop, share of the area, one draw an iteration; 1 1: none"
     )
     flip: bool = Field(True, description="mirror with probability 1/2, one draw an iteration")
@@ -165,7 +175,7 @@ class SelectSettings(Settings):
 class AugmentationSettings(Settings):
     """The random views of the distilled images that teacher and student share."""
 
-    crop_scale: tuple[Fraction, Fraction] = Field((0.08, 1.0), description="RandomResizedCrop, share of the area")
+    crop_scale: Shares = Field((0.08, 1.0), description="RandomResizedCrop, share of the area")
     flip: bool = Field(True, description="mirror with probability 1/2")
     mix: Literal["cutmix", "none"] = "cutmix"
 

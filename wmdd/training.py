@@ -171,7 +171,9 @@ def fit(
             entry |= validate(network)
         history.append(entry)
         context.log({k: v for k, v in entry.items() if k != "epoch"}, epoch + 1)
-        if context.keeper.due() and epoch + 1 < settings.epochs:
+        if (
+            context.keeper.due() or epoch + 1 == settings.epochs
+        ):  # the end too: what follows, as a gate, may still stop the job
             content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
             context.keeper.save(content)
     return history

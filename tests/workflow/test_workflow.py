@@ -156,6 +156,11 @@ def test_weak_teacher_stops_the_run(fresh: Workspace) -> None:
     log = (fresh.root / "logs/digits/nano/teacher/seed0/teacher.log").read_text()
     assert "below min_accuracy 99.0%" in log
     assert "Traceback" not in log
+    config["datasets"]["digits"]["teacher"]["min_accuracy"] = 0
+    fresh.config = config
+    fresh.snakemake("results/digits/nano/teacher/seed0/model.safetensors")
+    log = (fresh.root / "logs/digits/nano/teacher/seed0/teacher.log").read_text()
+    assert "going on from" in log, "the trained teacher was thrown away with the gate's refusal"
 
 
 def test_demo_and_study_configurations_build_their_dag() -> None:
