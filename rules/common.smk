@@ -10,8 +10,8 @@ from snakemake.utils import validate
 ROOT = Path(workflow.basedir)
 # Jobs find the interpreter that runs this workflow and the package beside the Snakefile, wherever they are started.
 sys.path.insert(0, str(ROOT))
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+for variable, place in ("PATH", Path(sys.executable).parent), ("PYTHONPATH", ROOT):
+    os.environ[variable] = os.pathsep.join([str(place), *filter(None, [os.environ.get(variable)])])
 
 from wmdd.config import Experiment
 from wmdd.errors import WmddError

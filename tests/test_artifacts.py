@@ -439,6 +439,8 @@ def test_damaged_values(tmp_path):
 def test_a_foreign_hdf5_file(tmp_path, attributes, says):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["a"] = 1
+        if "meta" in attributes:
+            file["meta"] = np.frombuffer(attributes.pop("meta").encode(), np.uint8)
         file.attrs.update(attributes)
     assert says in refused(load, tmp_path / "x.h5")
     assert says in refused(load_meta, tmp_path / "x.h5")

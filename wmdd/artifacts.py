@@ -1,7 +1,7 @@
 """Files on disk: written whole or not at all, read with one clear line when they can't be, and never unpickled.
 
-Every HDF5 artifact holds arrays and two attributes: `meta` (JSON: settings, seeds, versions, class manifest, digests of
-the inputs: see `wmdd.provenance`) and `digest` (SHA-256 of the arrays), by which later artifacts name it.
+Every HDF5 artifact holds arrays, a dataset `meta` (JSON: settings, seeds, versions, class manifest, digests of the inputs:
+see `wmdd.job`) and an attribute `digest` (SHA-256 of the arrays), by which later artifacts name it.
 """
 
 import errno
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from wmdd.errors import WmddError
 
+META = "meta"
 Arrays = dict[str, np.ndarray]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -94,13 +95,12 @@ def save(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], 
     """Write an HDF5 artifact. The arrays named in `chunked` are compressed in chunks of one row."""
     with atomic(path) as part:
         # The image is built in memory and written by Python, because HDF5 itself may fail to close a file on a full disk.
-        # Format 1.10, because older ones hold no attribute above 64 kB and the meta data of many classes are larger.
-        with h5py.File(part.name, "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
+        with h5py.File(part.name, "w", driver="core", backing_store=False) as file:
             for name in sorted(arrays):
                 array = np.asarray(arrays[name], order="C")
                 options = {"chunks": (1, *array.shape[1:]), "compression": "gzip"} if name in chunked else {}
                 file.create_dataset(name, data=array, **options)
-            file.attrs["meta"] = json.dumps(meta, sort_keys=True)
+            file[META] = np.frombuffer(json.dumps(meta, sort_keys=True).encode(), np.uint8)  # too large for an attribute
             file.attrs["digest"] = digest_of(arrays)
             file.flush()
             image = file.id.get_file_image()
@@ -122,7 +122,7 @@ def reading(path: Path) -> Iterator[h5py.File]:
         reason = " ".join(str(error).split())
         raise WmddError(f"{path} is not a whole HDF5 file ({reason}); delete it and run again to rebuild it") from None
     with file:
-        if not {"meta", "digest"} <= set(file.attrs):
+        if META not in file or "digest" not in file.attrs:
             raise WmddError(f"{path} was not written by wmdd (no provenance); delete it and run again to rebuild it")
         try:
             yield file
@@ -135,17 +135,21 @@ def load(path: Path, *names: str) -> tuple[Arrays, dict[str, Any]]:
     with reading(path) as file:
         found: list[str] = []
         file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+        found.remove(META)
         missing = set(names) - set(found)
         if missing:
             raise WmddError(f"{path} lacks {', '.join(sorted(missing))}; delete it and run again to rebuild it")
-        meta = json.loads(file.attrs["meta"]) | {"digest": file.attrs["digest"]}
-        return {name: file[name][()] for name in names or found}, meta
+        return {name: file[name][()] for name in names or found}, _meta(file)
 
 
 def load_meta(path: Path) -> dict[str, Any]:
     """Read the meta data alone."""
     with reading(path) as file:
-        return dict(json.loads(file.attrs["meta"]), digest=str(file.attrs["digest"]))
+        return _meta(file)
+
+
+def _meta(file: h5py.File) -> dict[str, Any]:
+    return dict(json.loads(file[META][()].tobytes()), digest=str(file.attrs["digest"]))
 
 
 def save_model(path: Path, state: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:

@@ -128,8 +128,8 @@ def test_mistake_in_the_configuration_is_one_line(fresh: Workspace, change: dict
     fresh.config = fresh.config | change
     result = fresh.snakemake("--dry-run", check=False)
     assert result.returncode != 0
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    assert message in result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
 
 
 def test_missing_folder_is_one_line_and_nothing_is_left(fresh: Workspace) -> None:
