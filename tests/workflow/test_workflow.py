@@ -42,7 +42,7 @@ def test_students_beat_chance_under_soft_labels(finished: Workspace) -> None:
 
 
 def test_same_settings_same_bytes(finished: Workspace, fresh: Workspace) -> None:
-    patterns = ("data/*.h5", "results/**/*.h5", "results/**/*.safetensors", "results/**/run*.json", "results/**/*.png")
+    patterns = ("data/*.h5", "results/**/*.h5", "results/**/*.safetensors", "results/**/run0.json", "results/**/*.png")
     student = "results/digits/nano/wmdd/ipc2/seed0/student/nano/short/run0.json"
     fresh.snakemake(student, "results/report/images/digits/nano/wmdd/ipc2-seed0.png")
     again, first = fresh.contents(*patterns), finished.contents(*patterns)
