@@ -33,7 +33,8 @@ class Engine:
             raise WmddError("engine.device is cuda but no GPU is visible; run on a GPU node or set engine.device: auto")
         use_gpu = settings.device != "cpu" and torch.cuda.is_available()
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(not use_gpu)
+        if not use_gpu:  # the same switch as use_deterministic_algorithms, which takes a second to import a compiler
+            torch.set_deterministic_debug_mode("error")
         bf16 = settings.precision == "bf16" or (settings.precision == "auto" and has_fast_bf16(use_gpu))
         return cls(torch.device("cuda" if use_gpu else "cpu"), torch.bfloat16 if bf16 else torch.float32)
 
