@@ -54,6 +54,13 @@ def our_loss(network: torch.nn.Module, x: Tensor, target: Target, settings: Reco
         return torch.stack(list(loss_terms(network, x, target, settings, seen).values())).sum()
 
 
+def processor() -> str:
+    """Return the name of the CPU."""
+    names = Path("/proc/cpuinfo")
+    lines = names.read_text().splitlines() if names.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def seconds(step, synchronise) -> float:
     """Return the wall seconds of one step."""
     synchronise()
@@ -90,7 +97,7 @@ def main() -> None:
     last = pixels.clone(memory_format=torch.channels_last).requires_grad_()
     fast = network if device.type == "cpu" else network.to(memory_format=torch.channels_last)
     a, b = reference_loss(network, plain, target, settings), our_loss(network, plain, target, settings)
-    assert abs(float(a - b)) <= 1e-4 * abs(float(a)), (float(a), float(b))
+    assert abs((a - b).item()) <= 1e-4 * abs(a.item()), (a.item(), b.item())
 
     def ours_in(dtype: torch.dtype, x: Tensor):
         def step() -> None:
@@ -112,11 +119,7 @@ def main() -> None:
             if repeat:  # the first round warms up
                 times[name].append(spent)
     base = times["reference, fp32"]
-    machine = (
-        torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"{platform.processor() or platform.machine()}, {options.threads} thread"
-    )
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{processor()}, {options.threads} thread(s)"
     result = {"machine": machine, "torch": torch.__version__, "options": vars(options), "rows": {}}
     for name, values in times.items():
         ratio = statistics.median(r / v for r, v in zip(base, values, strict=True))

@@ -451,9 +451,7 @@ def test_reserved_names(kind, name, entry):
 
 
 def test_a_range_has_its_smaller_end_first():
-    assert "recover.crop_scale: the smaller share first: 0.08 1" in mistake(
-        {"recover": {"crop_scale": [1, 0.08]}}
-    )
+    assert "recover.crop_scale: the smaller share first: 0.08 1" in mistake({"recover": {"crop_scale": [1, 0.08]}})
 
 
 def test_a_student_cannot_train_longer_than_it_has_labels():

@@ -100,7 +100,9 @@ def save(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], 
                 array = np.asarray(arrays[name], order="C")
                 options = {"chunks": (1, *array.shape[1:]), "compression": "gzip"} if name in chunked else {}
                 file.create_dataset(name, data=array, **options)
-            file[META] = np.frombuffer(json.dumps(meta, sort_keys=True).encode(), np.uint8)  # too large for an attribute
+            file[META] = np.frombuffer(
+                json.dumps(meta, sort_keys=True).encode(), np.uint8
+            )  # too large for an attribute
             file.attrs["digest"] = digest_of(arrays)
             file.flush()
             image = file.id.get_file_image()
