@@ -16,7 +16,7 @@ for variable, place in ("PATH", Path(sys.executable).parent), ("PYTHONPATH", ROO
 from wmdd.config import Experiment
 from wmdd.errors import WmddError
 from wmdd.provenance import code_digest
-from wmdd.settings import STAGES, AugmentationSettings, flags as as_flags
+from wmdd.settings import AugmentationSettings, flags as as_flags
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
 
@@ -32,11 +32,13 @@ os.environ.setdefault("WANDB_PROJECT", experiment.file.tracking.project)
 os.environ.setdefault("WANDB_RUN_GROUP", experiment.file.experiment)
 
 RUNS = list(experiment.runs())
+if not RUNS:
+    raise WorkflowError("the experiment has an empty matrix; list datasets, methods and ipc under `matrix:`")
 ENGINE = experiment.file.engine
 
 
 def settings(stage, *more):
-    """Flags of a stage's settings for the wildcards of a job; `more` are further settings classes or objects."""
+    """Flags of a stage's settings for the wildcards of a job; `more` are further settings, or functions that give them."""
     kinds = ("dataset", "teacher", "method", "protocol", "student")
 
     def resolve(wildcards):

@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmdd.batchnorm import Statistics, inputs_of, layers
+from wmdd.batchnorm import Statistics, inputs_of, layers, running
 from wmdd.engine import plain
+from wmdd.errors import WmddError
+from wmdd.models import build
 from wmdd.recover import Target, batches, loss_terms, noise, recover, to_pixels, view
 from wmdd.rng import generator
-from wmdd.settings import RecoverSettings
+from wmdd.settings import NetworkSettings, RecoverSettings
 from wmdd.training import quiet
 
 CLASSES, K, SIDE, FEATURES = 5, 3, 16, 32
@@ -503,3 +505,35 @@ def test_even_the_smallest_crops_show_something(side):
         seen = view(images, settings, 0, iteration)
         assert seen.shape == images.shape
         assert bool(torch.isfinite(seen).all())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "atoms", "says"),
+    [
+        ({}, False, "needs a barycenter"),
+        ({"feature_weight": 0, "regularisation": 0}, False, "recover has no loss"),
+        (
+            {"lr": 1e30, "iterations": 100, "cross_entropy": float("inf")},
+            True,
+            "the loss is not a number at iteration 0",
+        ),
+    ],
+)
+def test_a_loss_that_can_not_be_is_refused(tiny_teacher, overrides, atoms, says):
+    labels, shape = torch.arange(2), (2, 1, tiny_teacher.head.in_features)
+    every = running(tiny_teacher)
+    rows = every.of(torch.zeros(2, dtype=torch.long))
+    with pytest.raises(WmddError, match=says):
+        recover(
+            tiny_teacher, labels, torch.zeros(shape) if atoms else None, torch.ones(2, 1), rows, SIDE, MEAN, STD,
+            RecoverSettings(**{"iterations": 3, "jitter": 1} | overrides), 0, quiet(plain()),
+        )  # fmt: skip
+
+
+def test_a_teacher_without_batchnorm_needs_no_regularisation():
+    network = build(NetworkSettings(architecture="convnet3", width=4, norm="instance"), 2, SIDE, torch.Generator())
+    with pytest.raises(WmddError, match="no BatchNorm layers to match"):
+        recover(
+            network, torch.arange(2), torch.zeros(2, 1, network.head.in_features), torch.ones(2, 1), Statistics({}, {}),
+            SIDE, MEAN, STD, RecoverSettings(iterations=3), 0, quiet(plain()),
+        )  # fmt: skip

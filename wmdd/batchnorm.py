@@ -105,12 +105,10 @@ class _ImageMoments(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         mean = x.mean((2, 3), dtype=dtype)
         # squares of bfloat16 must not be rounded to bfloat16: where the mean is many deviations from 0, nothing would be left
-        pixels, single = x[0, 0].numel(), x.dtype == torch.bfloat16
-        square = (
-            torch.linalg.vector_norm(x, dim=(2, 3), dtype=dtype).square() / pixels
-            if single
-            else x.square().mean((2, 3), dtype=dtype)
-        )
+        if x.dtype == dtype:
+            square = x.square().mean((2, 3))
+        else:
+            square = torch.linalg.vector_norm(x, dim=(2, 3), dtype=dtype).square() / x[0, 0].numel()
         ctx.save_for_backward(x, mean)
         return mean, (square - mean.square()).clamp(min=0)
 

@@ -202,11 +202,11 @@ def presets() -> Any:
     return parse(yaml.safe_load(path.read_text()), path.name)
 
 
-def _chosen(entry: BaseModel | None, skip: tuple[str, ...] = ()) -> dict[str, Any]:
+def _chosen(entry: BaseModel | None) -> dict[str, Any]:
     """Return what was set in `entry`, without what was left out."""
     if entry is None:
         return {}
-    return {k: v for k in type(entry).model_fields if k not in skip and (v := getattr(entry, k)) is not None}
+    return {k: v for k in type(entry).model_fields if (v := getattr(entry, k)) is not None}
 
 
 def _expand(methods: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:

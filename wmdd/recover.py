@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wmdd import augment
-from wmdd.batchnorm import Statistics, inputs_of, moments, running
+from wmdd.batchnorm import Statistics, inputs_of, layers, moments, running
+from wmdd.errors import WmddError
 from wmdd.models import Network
 from wmdd.rng import generator
 from wmdd.training import Context
@@ -167,7 +168,11 @@ def recover(
         settings: the loss and its optimisation.
         seed: of the distillation.
         context: engine, checkpoints, log, progress.
+
+    Raises:
+        WmddError: a term of the loss has nothing to match, there is no term, or the loss is not a number.
     """
+    _check(network, atoms, settings)
     network.eval().requires_grad_(False)
     context.engine.place(network)
     shared = settings.statistics == "global"
@@ -187,6 +192,18 @@ def recover(
         )  # fmt: skip
         images[classes, members] = result.view(shape)
     return to_pixels(images, mean, std)
+
+
+def _check(network: Network, atoms: Tensor | None, settings: "RecoverSettings") -> None:
+    """Refuse a loss whose terms would silently be left out."""
+    if settings.feature_weight > 0 and atoms is None:
+        raise WmddError(
+            "recover with feature_weight above 0 needs a barycenter; give --barycenter or set feature_weight: 0"
+        )
+    if settings.regularisation > 0 and not layers(network):
+        raise WmddError("the teacher has no BatchNorm layers to match; set regularisation: 0 or choose another teacher")
+    if not settings.feature_weight and not settings.regularisation and not settings.cross_entropy:
+        raise WmddError("recover has no loss: set feature_weight, regularisation or cross_entropy above 0")
 
 
 def _optimise(
@@ -225,7 +242,11 @@ def _optimise(
             with torch.no_grad():
                 torch.minimum(torch.maximum(x, low, out=x), high, out=x)
             if i % every == 0 or i + 1 == settings.iterations:
-                context.log({"loss": loss.item()} | {k: v.item() for k, v in terms.items()}, i)
+                context.log({"loss": (value := loss.item())} | {k: v.item() for k, v in terms.items()}, i)
+                if not math.isfinite(value):
+                    raise WmddError(
+                        f"the loss is not a number at iteration {i}; lower lr ({settings.lr}) or use precision fp32"
+                    )
             if context.keeper.due():
                 inner = {"x": x.detach().cpu(), "adam": optimizer.state_dict(), "iteration": i + 1}
                 context.keeper.save(wrap(inner))

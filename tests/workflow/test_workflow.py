@@ -118,6 +118,7 @@ def test_rules_pass_the_linter(fresh: Workspace) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"matrix": []}, "the experiment has an empty matrix"),
         ({"matrx": []}, "unknown key matrx; did you mean 'matrix'?"),
         ({"methods": {"mine": {"base": "wmdd", "recover": {"regularization": 3}}}}, "did you mean 'regularisation'?"),
         ({"matrix": [TINY["matrix"][0] | {"ipc": [0]}]}, "matrix.0.ipc.0: Input should be greater than or equal to 1"),
