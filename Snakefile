@@ -33,4 +33,6 @@ rule all:
 
 
 onsuccess:
-    announce("results/report/table.md", "results/report/cost.md", "results/report/images/")
+    announce(
+        "results/report/table.md", "results/report/cost.md", "results/report/barycenters.md", "results/report/images/"
+    )

@@ -121,6 +121,18 @@ def grids():
     return sorted({rules.grid.output.picture.format(**r._asdict()) for r in RUNS if r.seed == first})
 
 
+def solved(run):
+    """The barycenters that a run of the matrix uses: the wildcards of each block."""
+    if experiment.family(run.method) != "recover" or not barycenter_of(run):
+        return []
+    return [run._asdict() | {"block": block} for block in experiment.blocks(run.dataset, run.method, run.ipc)]
+
+
+def barycenters():
+    """The barycenters of every run of the matrix."""
+    return sorted({rules.barycenter.output.barycenter.format(**of) for r in RUNS for of in solved(r)})
+
+
 def costs():
     """The cost of every job of the matrix."""
     found = set()
@@ -131,8 +143,7 @@ def costs():
         made = [(rules.data, cell), (rules.teacher, teacher), (rules.features, teacher), (rules.student, cell)]
         for block in experiment.blocks(r.dataset, r.method, r.ipc) if recovered else []:
             made += [(rules.recover, cell | {"block": block})]
-            if barycenter_of(r):
-                made += [(rules.barycenter, cell | {"block": block})]
+        made += [(rules.barycenter, of) for of in solved(r)]
         made += [] if recovered else [(rules.select, cell)]
         made += [(rules.relabel, cell)] if labels_of(r) else []
         found |= {rule.output.cost.format(**of) for rule, of in made}

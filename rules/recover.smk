@@ -1,5 +1,5 @@
 # The family `recover`, per class block: features.h5 -> barycenter/{block}.h5 -> recover/{block}.h5; then images.h5
-#   barycenter: Wasserstein barycenter of each class, IPC atoms
+#   barycenter: Wasserstein barycenter of each class, IPC atoms, and how good it is
 #   recover:    images that match it under BatchNorm statistics
 #   images:     the blocks joined, every class once
 
@@ -23,7 +23,7 @@ rule barycenter:
         " --features {input.features}"
         " --output {output.barycenter}"
         " --block {wildcards.block}"
-        " --ipc {wildcards.ipc}"
+        " --k {wildcards.ipc}"
         " --seed {wildcards.seed}"
         " --threads {threads}"
         " {params.settings}"

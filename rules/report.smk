@@ -1,5 +1,5 @@
 # grid:   images.h5 -> a picture, a row a class
-# report: all students of the matrix -> table.md, table.csv, cost.md
+# report: all students of the matrix -> table.md, table.csv; cost.md; its barycenters -> barycenters.md, barycenters.csv
 
 
 rule grid:
@@ -28,24 +28,31 @@ rule report:
     input:
         students=students(),
         teachers=teachers(),
+        barycenters=barycenters(),
         costs=costs(),
     output:
         table=report("results/report/table.md", caption="captions/table.rst", category="Results"),
         csv=report("results/report/table.csv", caption="captions/table.rst", category="Results"),
         cost=report("results/report/cost.md", caption="captions/cost.rst", category="Results"),
+        barycenters=report("results/report/barycenters.md", caption="captions/barycenters.rst", category="Results"),
+        barycenters_csv=report("results/report/barycenters.csv", caption="captions/barycenters.rst", category="Results"),
     log:
         "logs/report/report.log",
     conda:
         "../envs/wmdd.yaml"
     threads: 1
     params:
+        barycenters=optional("barycenters", "barycenters"),
         code=code_digest("report"),
     shell:
         "python -m wmdd report"
         " --students {input.students}"
         " --teachers {input.teachers}"
+        " {params.barycenters}"
         " --costs {input.costs}"
         " --table {output.table}"
         " --csv {output.csv}"
         " --cost-table {output.cost}"
+        " --barycenter-table {output.barycenters}"
+        " --barycenter-csv {output.barycenters_csv}"
         " > {log} 2>&1"

@@ -1,5 +1,6 @@
 """A user's mistake ends in exit code 1 and one line that names thing and remedy; the commands fit each other's files."""
 
+import hashlib
 import json
 import os
 import re
@@ -9,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -155,7 +158,7 @@ TEACHER = "--teacher model.safetensors"
 COMMANDS = {
     "teacher": f"teacher {DATA} --output o/model.safetensors --seed 0 {TRAINING} {CPU}",
     "features": f"features {DATA} {TEACHER} --output o/features.h5 --statistics o/statistics.h5 {CPU}",
-    "barycenter": f"barycenter --features features.h5 --output o/b.h5 --block classes0-2 --ipc {IPC} --seed 0",
+    "barycenter": f"barycenter --features features.h5 --output o/b.h5 --block classes0-2 --k {IPC} --seed 0",
     "recover": (
         f"recover {TEACHER} --class-statistics statistics.h5 --barycenter barycenter.h5 --output o/r.h5"
         f" --block classes0-2 --ipc {IPC} --seed 0 --iterations 2 {CPU}"
@@ -199,8 +202,12 @@ def test_the_whole_chain_and_what_each_file_says_of_itself(here, run):
             command.replace("classes0-2", f"classes{a}-{b}").replace(old, new)
             for a, b in ((0, 1), (2, 2))
             for command, old, new in (
-                (COMMANDS["barycenter"], "o/b.h5", "barycenter.h5"),
-                (COMMANDS["recover"], "o/r.h5", f"{place}/recover/classes{a}-{b}.h5"),
+                (COMMANDS["barycenter"], "o/b.h5", f"{place}/barycenter/classes{a}-{b}.h5"),
+                (
+                    COMMANDS["recover"].replace("barycenter.h5", f"{place}/barycenter/classes{a}-{b}.h5"),
+                    "o/r.h5",
+                    f"{place}/recover/classes{a}-{b}.h5",
+                ),
             )
         ),
         f"images --blocks {place}/recover/classes0-1.h5 {place}/recover/classes2-2.h5 --output images.h5",
@@ -209,7 +216,8 @@ def test_the_whole_chain_and_what_each_file_says_of_itself(here, run):
         COMMANDS["student"].replace("o/", f"{place}/student/s/paper-hard/") + " --labels hard",
         f"report --students {place}/student/s/paper/run0.json {place}/student/s/paper-hard/run0.json"
         f" --teachers model.safetensors --costs {place}/recover/classes0-1.cost.json"
-        " --table table.md --csv table.csv --cost-table cost.md",
+        f" --barycenters {place}/barycenter/classes0-1.h5"
+        " --table table.md --csv table.csv --cost-table cost.md --barycenter-table b.md --barycenter-csv b.csv",
     ]
     for line in chain:
         code, _, err = run(line)
@@ -235,17 +243,128 @@ def test_the_whole_chain_and_what_each_file_says_of_itself(here, run):
     table = (here / "table.md").read_text()
     assert "hard labels" in table
     assert "- teacher `model.safetensors`: " in table
+    arrays, meta = load(here / place / "barycenter/classes0-1.h5")
+    assert arrays["atoms"].shape == (2, IPC, 32)
+    assert arrays["quality/explained"].shape == (2,)
+    assert meta["identity"] == {"block": "classes0-1", "k": IPC, "seed": 0}
+    (solved,) = pd.read_csv(here / "b.csv").to_dict("records")
+    assert (solved["method"], solved["ipc"], solved["solved"]) == ("wmdd", IPC, 2)
+    assert solved["cost"] == pytest.approx(arrays["quality/cost"].mean())
+    assert solved["seconds"] > 0
+    assert "| wmdd" in (here / "b.md").read_text()
     assert not list(here.rglob("*.part"))
     assert not list(here.rglob("*.checkpoint"))
 
 
-def test_equal_commands_give_equal_bytes(here, run, monkeypatch):
+@pytest.mark.parametrize(("stage", "output"), [("recover", "o/r.h5"), ("barycenter", "o/b.h5")])
+def test_equal_commands_give_equal_bytes(here, run, monkeypatch, stage, output):
     monkeypatch.setenv("WMDD_REVISION", "fixed")
     made = []
     for _ in range(2):
-        assert run(COMMANDS["recover"])[0] == 0
-        made.append((here / "o/r.h5").read_bytes())
+        assert run(COMMANDS[stage])[0] == 0
+        made.append((here / output).read_bytes())
     assert made[0] == made[1]
+
+
+# The solver on its own
+
+
+def rows_of(table):
+    """The rows of a Markdown table by their first cell."""
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return {row[0]: dict(zip(cells[0], row, strict=True)) for row in cells[2:]}
+
+
+def write_points(here):
+    """Eight points of two classes, as an array and as an HDF5 file of somebody else."""
+    values = np.array([[x, y] for x in (0.0, 1.0, 10.0, 11.0) for y in (0.0, 100.0)], np.float32)
+    np.save(here / "p.npy", values)
+    with h5py.File(here / "p.h5", "w") as file:
+        file["x"], file["y"] = values, values
+        file["of"] = np.array([b"low", b"high"] * 4)
+
+
+def test_an_array_needs_no_more_than_k_and_writes_nothing(here, run):
+    write_points(here)
+    before = set(here.rglob("*"))
+    code, out, err = run("barycenter --features p.npy --k 4 --weights free --restarts 5")
+    assert code == 0, err
+    (row,) = rows_of(out).values()
+    assert (row["class"], row["points"], row["W2^2"], row["effective atoms"]) == ("p.npy", "8", "0.25", "4")
+    assert "restarts gap" not in row
+    assert set(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("solver", ["quantize", "cuturi-doucet", "stream", "released"])
+def test_classes_of_any_file_by_every_solver(here, run, solver):
+    write_points(here)
+    weights = "uniform" if solver == "released" else "free"
+    line = (
+        f"barycenter --features p.h5 --dataset x --labels of --k 2 --solver {solver} --weights {weights} --restarts 4"
+    )
+    code, out, err = run(f"{line} --output o/b.h5 --compare-restarts 3")
+    assert code == 0, err
+    assert list(rows := rows_of(out)) == ["high", "low", "mean"]
+    assert all(float(row["restarts gap"]) >= 0 for row in rows.values())
+    arrays, meta = load(here / "o/b.h5")
+    atoms = sorted(arrays["atoms"][1].tolist())
+    if solver != "released":
+        np.testing.assert_allclose(atoms, [[0.5, 0], [10.5, 0]], atol=0.01)
+        assert arrays["quality/cost"] == pytest.approx([0.25, 0.25], rel=0.02)
+    assert arrays["quality/points"].tolist() == [4, 4]
+    assert (meta["classes"], meta["names"], meta["file"]) == (["high", "low"], ["high", "low"], "p.h5")
+    assert meta["inputs"]["features"] == hashlib.sha256((here / "p.h5").read_bytes()).hexdigest()
+    assert meta["identity"] == {"block": "classes0-1", "k": 2, "seed": 0}
+    assert len(json.loads((here / "o/b.cost.json").read_text())["seconds_per_class"]) == 2
+
+
+def test_a_block_of_the_classes_of_a_file(here, run):
+    write_points(here)
+    code, out, err = run("barycenter --features p.h5 --dataset x --labels of --k 20 --block classes1-1")
+    assert code == 0, err
+    (row,) = rows_of(out).values()
+    assert (row["class"], float(row["W2^2"]), float(row["max mass"])) == ("low", 0, 0.05)
+
+
+def test_a_number_that_is_none_names_its_class(here, mistake):
+    write_points(here)
+    with h5py.File(here / "p.h5", "r+") as file:
+        file["x"][3, 1] = np.nan
+    line = "barycenter --features p.h5 --dataset x --k 2"
+    assert mistake(line) == (
+        "p.h5: the measure holds NaN or infinity, first in point 3; check where the points come from"
+    )
+    for solver in ("quantize", "stream", "cuturi-doucet", "released"):
+        message = mistake(f"{line} --labels of --solver {solver} --weights free", begun=True)
+        assert re.match(r"class 0 \('high'\): .* holds NaN or infinity, first in ", message)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--features p.h5", "p.h5 has several 2-D datasets: x, y; choose one with --dataset NAME"),
+        ("--features p.npy --dataset x", "p.npy is a .npy file and has one array"),
+        ("--features p.npy --solver stream", "the solver stream has free weights only"),
+        ("--features p.npy --block classes0-1", "there is no block 'classes0-1'; name the classes as in classes0-0"),
+        ("--features none.npy", "none.npy does not exist"),
+        ("--features barycenter.h5", "barycenter.h5 lacks features"),
+        ("--features p.h5 --dataset x --labels y", "labels y of p.h5 are float32 of shape"),
+    ],
+)
+def test_points_that_are_not_there(here, mistake, line, says):
+    write_points(here)
+    assert mistake(f"barycenter {line} --k 2").startswith(says)
+
+
+def test_barycenters_of_an_older_version_are_named_in_the_report(here, mistake):
+    result = Path("d/t/wmdd/ipc2/seed0/student/s/paper/run0.json")
+    result.parent.mkdir(parents=True)
+    scores = {"top1": 0.5, "top5": 0.5, "best_top1": 0.5}
+    result.write_text(json.dumps({"settings": {"labels": "soft"}, "result": scores}))
+    line = f"report --students {result} --teachers model.safetensors --costs {result} --barycenters barycenter.h5"
+    assert mistake(f"{line} --table t --csv c --cost-table k --barycenter-table b --barycenter-csv d") == (
+        "barycenter.h5 lacks the quality of its barycenters; delete it and run again to rebuild it"
+    )
 
 
 # Files that are missing, cut short or of another kind
@@ -280,6 +399,7 @@ def test_an_input_of_another_kind_is_named(here, mistake, stage, name):
 
 def test_a_missing_result_of_a_student(here, mistake):
     line = "report --students run0.json --teachers model.safetensors --costs c.json --table t --csv c --cost-table k"
+    line += " --barycenter-table b --barycenter-csv d"
     assert mistake(line).startswith("run0.json does not exist")
     (here / "run0.json").write_text('{"result": ')
     assert "run0.json is not a whole JSON file" in mistake(line)
@@ -477,7 +597,9 @@ def test_an_interrupt_is_no_mistake(here, run, monkeypatch):
         ("recove --seed 0", '"recover"'),
         (COMMANDS["recover"] + " --statistics globl", "global"),
         (COMMANDS["recover"].replace(f"--ipc {IPC}", "--ipc 0"), "Must be >= 1"),
-        (COMMANDS["barycenter"].replace("--seed 0", ""), "--seed"),
+        (COMMANDS["recover"].replace("--seed 0", ""), "--seed"),
+        (COMMANDS["barycenter"].replace(f"--k {IPC}", ""), "--k"),
+        (COMMANDS["barycenter"].replace(f"--k {IPC}", "--k 0"), "Must be >= 1"),
     ],
 )
 def test_a_misspelt_command_line_exits_with_2_and_names_the_near_flag(here, run, line, says):

@@ -636,6 +636,24 @@ def test_the_published_numbers():
     assert (v.epochs, v.mix, v.crop_scale) == (300, "cutmix", (0.08, 1))
 
 
+def test_the_published_code_is_solved_as_it_is():
+    """With its own solver, and the uniform weights of its run script; nothing else is."""
+    none = Experiment({})
+    for name in none.names("methods"):
+        solver = none.resolve("barycenter", method=name)
+        assert (solver.solver == "released") == (name == "wmdd-released")
+        assert (solver.weights == "free") == (name == "wmdd-free")
+        assert solver.compare_restarts == 0
+
+
+def test_a_solver_that_there_is_not_shows_before_anything_runs():
+    message = r"^barycenter for digits, wmdd: the solver stream has free weights only"
+    with pytest.raises(WmddError, match=message):
+        experiment({"barycenter": {"solver": "stream"}}, methods=["wmdd"])
+    experiment({"barycenter": {"solver": "stream", "weights": "free"}}, methods=["wmdd"])
+    experiment({"barycenter": {"solver": "stream"}}, methods=["random", "sre2l"])  # which have no barycenter
+
+
 # The files
 
 

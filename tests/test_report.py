@@ -11,7 +11,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from wmdd.report import cost_markdown, draw_grid, markdown, rows, summary
+from wmdd.report import (
+    QUALITY,
+    barycenter_markdown,
+    barycenter_summary,
+    cost_markdown,
+    draw_grid,
+    markdown,
+    rows,
+    summary,
+)
 
 ROOT = Path(__file__).parents[1]
 RULES = "\n".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
@@ -212,6 +221,58 @@ def test_other_figures_of_a_job_do_not_disturb():
         )
         == 2
     )
+
+
+# Barycenters
+
+
+def block(classes=2, method="wmdd", ipc=10, seed=0, block="classes0-1", seconds=0.5, **quality):
+    """A block as the stage writes it, every column 1 but for those given."""
+    path = RULES.split('barycenter="')[1].split('"')[0]
+    where = WILDCARDS | {"method": method, "ipc": ipc, "seed": seed, "block": block}
+    known = {name: np.ones(classes) for name in QUALITY if name != "restarts_gap"} | {"points": np.full(classes, 9)}
+    given = {name: np.asarray(values) for name, values in quality.items()}
+    return Path(path.format(**where)), known | given, np.broadcast_to(seconds, classes).tolist()
+
+
+def test_barycenters_are_the_mean_over_classes_and_seeds_and_the_largest_gap():
+    blocks = [
+        block(cost=[1.0, 3.0], gap=[0.0, 0.1], iterations=[10, 20], seconds=1.0),
+        block(1, block="classes2-2", cost=[5.0], gap=[0.3], iterations=[30], seconds=3.0),
+        block(1, seed=1, cost=[7.0], gap=[0.0], iterations=[40], seconds=3.0),
+    ]
+    for order in (blocks, blocks[::-1]):
+        (row,) = barycenter_summary(order).to_dict("records")
+        assert (row["dataset"], row["teacher"], row["method"], row["ipc"]) == ("my.data", "resnet18-w8", "wmdd", 10)
+        assert (row["solved"], row["cost"], row["gap"], row["iterations"], row["seconds"]) == (4, 4, 0.3, 25, 2)
+        assert (row["explained"], row["min_mass"], row["max_mass"], row["effective_atoms"]) == (1, 1, 1, 1)
+
+
+def test_cells_of_barycenters_are_apart_and_sorted_as_numbers():
+    found = barycenter_summary([block(ipc=i, method=m) for m in "ba" for i in (100, 2)])
+    assert list(zip(found["method"], found["ipc"], strict=True)) == [("a", 2), ("a", 100), ("b", 2), ("b", 100)]
+    assert [row["ipc"] for row in lines(barycenter_markdown(found))] == ["2", "100", "2", "100"]
+
+
+def test_the_gap_to_other_starts_shows_where_there_were_some():
+    without = barycenter_markdown(barycenter_summary([block()]))
+    (row,) = lines(barycenter_markdown(barycenter_summary([block(restarts_gap=[0.01, 0.02])])))
+    assert "restarts gap" not in lines(without)[0]
+    assert (row["restarts gap"], row["effective atoms"]) == ("0.02", "1")
+    assert "nan" not in without
+
+
+def test_a_matrix_without_barycenters_says_so():
+    found = barycenter_summary([])
+    assert "The matrix has no method with barycenters." in barycenter_markdown(found)
+    assert list(pd.read_csv(io.StringIO(found.to_csv(index=False))).columns) == list(
+        barycenter_summary([block()]).columns
+    )
+
+
+def test_barycenters_in_another_place_are_a_bug():
+    with pytest.raises(ValueError, match=r"x\.h5 is not where"):
+        barycenter_summary([(Path("x.h5"), *block()[1:])])
 
 
 # Pictures

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from wmdd.commands import app
+from wmdd.errors import WmddError
 from wmdd.settings import (
     STAGES,
     AugmentationSettings,
@@ -30,7 +31,7 @@ COMMANDS = {
     "data": ("--name x --output o", {"settings": "data"}),
     "teacher": ("--data d --output o --seed 0", {"settings": "teacher", "engine": EngineSettings}),
     "features": ("--data d --teacher t --output o --statistics s", {"settings": "features", "engine": EngineSettings}),
-    "barycenter": ("--features f --output o --block classes0-1 --ipc 1 --seed 0", {"settings": "barycenter"}),
+    "barycenter": ("--features f --output o --block classes0-1 --k 1 --seed 0", {"settings": "barycenter"}),
     "recover": (
         "--teacher t --class-statistics s --output o --block classes0-1 --ipc 1 --seed 0",
         {"settings": "recover", "engine": EngineSettings},
@@ -168,6 +169,9 @@ def test_parts_given_together_share_no_field():
         ("recover", "--lr 0"),
         ("recover", "--statistics perclass"),
         ("select", "--strategy best"),
+        ("barycenter", "--solver best"),
+        ("barycenter", "--exchanges -1"),
+        ("barycenter", "--compare-restarts -1"),
         ("data", "--classes 0"),
     ],
 )
@@ -198,6 +202,17 @@ def test_every_default_is_within_its_own_bounds(kind):
 )
 def test_losses_that_couple_images_across_classes(changes, coupled):
     assert RecoverSettings(**changes).coupled is coupled
+
+
+@pytest.mark.parametrize("solver", BarycenterSettings.model_fields["solver"].annotation.__args__)
+@pytest.mark.parametrize("weights", BarycenterSettings.model_fields["weights"].annotation.__args__)
+def test_only_what_a_solver_does_passes_the_check(solver, weights):
+    chosen = BarycenterSettings(solver=solver, weights=weights)
+    if (solver, weights) != ("stream", "uniform"):
+        chosen.check()
+        return
+    with pytest.raises(WmddError, match=r"^here: the solver stream has free weights only; set weights: free"):
+        chosen.check("here: ")
 
 
 def test_rules_give_each_command_the_settings_it_takes():

@@ -110,11 +110,11 @@ def save(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], 
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[h5py.File]:
-    """Open an HDF5 artifact.
+def opened(path: Path) -> Iterator[h5py.File]:
+    """Open any HDF5 file to read.
 
     Raises:
-        WmddError: it is missing, cut short, or not an artifact of this package.
+        WmddError: it is missing or cut short.
     """
     try:
         file = h5py.File(path, "r", locking=False)
@@ -124,12 +124,30 @@ def reading(path: Path) -> Iterator[h5py.File]:
         reason = " ".join(str(error).split())
         raise WmddError(f"{path} is not a whole HDF5 file ({reason}); delete it and run again to rebuild it") from None
     with file:
-        if META not in file or "digest" not in file.attrs:
-            raise WmddError(f"{path} was not written by wmdd (no provenance); delete it and run again to rebuild it")
         try:
             yield file
         except (OSError, json.JSONDecodeError) as error:
+            if getattr(error, "errno", None) is not None:  # not of HDF5, which has none once the file is open
+                raise
             raise WmddError(f"{path} is damaged ({error}); delete it and run again to rebuild it") from None
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 artifact.
+
+    Raises:
+        WmddError: it is missing, cut short, or not an artifact of this package.
+    """
+    with opened(path) as file:
+        if not is_artifact(file):
+            raise WmddError(f"{path} was not written by wmdd (no provenance); delete it and run again to rebuild it")
+        yield file
+
+
+def is_artifact(file: h5py.File) -> bool:
+    """Return whether this package wrote the file."""
+    return META in file and "digest" in file.attrs
 
 
 def load(path: Path, *names: str) -> tuple[Arrays, dict[str, Any]]:
@@ -141,16 +159,17 @@ def load(path: Path, *names: str) -> tuple[Arrays, dict[str, Any]]:
         missing = set(names) - set(found)
         if missing:
             raise WmddError(f"{path} lacks {', '.join(sorted(missing))}; delete it and run again to rebuild it")
-        return {name: file[name][()] for name in names or found}, _meta(file)
+        return {name: file[name][()] for name in names or found}, meta_of(file)
 
 
 def load_meta(path: Path) -> dict[str, Any]:
     """Read the meta data alone."""
     with reading(path) as file:
-        return _meta(file)
+        return meta_of(file)
 
 
-def _meta(file: h5py.File) -> dict[str, Any]:
+def meta_of(file: h5py.File) -> dict[str, Any]:
+    """Return the meta data of an open artifact, with the digest added to it."""
     return dict(json.loads(file[META][()].tobytes()), digest=str(file.attrs["digest"]))
 
 

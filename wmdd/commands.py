@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from wmdd import __version__, artifacts
 from wmdd.artifacts import check_classes, load, load_model, read_json, save
 from wmdd.batchnorm import Statistics
 from wmdd.errors import WmddError
-from wmdd.job import Job, job
+from wmdd.job import Job, cost_path, job
 from wmdd.models import Network, normalise, restore
+from wmdd.progress import progress
 from wmdd.settings import (
     AugmentationSettings,
     BarycenterSettings,
@@ -30,6 +31,11 @@ from wmdd.settings import (
     StudentSettings,
     TeacherSettings,
 )
+
+if TYPE_CHECKING:
+    from wmdd import points
+    from wmdd.barycenter import Quality
+    from wmdd.transport import Barycenter
 
 app = App(name="wmdd", help="Dataset distillation with Wasserstein barycenters.", version=__version__)
 Several = Annotated[list[Path], Parameter(consume_multiple=True)]
@@ -141,36 +147,63 @@ def features(
 def barycenter(
     *,
     features: Path,
-    output: Path,
-    block: str,
-    ipc: Ipc,
-    seed: int,
+    k: Ipc,
+    output: Path | None = None,
+    block: str | None = None,
+    seed: int = 0,
+    dataset: str | None = None,
+    labels: str | None = None,
     threads: int = 1,
     settings: BarycenterSettings = BarycenterSettings(),
 ) -> None:
-    """Compute the Wasserstein barycenter of each class of a block, with IPC atoms."""
-    from wmdd.barycenter import barycenters, explained
+    """Compute the Wasserstein barycenter of each class with K atoms, and print how good they are.
 
-    arrays, meta = load(features, "features", "labels")
-    points, labels = torch.from_numpy(arrays["features"]), torch.from_numpy(arrays["labels"])
-    wanted = _block(block, meta["classes"])
-    inputs = {"features": meta["digest"]}
-    with job("barycenter", output, [settings], inputs, threads=threads, block=block, ipc=ipc, seed=seed) as this:
-        found = barycenters(points, labels, wanted, ipc, settings, seed, this.context.progress)
-        shares = [explained(points[labels == c], b) for c, b in zip(wanted, found, strict=True)]
-        save(
-            output,
-            {
-                "labels": np.array(wanted),
-                "atoms": torch.stack([b.atoms for b in found]).numpy(),
-                "weights": torch.stack([b.weights for b in found]).numpy(),
-                "cost": np.array([b.cost for b in found]),
-                "explained": np.array(shares),
-                "iterations": np.array([len(b.trace) for b in found]),
-            },
-            this.meta | _manifest(meta),
-        )
-        this.tracker.log({"cost": sum(b.cost for b in found) / len(found), "explained": sum(shares) / len(shares)})
+    Args:
+        features: features.h5 of the features stage, or any HDF5 or .npy file of points [N, D].
+        k: atoms; images per class, in the workflow.
+        output: HDF5 file of the atoms; without it only the table is printed.
+        block: of classes, as in classes0-4; all of them by default.
+        seed: of the starts.
+        dataset: name of the points in an HDF5 file of your own, where it is not `features` and not the only 2-D one.
+        labels: name of their classes there, if it is not `labels`; without labels all points are one measure.
+        threads: of the CPU.
+        settings: of the solver.
+    """
+    from wmdd import points
+    from wmdd.barycenter import barycenters, table
+
+    settings.check()
+    with points.reading(features, dataset, labels) as source:
+        classes = source.meta["classes"]
+        block = block or f"classes0-{len(classes) - 1}"
+        wanted = _block(block, classes)
+        if output is None:
+            torch.set_num_threads(threads)
+            found = barycenters(source.cloud, wanted, k, settings, seed, progress)
+        else:
+            inputs = {"features": source.digest()}
+            with job("barycenter", output, [settings], inputs, threads=threads, block=block, k=k, seed=seed) as this:
+                found = barycenters(source.cloud, wanted, k, settings, seed, this.context.progress)
+                _save_barycenters(this, found, wanted, source)
+        print(table([source.cloud.name(label) for label in wanted], [quality for _, quality in found]))
+
+
+def _save_barycenters(
+    this: Job, found: "list[tuple[Barycenter, Quality]]", labels: range, source: "points.Source"
+) -> None:
+    """Write atoms [C, K, D], weights [C, K] and their quality, each a column [C]; the seconds go to the cost."""
+    from wmdd.barycenter import columns
+
+    quality = columns([q for _, q in found])
+    arrays = {
+        "labels": np.array(labels),
+        "atoms": torch.stack([b.atoms for b, _ in found]).numpy(),
+        "weights": torch.stack([b.weights for b, _ in found]).numpy(),
+    }
+    origin = _manifest(source.meta) if "digest" in source.meta else source.meta | {"file": source.path.name}
+    save(this.output, arrays | {f"quality/{name}": values for name, values in quality.items()}, this.meta | origin)
+    this.figures["seconds_per_class"] = [round(q.seconds, 4) for _, q in found]
+    this.tracker.log({f"mean/{name}": float(values.mean()) for name, values in quality.items()})
 
 
 @app.command
@@ -401,6 +434,9 @@ def report(
     table: Path,
     csv: Path,
     cost_table: Path,
+    barycenter_table: Path,
+    barycenter_csv: Path,
+    barycenters: Several | None = None,
     threads: int = 1,
 ) -> None:
     """Gather all runs into tables: mean, standard deviation and n of each cell, soft and hard labels side by side."""
@@ -411,10 +447,22 @@ def report(
     spent = [(path, read_json(path)) for path in costs]
     rows = build.rows(results)
     summary = build.summary(rows)
+    solved = build.barycenter_summary([(path, *_quality(path)) for path in barycenters or []])
     artifacts.write_text(csv, summary.to_csv(index=False))
     artifacts.write_text(cost_table, build.cost_markdown(spent))
+    artifacts.write_text(barycenter_csv, solved.to_csv(index=False))
+    artifacts.write_text(barycenter_table, build.barycenter_markdown(solved))
     artifacts.write_text(table, build.markdown(summary, accuracy))
     print(build.markdown(summary, accuracy))
+
+
+def _quality(path: Path) -> tuple[dict[str, np.ndarray], list[float]]:
+    """Read how good the barycenters of a block are, and the seconds of each from the cost beside it."""
+    with artifacts.reading(path) as file:
+        if "quality" not in file:
+            raise WmddError(f"{path} lacks the quality of its barycenters; delete it and run again to rebuild it")
+        quality = {name: values[()] for name, values in file["quality"].items()}
+    return quality, read_json(cost_path(path)).get("seconds_per_class", [float("nan")])
 
 
 @app.command

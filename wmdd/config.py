@@ -369,9 +369,9 @@ class Experiment:
             self.resolve("teacher", dataset=d, teacher=t)
             for stage in ("data", "features"):
                 self.resolve(stage, dataset=d)
-            for stage in ("barycenter", "recover", "select"):
-                self.resolve(stage, dataset=d, method=m)
-            self.family(m)
+            solver, recover, _ = (self.resolve(s, dataset=d, method=m) for s in ("barycenter", "recover", "select"))
+            if self.family(m) == "recover" and recover.feature_weight > 0:
+                solver.check(f"barycenter for {d}, {m}: ")
             labels = self.resolve("relabel", dataset=d, method=m, protocol=p)
             student = self.resolve("student", dataset=d, method=m, protocol=p, student=s)
             if student.labels == "soft" and student.epochs > labels.epochs:

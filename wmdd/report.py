@@ -12,6 +12,21 @@ CELL = re.compile(
     r"(?P<dataset>[^/]+)/(?P<teacher>[^/]+)/(?P<method>[^/]+)/ipc(?P<ipc>\d+)/seed(?P<seed>\d+)"
     r"/student/(?P<student>[^/]+)/(?P<protocol>[^/]+)/run(?P<run>\d+)\.json$"
 )
+BLOCK = re.compile(
+    r"(?P<dataset>[^/]+)/(?P<teacher>[^/]+)/(?P<method>[^/]+)/ipc(?P<ipc>\d+)/seed(?P<seed>\d+)/barycenter/[^/]+\.h5$"
+)
+SOLVED = ["dataset", "teacher", "method", "ipc"]
+QUALITY = {  # of the barycenter stage, and what stands for many classes
+    "cost": "mean",
+    "explained": "mean",
+    "min_mass": "mean",
+    "max_mass": "mean",
+    "effective_atoms": "mean",
+    "iterations": "mean",
+    "gap": "max",
+    "restarts_gap": "max",
+}
+SECONDS = {"seconds": "mean"}
 GROUP = ["dataset", "ipc", "method", "student", "protocol", "teacher"]
 
 
@@ -72,6 +87,49 @@ def cost_markdown(costs: list[tuple[Path, dict[str, Any]]]) -> str:
         "peak memory MB": ("peak_memory_mb", "max"),
     }
     return "# Cost\n\n" + groups.agg(**columns).round(1).reset_index().to_markdown(index=False) + "\n"
+
+
+def barycenter_summary(blocks: list[tuple[Path, dict[str, np.ndarray], list[float]]]) -> pd.DataFrame:
+    """Return how good the barycenters of each dataset, teacher, method and IPC are.
+
+    All is the mean over classes and seeds, but for the gaps, of which the largest counts.
+
+    Args:
+        blocks: the file, the quality of its classes by name, and the seconds of each class.
+    """
+    parts = []
+    for path, quality, seconds in blocks:
+        match = BLOCK.search(path.as_posix())
+        if match is None:
+            raise ValueError(f"{path} is not where a barycenter belongs")
+        part = pd.DataFrame(quality).reindex(columns=[*QUALITY]).assign(**match.groupdict())
+        parts.append(part.assign(ipc=int(match["ipc"]), seconds=np.broadcast_to(seconds, len(part))))
+    if not parts:
+        return pd.DataFrame(columns=[*SOLVED, "solved", *QUALITY, "seconds"])
+    groups = pd.concat(parts).groupby(SOLVED, sort=True)
+    found = groups.agg(solved=("cost", "size"), **{name: (name, how) for name, how in (QUALITY | SECONDS).items()})
+    return found.reset_index()
+
+
+def barycenter_markdown(table: pd.DataFrame) -> str:
+    """Return the table of the barycenters."""
+    lines = [
+        "# Barycenters",
+        "",
+        "How close the atoms are to the features they stand for: mean over classes and seeds; of the gaps, the largest.",
+        "",
+        "- cost: W2^2 to the features; explained: share of their total variance, 1 - W2^2 / variance",
+        "- masses: the lightest and the heaviest atom; effective atoms: 1 / sum of squared masses",
+        "- gap: share by which the solver's plan was dearer than the exact one",
+        "- restarts gap: cost over the best of other starts, less 1, where the setting compare_restarts asks for them",
+        "",
+    ]
+    if table.empty:
+        lines += ["The matrix has no method with barycenters."]
+    else:
+        shown = table.dropna(axis=1, how="all").rename(columns=lambda name: name.replace("_", " "))
+        lines += [shown.to_markdown(index=False, floatfmt=".4g")]
+    return "\n".join(lines) + "\n"
 
 
 def _place(path: Path) -> dict[str, str]:

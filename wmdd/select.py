@@ -9,8 +9,8 @@ from torch import Tensor
 
 from wmdd.errors import WmddError
 from wmdd.rng import generator
-from wmdd.transport import solve
-from wmdd.transport.quantize import squared_distances
+from wmdd.transport import quantize
+from wmdd.transport.measure import squared_distances
 
 if TYPE_CHECKING:
     from wmdd.settings import BarycenterSettings, SelectSettings
@@ -26,8 +26,10 @@ def random(count: int, k: int, seed: int, label: int) -> Chosen:
 
 def kmeans_medoid(features: Tensor, k: int, settings: "BarycenterSettings", seed: int, label: int) -> Chosen:
     """Choose the K distinct images nearest in all to the atoms of the free-weights barycenter; weights = cell masses."""
-    draws = generator("select", seed, label)
-    found = solve(features, k, "free", draws, settings.max_iterations, settings.tolerance, settings.restarts)
+    found = quantize(
+        features, k, generator=generator("select", seed, label), max_iterations=settings.max_iterations,
+        tolerance=settings.tolerance, restarts=settings.restarts, exchanges=settings.exchanges,
+    )  # fmt: skip
     rows, chosen = linear_sum_assignment(squared_distances(found.atoms.double(), features.double()).numpy())
     order = torch.from_numpy(rows).argsort()
     return torch.from_numpy(chosen)[order], found.weights

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from wmdd.errors import WmddError
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -118,9 +120,34 @@ class BarycenterSettings(Settings):
     weights: Literal["uniform", "free"] = Field(
         "uniform", description="1/K each (what the published code runs), or optimised with the atoms (the paper's text)"
     )
-    max_iterations: Count = Field(300, description="alternations, at most")
+    solver: Literal["quantize", "stream", "cuturi-doucet", "released"] = Field(
+        "quantize",
+        description="quantize: ours; stream: mini-batch CLVQ for points too large for memory, free weights only; "
+        "cuturi-doucet: the alternation that WMDD's paper prescribes; released: what its published code computes",
+    )
+    max_iterations: Count = Field(
+        300, description="steps, at most (stream: passes after the learning, never more than 10; released: has its own)"
+    )
     tolerance: NonNegative = Field(1e-6, description="stop when the cost falls by less than this share of itself")
     restarts: Count = Field(1, description="independent starts; the cheapest result is kept")
+    exchanges: int = Field(
+        10, ge=0, description="rounds of local search by exchanges of cells, at most (quantize with free weights)"
+    )
+    compare_restarts: int = Field(
+        0,
+        ge=0,
+        description="also solve from this many starts and report the gap to the best; 20 is a good number. "
+        "Changes no atoms",
+    )
+
+    def check(self, where: str = "") -> None:
+        """Refuse what no solver does; the message begins with `where`.
+
+        Raises:
+            WmddError: stream with uniform weights.
+        """
+        if self.solver == "stream" and self.weights == "uniform":
+            raise WmddError(f"{where}the solver stream has free weights only; set weights: free, or solver: quantize")
 
 
 class RecoverSettings(Settings):

@@ -103,7 +103,7 @@ def test_code_of_recover_reruns_recover_and_later(run: Workspace) -> None:
 
 
 def test_code_of_the_solver_reruns_barycenters_medoids_and_later(run: Workspace) -> None:
-    edit(run.root / "wmdd/transport/quantize.py", "2 + int(math.log(k))", "3 + int(math.log(k))")
+    edit(run.root / "wmdd/transport/seeding.py", "2 + int(math.log(k))", "3 + int(math.log(k))")
     assert set(run.pending()) == {"barycenter", "select", "recover", *LATER}
 
 

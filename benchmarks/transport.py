@@ -1,0 +1,344 @@
+"""Barycenter solvers against their peers, in one run: cost W2^2 and seconds, paired, medians.
+
+Every repeat runs every solver once, in turn and with a seed of its own, so that a drift of the machine's speed meets all of
+them; ratios are taken within a repeat. Costs are evaluated for all in float64 by the same function: for free weights the mean
+squared distance to the nearest atom, for uniform weights the exact transport cost. Solvers that take minutes run once (n = 1).
+
+    pip install faiss-cpu k-means-constrained     # the peers; scikit-learn and POT come with wmdd
+    python benchmarks/transport.py --features results/cifar10/resnet18-w16/teacher/seed0/features.h5
+    python benchmarks/transport.py --part imagenet
+    python benchmarks/transport.py --part growth --plot docs/images/transport-growth.png
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("POT_BACKEND_DISABLE_PYTORCH", "1")
+
+import h5py
+import numpy as np
+import ot
+import pandas as pd
+import torch
+from sklearn.cluster import KMeans
+from sklearn.datasets import load_digits
+
+from wmdd.transport import quantize, quantize_all, released
+from wmdd.transport.cells import Measures
+from wmdd.transport.measure import exact, squared_distances
+from wmdd.transport.quantization import free_cells
+from wmdd.transport.seeding import uniform as uniform_start
+
+Points = np.ndarray
+Solver = Callable[[Points, int, int], np.ndarray]  # points, atoms, seed -> atoms
+SLOW = 20.0  # seconds from which a solver is not repeated
+
+
+def gamma_mixture(n: int, dimensions: int, modes: int = 12, seed: int = 0) -> Points:
+    """Draw points that are positive and skewed like features after a rectifier, around some modes."""
+    draws = np.random.default_rng(seed)
+    shapes = draws.gamma(2.0, 0.5, (modes, dimensions))
+    share = draws.dirichlet(np.full(modes, 3.0))
+    return draws.gamma(shapes[draws.choice(modes, n, p=share)] + 0.05, 1.0).astype(np.float32)
+
+
+def inputs(features: Path | None, label: int) -> dict[str, Points]:
+    """Return the measures by name."""
+    found = {"gamma 1300 x 512": gamma_mixture(1300, 512), "digits 1797 x 64": load_digits().data.astype(np.float32)}
+    if features is not None:
+        with h5py.File(features) as file:
+            mine = file["features"][()][file["labels"][()] == label]
+        found = {f"CIFAR-10 features, class {label}, {len(mine)} x {mine.shape[1]}": mine.astype(np.float32)} | found
+    return found
+
+
+def free_cost(points: Points, atoms: np.ndarray) -> float:
+    """Mean squared distance to the nearest atom."""
+    return float(squared_distances(torch.from_numpy(atoms).double(), torch.from_numpy(points).double()).amin(0).mean())
+
+
+def uniform_cost(points: Points, atoms: np.ndarray) -> float:
+    """Exact transport cost of atoms of equal mass."""
+    k, n = len(atoms), len(points)
+    cost = squared_distances(torch.from_numpy(atoms).double(), torch.from_numpy(points).double())
+    return exact(torch.full((k,), 1 / k), torch.full((n,), 1 / n), cost).cost
+
+
+# ---- the solvers
+
+
+def ours(**options: Any) -> Solver:
+    """Our solver with the given options."""
+
+    def solve(points: Points, k: int, seed: int) -> np.ndarray:
+        draws = torch.Generator().manual_seed(seed)
+        return quantize(torch.from_numpy(points), k, generator=draws, **options).atoms.numpy()
+
+    return solve
+
+
+def ours_in_steps(steps: int) -> Solver:
+    """Hartigan steps from random points, for the comparison at the cost that faiss reaches."""
+
+    @torch.inference_mode()
+    def solve(points: Points, k: int, seed: int) -> np.ndarray:
+        draws = [torch.Generator().manual_seed(seed)]
+        measures = Measures.of(torch.from_numpy(points)[None], torch.tensor([len(points)]))
+        cells, _ = free_cells(measures, k, draws, steps, 0.0, 0, start=uniform_start)
+        return (cells.means[0, 0].double() + measures.centre[0]).float().numpy()
+
+    return solve
+
+
+def sklearn(starts: int) -> Solver:
+    """Lloyd from greedy k-means++."""
+    return lambda points, k, seed: KMeans(k, n_init=starts, random_state=seed).fit(points).cluster_centers_
+
+
+def faiss(points: Points, k: int, seed: int) -> np.ndarray:
+    """25 iterations of Lloyd from random points, all points used."""
+    import faiss as library
+
+    found = library.Kmeans(
+        points.shape[1], k, niter=25, seed=seed, min_points_per_centroid=1, max_points_per_centroid=10**9
+    )
+    found.train(points)
+    return np.asarray(found.centroids)
+
+
+def pot(points: Points, k: int, seed: int) -> np.ndarray:
+    """POT's free-support barycenter from N(0, 1) noise with uniform weights: what the published script runs."""
+    noise = np.random.default_rng(seed).standard_normal((k, points.shape[1]))
+    measure = points.astype(np.float64)
+    return ot.lp.free_support_barycenter([measure], [np.full(len(points), 1 / len(points))], noise, b=np.full(k, 1 / k))
+
+
+def constrained(points: Points, k: int, seed: int) -> np.ndarray:
+    """Balanced k-means by minimum-cost flow; sizes within one of each other."""
+    from k_means_constrained import KMeansConstrained
+
+    low = len(points) // k
+    solver = KMeansConstrained(k, size_min=low, size_max=low + (len(points) % k > 0), n_init=1, random_state=seed)
+    return solver.fit(points.astype(np.float64)).cluster_centers_
+
+
+def published(points: Points, k: int, seed: int) -> np.ndarray:
+    """The published learned-weights recipe, at its most favourable: its atoms with Voronoi masses."""
+    return released(torch.from_numpy(points), k, torch.Generator().manual_seed(seed), weights="free").atoms.numpy()
+
+
+FREE = {
+    "wmdd": ours(),
+    "scikit-learn n_init=1": sklearn(1),
+    "scikit-learn n_init=10": sklearn(10),
+    "faiss, 25 iterations": faiss,
+}
+UNIFORM = {
+    "wmdd uniform": ours(weights="uniform"),
+    "wmdd uniform, tolerance 1e-3": ours(weights="uniform", tolerance=1e-3),
+    "POT from noise": pot,
+    "k-means-constrained": constrained,
+}
+
+
+def compare(
+    points: Points, k: int, solvers: dict[str, Solver], cost: Callable[..., float], repeats: int
+) -> pd.DataFrame:
+    """Run the solvers in turn; one row a run."""
+    rows, spent = [], dict.fromkeys(solvers, 0.0)
+    for seed in range(-1, repeats):  # the first round warms up and is left out
+        for name, solve in solvers.items():
+            if spent[name] > SLOW and seed > 0:
+                continue
+            begun = time.perf_counter()
+            atoms = solve(points, k, seed + 1)
+            seconds = time.perf_counter() - begun
+            spent[name] = max(spent[name], seconds)
+            if seed >= 0 or seconds > SLOW:
+                rows.append({"solver": name, "k": k, "seed": seed, "seconds": seconds, "cost": cost(points, atoms)})
+    return pd.DataFrame(rows)
+
+
+def summary(runs: pd.DataFrame, first: str) -> pd.DataFrame:
+    """Return medians of cost and time, and the medians of the ratios within a repeat to the solver named first."""
+    base = runs[runs.solver == first].set_index(["input", "k", "seed"])[["seconds", "cost"]]
+    joined = runs.join(base, on=["input", "k", "seed"], rsuffix="_first")
+    joined["time ratio"] = joined.seconds / joined.seconds_first
+    groups = joined.groupby(["input", "k", "solver"], sort=False)
+    table = groups.agg(
+        n=("cost", "size"), cost=("cost", "median"), best=("cost", "min"), worst=("cost", "max"), ms=("seconds", "median"),
+        **{"time ratio": ("time ratio", "median")},
+    ).reset_index()  # fmt: skip
+    table["ms"] *= 1000
+    return table
+
+
+def steps_to(points: Points, k: int, target: float) -> int:
+    """Return the fewest of our steps from random points that reach a cost (median of 5 seeds)."""
+    for steps in (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 60, 100):
+        if statistics.median(free_cost(points, ours_in_steps(steps)(points, k, s)) for s in range(5)) <= target:
+            return steps
+    return 300
+
+
+def table(features: Path | None, label: int, repeats: int, atoms: list[int]) -> dict[str, Any]:
+    """Run all comparisons."""
+    free, uniform, equal, learned = [], [], [], []
+    for name, points in inputs(features, label).items():
+        for k in atoms:
+            print(name, k, flush=True)
+            free.append(compare(points, k, FREE, free_cost, repeats).assign(input=name))
+            if k > 1:
+                target = free[-1][free[-1].solver == "faiss, 25 iterations"].cost.median()
+                pair = {
+                    "wmdd, at faiss's cost": ours_in_steps(steps_to(points, k, target)),
+                    "faiss, 25 iterations": faiss,
+                }
+                equal.append(compare(points, k, pair, free_cost, repeats).assign(input=name))
+            uniform.append(compare(points, k, UNIFORM, uniform_cost, repeats).assign(input=name))
+            if k <= (10 if len(points) > 2000 else 100):
+                pair = {"wmdd": ours(), "published learned weights": published}
+                learned.append(compare(points, k, pair, free_cost, 1).assign(input=name))
+    parts = {
+        "free": summary(pd.concat(free), "wmdd"),
+        "equal cost": summary(pd.concat(equal), "wmdd, at faiss's cost"),
+        "uniform": summary(pd.concat(uniform), "wmdd uniform"),
+        "learned": summary(pd.concat(learned), "wmdd"),
+    }
+    for title, part in parts.items():
+        print(f"\n## {title}\n\n{part.round(4).to_markdown(index=False)}", flush=True)
+    return {title: part.to_dict("records") for title, part in parts.items()}
+
+
+def imagenet(atoms: list[int], classes: int) -> list[dict[str, Any]]:
+    """1,000 classes x 1,300 x 512 float32 from HDF5, class after class, as the barycenter stage reads them."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "features.h5"
+        with h5py.File(path, "w") as file:
+            data = file.create_dataset("features", (classes * 1300, 512), "float32")
+            for c in range(classes):
+                data[c * 1300 : (c + 1) * 1300] = gamma_mixture(1300, 512, seed=c)
+        for k in atoms:
+            begun = time.perf_counter()
+            with h5py.File(path, "r", locking=False) as file:
+                costs = []
+                for c in range(classes):
+                    points = torch.from_numpy(file["features"][c * 1300 : (c + 1) * 1300])
+                    costs.append(quantize_all([points], k, generators=[torch.Generator().manual_seed(c)])[0].cost)
+            rows.append({
+                "classes": classes, "k": k, "seconds": time.perf_counter() - begun, "mean cost": statistics.mean(costs),
+                "peak resident MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            })  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows
+
+
+def growth(plot: Path | None) -> list[dict[str, Any]]:
+    """How cost and time grow with N and K: our solver in memory, streamed, with uniform weights, and scikit-learn."""
+    from wmdd.transport import stream
+
+    def draw(seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    solvers: dict[str, tuple[int, Callable[[torch.Tensor, int], Any]]] = {
+        "free": (10**6, lambda x, k: quantize(x, k, generator=draw(0))),
+        "free, streamed": (10**6, lambda x, k: stream(x, k, generator=draw(0))),
+        "uniform": (10**5, lambda x, k: quantize(x, k, weights="uniform", generator=draw(0), tolerance=1e-3)),
+    }
+    rows = []
+    for n in (10**3, 10**4, 10**5, 10**6):
+        points = torch.from_numpy(gamma_mixture(n, 32))
+        for k in (10, 100):
+            for name, (most, solve) in solvers.items():
+                if n > most:
+                    continue
+                begun = time.perf_counter()
+                cost = solve(points, k).cost
+                rows.append({"solver": name, "n": n, "k": k, "seconds": time.perf_counter() - begun, "cost": cost})
+                print(rows[-1], flush=True)
+            begun = time.perf_counter()
+            found = KMeans(k, n_init=1, random_state=0).fit(points.numpy())
+            row = {"solver": "scikit-learn n_init=1", "n": n, "k": k, "seconds": time.perf_counter() - begun}
+            rows.append(row | {"cost": found.inertia_ / n})
+            print(rows[-1], flush=True)
+    if plot is not None:
+        draw_growth(pd.DataFrame(rows), plot)
+    return rows
+
+
+def draw_growth(rows: pd.DataFrame, path: Path) -> None:
+    """Draw seconds and cost against N, a line a solver and K."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    colours = dict(zip(rows.solver.unique(), plt.get_cmap("tab10").colors, strict=False))
+    for (solver, k), part in rows.groupby(["solver", "k"], sort=False):
+        style = {"color": colours[solver], "linestyle": "-" if k == 10 else "--", "marker": "o", "markersize": 3}
+        axes[0].loglog(part.n, part.seconds, label=f"{solver}, K = {k}", **style)
+        axes[1].semilogx(part.n, part.cost, **style)
+    axes[0].set(xlabel="points N (32 dimensions)", ylabel="seconds")
+    axes[1].set(xlabel="points N (32 dimensions)", ylabel="cost $W_2^2$")
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7, frameon=False)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import scipy
+    import sklearn as peer
+
+    names = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":")[1].strip() for line in names if line.startswith("model name")), platform.processor())
+    versions = {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "scikit-learn": peer.__version__,
+    }
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "POT": ot.__version__} | versions
+
+
+def main() -> None:
+    """Run one part and write its figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["table", "imagenet", "growth"], default="table")
+    parser.add_argument("--features", type=Path, help="features.h5 of a teacher")
+    parser.add_argument("--label", type=int, default=3, help="class of --features")
+    parser.add_argument("--k", type=int, nargs="+", help="atoms")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--classes", type=int, default=1000, help="of --part imagenet")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; the peers use all cores")
+    parser.add_argument("--plot", type=Path, help="of --part growth")
+    parser.add_argument("--output", type=Path, help="JSON")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    warnings.filterwarnings("ignore")
+    if given.part == "table":
+        found: Any = table(given.features, given.label, given.repeats, given.k or [1, 10, 50, 100, 200])
+    elif given.part == "imagenet":
+        found = imagenet(given.k or [10, 100], given.classes)
+    else:
+        found = growth(given.plot)
+    if given.output is not None:
+        given.output.write_text(json.dumps({"machine": machine(), given.part: found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""Balanced plans, found by reduction, against POT's network simplex on the whole problem, SciPy and closed forms."""
+
+from dataclasses import replace
+
+import numpy as np
+import ot
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment, linprog
+from torch import Tensor
+
+from wmdd.transport import plans
+from wmdd.transport.measure import exact
+from wmdd.transport.plans import Plan, balanced, prices
+
+quick = settings(max_examples=60, deadline=None)
+SEEDS = st.integers(0, 10_000)
+
+
+def force(patch: pytest.MonkeyPatch, way: str) -> None:
+    patch.setattr(plans, "DIRECT", 0 if way == "reduced" else 10**12)
+    patch.setattr(plans, "CLEAR", 10**12)
+
+
+@pytest.fixture(params=["whole", "reduced"])
+def way(request, monkeypatch):
+    """Force one of the two ways."""
+    force(monkeypatch, request.param)
+    return request.param
+
+
+def reduced(cost: Tensor, start: Plan | None = None, cheap: int | None = None) -> Plan:
+    with pytest.MonkeyPatch.context() as patch:
+        force(patch, "reduced")
+        if cheap is not None:
+            patch.setattr(plans, "CHEAP", cheap)
+        return balanced(cost, start)
+
+
+def draws(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def geometric(k: int, n: int, seed: int, dimensions: int = 4) -> Tensor:
+    """Squared distances of k places and n points, as they come up in practice."""
+    atoms = torch.randn(k, dimensions, generator=draws(seed), dtype=torch.float64)
+    points = torch.randn(n, dimensions, generator=draws(seed + 1), dtype=torch.float64)
+    return torch.cdist(atoms, points).square()
+
+
+def optimum(cost: Tensor) -> float:
+    """The value of the whole linear program, by the network simplex of POT."""
+    k, n = cost.shape
+    return float(ot.emd2(np.full(k, 1 / k), np.full(n, 1 / n), cost.double().contiguous().numpy(), numItermax=10**7))
+
+
+def check(plan: Plan, cost: Tensor, value: float | None = None) -> None:
+    """A plan is feasible, is worth what it says, and is optimal."""
+    k, n = cost.shape
+    dense = torch.zeros(k, n, dtype=torch.float64).index_put((plan.row, plan.column), plan.mass, accumulate=True)
+    size = float(cost.double().abs().mean()) + 1e-300
+    assert bool((plan.mass >= 0).all())
+    torch.testing.assert_close(dense.sum(0), torch.full((n,), 1 / n, dtype=torch.float64), rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(dense.sum(1), torch.full((k,), 1 / k, dtype=torch.float64), rtol=1e-9, atol=1e-14)
+    assert plan.cost == pytest.approx(float((dense * cost.double()).sum()), rel=1e-9, abs=1e-12 * size)
+    value = optimum(cost) if value is None else value
+    assert plan.cost == pytest.approx(value, rel=1e-9, abs=1e-9 * size)
+    assert 0 <= plan.gap < (1e-9 if cost.dtype == torch.float64 else 1e-6)
+    assert plan.prices.shape == (k,)
+
+
+SHAPES = [(2, 2), (2, 90), (3, 1000), (5, 613), (10, 400), (10, 1301), (50, 1300), (7, 7), (9, 4), (40, 13), (25, 60)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ["uniform", "geometric", "heavy", "integers", "columns"])
+def test_it_is_the_optimum_of_the_linear_program(way, shape, kind):
+    k, n = shape
+    cost = torch.rand(k, n, generator=draws(k + n), dtype=torch.float64)
+    if kind == "geometric":
+        cost = geometric(k, n, 3)
+    elif kind == "heavy":
+        cost = (10 * geometric(k, n, 4)).exp().log1p() ** 3
+    elif kind == "integers":
+        cost = (4 * cost).floor()
+    elif kind == "columns":  # the points differ, the atoms do not: every plan is optimal
+        cost = cost[:1].expand(k, n).clone()
+    check(balanced(cost), cost)
+
+
+@pytest.mark.parametrize("shape", [(5, 613), (10, 1301), (40, 13), (50, 1300)])
+@pytest.mark.parametrize("unit", [1e-16, 1e-8, 1e8, 1e16])
+def test_the_unit_of_the_costs_does_not_matter(way, shape, unit):
+    cost = geometric(*shape, 2)
+    check(balanced(unit * cost), unit * cost, unit * optimum(cost))
+
+
+@given(st.integers(1, 8), st.integers(1, 60), SEEDS, st.sampled_from([1, 2, 5, 1000]))
+@quick
+def test_ties_and_any_number_of_points(k, n, seed, values):
+    cost = torch.randint(values, (k, n), generator=draws(seed)).double()
+    check(reduced(cost), cost)
+
+
+@given(
+    st.integers(2, 8), st.integers(2, 200), SEEDS, st.sampled_from([1e-9, 1e-3, 1.0, 1e4]), st.booleans(), st.booleans()
+)
+@quick
+def test_any_prices_to_begin_with_lead_to_the_optimum(k, n, seed, size, whole, mended):
+    cost = torch.randint(6, (k, n), generator=draws(seed)).double() if whole else geometric(k, n, seed, 2)
+    start = replace(balanced(cost), prices=size * torch.randn(k, generator=draws(seed + 1), dtype=torch.float64))
+    check(reduced(cost, start, cheap=10 if mended else 0), cost)
+
+
+@pytest.mark.parametrize("cheap", [0, 100])
+@pytest.mark.parametrize("shape", [(5, 613), (10, 1301), (50, 1300)])
+def test_prices_of_a_problem_solved_before(shape, cheap):
+    cost = geometric(*shape, 5)
+    first = reduced(cost)
+    check(reduced(cost, first, cheap), cost)
+    later = cost * (1 + 0.1 * torch.rand(cost.shape, generator=draws(), dtype=torch.float64))
+    check(reduced(later, first, cheap), later)
+    # a cell that was full of clear points has no price
+    first.prices[1] = -torch.inf
+    check(reduced(later, first, cheap), later)
+
+
+@pytest.mark.parametrize("size", [3, 17, 80])
+def test_as_many_points_as_atoms_are_an_assignment(way, size):
+    cost = geometric(size, size, 6)
+    place = linear_sum_assignment(cost.numpy())
+    found = balanced(cost)
+    check(found, cost, float(cost[place].mean()))
+    row = torch.zeros(size, dtype=torch.long)
+    row[found.column] = found.row
+    assert row.tolist() == torch.from_numpy(place[0])[torch.from_numpy(place[1]).argsort()].tolist()
+
+
+@pytest.mark.parametrize(("k", "n"), [(3, 8), (4, 6), (5, 3)])
+def test_small_problems_agree_with_scipy(way, k, n):
+    cost = geometric(k, n, 7)
+    rows, columns = np.kron(np.eye(k), np.ones(n)), np.kron(np.ones(k), np.eye(n))
+    masses = np.concatenate([np.full(k, 1 / k), np.full(n, 1 / n)])
+    found = linprog(cost.numpy().ravel(), A_eq=np.vstack([rows, columns])[:-1], b_eq=masses[:-1])
+    check(balanced(cost), cost, found.fun)
+
+
+@pytest.mark.parametrize(("k", "n"), [(2, 7), (4, 40), (6, 301)])
+def test_on_a_line_the_plan_is_monotone(way, k, n):
+    points = torch.randn(n, generator=draws(1), dtype=torch.float64).sort().values
+    atoms = torch.randn(k, generator=draws(2), dtype=torch.float64).sort().values
+    share = torch.tensor(
+        [[max(0.0, min((a + 1) / k, (i + 1) / n) - max(a / k, i / n)) for i in range(n)] for a in range(k)],
+        dtype=torch.float64,
+    )
+    cost = (atoms[:, None] - points).square()
+    check(balanced(cost), cost, float((share * cost).sum()))
+
+
+def test_one_atom_takes_all(way):
+    cost = torch.rand(1, 30, generator=draws(), dtype=torch.float64)
+    check(balanced(cost), cost, float(cost.mean()))
+
+
+def test_one_point_is_shared_by_all(way):
+    cost = torch.rand(30, 1, generator=draws(), dtype=torch.float64)
+    check(balanced(cost), cost, float(cost.mean()))
+
+
+def test_costs_of_zero_and_constant_costs(way):
+    for value in (0.0, 3.0):
+        cost = torch.full((4, 30), value, dtype=torch.float64)
+        check(balanced(cost), cost, value)
+
+
+@pytest.mark.parametrize("copies", [2, 50])
+def test_repeated_points_and_atoms(way, copies):
+    cost = geometric(5, 12, 8)
+    value = optimum(cost)
+    check(balanced(cost.repeat(1, copies)), cost.repeat(1, copies), value)
+    check(balanced(cost.repeat(2, copies)), cost.repeat(2, copies), value)
+
+
+def test_one_cluster_that_all_atoms_must_share(way):
+    # Every point prefers the same atom by far, so the prices must move a long way.
+    cost = geometric(6, 600, 9)
+    cost[1:] += 1e4
+    check(balanced(cost), cost)
+
+
+def test_an_atom_that_no_point_likes_still_gets_its_share(way):
+    cost = geometric(6, 601, 10)
+    cost[2] += 1e5
+    check(balanced(cost), cost)
+
+
+def test_what_a_price_of_the_points_adds_changes_nothing_else(way):
+    cost, extra = geometric(6, 300, 11), 5 * torch.rand(300, generator=draws(), dtype=torch.float64)
+    one, two = balanced(cost), balanced(cost + extra)
+    assert two.cost == pytest.approx(one.cost + float(extra.mean()), rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(10, 1301), (50, 1300)])
+def test_single_precision(way, shape):
+    cost = geometric(*shape, 12).float()
+    found = balanced(cost)
+    check(found, cost)
+    assert found.mass.dtype == torch.float64
+
+
+@pytest.mark.parametrize("shape", [(5, 613), (50, 1300)])
+def test_the_prices_are_a_certificate(way, shape):
+    # The dual at the prices is never above the optimum, and here it reaches it.
+    cost = geometric(*shape, 13)
+    g = balanced(cost).prices.double()
+    dual = float(g.mean()) + float((cost - g[:, None]).amin(0).mean())
+    assert dual == pytest.approx(optimum(cost), rel=1e-9)
+
+
+def test_the_reduction_is_a_reduction(monkeypatch):
+    sizes = []
+
+    def spy(weights, masses, cost, *rest):
+        sizes.append(cost.numel())
+        return exact(weights, masses, cost, *rest)
+
+    monkeypatch.setattr(plans, "exact", spy)
+    cost = geometric(10, 4000, 14, 8)
+    check(reduced(cost), cost)
+    assert len(sizes) <= 10
+    assert max(sizes) < cost.numel() / 4
+
+
+@pytest.mark.parametrize("shape", [(5, 613), (20, 1300)])
+def test_prices_nearly_solve_the_dual(shape):
+    cost = geometric(*shape, 15)
+    value = optimum(cost)
+    for start in (None, torch.zeros(shape[0], dtype=torch.float64)):
+        g = prices(cost, start)
+        dual = float(g.mean()) + float((cost - g[:, None]).amin(0).mean())
+        assert dual <= value * (1 + 1e-12)
+        if start is None:
+            assert dual > 0.98 * value
+
+
+@pytest.mark.parametrize("shape", [(10, 1301), (50, 1300)])
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_agrees_with_cpu(shape):
+    cost = geometric(*shape, 17)
+    found = reduced(cost.cuda())
+    assert found.row.device.type == "cuda"
+    assert found.cost == pytest.approx(optimum(cost), rel=1e-9)

@@ -1,0 +1,231 @@
+"""Points [N, D] of several classes that stay on disk: found in a file, and read a class at a time."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from wmdd import artifacts
+from wmdd.errors import WmddError
+
+PIECE = 2**24  # bytes that are read at a time
+GAP = 64  # rows that are read for nothing sooner than to begin a new read
+
+Rows = range | np.ndarray
+
+
+class Cloud:
+    """Points [N, D] with the class of each.
+
+    Args:
+        points: read by the row: an array, a tensor, a dataset of an open HDF5 file, a mapped file.
+        labels: [N] whole numbers; None for one class.
+        names: of the classes; of one class, what to call all the points.
+    """
+
+    def __init__(self, points: Any, labels: Any = None, names: Sequence[str] | None = None) -> None:
+        self.points = points.numpy() if isinstance(points, Tensor) else points
+        self.names = names
+        self._all = labels is None
+        if labels is not None:
+            labels = np.asarray(labels)
+            self._order = np.argsort(labels, kind="stable")
+            self._sorted = labels[self._order]
+
+    def title(self, label: int) -> str:
+        """Return what to call a class in a message."""
+        name = self.name(label)
+        if self._all:
+            return name
+        return f"class {label}" if name == str(label) else f"class {label} ({name!r})"
+
+    def name(self, label: int) -> str:
+        """Return the name of a class."""
+        return str(label) if self.names is None else self.names[label]
+
+    def rows(self, label: int) -> Rows:
+        """Return the rows of a class, rising; a range where no other row stands between them.
+
+        Raises:
+            WmddError: there are none.
+        """
+        if self._all:
+            return range(len(self.points))
+        first, last = np.searchsorted(self._sorted, [label, label + 1])
+        rows = self._order[first:last]
+        if len(rows) == 0:
+            raise WmddError(f"{self.title(label)} has no features; run the features stage on data that hold it")
+        return range(rows[0], rows[-1] + 1) if rows[-1] - rows[0] + 1 == len(rows) else rows
+
+    def read(self, rows: Rows) -> Tensor:
+        """Return some rows, [B, D]; whole numbers as float64. Beside the result, about `PIECE` bytes are in memory."""
+        rows = np.asarray(rows)
+        kind = self.points.dtype
+        dtype = kind.newbyteorder("=") if kind.kind == "f" and kind.itemsize <= 8 else np.dtype(np.float64)
+        found = np.empty((len(rows), self.points.shape[1]), dtype)
+        piece = max(1, PIECE // (self.points.shape[1] * kind.itemsize))
+        cuts = np.flatnonzero((np.diff(rows) > GAP) | (np.diff(rows // piece) > 0)) + 1
+        for a, b in zip([0, *cuts], [*cuts, len(rows)], strict=True):
+            found[a:b] = self.points[rows[a] : rows[b - 1] + 1][rows[a:b] - rows[a]]
+        return torch.from_numpy(found)
+
+    def variance(self, rows: Rows) -> float:
+        r"""Return the total variance 1/B \sum_i ||x_i - mean||^2 of some rows, in float64 and by the piece."""
+        piece = max(1, PIECE // (8 * self.points.shape[1]))
+        count, mean, total = 0, torch.zeros(self.points.shape[1], dtype=torch.float64), 0.0
+        for start in range(0, len(rows), piece):
+            x = self.read(rows[start : start + piece]).double()
+            off = x.mean(0) - mean
+            share = len(x) / (count + len(x))
+            total += float((x - x.mean(0)).square().sum() + off.square().sum() * count * share)
+            count, mean = count + len(x), mean + share * off
+        return total / len(rows)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Points in an open file, and what the file says of them: `classes`, `names` and, of an artifact, its whole meta data."""
+
+    cloud: Cloud
+    path: Path
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """Return the digest of an artifact, or of the contents of any other file (one pass, less than a solver makes)."""
+        if "digest" in self.meta:
+            return str(self.meta["digest"])
+        with self.path.open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def reading(path: Path, dataset: str | None = None, labels: str | None = None) -> Iterator[Source]:
+    """Open points: the features of an artifact, any other HDF5 file, or an array that `numpy.save` wrote.
+
+    Args:
+        path: the file; what it is is seen from its content.
+        dataset: of an HDF5 file; by default `features`, or the only one that is 2-D.
+        labels: dataset of the classes, numbers or text; by default `labels` beside the points, where its length is right.
+
+    Raises:
+        WmddError: the file can't be read, or it is not clear which points are meant.
+    """
+    begin = _begin(path)
+    if begin.startswith(b"\x93NUMPY"):
+        if dataset or labels:
+            raise WmddError(f"{path} is a .npy file and has one array; --dataset and --labels are for HDF5 files")
+        yield Source(Cloud(_mapped(path), None, [path.name]), path, {"classes": [path.name], "names": [path.name]})
+    elif begin.startswith(b"PK"):
+        raise WmddError(f"{path} is an archive (.npz?); write the one array with numpy.save")
+    elif begin == b"\x89HDF\r\n\x1a\n" or h5py.is_hdf5(path):
+        with artifacts.opened(path) as file:
+            known = artifacts.is_artifact(file) and dataset is None and labels is None
+            yield _features(file, path) if known else _any(file, path, dataset, labels)
+    else:
+        raise WmddError(f"{path} is neither an HDF5 file nor an array of numpy.save (.npy)")
+
+
+def _begin(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(8)
+    except FileNotFoundError:
+        raise WmddError(f"{path} does not exist; run the stage that makes it first, or correct the name") from None
+    except OSError as error:
+        raise WmddError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """Return the array of a .npy file, not read yet."""
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        if "Python objects" in str(error):
+            raise WmddError(f"{path} holds Python objects, which are not loaded; save an array of numbers") from None
+        reason = " ".join(str(error).split())
+        raise WmddError(f"{path} is not a whole .npy file ({reason}); write it again") from None
+    return _checked(found, str(path))
+
+
+def _features(file: h5py.File, path: Path) -> Source:
+    """Return the features of an artifact."""
+    meta = artifacts.meta_of(file)
+    missing = {"features", "labels"} - set(file)
+    if missing:
+        raise WmddError(
+            f"{path} lacks {', '.join(sorted(missing))}; give the features.h5 of the features stage, or a --dataset of it"
+        )
+    points, labels = _checked(file["features"], f"features of {path}"), file["labels"][()]
+    if labels.shape != (len(points),):
+        raise WmddError(f"{path} has {len(points)} features but labels {labels.shape}; run the features stage again")
+    return Source(Cloud(points, labels, meta["names"]), path, meta)
+
+
+def _any(file: h5py.File, path: Path, dataset: str | None, labels: str | None) -> Source:
+    """Return the points of a file that knows nothing of this package."""
+    points = _dataset(file, path, dataset)
+    given = _labels(file, path, points, labels)
+    if given is None:
+        return Source(Cloud(points, None, [path.name]), path, {"classes": [path.name], "names": [path.name]})
+    kinds, labels_of = np.unique(given, return_inverse=True)
+    names = [kind.decode(errors="replace") if isinstance(kind, bytes) else str(kind) for kind in kinds.tolist()]
+    return Source(Cloud(points, labels_of, names), path, {"classes": names, "names": names})
+
+
+def _dataset(file: h5py.File, path: Path, name: str | None) -> h5py.Dataset:
+    """Return the dataset of the points."""
+    tables = _datasets(file, lambda item: item.ndim == 2 and item.dtype.kind in "fiub")
+    if name is None and "features" in tables:
+        name = "features"
+    if name is not None:
+        if not isinstance(file.get(name), h5py.Dataset):
+            there = ", ".join(_datasets(file, lambda _: True)) or "none"
+            raise WmddError(f"{path} has no dataset {name!r}; it has: {there}")
+        return _checked(file[name], f"{name} of {path}")
+    if len(tables) != 1:
+        several = f"several 2-D datasets: {', '.join(tables)}; choose one with --dataset NAME"
+        raise WmddError(f"{path} has {several if tables else 'no 2-D dataset of numbers, so no points [N, D]'}")
+    return _checked(file[tables[0]], f"{tables[0]} of {path}")
+
+
+def _datasets(file: h5py.File, wanted: Any) -> list[str]:
+    found: list[str] = []
+    file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) and wanted(item) else None)
+    return found
+
+
+def _labels(file: h5py.File, path: Path, points: h5py.Dataset, name: str | None) -> np.ndarray | None:
+    """Return the class of each point, or None where the file tells no classes."""
+    item = points.parent.get("labels") if name is None else file.get(name)
+    count = len(points)
+    if isinstance(item, h5py.Dataset) and item.shape == (count,) and (item.dtype.kind in "iubS" or _is_text(item)):
+        return np.asarray(item[()])
+    if name is None:
+        return None
+    if not isinstance(item, h5py.Dataset):
+        raise WmddError(f"{path} has no dataset {name!r}; it has: {', '.join(_datasets(file, lambda _: True))}")
+    kind = "text" if _is_text(item) else item.dtype
+    raise WmddError(
+        f"labels {name} of {path} are {kind} of shape {item.shape}, but {count} whole numbers or texts are needed, "
+        "one a point"
+    )
+
+
+def _is_text(item: h5py.Dataset) -> bool:
+    return h5py.check_string_dtype(item.dtype) is not None
+
+
+def _checked(points: Any, what: str) -> Any:
+    """Return an array that is points [N, D]."""
+    if points.dtype.kind not in "fiub":
+        raise WmddError(f"{what} holds {points.dtype}, not real numbers")
+    if points.ndim != 2 or 0 in points.shape:
+        raise WmddError(f"{what} has the shape {tuple(points.shape)}; points [N, D] with N and D at least 1 are needed")
+    return points

@@ -1,0 +1,194 @@
+r"""Exact plans between K equal atoms and N equal points, fast when K is much smaller than N.
+
+    min \sum_ki T_ki c_ki   over   T >= 0, T 1 = 1/K, T' 1 = 1/N
+
+The dual has only K unknowns, the prices g: max_g 1/K \sum_k g_k + 1/N \sum_i min_k (c_ki - g_k). At good prices nearly
+every point has one clear favourite and only the few between two cells are in question. So:
+
+1. Prices from the smoothed dual (min replaced by a softmin of width eps: log-domain Sinkhorn's semi-dual [1] Section 5.3),
+   maximised by damped Newton steps in K unknowns while eps shrinks; or those of a similar problem solved before.
+2. The points with clear favourites are given to them; the linear program of the others is solved exactly (network simplex).
+3. Its prices must not make any given point prefer another cell. Points that would are freed and step 2 is repeated. In the
+   end the plan satisfies complementary slackness with the prices, so it is optimal for the whole problem, not only nearly.
+
+All the work on N points is products and reductions, on the CPU or a GPU; the linear program is small, on the CPU.
+
+References:
+    [1] Peyré, Cuturi: Computational Optimal Transport, 2019, Sections 4.4 and 5.3.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from wmdd.transport.measure import exact
+
+DIRECT = 300_000  # costs up to which the whole linear program is solved at once,
+CLEAR = 100  # unless an atom has so many points that most of them are clear
+UNSURE = 8  # points an atom that are left to the linear program at first
+CHEAP = 32  # atoms up to which a Newton step costs less than it saves when there are prices to begin from
+LEVELS = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3)  # eps, as shares of the spread of the costs of a point
+NEWTON = 4  # steps a level
+ROUNDS = 50
+
+
+@dataclass(frozen=True)
+class Plan:
+    r"""An exact plan.
+
+    Attributes:
+        row, column, mass: its entries T_ki > 0, on the device of the costs.
+        cost: \sum_ki T_ki c_ki.
+        prices: g [K].
+        gap: to the dual, as a share of the cost.
+    """
+
+    row: Tensor
+    column: Tensor
+    mass: Tensor
+    cost: float
+    prices: Tensor
+    gap: float = 0.0
+
+
+def balanced(cost: Tensor, start: Plan | None = None) -> Plan:
+    """Return the optimal plan for costs [K, N].
+
+    Args:
+        cost: on any device.
+        start: the plan of a similar problem, for its prices.
+
+    Raises:
+        WmddError: a linear program was not solved.
+    """
+    k, n = cost.shape
+    if k == 1:
+        column = torch.arange(n, device=cost.device)
+        mass = torch.full((n,), 1 / n, dtype=torch.float64, device=cost.device)
+        return Plan(torch.zeros_like(column), column, mass, float(cost.mean(dtype=torch.float64)), torch.zeros(1))
+    if cost.numel() <= DIRECT and n < CLEAR * k:
+        return _whole(cost)
+    if start is None:
+        return _reduced(cost, prices(cost))
+    return _reduced(cost, prices(cost, start.prices) if k <= CHEAP else start.prices)
+
+
+def _whole(cost: Tensor) -> Plan:
+    k, n = cost.shape
+    weights, masses = torch.full((k,), 1 / k, dtype=torch.float64), torch.full((n,), 1 / n, dtype=torch.float64)
+    found = exact(weights, masses, cost)
+    row, column = found.plan.nonzero(as_tuple=True)
+    place = (row.to(cost.device), column.to(cost.device), found.plan[row, column].to(cost.device))
+    return Plan(*place, found.cost, found.f)
+
+
+def prices(cost: Tensor, start: Tensor | None = None) -> Tensor:
+    """Return prices g [K], float64 on the device of the costs, that nearly solve the dual, by Newton on the smoothed dual."""
+    k = len(cost)
+    low = cost.amin(0)
+    spread = float((cost.mean(0) - low).mean())
+    g = torch.zeros(k, dtype=cost.dtype, device=cost.device) if start is None else start.to(cost)
+    if spread <= 0:
+        return g.double()
+    for level in LEVELS if start is None else LEVELS[-1:]:
+        g = _newton(cost, g, level * spread, NEWTON if start is None else 1)
+    return g.double()
+
+
+def _newton(cost: Tensor, g: Tensor, eps: float, steps: int) -> Tensor:
+    r"""Maximise \sum_k g_k / K - eps / N \sum_i log \sum_k exp((g_k - c_ki) / eps) by Newton steps with halving."""
+    k, n = cost.shape
+    value, share = _smoothed(cost, g, eps)
+    for _ in range(steps):
+        mass = share.mean(1)
+        gradient = 1 / k - mass
+        if float(gradient.abs().sum()) < 1e-3:
+            break
+        hessian = (torch.diag(mass) - share @ share.T / n).double()
+        hessian += 1e-6 / k * torch.eye(k, dtype=torch.float64, device=g.device)
+        direction = (eps * torch.linalg.solve(hessian, gradient.double())).to(g.dtype)
+        for _ in range(8):
+            value_new, share_new = _smoothed(cost, g + direction, eps)
+            if value_new > value:
+                break
+            direction = direction / 2
+        else:
+            break
+        g, value, share = g + direction, value_new, share_new
+    return g
+
+
+def _smoothed(cost: Tensor, g: Tensor, eps: float) -> tuple[float, Tensor]:
+    """Return the smoothed dual at g, and the shares [K, N] of each point."""
+    score = (g[:, None] - cost).div_(eps)
+    top = score.amax(0)
+    share = score.sub_(top).exp_()
+    total = share.sum(0)
+    value = float(g.mean(dtype=torch.float64) - eps * (top + total.log()).mean(dtype=torch.float64))
+    return value, share.div_(total)
+
+
+def _reduced(cost: Tensor, g: Tensor) -> Plan:
+    """Solve exactly, with linear programs of the points that have no clear favourite at prices g."""
+    k, n = cost.shape
+    left = cost - g.to(cost)[:, None]
+    best, favourite = left.min(0)
+    margin = left.scatter(0, favourite[None], torch.inf).amin(0) - best
+    order = margin.argsort()
+    free = torch.zeros(n, dtype=torch.bool, device=cost.device)
+    free[order[: UNSURE * k]] = True
+    for _ in range(ROUNDS):
+        free |= _overfull(favourite, free, order, k)
+        plan, f = _program(cost, favourite, free)
+        left = cost - f.to(cost)[:, None]
+        # the free points are optimal among themselves; a given one must not prefer another cell
+        regret = left.gather(0, favourite[None])[0] - left.amin(0)
+        wrong = (regret > 1e-6 * cost.gather(0, favourite[None])[0].abs() + 1e-12) & ~free
+        if not bool(wrong.any()):
+            break
+        free |= wrong
+    dual = float(f.mean()) + float(left.amin(0).mean(dtype=torch.float64))
+    gap = max(0.0, plan.cost - dual) / plan.cost if plan.cost > 0 else 0.0
+    return replace(plan, gap=gap)
+
+
+def _overfull(favourite: Tensor, free: Tensor, order: Tensor, k: int) -> Tensor:
+    """Return the least certain points to free of cells that were given more than 1/K."""
+    n = len(favourite)
+    given = torch.bincount(favourite[~free], minlength=k)
+    surplus = given - n // k
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(n, device=order.device)
+    # the rank of a given point within its cell, the least certain first
+    key = favourite * n + rank
+    key = key.masked_fill(free, k * n)
+    place = key.argsort()
+    cell = favourite[place]
+    begin = torch.cumsum(given, 0) - given
+    within = torch.arange(n, device=order.device) - begin[cell]
+    out = torch.zeros_like(free)
+    out[place] = (within < surplus[cell]) & ~free[place]
+    return out
+
+
+def _program(cost: Tensor, favourite: Tensor, free: Tensor) -> tuple[Plan, Tensor]:
+    """Give each point that is not free to its favourite and solve for the free ones exactly."""
+    k, n = cost.shape
+    given, rest = (~free).nonzero()[:, 0], free.nonzero()[:, 0]
+    used = torch.bincount(favourite[given], minlength=k).double().cpu()
+    left = 1 / k - used / n
+    some = left > 1e-12 / k
+    masses = torch.full((len(rest),), 1 / n, dtype=torch.float64)
+    found = exact(left[some] / left[some].sum(), masses / masses.sum(), cost[some.to(cost.device)][:, rest])
+    f = torch.full((k,), -torch.inf, dtype=torch.float64)
+    f[some] = found.f
+    cell = some.nonzero()[:, 0]
+    row, column = found.plan.nonzero(as_tuple=True)
+    mass = found.plan[row, column] * float(masses.sum())
+    device = cost.device
+    rows = torch.cat([favourite[given], cell[row].to(device)])
+    columns = torch.cat([given, rest[column.to(device)]])
+    share = torch.cat([torch.full((len(given),), 1 / n, dtype=torch.float64), mass]).to(device)
+    total = float((cost[rows, columns].double() * share).sum())
+    return Plan(rows, columns, share, total, f), f

@@ -1,0 +1,244 @@
+r"""Optimal quantization: the W2 barycenter of one measure, with free or uniform weights.
+
+For one measure mu = 1/N \sum_i delta_{x_i}, the barycenter with at most K atoms minimises
+
+    W_2^2(\sum_k w_k delta_{b_k}, mu) = min_{T >= 0, T 1 = w, T' 1 = 1/N} \sum_ki T_ki ||b_k - x_i||^2
+
+over the atoms b [K, D], and over the weights w [K] when these are free: then every point goes to its nearest atom, the
+problem is optimal quantization [1], that is k-means, and w_k is the mass of the k-th Voronoi cell. With uniform weights it is
+balanced k-means, see `wmdd.transport.uniform`. So W2^2(free) <= W2^2(uniform); K = 1 gives the mean; K = N the points.
+
+Free weights are found by greedy k-means++ (several seeds, the best kept), Hartigan's simultaneous moves
+(`wmdd.transport.cells`) and exchanges of whole cells (`wmdd.transport.search`). No step raises the cost.
+
+References:
+    [1] Graf, Luschgy: Foundations of Quantization for Probability Distributions, Springer 2000.
+    [2] Cuturi, Doucet: Fast Computation of Wasserstein Barycenters, ICML 2014, Section 4 (one measure: k-means).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from wmdd.errors import WmddError
+from wmdd.transport.cells import Cells, Measures, descend
+from wmdd.transport.measure import Barycenter, Points, as_points, check_k
+from wmdd.transport.search import improve
+from wmdd.transport.seeding import greedy
+from wmdd.transport.uniform import balance
+
+COARSE = 1e-4  # tolerance before the exchanges, which move the optimum anyway
+SEEDS = 2  # starts that are scored
+FEW = 32  # atoms up to which seeds cost little and exchanges save much
+ROUNDS = (10, 2)  # of exchanges, up to FEW atoms and beyond
+TRIED = (3, 1)  # sets of exchanges a round
+TRIAL = 3  # steps after which an exchange is judged
+CACHE = 2**20  # numbers of a measure; on the CPU, a batch that fits the cache is faster than a larger one
+
+Start = Callable[[Measures, int, int, list[torch.Generator]], Tensor]
+
+
+def quantize(
+    points: Points,
+    k: int,
+    *,
+    weights: str = "free",
+    generator: torch.Generator | None = None,
+    max_iterations: int = 300,
+    tolerance: float = 1e-6,
+    restarts: int = 1,
+    exchanges: int | None = None,
+) -> Barycenter:
+    """Return the W2 barycenter of one measure with `k` atoms.
+
+    Args:
+        points: [N, D], tensor (on any device) or array; float32 is computed in float32 and summed in float64.
+        k: atoms.
+        weights: `free` (the masses of the cells) or `uniform` (1/K each).
+        generator: draws of the start, on the CPU; without one always the same.
+        max_iterations: steps, at most.
+        tolerance: stop when the cost falls by less than this share of itself.
+        restarts: independent starts; the cheapest result is returned.
+        exchanges: rounds of local search by exchanges of parts of cells, at most; 0 for none (free weights). If not given,
+            10 up to 32 atoms and 2 beyond, where single moves already end well below Lloyd's method.
+
+    Returns:
+        Atoms and weights in the type of `points`, on the CPU. The trace never rises.
+
+    Raises:
+        WmddError: there are no points, some are not numbers, or k < 1.
+
+    >>> import torch
+    >>> found = quantize(torch.tensor([[0.0], [1.0], [10.0], [11.0], [12.0]]).double(), k=2)
+    >>> found.atoms.sort(0).values.tolist(), sorted(round(w, 1) for w in found.weights.tolist())
+    ([[0.5], [11.0]], [0.4, 0.6])
+    >>> round(found.cost, 3)
+    0.5
+    """
+    return quantize_all(
+        [points], k, weights=weights, generators=[generator or torch.Generator().manual_seed(0)],
+        max_iterations=max_iterations, tolerance=tolerance, restarts=restarts, exchanges=exchanges,
+    )[0]  # fmt: skip
+
+
+def quantize_all(
+    measures: Sequence[Points],
+    k: int,
+    *,
+    weights: str = "free",
+    generators: list[torch.Generator] | None = None,
+    names: Sequence[str] | None = None,
+    max_iterations: int = 300,
+    tolerance: float = 1e-6,
+    restarts: int = 1,
+    exchanges: int | None = None,
+) -> list[Barycenter]:
+    """Return the barycenter of each measure, many at a time where that is faster (on a GPU: all that fit).
+
+    A result depends neither on the other measures nor on how many are solved at a time, up to rounding.
+
+    Args:
+        measures: C of them, [N_c, D] each; N_c may differ.
+        k: atoms of each.
+        generators: one a measure.
+        names: what to call the measures in errors.
+        weights: as of `quantize`, and so the others.
+        max_iterations: of each.
+        tolerance: of each.
+        restarts: of each.
+        exchanges: of each.
+
+    Raises:
+        WmddError: as `quantize`; names the measure.
+    """
+    check_k(k)
+    if weights not in ("free", "uniform"):
+        raise WmddError(f"weights are 'free' or 'uniform', not {weights!r}")
+    exchanges = ROUNDS[k > FEW] if exchanges is None else exchanges
+    names = names or ["the measure" if len(measures) == 1 else f"measure {c}" for c in range(len(measures))]
+    clouds = [as_points(points, name) for points, name in zip(measures, names, strict=True)]
+    generators = generators or [torch.Generator().manual_seed(c) for c in range(len(clouds))]
+    found: list[Barycenter] = []
+    for first in range(0, len(clouds), many := _together(clouds)):
+        part, draws = clouds[first : first + many], generators[first : first + many]
+        tries = [_solve(part, k, weights, draws, max_iterations, tolerance, exchanges) for _ in range(max(1, restarts))]
+        best = [_cheapest(same) for same in zip(*tries, strict=True)]
+        spent = [sum(b.seconds for b in same) for same in zip(*tries, strict=True)]
+        # cloned because tensors made in inference mode are of no use to autograd
+        found += [
+            replace(b, atoms=b.atoms.clone(), weights=b.weights.clone(), seconds=seconds)
+            for b, seconds in zip(best, spent, strict=True)
+        ]
+    return found
+
+
+def _cheapest(tries: Sequence[Barycenter]) -> Barycenter:
+    """Return the cheapest, the first of those that differ by rounding."""
+    least = min(b.cost for b in tries)
+    return next(b for b in tries if b.cost <= least * (1 + 1e-12))
+
+
+def _together(clouds: Sequence[Tensor]) -> int:
+    """Return how many measures to solve at a time."""
+    if not clouds:
+        return 1
+    size = max(points.numel() for points in clouds)
+    if clouds[0].device.type == "cpu":
+        return max(1, min(16, CACHE // (8 * size)))
+    free, _ = torch.cuda.mem_get_info(clouds[0].device)
+    return max(1, free // (16 * 4 * size))
+
+
+@torch.inference_mode()
+def _solve(
+    clouds: Sequence[Tensor],
+    k: int,
+    weights: str,
+    generators: list[torch.Generator],
+    steps: int,
+    tolerance: float,
+    exchanges: int,
+) -> list[Barycenter]:
+    """Solve a batch from one start each."""
+    begun = time.perf_counter()
+    floats = [points if points.dtype in (torch.float32, torch.float64) else points.float() for points in clouds]
+    count = torch.tensor([len(points) for points in floats], device=floats[0].device)
+    alone = len(floats) == 1
+    batch = floats[0][None] if alone else torch.nn.utils.rnn.pad_sequence(list(floats), batch_first=True)
+    measures = Measures.of(batch, count)
+    small = min(k, int(count.min()))
+    if small < k and len(clouds) > 1:  # a measure with fewer points than atoms is solved alone
+        return [
+            _solve([p], k, weights, [g], steps, tolerance, exchanges)[0]
+            for p, g in zip(clouds, generators, strict=True)
+        ]
+    cells, trace = free_cells(
+        measures,
+        small,
+        generators,
+        steps,
+        tolerance if weights == "free" else COARSE,
+        exchanges if weights == "free" else 0,
+    )
+    results = _finish(cells, trace) if weights == "free" else balance(cells, k, steps, tolerance, trace)
+    seconds = (time.perf_counter() - begun) / len(clouds)
+    return [_as(b, points, k, seconds) for b, points in zip(results, clouds, strict=True)]
+
+
+def free_cells(
+    measures: Measures,
+    k: int,
+    generators: list[torch.Generator],
+    steps: int,
+    tolerance: float,
+    exchanges: int,
+    start: Start = greedy,
+) -> tuple[Cells, list[Tensor]]:
+    """Return cells at a local optimum (R = 1) and the costs [C] after each step."""
+    c = len(measures.count)
+    if bool((measures.count == k).all()):  # every point is an atom
+        cells = Cells.of(measures, torch.arange(k, device=measures.x.device).expand(c, 1, k), k)
+        return cells, [cells.cost.view(c)]
+    seeds = SEEDS if k <= FEW else 1
+    cells = Cells.of(measures, start(measures, k, seeds, generators), k)
+    cells = cells.pick(cells.cost.argmin(1)).repaired()
+    trace = [cells.cost]
+    if k > 1:
+        coarse = max(tolerance, COARSE) if exchanges else tolerance
+        left = torch.full_like(cells.cost, steps - 1, dtype=torch.long)
+        cells, costs = descend(cells, left, coarse)
+        trace += costs
+        if exchanges:
+            cells, costs = improve(cells, TRIED[k > FEW], TRIAL, left, exchanges, coarse)
+            cells, more = descend(cells, left, tolerance)
+            trace += costs + more
+    return cells, [cost.view(c) for cost in trace]
+
+
+def _finish(cells: Cells, trace: list[Tensor]) -> list[Barycenter]:
+    """Return the atoms with the masses of their Voronoi cells and the exact cost."""
+    measures = cells.measures
+    cells = Cells.of(measures, cells.label, cells.sums.shape[2])  # without the rounding of many small changes
+    means, count = cells.means[:, 0], cells.count[:, 0]
+    heaviest = means.gather(1, count.argmax(1)[:, None, None].expand(-1, 1, means.shape[2]))
+    means = means.where(count[..., None] > 0, heaviest)  # an atom for which there is no point of its own joins another
+    near, label = measures.distances(means[:, None])[:, 0].min(1)
+    mass = torch.zeros_like(count, dtype=torch.float64).scatter_add_(1, label, measures.real.double())
+    cost = near.clamp_(min=0).sum(1, dtype=torch.float64) / measures.count
+    history = (torch.stack(trace, 1) / measures.count[:, None]).clamp_(min=0)
+    made = [row[row.isfinite()].tolist() for row in history]
+    atoms = (means.double() + measures.centre[:, None]).cpu()
+    mass, cost = (mass / measures.count[:, None]).cpu(), cost.cpu()
+    return [Barycenter(atoms[c], mass[c], float(cost[c]), [*made[c], float(cost[c])]) for c in range(len(atoms))]
+
+
+def _as(found: Barycenter, points: Tensor, k: int, seconds: float) -> Barycenter:
+    """Return in the type of the points; more atoms than points share the points evenly."""
+    atoms, weights = found.atoms, found.weights
+    if len(atoms) < k:
+        row = torch.arange(k) % len(atoms)
+        atoms, weights = atoms[row], (weights / torch.bincount(row))[row]
+    return replace(found, atoms=atoms.to(points.dtype), weights=weights.to(points.dtype), seconds=seconds)
