@@ -4,7 +4,7 @@ Every repeat runs every solver once, in turn and with a seed of its own, so that
 them; ratios are taken within a repeat. Costs are evaluated for all in float64 by the same function: for free weights the mean
 squared distance to the nearest atom, for uniform weights the exact transport cost. Solvers that take minutes run once (n = 1).
 
-    pip install faiss-cpu k-means-constrained     # the peers; scikit-learn and POT come with wmdd
+    pip install -r benchmarks/requirements.txt     # the peers; scikit-learn and POT come with wmdd
     python benchmarks/transport.py --features results/cifar10/resnet18-w16/teacher/seed0/features.h5
     python benchmarks/transport.py --part imagenet
     python benchmarks/transport.py --part growth --plot docs/images/transport-growth.png
@@ -145,7 +145,7 @@ FREE = {
 }
 UNIFORM = {
     "wmdd uniform": ours(weights="uniform"),
-    "wmdd uniform, tolerance 1e-3": ours(weights="uniform", tolerance=1e-3),
+    "wmdd uniform, 4 steps": ours(weights="uniform", max_iterations=4),
     "POT from noise": pot,
     "k-means-constrained": constrained,
 }

@@ -134,8 +134,9 @@ def test_no_step_raises_a_cost_or_empties_a_cell(seed, sizes, k, whole):
         after, gain = now.hartigan()
         assert bool((after.cost <= now.cost).all())
         assert bool((after.count > 0).all())
-        # a partition changes just where a move saves something
-        assert torch.equal(after.cost < now.cost, (gain > 0).any(2))
+        # a partition changes where a move saves more than rounding, and only there
+        assert not bool((after.cost < now.cost)[(gain <= 0).all(2)].any())
+        assert bool((after.cost < now.cost)[(gain > 1e-9).any(2)].all())
         for c, p in enumerate(points):
             for r in range(2):
                 assert float(after.cost[c, r]) == pytest.approx(cost(p, after.label[c, r]), rel=1e-9, abs=1e-9)

@@ -270,6 +270,15 @@ def test_one_atom_is_the_mean_and_costs_the_variance(weights, theta, entropy):
     assert found.gap == 0
 
 
+@pytest.mark.parametrize("theta", [1.0, 0.3])
+def test_each_step_goes_the_share_theta_of_the_way(theta):
+    points, start = cloud(15), cloud(1, seed=3)
+    found = alternate([points], [equal(15)], ONE, start, False, 5, 0.0, theta)
+    away = float((start[0] - points.mean(0)).square().sum())
+    expected = [variance(points) + (1 - theta) ** (2 * t) * away for t in range(len(found.trace))]
+    assert found.trace == pytest.approx(expected, rel=1e-12)
+
+
 def test_as_many_uniform_atoms_as_points_are_the_points():
     points = cloud(8, 3)
     found = cuturi_doucet(points, 8, draws(), "uniform")
@@ -447,7 +456,7 @@ def test_released_is_dearer_than_the_solvers():
 
 
 def test_released_refuses_a_weight_that_vanishes():
-    with pytest.raises(WmddError, match=r"the weight of atom \d+ fell to 0.*cuturi_doucet"):
+    with pytest.raises(WmddError, match=r"the weight of atom \d+ fell to 0.*cuturi-doucet"):
         released(0.03 * cloud(30), 30, draws())
 
 

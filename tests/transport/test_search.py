@@ -235,14 +235,15 @@ def test_improving_never_costs_more_nor_empties_a_cell(seed, sizes, k, whole, to
     end, trace = improve(start, 2, 3, 300, 5, tolerance)
     assert bool((end.cost <= start.cost).all())
     assert bool((end.count > 0).all())
-    for earlier, later in itertools.pairwise([start.cost, *trace]):
-        assert bool((later <= earlier * (1 + 1e-12)).all())
     for c, p in enumerate(points):
+        # a measure that made no step while others did has NaN
+        costs = [float(x[c, 0]) for x in [start.cost, *trace] if not bool(x[c, 0].isnan())]
+        assert all(later <= earlier * (1 + 1e-12) for earlier, later in itertools.pairwise(costs))
         assert float(end.cost[c, 0]) == pytest.approx(cost(p, end.label[c, 0]), rel=1e-9, abs=1e-9)
 
 
-def test_two_cells_leave_nothing_to_exchange():
-    start = partition([cloud(20, 2)], 2, 0)
+def test_one_cell_leaves_nothing_to_exchange():
+    start = partition([cloud(20, 2)], 1, 0)
     end, trace = improve(start, 2, 3, 300, 5, 0.0)
     assert end is start
     assert trace == []

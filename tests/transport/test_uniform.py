@@ -159,8 +159,26 @@ def test_restarts_reach_the_best_balanced_partition(seed):
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_no_more_steps_than_asked_for(steps):
-    found, _ = begun(cloud(80, 4), 10, 0, steps=steps)
+    points = cloud(80, 4)
+    found, _ = begun(points, 10, 0, steps=steps)
     assert len(found.trace) <= steps + 1
+    assert found.cost == pytest.approx(plan(found.atoms, points)[1], rel=1e-9)  # though it was stopped early
+
+
+def test_the_corrected_costs_are_those_of_the_formula(monkeypatch):
+    seen = []
+
+    def spy(cost: Tensor, *rest):
+        seen.append((cost.clone(), plans.balanced(cost, *rest)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(uniform, "balanced", spy)
+    points, k, n = cloud(62, 4), 10, 6.2
+    begun(points, k, 0)
+    (_, first), (corrected, _) = seen[:2]
+    share = torch.zeros(k, 62, dtype=torch.float64).index_put((first.row, first.column), first.mass)
+    apart = ((k * share @ points)[:, None] - points).square().sum(2)
+    torch.testing.assert_close(corrected, (1 - 1 / n) * apart + 2 / n * apart * 62 * share)
 
 
 def test_the_last_step_is_the_classical_one():

@@ -88,7 +88,7 @@ def barycenter(
     check_weights(weights)
     if max_iterations < 1 or restarts < 1:
         raise WmddError(f"max_iterations and restarts must be at least 1, got {max_iterations} and {restarts}")
-    # What has no mass or no share is left out: it changes nothing, and its dual potentials would not be determined.
+    # What has no share or no mass is left out: it would cost time and change nothing.
     used = [m for m in range(len(points)) if lambdas[m] > 0]
     places = [points[m].detach().double().cpu()[shares[m] > 0] for m in used]
     shares = [shares[m][shares[m] > 0] for m in used]
