@@ -119,8 +119,8 @@ def test_the_descent_stops_only_within_the_tolerance_of_the_optimum(seed, tolera
     points = cloud(40, seed=seed)
     cost = squared_distances(cloud(6, seed=seed + 1), points)
     least = float(cost.amin(0).mean())
-    _, trace = weights_by_mirror_descent([cost], [equal(40)], ONE, iterations=2000, tolerance=tolerance)
-    assert len(trace) < 2000
+    _, trace = weights_by_mirror_descent([cost], [equal(40)], ONE, 0.3, 1000, tolerance)
+    assert len(trace) < 1000
     assert least - 1e-9 <= min(trace) <= least + tolerance * spread(cost, equal(40)) + 1e-9
 
 

@@ -65,7 +65,7 @@ def weights_by_mirror_descent(
         costs: C_m [K, N_m].
         masses: a_m [N_m], positive, sum 1.
         lambdas: [M], sum 1.
-        step: t0.
+        step: t0; near 1 F falls fastest, but may end up swinging about a kink where 0.3 still closes the gap.
         iterations: at most; each solves one transport problem a measure.
         tolerance: of the gap between F and its lower bound.
         entropy: 0 for exact transport, else the smoothing epsilon of `sinkhorn`; F is then the smoothed cost.

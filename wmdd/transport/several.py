@@ -25,6 +25,7 @@ from torch import Tensor
 from wmdd.errors import WmddError
 from wmdd.transport.cuturi_doucet import alternate, check_weights, draw, like
 from wmdd.transport.measure import Barycenter, Points, as_points, check_k
+from wmdd.transport.quantization import quantize
 
 Values = Sequence[float] | Tensor | np.ndarray
 
@@ -44,7 +45,8 @@ def barycenter(
     r"""Return the barycenter of several measures with k atoms.
 
     Start: k points of one of the measures, both drawn by the generator; the first step moves each to the average of the
-    places to which the plans send it. On a line, that step is exact for uniform weights (if no two atoms coincide).
+    places to which the plans send it. On a line, that step is exact for uniform weights (if no two atoms coincide). One measure
+    of equal masses is left to `quantize`.
 
     Args:
         measures: x_m [N_m, D] each.
@@ -94,6 +96,12 @@ def barycenter(
     shares = [shares[m][shares[m] > 0] for m in used]
     lambdas = lambdas[used]
     generator = generator or torch.Generator().manual_seed(0)
+    if len(places) == 1 and bool((shares[0] == shares[0][0]).all()):
+        found = quantize(
+            places[0], k, weights=weights, generator=generator, max_iterations=max_iterations, tolerance=tolerance,
+            restarts=restarts,
+        )  # fmt: skip
+        return like(points[0], found)
     results = []
     for _ in range(restarts):
         m = int(torch.multinomial(lambdas, 1, generator=generator))
