@@ -4,7 +4,7 @@ The reference computes the statistics as the released code does: in a hook on ea
 variance of a float32 input, and lets autograd keep what it needs. Ours gathers the inputs and takes both moments in one
 pass. Same network, same images, same loss (checked first); timings alternate and medians of the pairs are reported.
 
-    python benchmarks/recover.py [--width 16] [--resolution 32] [--images 100] [--repeats 9] [--device cpu]
+    python -m benchmarks.recover [--width 16] [--resolution 32] [--images 100] [--repeats 9] [--device cpu]
 """
 
 import argparse

@@ -5,9 +5,9 @@ them; ratios are taken within a repeat. Costs are evaluated for all in float64 b
 squared distance to the nearest atom, for uniform weights the exact transport cost. Solvers that take minutes run once (n = 1).
 
     pip install -r benchmarks/requirements.txt     # the peers; scikit-learn and POT come with wmdd
-    python benchmarks/transport.py --features results/cifar10/resnet18-w16/teacher/seed0/features.h5
-    python benchmarks/transport.py --part imagenet
-    python benchmarks/transport.py --part growth --plot docs/images/transport-growth.png
+    python -m benchmarks.transport --features results/cifar10/resnet18-w16/teacher/seed0/features.h5
+    python -m benchmarks.transport --part imagenet
+    python -m benchmarks.transport --part growth --plot docs/images/transport-growth.png
 """
 
 import argparse

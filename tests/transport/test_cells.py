@@ -7,32 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import SEEDS, batch, cloud, draws, grid
 from torch import Tensor
 
 from wmdd.transport import seeding
 from wmdd.transport.cells import Cells, Measures, descend
 
 quick = settings(max_examples=40, deadline=None)
-SEEDS = st.integers(0, 10_000)
-
-
-def draws(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def cloud(count: int, dimensions: int = 2, seed: int = 0) -> Tensor:
-    return torch.randn(count, dimensions, generator=draws(seed), dtype=torch.float64)
-
-
-def grid(count: int, dimensions: int, seed: int) -> Tensor:
-    """Whole numbers, of which many coincide."""
-    return torch.randint(-3, 4, (count, dimensions), generator=draws(seed)).double()
-
-
-def batch(points: list[Tensor], filler: float = 1e3) -> Measures:
-    """The measures of a batch, the padding far away from the points."""
-    padded = torch.nn.utils.rnn.pad_sequence(points, batch_first=True, padding_value=filler)
-    return Measures.of(padded, torch.tensor([len(p) for p in points]))
 
 
 def labels(measures: Measures, k: int, replicas: int, seed: int) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import SEEDS, by_rows, cloud, draws
 from scipy.optimize import linprog
 from torch import Tensor
 
@@ -18,17 +19,8 @@ from wmdd.transport.released import released
 
 BOTH = pytest.mark.parametrize("weights", ["free", "uniform"])
 KINDS = st.sampled_from(["free", "uniform"])
-SEEDS = st.integers(0, 10_000)
 ONE = torch.ones(1, dtype=torch.float64)
 few = settings(max_examples=15, deadline=None)
-
-
-def draws(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def cloud(count: int, dimensions: int = 2, seed: int = 0) -> Tensor:
-    return torch.randn(count, dimensions, generator=draws(seed), dtype=torch.float64)
 
 
 def equal(count: int) -> Tensor:
@@ -46,10 +38,6 @@ def spread(cost: Tensor, masses: Tensor) -> float:
 
 def variance(points: Tensor) -> float:
     return float((points - points.mean(0)).square().sum(1).mean())
-
-
-def by_rows(points: Tensor) -> Tensor:
-    return torch.tensor(sorted(points.tolist()), dtype=torch.float64)
 
 
 def never_rises(trace: list[float]) -> bool:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import SEEDS, draws
 from scipy.optimize import linear_sum_assignment, linprog
 from torch import Tensor
 
@@ -16,7 +17,6 @@ from wmdd.transport.measure import exact
 from wmdd.transport.plans import Plan, balanced, prices
 
 quick = settings(max_examples=60, deadline=None)
-SEEDS = st.integers(0, 10_000)
 
 
 def force(patch: pytest.MonkeyPatch, way: str) -> None:
@@ -37,10 +37,6 @@ def reduced(cost: Tensor, start: Plan | None = None, cheap: int | None = None) -
         if cheap is not None:
             patch.setattr(plans, "CHEAP", cheap)
         return balanced(cost, start)
-
-
-def draws(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def geometric(k: int, n: int, seed: int, dimensions: int = 4) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from samples import by_rows, cloud, draws
 from scipy.optimize import linprog
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
@@ -37,14 +38,6 @@ clouds = st.tuples(st.integers(1, 9), st.integers(1, 3)).flatmap(
 grids = st.tuples(st.integers(1, 40), st.integers(1, 3)).flatmap(
     lambda shape: arrays(np.float64, shape, elements=st.integers(-4, 4).map(float)).map(torch.from_numpy)
 )
-
-
-def draws(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def cloud(count: int, dimensions: int, seed: int = 0) -> Tensor:
-    return torch.randn(count, dimensions, generator=draws(seed), dtype=torch.float64)
 
 
 def best(points: Tensor, k: int, weights: str) -> Barycenter:
@@ -74,11 +67,6 @@ def partition_cost(points: Tensor, cells: tuple[int, ...]) -> float:
     label = torch.tensor(cells)
     inside = [points[label == cell] for cell in set(cells)]
     return float(sum((p - p.mean(0)).square().sum() for p in inside)) / len(points)
-
-
-def by_rows(points: Tensor) -> Tensor:
-    """The points in lexicographic order."""
-    return torch.tensor(sorted(points.tolist()), dtype=torch.float64)
 
 
 # ---- one atom, as many atoms as points, more

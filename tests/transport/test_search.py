@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import SEEDS, batch, cloud, draws, grid
 from torch import Tensor
 
 from wmdd.transport.cells import Cells, Measures, descend
@@ -13,25 +14,7 @@ from wmdd.transport.quantization import free_cells
 from wmdd.transport.search import exchanges, improve, joins_of_cells, moves_of_parts, split
 
 quick = settings(max_examples=40, deadline=None)
-SEEDS = st.integers(0, 10_000)
 SIZES = st.lists(st.integers(8, 25), min_size=1, max_size=3)
-
-
-def draws(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def cloud(count: int, dimensions: int = 2, seed: int = 0) -> Tensor:
-    return torch.randn(count, dimensions, generator=draws(seed), dtype=torch.float64)
-
-
-def grid(count: int, dimensions: int, seed: int) -> Tensor:
-    return torch.randint(-3, 4, (count, dimensions), generator=draws(seed)).double()
-
-
-def batch(points: list[Tensor], filler: float = 1e3) -> Measures:
-    padded = torch.nn.utils.rnn.pad_sequence(points, batch_first=True, padding_value=filler)
-    return Measures.of(padded, torch.tensor([len(p) for p in points]))
 
 
 def partition(points: list[Tensor], k: int, seed: int) -> Cells:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import SEEDS, by_rows, cloud, draws
 from torch import Tensor
 
 import wmdd.transport.several
@@ -18,20 +19,7 @@ from wmdd.transport.measure import Barycenter
 from wmdd.transport.several import barycenter
 
 BOTH = pytest.mark.parametrize("weights", ["free", "uniform"])
-SEEDS = st.integers(0, 10_000)
 few = settings(max_examples=15, deadline=None)
-
-
-def draws(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def cloud(count: int, dimensions: int = 2, seed: int = 0) -> Tensor:
-    return torch.randn(count, dimensions, generator=draws(seed), dtype=torch.float64)
-
-
-def by_rows(points: Tensor) -> Tensor:
-    return torch.tensor(sorted(points.tolist()), dtype=torch.float64)
 
 
 def same_points(one: Tensor, other: Tensor, tolerance: float = 1e-9) -> None:

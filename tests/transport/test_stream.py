@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from samples import cloud, draws
 from torch import Tensor
 
 from wmdd.errors import WmddError
@@ -25,14 +26,6 @@ quick = settings(max_examples=60, deadline=None, derandomize=True)
 clouds = st.tuples(st.integers(1, 24), st.integers(1, 3)).flatmap(
     lambda shape: arrays(np.float64, shape, elements=st.integers(-6, 6).map(float)).map(torch.from_numpy)
 )
-
-
-def draws(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def cloud(count: int, dimensions: int, seed: int = 0) -> Tensor:
-    return torch.randn(count, dimensions, generator=draws(seed), dtype=torch.float64)
 
 
 def mixture(count: int, dimensions: int, parts: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import SEEDS, cloud, draws
 from torch import Tensor
 
 from wmdd.transport import plans, uniform
@@ -16,15 +17,6 @@ from wmdd.transport.measure import Barycenter
 from wmdd.transport.uniform import balance
 
 quick = settings(max_examples=30, deadline=None)
-SEEDS = st.integers(0, 10_000)
-
-
-def draws(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def cloud(count: int, dimensions: int = 2, seed: int = 0) -> Tensor:
-    return torch.randn(count, dimensions, generator=draws(seed), dtype=torch.float64)
 
 
 def begun(points: Tensor, k: int, seed: int, steps: int = 300, tolerance: float = 0.0) -> tuple[Barycenter, Tensor]:
