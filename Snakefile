@@ -34,5 +34,8 @@ rule all:
 
 onsuccess:
     announce(
-        "results/report/table.md", "results/report/cost.md", "results/report/barycenters.md", "results/report/images/"
+        "results/report/table.md",
+        "results/report/cost.md",
+        "results/report/barycenters.md",
+        "results/report/images/",
     )

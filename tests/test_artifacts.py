@@ -488,6 +488,17 @@ def test_a_different_number_of_classes_is_named():
 # Checkpoints
 
 
+def test_a_checkpoint_takes_what_a_killed_job_left_with_it(tmp_path):
+    checkpoint = Checkpoint(tmp_path / ".run.json.checkpoint", "key")
+    checkpoint.save({"epoch": 1})
+    killed = tmp_path / "..run.json.checkpoint.123.part"
+    others = [tmp_path / "..run.json.checkpoint2.123.part", tmp_path / ".run.json.123.part", tmp_path / "run.json"]
+    for path in (killed, *others):
+        path.write_text("")
+    checkpoint.remove()
+    assert sorted(tmp_path.iterdir()) == sorted(others)
+
+
 def test_a_checkpoint_goes_on(tmp_path, capsys):
     Checkpoint(tmp_path / "c", "key").save({"x": torch.arange(3), "epoch": 4, "history": [{"loss": 0.5}], "name": "a"})
     later = Checkpoint(tmp_path / "c", "key")

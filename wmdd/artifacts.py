@@ -283,5 +283,8 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def remove(self) -> None:
-        """Forget the state, once the output is in place."""
+        """Forget the state, once the output is in place, and what a job that was killed while it wrote one left behind."""
         self.path.unlink(missing_ok=True)
+        for left in self.path.parent.iterdir():
+            if left.name.startswith(f".{self.path.name}.") and left.name.endswith(".part"):
+                left.unlink(missing_ok=True)
