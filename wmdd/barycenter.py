@@ -159,4 +159,5 @@ def table(names: Sequence[str], found: Sequence[Quality]) -> str:
     rows = rows.rename(columns=lambda name: "W2^2" if name == "cost" else name.replace("_", " "))
     if len(rows) > 1:
         rows.loc["mean"] = rows.mean()
+    rows["explained"] = rows["explained"].round(6) + 0.0  # at one atom it is 0 but for rounding
     return str(rows.to_markdown(floatfmt=".5g"))

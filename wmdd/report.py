@@ -128,7 +128,7 @@ def barycenter_markdown(table: pd.DataFrame) -> str:
         lines += ["The matrix has no method with barycenters."]
     else:
         shown = table.dropna(axis=1, how="all").rename(columns=lambda name: name.replace("_", " "))
-        lines += [shown.to_markdown(index=False, floatfmt=".4g")]
+        lines += [shown.assign(explained=shown.explained.round(6) + 0.0).to_markdown(index=False, floatfmt=".4g")]
     return "\n".join(lines) + "\n"
 
 
