@@ -25,7 +25,7 @@ def begun(points: Tensor, k: int, seed: int, steps: int = 300, tolerance: float 
     measures = Measures.of(points[None], torch.tensor([len(points)]))
     cells = Cells.of(measures, label[None, None], k)
     start = torch.stack([points[label == cell].mean(0) for cell in range(k)])
-    return balance(cells, k, steps, tolerance, [cells.cost[:, 0]])[0], start
+    return balance(cells, k, steps, tolerance)[0], start
 
 
 def plan(atoms: Tensor, points: Tensor) -> tuple[np.ndarray, float]:
@@ -184,8 +184,8 @@ def test_padding_and_other_measures_do_not_matter(dtype):
     padded = torch.nn.utils.rnn.pad_sequence(points, batch_first=True, padding_value=1e3)
     label = torch.arange(55) % 4
     both = Measures.of(padded, torch.tensor([40, 55]))
-    found = balance(Cells.of(both, label.expand(2, 1, -1), 4), 4, 300, 1e-6, [])
+    found = balance(Cells.of(both, label.expand(2, 1, -1), 4), 4, 300, 1e-6)
     for p, result in zip(points, found, strict=True):
         alone = Measures.of(p[None], torch.tensor([len(p)]))
-        other = balance(Cells.of(alone, label[: len(p)][None, None], 4), 4, 300, 1e-6, [])[0]
+        other = balance(Cells.of(alone, label[: len(p)][None, None], 4), 4, 300, 1e-6)[0]
         assert result.cost == pytest.approx(other.cost, rel=1e-5 if dtype == torch.float32 else 1e-9)

@@ -22,7 +22,6 @@ References:
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -30,8 +29,6 @@ from torch import Tensor
 FOCUS = 4  # of so many points, the one nearest to a move is looked at between full steps
 LEAST = 64  # points that are worth a smaller problem
 SHARES = (0.5, 1.0)  # of the gain of the best move that touches the same cells: the better moves, then one for a cell
-
-T = TypeVar("T", "Measures", "Moves")
 
 
 @dataclass(frozen=True)
@@ -111,17 +108,13 @@ class Moves:
 
     def take(self, chosen: Tensor) -> "Moves":
         """Keep some of them."""
-        return _each(self, chosen)
+        return Moves(*(getattr(self, part.name)[chosen] for part in fields(self)))
 
     def rivals(self, cells: int) -> Tensor:
         """Return the gain of the best move that touches one of the two cells of each move; `cells` is C R K."""
         top = self.gain.new_zeros(cells).scatter_reduce_(0, self.source, self.gain, "amax")
         top.scatter_reduce_(0, self.target, self.gain, "amax")
         return torch.maximum(top[self.source], top[self.target])
-
-
-def _each(batch: T, index: Tensor) -> T:
-    return type(batch)(*(getattr(batch, part.name)[index] for part in fields(batch)))
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def _solve(
         tolerance if weights == "free" else COARSE,
         exchanges if weights == "free" else 0,
     )
-    results = _finish(cells, trace) if weights == "free" else balance(cells, k, steps, tolerance, trace)
+    results = _finish(cells, trace) if weights == "free" else balance(cells, k, steps, tolerance)
     seconds = (time.perf_counter() - begun) / len(clouds)
     return [_as(b, points, k, seconds) for b, points in zip(results, clouds, strict=True)]
 

@@ -41,7 +41,7 @@ class _Step:
     cost: float
 
 
-def balance(cells: Cells, k: int, steps: int, tolerance: float, trace: list[Tensor]) -> list[Barycenter]:
+def balance(cells: Cells, k: int, steps: int, tolerance: float) -> list[Barycenter]:
     """Return the uniform barycenter of each measure, begun from the means of free cells (R = 1).
 
     Args:
@@ -49,7 +49,6 @@ def balance(cells: Cells, k: int, steps: int, tolerance: float, trace: list[Tens
         k: atoms.
         steps: exact transport problems, at most.
         tolerance: stop when F falls by less than this share of itself.
-        trace: not used beyond its length, because the cost of free cells is that of another problem.
     """
     found = []
     row = torch.arange(k, device=cells.label.device) % cells.sums.shape[2]
