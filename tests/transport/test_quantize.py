@@ -733,6 +733,25 @@ def test_one_start_is_no_worse_than_ten_of_k_means_on_mixtures(seed, k):
     assert quantize(points, k).cost <= 1.001 * k_means(points, k)
 
 
+@BOTH
+@pytest.mark.parametrize("wrong", [{"restarts": 0}, {"max_iterations": 0}, {"exchanges": -1}])
+def test_a_count_out_of_bounds_is_refused(weights, wrong):
+    with pytest.raises(WmddError, match="must be at least 1"):
+        quantize(cloud(9, 2), 3, weights=weights, **wrong)
+
+
+@BOTH
+@pytest.mark.parametrize("k", [1, 3])
+def test_points_too_large_to_be_squared_are_refused(weights, k):
+    with pytest.raises(WmddError, match=r"^the squared distances of cats overflow"):
+        quantize_all([1e25 * cloud(9, 2).float()], k, weights=weights, names=["cats"])
+
+
+def test_complex_numbers_are_refused():
+    with pytest.raises(WmddError, match="complex"):
+        quantize(torch.complex(cloud(9, 2), cloud(9, 2)), 3)
+
+
 # ---- what the documentation shows
 
 MODULES = sorted(module.name for module in pkgutil.iter_modules(wmdd.transport.__path__))

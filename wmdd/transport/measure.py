@@ -70,6 +70,8 @@ def as_points(points: Points, what: str = "the measure") -> Tensor:
     found = torch.as_tensor(points)
     if found.ndim != 2 or len(found) == 0 or found.shape[1] == 0:
         raise WmddError(f"{what} needs points [N, D] with N and D at least 1, got {tuple(found.shape)}")
+    if found.is_complex():
+        raise WmddError(f"{what} holds complex numbers; give real numbers, such as both parts side by side")
     if not found.is_floating_point():
         found = found.double()
     # A sum is finite only when every term is, up to overflow; so the slow look is rarely taken.

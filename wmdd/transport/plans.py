@@ -138,16 +138,19 @@ def _reduced(cost: Tensor, g: Tensor) -> Plan:
     order = margin.argsort()
     free = torch.zeros(n, dtype=torch.bool, device=cost.device)
     free[order[: UNSURE * k]] = True
+    largest = float(cost.max())
     for _ in range(ROUNDS):
         free |= _overfull(favourite, free, order, k)
         plan, f = _program(cost, favourite, free)
         left = cost - f.to(cost)[:, None]
         # the free points are optimal among themselves; a given one must not prefer another cell
         regret = left.gather(0, favourite[None])[0] - left.amin(0)
-        wrong = (regret > 1e-6 * cost.gather(0, favourite[None])[0].abs() + 1e-12) & ~free
+        wrong = (regret > 1e-6 * cost.gather(0, favourite[None])[0].abs() + 1e-12 * largest) & ~free
         if not bool(wrong.any()):
             break
         free |= wrong
+    else:  # not seen; the whole program needs no prices
+        return _whole(cost)
     dual = float(f.mean()) + float(left.amin(0).mean(dtype=torch.float64))
     gap = max(0.0, plan.cost - dual) / plan.cost if plan.cost > 0 else 0.0
     return replace(plan, gap=gap)

@@ -70,7 +70,7 @@ def quantize(
         Atoms and weights in the type of `points`, on the CPU. The trace never rises.
 
     Raises:
-        WmddError: there are no points, some are not numbers, or k < 1.
+        WmddError: there are no points, some are not numbers or too large to be squared, or a count is out of bounds.
 
     >>> import torch
     >>> found = quantize(torch.tensor([[0.0], [1.0], [10.0], [11.0], [12.0]]).double(), k=2)
@@ -118,13 +118,21 @@ def quantize_all(
     check_k(k)
     if weights not in ("free", "uniform"):
         raise WmddError(f"weights are 'free' or 'uniform', not {weights!r}")
+    if restarts < 1 or max_iterations < 1 or (exchanges or 0) < 0:
+        raise WmddError(
+            f"restarts and max_iterations must be at least 1 and exchanges at least 0, got {restarts}, {max_iterations} "
+            f"and {exchanges}"
+        )
     names = names or ["the measure" if len(measures) == 1 else f"measure {c}" for c in range(len(measures))]
     clouds = [as_points(points, name) for points, name in zip(measures, names, strict=True)]
+    for name, points in zip(names, clouds, strict=True):
+        if not bool(torch.isfinite(points.square().sum())):
+            raise WmddError(f"the squared distances of {name} overflow; scale the points down or give float64")
     generators = generators or [torch.Generator().manual_seed(c) for c in range(len(clouds))]
     found: list[Barycenter] = []
     for first in range(0, len(clouds), many := _together(clouds)):
         part, draws = clouds[first : first + many], generators[first : first + many]
-        tries = [_solve(part, k, weights, draws, max_iterations, tolerance, exchanges) for _ in range(max(1, restarts))]
+        tries = [_solve(part, k, weights, draws, max_iterations, tolerance, exchanges) for _ in range(restarts)]
         best = [_cheapest(same) for same in zip(*tries, strict=True)]
         spent = [sum(b.seconds for b in same) for same in zip(*tries, strict=True)]
         # cloned because tensors made in inference mode are of no use to autograd
