@@ -64,6 +64,17 @@ def family(name):
     return "|".join(map(re.escape, methods)) or r"(?!)"
 
 
+def featured(shared):
+    """A pattern for the datasets whose features pass is shared by several jobs, or is not."""
+    datasets = sorted({r.dataset for r in RUNS if (len(experiment.features_blocks(r.dataset)) > 1) == shared})
+    return "|".join(map(re.escape, datasets)) or r"(?!)"
+
+
+def parts_of_features(wildcards):
+    """What the jobs that share a features pass have made."""
+    return expand(rules.features_part.output.part, block=experiment.features_blocks(wildcards.dataset), **wildcards)
+
+
 def from_teacher(file):
     """A file of the teacher that a distillation uses."""
 
@@ -141,6 +152,8 @@ def costs():
         teacher = cell | {"seed": experiment.teacher_seed(r.seed)}
         recovered = experiment.family(r.method) == "recover"
         made = [(rules.data, cell), (rules.teacher, teacher), (rules.features, teacher), (rules.student, cell)]
+        parts = experiment.features_blocks(r.dataset)
+        made += [(rules.features_part, teacher | {"block": block}) for block in parts if len(parts) > 1]
         for block in experiment.blocks(r.dataset, r.method, r.ipc) if recovered else []:
             made += [(rules.recover, cell | {"block": block})]
         made += [(rules.barycenter, of) for of in solved(r)]

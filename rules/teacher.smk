@@ -1,5 +1,6 @@
 # teacher:  data/{dataset}.h5 -> model.safetensors (and model.csv, its history); stops the run below min_accuracy
 # features: one pass of the teacher over the training set -> features.h5, statistics.h5 (per-class BatchNorm)
+#   Where a dataset has `features_jobs`, these share the pass by classes (features_part) and gather joins what they made.
 
 
 rule teacher:
@@ -37,6 +38,8 @@ rule features:
         cost="results/{dataset}/{teacher}/teacher/seed{seed}/features.cost.json",
     log:
         "logs/{dataset}/{teacher}/teacher/seed{seed}/features.log",
+    wildcard_constraints:
+        dataset=featured(shared=False),
     conda:
         "../envs/wmdd.yaml"
     threads: 1
@@ -51,4 +54,55 @@ rule features:
         " --statistics {output.statistics}"
         " --threads {threads}"
         " {params.settings}"
+        " > {log} 2>&1"
+
+
+rule features_part:
+    input:
+        data="data/{dataset}.h5",
+        teacher="results/{dataset}/{teacher}/teacher/seed{seed}/model.safetensors",
+    output:
+        part="results/{dataset}/{teacher}/teacher/seed{seed}/features/{block}.h5",
+        cost="results/{dataset}/{teacher}/teacher/seed{seed}/features/{block}.cost.json",
+    log:
+        "logs/{dataset}/{teacher}/teacher/seed{seed}/features/{block}.log",
+    conda:
+        "../envs/wmdd.yaml"
+    threads: 1
+    params:
+        settings=settings("features", ENGINE),
+        code=code_digest("features"),
+    shell:
+        "python -m wmdd features"
+        " --data {input.data}"
+        " --teacher {input.teacher}"
+        " --output {output.part}"
+        " --block {wildcards.block}"
+        " --threads {threads}"
+        " {params.settings}"
+        " > {log} 2>&1"
+
+
+rule gather:
+    input:
+        parts_of_features,
+    output:
+        features="results/{dataset}/{teacher}/teacher/seed{seed}/features.h5",
+        statistics="results/{dataset}/{teacher}/teacher/seed{seed}/statistics.h5",
+        cost="results/{dataset}/{teacher}/teacher/seed{seed}/features.cost.json",
+    log:
+        "logs/{dataset}/{teacher}/teacher/seed{seed}/gather.log",
+    wildcard_constraints:
+        dataset=featured(shared=True),
+    conda:
+        "../envs/wmdd.yaml"
+    threads: 1
+    params:
+        code=code_digest("gather"),
+    shell:
+        "python -m wmdd gather"
+        " --parts {input}"
+        " --output {output.features}"
+        " --statistics {output.statistics}"
+        " --threads {threads}"
         " > {log} 2>&1"

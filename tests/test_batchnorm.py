@@ -5,8 +5,6 @@ import torch
 from torch import Tensor
 
 from wmdd.batchnorm import ClassMoments, inputs_of, layers, moments, running
-from wmdd.engine import plain
-from wmdd.features import extract
 from wmdd.models import normalise
 from wmdd.rng import generator
 
@@ -50,9 +48,10 @@ def direct(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gathered(inputs: dict[str, Tensor], order: Tensor, size: int):
-    found = ClassMoments(CLASSES)
-    for index in order.split(size):
-        found.add({name: x[index] for name, x in inputs.items()}, LABELS[index])
+    found = ClassMoments()
+    for label in range(CLASSES):
+        for index in order[LABELS[order] == label].split(size):
+            found.add({name: x[index] for name, x in inputs.items()}, label)
     return found.statistics()
 
 
@@ -83,9 +82,9 @@ def test_class_moments_do_not_depend_on_batches_or_order(tiny_teacher, images, s
 def test_variance_between_the_images_of_a_class_counts():
     # Pictures of one colour each: no variance within any of them, all of it between them.
     colours = torch.tensor([0.0, 2.0, 7.0])
-    found = ClassMoments(1)
+    found = ClassMoments()
     for colour in colours:
-        found.add({"layer": colour.expand(1, 1, 4, 4)}, torch.tensor([0]))
+        found.add({"layer": colour.expand(1, 1, 4, 4)}, 0)
     assert float(found.statistics().mean["layer"]) == pytest.approx(3)
     assert float(found.statistics().variance["layer"]) == pytest.approx((9 + 1 + 16) / 3)
 
@@ -104,42 +103,49 @@ def test_the_published_mean_of_variances_within_batches_is_lower(tiny_teacher, i
 
 def test_sums_survive_a_mean_far_from_zero():
     x = 1000 + 0.1 * torch.randn(6, 1, 16, 16, generator=generator("far"))
-    found = ClassMoments(1)
+    found = ClassMoments()
     for image in x.split(1):
-        found.add({"layer": image}, torch.tensor([0]))
+        found.add({"layer": image}, 0)
     torch.testing.assert_close(found.statistics().variance["layer"][0], direct(x)[1], rtol=1e-3, atol=0)
 
 
-# ---- one pass over the data
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("side", [1, 5, 90])
+def test_moments_are_exact_in_every_layout_and_type(dtype, form, side):
+    x = torch.randn(9, 6, side, side, generator=generator("layout", side)) * 3 + 5
+    x = x.to(dtype).contiguous(memory_format=form)
+    found = ClassMoments()
+    found.add({"layer": x}, 0)
+    mean, variance = direct(x)
+    torch.testing.assert_close(found.statistics().mean["layer"][0], mean, rtol=3e-6, atol=0)
+    torch.testing.assert_close(found.statistics().variance["layer"][0], variance, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("size", [4, 64])
-def test_extract_gives_features_and_statistics_of_a_double_precision_pass(tiny_teacher, images, size):
-    features, statistics = extract(tiny_teacher, images, LABELS, CLASSES, MEAN, STD, size, plain())
-    exact = tiny_teacher.double()
-    x = (images.double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    with torch.no_grad():
-        torch.testing.assert_close(features.double(), exact.embed(x), rtol=1e-4, atol=1e-4)
-    for name, inputs in captured(exact, x).items():
-        for c in range(CLASSES):
-            mean, variance = direct(inputs[c == LABELS])
-            torch.testing.assert_close(statistics.mean[name][c], mean, rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(statistics.variance[name][c], variance, rtol=1e-4, atol=1e-4)
+def test_the_last_class_goes_on_without_touching_what_was():
+    found = ClassMoments()
+    for label in (0, 0, 1):
+        found.add({"layer": uniform(2, 3, 4, 4, key=str(label))}, label)
+    before = {name: value.clone() for name, value in found.sums[1].items()}
+    rest = found.last()
+    assert rest.count == {1: 2}
+    rest.add({"layer": uniform(2, 3, 4, 4)}, 1)
+    assert rest.count == {1: 4}
+    assert found.count == {0: 4, 1: 2}
+    assert torch.equal(found.sums[1]["layer"], before["layer"])
 
 
-def test_extract_uses_the_running_statistics_and_leaves_them(tiny_teacher, images):
-    before = {name: value.clone() for name, value in tiny_teacher.state_dict().items()}
-    tiny_teacher.train()
-    extract(tiny_teacher, images, LABELS, CLASSES, MEAN, STD, 5, plain())
-    assert all(torch.equal(value, before[name]) for name, value in tiny_teacher.state_dict().items())
-
-
-def test_statistics_of_some_classes(tiny_teacher, images):
-    _, statistics = extract(tiny_teacher, images, LABELS, CLASSES, MEAN, STD, 64, plain())
+def test_statistics_of_some_classes():
+    found = ClassMoments()
+    for label in range(CLASSES):
+        found.add({"layer": uniform(2, 3, 4, 4, key=str(label))}, label)
+    statistics = found.statistics()
     part = statistics.of(torch.tensor([2, 0]))
-    for name in statistics.mean:
-        assert torch.equal(part.mean[name], statistics.mean[name][[2, 0]])
-        assert torch.equal(part.variance[name], statistics.variance[name][[2, 0]])
+    assert torch.equal(part.mean["layer"], statistics.mean["layer"][[2, 0]])
+    assert torch.equal(part.variance["layer"], statistics.variance["layer"][[2, 0]])
+
+
+# ---- statistics of the teacher
 
 
 def test_running_statistics_are_copies_with_one_row(tiny_teacher):

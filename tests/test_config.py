@@ -500,10 +500,24 @@ def sizes(content, method="mine", ipc=1, classes=100):
     return [b - a + 1 for a, b in bounds]
 
 
-def test_one_class_a_block_unless_set():
-    assert sizes({}) == [1] * 100
+def test_a_block_has_a_thousand_images_unless_set():
+    assert sizes({}) == [100]
+    assert sizes({}, ipc=10, classes=1000) == [100] * 10
+    assert sizes({}, ipc=100) == [10] * 10
+    assert sizes({}, ipc=2000) == [1] * 100
     assert sizes({"datasets": {"d": {"classes_per_block": 30}}}) == [30, 30, 30, 10]
-    assert Experiment({}).blocks("digits", "wmdd", 10)[:2] == ["classes0-0", "classes1-1"]
+    assert Experiment({}).blocks("digits", "wmdd", 10) == ["classes0-9"]
+
+
+def test_jobs_share_the_classes_of_a_features_pass_evenly():
+    def blocks(jobs, classes=10):
+        entry = {"data": {"source": "imagefolder", "root": "x", "classes": classes}, "features_jobs": jobs}
+        return Experiment({"datasets": {"d": entry}}).features_blocks("d")
+
+    assert Experiment({}).features_blocks("digits") == ["classes0-9"]
+    assert blocks(1) == ["classes0-9"]
+    assert blocks(3) == ["classes0-2", "classes3-5", "classes6-9"]
+    assert blocks(99, classes=2) == ["classes0-0", "classes1-1"]
 
 
 def test_the_blocks_of_a_decoupled_method_do_not_depend_on_its_batches():

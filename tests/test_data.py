@@ -1,9 +1,11 @@
 """The data stage: pictures of every kind become the same pixels however they are stored, and faults are one line."""
 
-import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from sklearn.datasets import load_digits
 
 from wmdd import artifacts, data
 from wmdd.errors import WmddError
+from wmdd.feeding import opened, read
 from wmdd.settings import DataSettings
 
 as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -40,8 +43,37 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def collect(root: Path, **options: Any) -> data.Dataset:
-    return data.collect(DataSettings(**{"source": "imagefolder", "root": str(root), "classes": 2} | options))
+@dataclass
+class Split:
+    labels: np.ndarray
+    images: np.ndarray | None
+    files: list[bytes] | None
+
+
+class Packed:
+    """What the data stage has made: its arrays and its meta data, the latter as attributes."""
+
+    def __init__(self, settings: DataSettings, seed: int = 0) -> None:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "data.h5"
+            with artifacts.writing(path) as writer:
+                writer.meta = data.pack(settings, writer, seed)
+            self.arrays, self.meta = artifacts.load(path)
+        self.train, self.val = (self._split(name) for name in ("train", "val"))
+
+    def _split(self, name: str) -> Split:
+        labels, images = self.arrays[f"{name}/labels"], self.arrays.get(f"{name}/images")
+        if images is not None:
+            return Split(labels, images, None)
+        offsets, content = self.arrays[f"{name}/offsets"].tolist(), self.arrays[f"{name}/bytes"].tobytes()
+        return Split(labels, None, [content[a:b] for a, b in pairwise(offsets)])
+
+    def __getattr__(self, name: str) -> Any:
+        return self.meta[name]
+
+
+def collect(root: Path, **options: Any) -> Packed:
+    return Packed(DataSettings(**{"source": "imagefolder", "root": str(root), "classes": 2} | options))
 
 
 def refusal(*named: str, call: Callable[[], Any]) -> str:
@@ -55,11 +87,15 @@ def refusal(*named: str, call: Callable[[], Any]) -> str:
     return message
 
 
-def stored(dataset: data.Dataset, path: Path) -> Path:
-    meta = data.to_meta(dataset)
-    assert json.loads(json.dumps(meta)) == meta
-    artifacts.save(path, data.to_arrays(dataset), meta)
+def stored(dataset: Packed, path: Path) -> Path:
+    meta = {name: value for name, value in dataset.meta.items() if name != "digest"}
+    artifacts.save(path, dataset.arrays, meta)
     return path
+
+
+def loaded(path: Path, split: str, once: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    with opened(path, split, once) as (pictures, _):
+        return read(pictures, torch.arange(len(pictures.labels))), pictures.labels
 
 
 # An image folder
@@ -114,7 +150,7 @@ def test_validation_folder(root: Path, present: str, chosen: str) -> None:
         for name in ("cat", "dog"):
             picture(root / folder / name / f"{folder}.png")
     dataset = collect(root)
-    assert dataset.val_folder == data.to_meta(dataset)["val_folder"] == chosen
+    assert dataset.val_folder == dataset.meta["val_folder"] == chosen
     assert len(dataset.val.labels) == 2
 
 
@@ -183,7 +219,7 @@ def test_both_storages_give_equal_pixels(root: Path, tmp_path: Path) -> None:
     assert pixels.train.files is None
     assert (pixels.mean, pixels.std) == (files.mean, files.std)
     for split in ("train", "val"):
-        a, b = (data.load_images(stored(kind, tmp_path / "data.h5"), split) for kind in (pixels, files))
+        a, b = (loaded(stored(kind, tmp_path / "data.h5"), split) for kind in (pixels, files))
         torch.testing.assert_close(a[0], b[0], rtol=0, atol=0)
         torch.testing.assert_close(a[1], b[1], rtol=0, atol=0)
         assert a[0].dtype == torch.uint8
@@ -192,62 +228,33 @@ def test_both_storages_give_equal_pixels(root: Path, tmp_path: Path) -> None:
     assert files.train.files[3] == (root / "train/cat/x0.jpg").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("split", "odd", "storage"), [("train", 8, "pixels"), ("train", 9, "encoded"), ("val", 9, "encoded")]
-)
-def test_auto_stores_pixels_where_the_sizes_agree(root: Path, split: str, odd: int, storage: str) -> None:
-    picture(root / split / "dog/9.png", 8, odd)
-    meta = data.to_meta(collect(root, resolution=4))
-    assert meta["storage"] == storage
-    assert meta["resolution"] == 4
-
-
-def test_auto_looks_only_at_the_pictures_that_are_kept(root: Path) -> None:
-    picture(root / "train/dog/9.png", 8, 9)
-    assert data.to_meta(collect(root, images_per_class=3))["storage"] == "pixels"
+def test_auto_stores_pixels_up_to_a_size_and_files_above(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert collect(root).storage == "pixels"
+    monkeypatch.setattr(data, "PIXELS", 10 * 3 * 8 * 8 - 1)
+    assert collect(root).storage == "encoded"
+    assert collect(root, resolution=7).storage == "pixels"
+    assert collect(root, images_per_class=2).storage == "pixels"
 
 
 def test_meta(root: Path) -> None:
     picture(root / "train/dog/9.png")
-    meta = data.to_meta(collect(root))
+    meta = collect(root).meta
     assert meta["counts"] == {"train": [3, 4], "val": [2, 2]}
     assert (meta["source"], meta["classes"], meta["skipped"]) == ("imagefolder", ["cat", "dog"], [])
 
 
-@pytest.mark.parametrize("storage", ["pixels", "encoded"])
-def test_load_a_range_of_classes(root: Path, tmp_path: Path, storage: str) -> None:
-    for split in ("train", "val"):
-        picture(root / split / "eel/0.png", seed=77)
-    dataset = collect(root, storage=storage, classes=3)
-    path = stored(dataset, tmp_path / "data.h5")
-    everything, labels, meta = data.load_images(path, "train")
-    assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2]
-    assert meta == artifacts.load_meta(path)
-    for first, last, expected in (
-        (0, 0, slice(0, 3)),
-        (1, 1, slice(3, 6)),
-        (1, 2, slice(3, 7)),
-        (2, None, slice(6, 7)),
-    ):
-        images, some, _ = data.load_images(path, "train", first, last)
-        torch.testing.assert_close(images, everything[expected], rtol=0, atol=0)
-        assert some.tolist() == labels[expected].tolist()
-
-
 def test_load_refuses_what_is_not_there(root: Path, tmp_path: Path) -> None:
     path = stored(collect(root), tmp_path / "data.h5")
-    refusal(str(path), "0..1", "1..2", call=lambda: data.load_images(path, "train", 1, 2))
-    refusal(str(path), "'test'", call=lambda: data.load_images(path, "test"))
-    refusal("none.h5", call=lambda: data.load_images(tmp_path / "none.h5", "train"))
+    refusal(str(path), "'test'", call=lambda: loaded(path, "test"))
+    refusal("none.h5", call=lambda: loaded(tmp_path / "none.h5", "train"))
 
 
-def test_load_refuses_a_damaged_picture(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("once", [True, False])
+def test_load_refuses_a_damaged_picture(root: Path, tmp_path: Path, once: bool) -> None:
     dataset = collect(root, storage="encoded")
-    assert dataset.train.files is not None
-    dataset.train.files[4] = dataset.train.files[4][:60]
+    dataset.arrays["train/bytes"][:60] = 0
     path = stored(dataset, tmp_path / "data.h5")
-    assert len(data.load_images(path, "train", 0, 0)[1]) == 3
-    refusal(str(path), "run again", call=lambda: data.load_images(path, "train"))
+    refusal(str(path), "run again", call=lambda: loaded(path, "train", once))
 
 
 # Faults
@@ -255,7 +262,7 @@ def test_load_refuses_a_damaged_picture(root: Path, tmp_path: Path) -> None:
 
 def test_no_folder(tmp_path: Path) -> None:
     refusal(str(tmp_path / "none"), "data.root", call=lambda: collect(tmp_path / "none"))
-    refusal("data.root", call=lambda: data.collect(DataSettings(source="imagefolder")))
+    refusal("data.root", call=lambda: Packed(DataSettings(source="imagefolder")))
 
 
 def test_no_split(root: Path) -> None:
@@ -279,7 +286,7 @@ def test_empty_class(root: Path, split: str, content: str | None) -> None:
 def test_class_without_a_readable_picture(root: Path, split: str) -> None:
     for path in (root / split / "dog").iterdir():
         path.write_bytes(b"junk")
-    refusal(str(root / split / "dog"), "none of the", call=lambda: collect(root, on_corrupt="skip"))
+    refusal(f"{split}/dog", str(root), "none of the", call=lambda: collect(root, on_corrupt="skip"))
 
 
 def damaged(path: Path, fault: str) -> Path:
@@ -298,11 +305,11 @@ def test_corrupt_pictures(root: Path, fault: str, split: str, storage: str) -> N
     path = damaged(root / split / "cat/1x", fault)
     refusal(str(path), "data.on_corrupt", call=lambda: collect(root, resolution=8, storage=storage))
     dataset = collect(root, resolution=8, storage=storage, on_corrupt="skip")
-    assert dataset.skipped == [f"{split}/cat/1x.jpg"] == data.to_meta(dataset)["skipped"]
+    assert dataset.skipped == [f"{split}/cat/1x.jpg"] == dataset.meta["skipped"]
     path.unlink()
-    clean = data.to_arrays(collect(root, resolution=8, storage=storage))
+    clean = collect(root, resolution=8, storage=storage).arrays
     if storage != "auto":  # a damaged file may still have a size, and so decide on the storage
-        for name, array in data.to_arrays(dataset).items():
+        for name, array in dataset.arrays.items():
             np.testing.assert_array_equal(array, clean[name])
 
 
@@ -400,8 +407,8 @@ def test_a_pipe_with_the_name_of_a_picture_is_not_read(root: Path) -> None:
 # Digits
 
 
-def digits(seed: int = 0, **options: Any) -> data.Dataset:
-    return data.collect(DataSettings(source="digits", **options), seed)
+def digits(seed: int = 0, **options: Any) -> Packed:
+    return Packed(DataSettings(source="digits", **options), seed)
 
 
 def test_digits() -> None:
@@ -417,7 +424,7 @@ def test_digits() -> None:
         assert (np.diff(split.labels) >= 0).all()
         np.testing.assert_array_equal(split.images[:, 0], split.images[:, 2])
     assert dataset.classes == dataset.names == list("0123456789")
-    assert (dataset.resolution, dataset.val_folder, data.to_meta(dataset)["source"]) == (32, "", "digits")
+    assert (dataset.resolution, dataset.val_folder, dataset.meta["source"]) == (32, "", "digits")
 
 
 def test_digits_at_their_own_size_are_the_originals() -> None:
@@ -436,7 +443,7 @@ def test_digits_keep_their_brightness_when_enlarged() -> None:
 
 def test_the_seed_decides_on_the_split() -> None:
     same, other = digits(0), digits(1)
-    for a, b in zip(data.to_arrays(digits(0)).values(), data.to_arrays(same).values(), strict=True):
+    for a, b in zip(digits(0).arrays.values(), same.arrays.values(), strict=True):
         np.testing.assert_array_equal(a, b)
     assert same.train.images is not None
     assert other.train.images is not None
@@ -450,6 +457,121 @@ def test_digits_limited_and_miscounted() -> None:
     assert len(dataset.val.labels) > 300
     refusal("10 classes", "data.classes is 7", call=lambda: digits(classes=7))
     refusal("data.storage", call=lambda: digits(storage="encoded"))
+
+
+# What is noticed
+
+
+def told(dataset: Packed) -> str:
+    lines: list[str] = []
+    data.describe(dataset.meta, lines.append)
+    assert all("\n" not in line for line in lines)
+    return "\n".join(lines)
+
+
+def test_the_manifest_is_told(root: Path) -> None:
+    (root / "classes.txt").write_text("dog\tdomestic dog\n")
+    lines = told(collect(root)).splitlines()
+    assert lines[0] == "class 0: cat, 3 + 2 pictures"
+    assert lines[1] == "class 1: dog (domestic dog), 3 + 2 pictures"
+    assert "6 training and 4 validation pictures, 8 x 8, as pixels" in lines[2]
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize("storage", ["pixels", "encoded"])
+def test_duplicates_within_and_across_the_splits_are_counted(root: Path, storage: str) -> None:
+    again = (root / "train/cat/0.png").read_bytes()
+    for name in ("train/dog/copy.png", "val/dog/copy.png", "val/cat/copy.png"):
+        (root / name).write_bytes(again)
+    dataset = collect(root, storage=storage)
+    assert dataset.duplicates == {"train": 1, "val": 1, "val in train": 2}
+    assert "2 validation pictures stand in the training set too" in told(dataset)
+    assert collect(root, images_per_class=3).duplicates["train"] == 0  # only what is kept counts
+
+
+def test_duplicates_of_arrays_are_counted() -> None:
+    assert digits(resolution=8).duplicates == {"train": 0, "val": 0, "val in train": 0}
+
+
+def test_conversions_are_counted(root: Path) -> None:
+    Image.new("CMYK", (8, 8), (255, 0, 0, 0)).save(root / "train/cat/ink.jpg")
+    Image.new("L", (8, 8), 7).save(root / "val/cat/grey.png")
+    dataset = collect(root)
+    assert dataset.modes == {"RGB": 10, "CMYK": 1, "L": 1}
+    assert "converted to RGB: 1 CMYK, 1 L" in told(dataset)
+
+
+def test_small_pictures_are_enlarged_and_counted(root: Path) -> None:
+    picture(root / "train/cat/dot.png", 1, 1)
+    picture(root / "val/cat/flat.png", 5, 30)
+    dataset = collect(root, resolution=8)
+    assert dataset.enlarged == {"count": 2, "smallest": [1, "train/cat/dot.png"]}
+    assert "2 pictures are smaller than 8 px and were enlarged; the smallest: train/cat/dot.png, 1 px" in told(dataset)
+    assert len(np.unique(dataset.train.images[3].reshape(3, -1), axis=1).T) == 1
+    refusal("dot.png", "1 x 1", "data.resolution", call=lambda: collect(root))
+
+
+def test_a_picture_20000_pixels_wide(root: Path) -> None:
+    Image.new("RGB", (20_000, 40), (1, 2, 3)).save(root / "train/cat/wide.png")
+    assert len(collect(root, resolution=8).train.labels) == 7
+    Image.new("L", (20_000, 20_000)).save(root / "train/cat/wide.png")
+    message = refusal("wide.png", "178956970", "on_corrupt", call=lambda: collect(root, resolution=8))
+    assert "limit" in message
+
+
+def test_skipped_pictures_are_told(root: Path) -> None:
+    (root / "val/cat/0.png").write_bytes(b"")
+    assert "1 unreadable pictures were left out; the first: val/cat/0.png" in told(collect(root, on_corrupt="skip"))
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 7), ("val", 3)])
+def test_another_number_of_pictures_than_the_dataset_has(root: Path, split: str, count: int) -> None:
+    (root / "train/cat/0.png").write_bytes(b"junk")  # known before anything is decoded
+    found = {"train": 6, "val": 4}[split]
+    options = {f"{split}_images": count}
+    refusal(str(root), f"{found} {split} pictures", f"has {count}", call=lambda: collect(root, **options))
+    assert collect(root, on_corrupt="skip", train_images=6, val_images=4).counts["train"] == [2, 3]
+
+
+def test_the_normalisation_of_the_settings_wins(root: Path) -> None:
+    measured = collect(root)
+    dataset = collect(root, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    assert (dataset.mean, dataset.std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert dataset.measured == {"mean": measured.mean, "std": measured.std}
+
+
+@pytest.mark.parametrize("name", ["a name with spaces", "été 猫", "-rf", "'quoted' \"twice\""])
+def test_names_of_all_kinds(root: Path, name: str) -> None:
+    for split in ("train", "val"):
+        (root / split / "dog").rename(root / split / name)
+        picture(root / split / name / f"{name}.png", seed=9)
+    dataset = collect(root)
+    assert sorted(dataset.classes) == sorted(["cat", name])
+    assert len(dataset.train.labels) == 7
+    assert f": {name}, 4 + 3 pictures" in told(dataset)
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> None:
+    """The pieces that are written are all that is held."""
+    import tracemalloc
+
+    def peak(count: int) -> int:
+        root = tmp_path / str(count)
+        file = picture(root / "train/cat/0.png", 64, 64).read_bytes()
+        for split in ("train", "val"):
+            for name in ("cat", "dog"):
+                (root / split / name).mkdir(parents=True, exist_ok=True)
+                for index in range(count):
+                    (root / split / name / f"{index:05}.png").write_bytes(file)
+        with artifacts.writing(root / "data.h5") as writer:
+            tracemalloc.start()
+            writer.meta = data.pack(DataSettings(root=str(root), classes=2, storage="pixels"), writer)
+            used = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        return used
+
+    small, large = peak(200), peak(800)  # 10 and 39 MB of pixels
+    assert large - small < 2e6
 
 
 # Real data

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from test_data import noise
 
-from wmdd.pictures import UnreadableError, decode
+from wmdd.pictures import UnreadableError, decode, decode_plain
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -19,7 +19,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def rgb(file: bytes) -> np.ndarray:
-    return decode(file, 0).transpose(1, 2, 0)
+    return decode(file, 0).pixels.transpose(1, 2, 0)
 
 
 def test_grey() -> None:
@@ -103,14 +103,14 @@ def test_the_shorter_side_is_resized_and_the_centre_cropped(height: int, width: 
     left, top = (size[0] - 16) // 2, (size[1] - 16) // 2
     whole = np.asarray(image.resize(size, Image.Resampling.BILINEAR), float)
     expected = whole[top : top + 16, left : left + 16]
-    found = decode(encoded(image), 16).transpose(1, 2, 0)
+    found = decode(encoded(image), 16).pixels.transpose(1, 2, 0)
     # Where the long side is not a whole number of pixels, a rounded size moves every sample a little.
     np.testing.assert_allclose(found, expected, atol=1 if height % 16 == width % 16 == 0 else 30)
     assert np.abs(found - expected).mean() < 6
 
 
 def test_a_sliver_needs_no_memory_for_the_whole() -> None:
-    assert decode(encoded(Image.new("RGB", (60000, 1), (1, 2, 3))), 64).shape == (3, 64, 64)
+    assert decode(encoded(Image.new("RGB", (60000, 1), (1, 2, 3))), 64).pixels.shape == (3, 64, 64)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -130,3 +130,32 @@ def test_the_first_frame_of_an_animation() -> None:
 def test_formats_that_run_programs_are_not_tried() -> None:
     with pytest.raises(UnreadableError, match="not a picture"):
         decode(encoded(Image.new("RGB", (4, 4)), "EPS"), 0)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{}, {"quality": 30}, {"subsampling": 0}, {"progressive": True}, {"optimize": True}])
+@pytest.mark.parametrize("side", [1, 8, 37, 64])
+def test_plain_files_have_the_same_pixels_the_fast_way(mode: str, options: dict[str, Any], side: int) -> None:
+    image = Image.fromarray(noise(side, side, 3)).convert(mode)
+    found = decode(encoded(image, "JPEG", **options), side)
+    assert found.plain
+    assert (found.mode, found.size) == (mode, (side, side))
+    np.testing.assert_array_equal(decode_plain(encoded(image, "JPEG", **options)), found.pixels)
+
+
+def test_what_is_not_plain() -> None:
+    image = Image.fromarray(noise(16, 16, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(encoded(image, "JPEG"), 0).plain
+    assert not decode(encoded(image, "JPEG"), 15).plain
+    assert not decode(encoded(image.resize((16, 15)), "JPEG"), 16).plain
+    assert not decode(encoded(image, "PNG"), 16).plain
+    assert not decode(encoded(image.convert("CMYK"), "JPEG"), 16).plain
+    assert not decode(encoded(image, "JPEG", exif=exif), 16).plain
+
+
+def test_a_file_that_is_no_jpeg_is_refused_by_the_fast_way() -> None:
+    for content in (b"", b"hello", encoded(Image.new("RGB", (4, 4)), "PNG")):
+        with pytest.raises(UnreadableError):
+            decode_plain(content)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from wmdd.errors import WmddError
+from wmdd.points import Cloud
 from wmdd.rng import generator
 from wmdd.select import kmeans_medoid, random, select
 from wmdd.settings import BarycenterSettings, SelectSettings
@@ -20,7 +21,7 @@ def features(count: int = len(LABELS), key: str = "") -> Tensor:
 
 
 def chosen(strategy: str, k: int, seed: int = 0, labels: Tensor = LABELS) -> tuple[Tensor, Tensor]:
-    return select(labels, NAMES, k, lambda: features(len(labels)), SelectSettings(strategy=strategy), SOLVER, seed)
+    return select(labels, NAMES, k, Cloud(features(len(labels)), labels), SelectSettings(strategy=strategy), SOLVER, seed)
 
 
 @STRATEGIES
@@ -52,10 +53,7 @@ def test_random_is_uniform_over_the_class():
 
 
 def test_random_asks_for_no_features():
-    def refuse() -> Tensor:
-        raise AssertionError
-
-    select(LABELS, NAMES, 2, refuse, SelectSettings(strategy="random"), SOLVER, 0)
+    select(LABELS, NAMES, 2, None, SelectSettings(strategy="random"), SOLVER, 0)
 
 
 def test_classes_are_chosen_independently():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from wmdd import augment, student, teacher
 from wmdd.engine import plain
 from wmdd.errors import WmddError
+from wmdd.feeding import Resident
 from wmdd.models import Network
 from wmdd.relabel import seeds_of
 from wmdd.rng import generator
@@ -141,7 +142,7 @@ class Table(nn.Module):
 
 def accuracy(logits: Tensor, labels: list[int], size: int) -> dict[str, float]:
     images = torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
-    return evaluate(Table(logits), images, torch.tensor(labels), [0, 0, 0], [1, 1, 1], plain(), size)
+    return evaluate(Table(logits), Resident(images, torch.tensor(labels)), [0, 0, 0], [1, 1, 1], plain(), size)
 
 
 @pytest.mark.parametrize("size", [1, 3, 500])
@@ -161,7 +162,7 @@ def test_with_fewer_than_five_classes_top_5_is_everything(size):
 
 def test_evaluation_leaves_the_mode_as_it_was():
     network = Table(torch.eye(3)).train()
-    evaluate(network, torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.tensor([0]), [0] * 3, [1] * 3, plain())
+    evaluate(network, Resident(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.tensor([0])), [0] * 3, [1] * 3, plain())
     assert network.training
 
 
@@ -171,7 +172,7 @@ def test_evaluation_normalises():
             return torch.stack([x.mean((1, 2, 3)), torch.zeros(len(x))], 1)
 
     images = torch.tensor([100, 160], dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
-    found = evaluate(Mean(), images, torch.tensor([1, 0]), MEAN, STD, plain())  # below and above the mean colour
+    found = evaluate(Mean(), Resident(images, torch.tensor([1, 0])), MEAN, STD, plain())  # below and above the mean colour
     assert found["top1"] == 1
 
 
@@ -283,7 +284,7 @@ EASY = TeacherSettings(
 def taught(settings: TeacherSettings, seed: int = 0, keeper=None) -> tuple[Network, list[dict[str, float]]]:
     context = quiet(plain())
     context = replace(context, keeper=keeper or context.keeper)
-    return teacher.train(*coloured(72, "train"), *coloured(30, "val"), 3, MEAN, STD, settings, seed, context)
+    return teacher.train(Resident(*coloured(72, "train")), Resident(*coloured(30, "val")), 3, MEAN, STD, settings, seed, context)
 
 
 @pytest.mark.parametrize("crop", ["none", "pad", "resized"])
@@ -292,8 +293,7 @@ def test_a_teacher_learns_a_separable_problem(crop):
     assert len(history) == 6
     assert history[-1]["top1"] > 0.9
     assert history[-1]["loss"] < history[0]["loss"]
-    images, labels = coloured(30, "val")
-    assert evaluate(network, images, labels, MEAN, STD, plain())["top1"] == history[-1]["top1"]
+    assert evaluate(network, Resident(*coloured(30, "val")), MEAN, STD, plain())["top1"] == history[-1]["top1"]
 
 
 def test_a_killed_teacher_goes_on_to_the_same_bits(dying_keeper):
@@ -371,7 +371,7 @@ def studied(images, labels, weights, logits, settings=SMALL, augmentation=STILL,
         torch.tensor(weights),
         logits,
         seeds_of(0, count),
-        *coloured(30, "val"),
+        Resident(*coloured(30, "val")),
         3,
         MEAN,
         STD,
@@ -504,6 +504,6 @@ def test_labels_for_too_few_epochs_are_refused():
     settings = SMALL.model_copy(update={"epochs": 5})
     with pytest.raises(WmddError, match=r"2 epochs.*5"):
         student.train(
-            images, classes, torch.ones(3), None, seeds_of(0, 2), *coloured(3, "val"), 3, MEAN, STD, settings, STILL,
+            images, classes, torch.ones(3), None, seeds_of(0, 2), Resident(*coloured(3, "val")), 3, MEAN, STD, settings, STILL,
             0, 0, quiet(plain()),
         )  # fmt: skip

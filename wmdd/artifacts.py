@@ -7,12 +7,14 @@ see `wmdd.job`) and an attribute `digest` (SHA-256 of the arrays), by which late
 import errno
 import hashlib
 import json
+import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -23,6 +25,7 @@ from safetensors.torch import save_file
 from wmdd.errors import WmddError
 
 META = "meta"
+CHUNK = 2**20  # bytes that are read and written at once in an array that grows
 Arrays = dict[str, np.ndarray]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -83,30 +86,168 @@ def _write_error(path: Path, error: Exception) -> WmddError | None:
 
 def digest_of(arrays: Mapping[str, np.ndarray]) -> str:
     """Return the SHA-256 over names, types, shapes and contents."""
-    total = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.asarray(arrays[name], order="C")
-        total.update(f"{name} {array.dtype} {array.shape}".encode())
-        total.update(array.data if array.size else b"")
-    return total.hexdigest()
+    return _digest_of_parts({name: _Content.of(np.asarray(array)) for name, array in arrays.items()})
+
+
+@dataclass
+class _Content:
+    """What is known of an array that grows by rows: enough for its part of the digest."""
+
+    dtype: np.dtype
+    row: tuple[int, ...]  # shape of one row
+    scalar: bool = False
+    rows: int = 0
+    total: Any = field(default_factory=hashlib.sha256)
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "_Content":
+        found = cls(array.dtype, array.shape[1:], array.ndim == 0)
+        found.add(array.reshape(-1, *array.shape[1:]))
+        return found
+
+    def add(self, rows: np.ndarray) -> None:
+        self.rows += len(rows)
+        if rows.size:
+            self.total.update(np.asarray(rows, order="C").data)
+
+    def describe(self, name: str) -> str:
+        shape = () if self.scalar else (self.rows, *self.row)
+        return f"{name} {self.dtype} {shape} {self.total.hexdigest()}\n"
+
+
+def _digest_of_parts(contents: Mapping[str, _Content]) -> str:
+    text = "".join(contents[name].describe(name) for name in sorted(contents))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Sink:
+    """The file that HDF5 writes to. Keeps the first failure to itself, because HDF5 cannot even close a file on a full disk."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+        for name in ("read", "readinto", "seek", "tell"):
+            setattr(self, name, getattr(file, name))
+
+    def write(self, data: Any) -> int:
+        self._try(self._file.write, data)
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        self._try(self._file.truncate, size)
+        return size or 0
+
+    def flush(self) -> None:
+        self._try(self._file.flush)
+
+    def check(self) -> None:
+        """Raise what went wrong."""
+        if self.error is not None:
+            raise self.error
+
+    def _try(self, act: Callable[..., Any], *arguments: Any) -> None:
+        if self.error is None:
+            try:
+                act(*arguments)
+            except OSError as error:
+                self.error = error
+
+
+class Writer:
+    """An HDF5 artifact in the making: whole arrays are put, long ones appended by rows, so that memory stays bounded.
+
+    `meta` is written at the end.
+    """
+
+    def __init__(self, file: h5py.File, sink: _Sink) -> None:
+        self.meta: Mapping[str, Any] = {}
+        self._file, self._sink = file, sink
+        self._contents: dict[str, _Content] = {}
+        self._pending: dict[str, list[np.ndarray]] = {}
+
+    def put(self, name: str, array: np.ndarray) -> None:
+        """Write a whole array.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        array = np.asarray(array, order="C")
+        self._file.create_dataset(name, data=array)
+        self._contents[name] = _Content.of(array)
+        self._sink.check()
+
+    def append(self, name: str, rows: np.ndarray, compressed: bool = False) -> None:
+        """Add rows [n, ...] to an array; stored in chunks of about `CHUNK` bytes, or of one row if compressed.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        if name not in self._contents:
+            self._begin(name, rows, compressed)
+        self._contents[name].add(rows)
+        self._pending[name].append(rows)
+        self._flush(name)
+
+    def _begin(self, name: str, rows: np.ndarray, compressed: bool) -> None:
+        row, dtype = rows.shape[1:], rows.dtype
+        chunk = 1 if compressed else max(1, CHUNK // max(1, dtype.itemsize * math.prod(row)))
+        options = {"compression": "gzip"} if compressed else {}
+        self._file.create_dataset(name, (0, *row), dtype, maxshape=(None, *row), chunks=(chunk, *row), **options)
+        self._contents[name], self._pending[name] = _Content(dtype, row), []
+
+    def _flush(self, name: str, all_of_it: bool = False) -> None:
+        """Write whole chunks, so that none is written twice."""
+        pending, data = self._pending[name], self._file[name]
+        count = sum(map(len, pending))
+        ready = count if all_of_it else count - count % data.chunks[0]
+        if ready == 0:
+            return
+        rows = np.concatenate(pending)
+        self._pending[name] = [rows[ready:].copy()]
+        data.resize(len(data) + ready, axis=0)
+        data[len(data) - ready :] = rows[:ready]
+        self._sink.check()
+
+    def finish(self) -> None:
+        """Write what is left, the meta data and the digest."""
+        for name in self._pending:
+            self._flush(name, all_of_it=True)
+        text = json.dumps(dict(self.meta), sort_keys=True)
+        self._file[META] = np.frombuffer(text.encode(), np.uint8)  # too large for an attribute
+        self._file.attrs["digest"] = _digest_of_parts(self._contents)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Writer]:
+    """Write an HDF5 artifact by pieces; it appears under its name when it is whole.
+
+    Raises:
+        WmddError: the disk is full, or the folder can't be written.
+    """
+    with atomic(path) as part, part.open("w+b") as raw:
+        sink = _Sink(raw)
+        file = h5py.File(sink, "w")
+        try:
+            writer = Writer(file, sink)
+            yield writer
+            writer.finish()
+        except BaseException:
+            with suppress(Exception):
+                file.close()
+            raise
+        file.close()
+        sink.check()
 
 
 def save(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], chunked: tuple[str, ...] = ()) -> None:
     """Write an HDF5 artifact. The arrays named in `chunked` are compressed in chunks of one row."""
-    with atomic(path) as part:
-        # The image is built in memory and written by Python, because HDF5 itself may fail to close a file on a full disk.
-        with h5py.File(part.name, "w", driver="core", backing_store=False) as file:
-            for name in sorted(arrays):
-                array = np.asarray(arrays[name], order="C")
-                options = {"chunks": (1, *array.shape[1:]), "compression": "gzip"} if name in chunked else {}
-                file.create_dataset(name, data=array, **options)
-            file[META] = np.frombuffer(
-                json.dumps(meta, sort_keys=True).encode(), np.uint8
-            )  # too large for an attribute
-            file.attrs["digest"] = digest_of(arrays)
-            file.flush()
-            image = file.id.get_file_image()
-        part.write_bytes(image)
+    with writing(path) as writer:
+        writer.meta = meta
+        for name in sorted(arrays):
+            if name in chunked:
+                writer.append(name, np.asarray(arrays[name]), compressed=True)
+            else:
+                writer.put(name, arrays[name])
 
 
 @contextmanager
@@ -133,15 +274,18 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[h5py.File]:
-    """Open an HDF5 artifact.
+def reading(path: Path, *needed: str) -> Iterator[h5py.File]:
+    """Open an HDF5 artifact that has the needed arrays.
 
     Raises:
-        WmddError: it is missing, cut short, or not an artifact of this package.
+        WmddError: it is missing, cut short, not an artifact of this package, or lacks an array.
     """
     with opened(path) as file:
         if not is_artifact(file):
             raise WmddError(f"{path} was not written by wmdd (no provenance); delete it and run again to rebuild it")
+        missing = sorted(name for name in needed if name not in file)
+        if missing:
+            raise WmddError(f"{path} lacks {', '.join(missing)}; delete it and run again to rebuild it")
         yield file
 
 
@@ -152,13 +296,10 @@ def is_artifact(file: h5py.File) -> bool:
 
 def load(path: Path, *names: str) -> tuple[Arrays, dict[str, Any]]:
     """Read the named arrays (all of them when none is named) and the meta data, with the digest added to it."""
-    with reading(path) as file:
+    with reading(path, *names) as file:
         found: list[str] = []
         file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
         found.remove(META)
-        missing = set(names) - set(found)
-        if missing:
-            raise WmddError(f"{path} lacks {', '.join(sorted(missing))}; delete it and run again to rebuild it")
         return {name: file[name][()] for name in names or found}, meta_of(file)
 
 
@@ -274,6 +415,10 @@ class Checkpoint:
     def due(self) -> bool:
         """Return whether it is time to save again."""
         return time.monotonic() - self._last >= self.seconds
+
+    def touch(self) -> None:
+        """Count the time to the next write from now, as what is done was kept elsewhere."""
+        self._last = time.monotonic()
 
     def save(self, state: dict[str, Any]) -> None:
         """Write tensors, numbers and strings."""

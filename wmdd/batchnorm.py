@@ -57,42 +57,71 @@ def running(network: nn.Module) -> Statistics:
     return Statistics(mean, {k: layer.running_var[None].clone() for k, layer in found if layer.running_var is not None})
 
 
+ROWS = 4096  # pixels whose sums are kept in float32; above, they are added in float64
+
+
 class ClassMoments:
-    r"""Gathers exact per-class statistics over any number of batches.
+    r"""Gathers exact statistics of classes, over any number of batches, each of one class.
 
-    With m_i and v_i the mean and the (biased) variance over the pixels of image i, the class c has
+    With m_k and v_k the mean and the (biased) variance over the pixels of the n_k images of a piece k of a batch, the class has
 
-        mu_c = (1 / N_c) \sum_{i in c} m_i,      sigma^2_c = (1 / N_c) \sum_{i in c} (v_i + m_i^2) - mu_c^2
+        mu_c = (1 / N_c) \sum_k n_k m_k,      sigma^2_c = (1 / N_c) \sum_k n_k (v_k + m_k^2) - mu_c^2
 
-    (law of total variance: all pixels of all images of the class). The sums are kept in float64 and per image, so the
-    result does not depend on how the data are cut into batches. The published code averages the variances within
-    batches instead, which leaves the variance between batches out.
+    (law of total variance: all pixels of all images of the class). The sums are kept in float64. The published code averages
+    the variances within batches instead, which leaves the variance between batches out.
+
+    Args:
+        count: images of each class so far, by label.
+        sums: of a class, by layer: [2, ch] float64, the sums of n m and of n (v + m^2).
     """
 
-    def __init__(self, classes: int) -> None:
-        self.count = torch.zeros(classes, dtype=torch.float64)
-        self._mean: dict[str, Tensor] = {}
-        self._square: dict[str, Tensor] = {}
+    def __init__(self, count: dict[int, int] | None = None, sums: dict[int, dict[str, Tensor]] | None = None) -> None:
+        self.count, self.sums = count or {}, sums or {}
 
-    def add(self, inputs: dict[str, Tensor], labels: Tensor) -> None:
-        """Add a batch: inputs [B, ch, H, W] by layer, labels [B]."""
-        labels = labels.cpu()
-        self.count.index_add_(0, labels, torch.ones(len(labels), dtype=torch.float64))
+    def add(self, inputs: dict[str, Tensor], label: int) -> None:
+        """Add a batch of one class: inputs [B, ch, H, W] by layer."""
+        batch = 0
+        mine = self.sums.setdefault(label, {})
         for name, x in inputs.items():
-            variance, mean = torch.var_mean(x.float(), (2, 3), correction=0)
-            mean, variance = mean.double().cpu(), variance.double().cpu()
-            if name not in self._mean:
-                shape = (len(self.count), mean.shape[1])
-                self._mean[name], self._square[name] = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))
-            self._mean[name].index_add_(0, labels, mean)
-            self._square[name].index_add_(0, labels, variance + mean**2)
+            batch = len(x)
+            for n, mean, variance in _pieces(x):
+                total = torch.stack([n * mean, n * (variance + mean**2)])
+                mine[name] = mine[name] + total if name in mine else total
+        self.count[label] = self.count.get(label, 0) + batch
+
+    def last(self) -> "ClassMoments":
+        """Return those of the last class alone, which the next batch may go on with."""
+        label = next(reversed(self.count))
+        return ClassMoments({label: self.count[label]}, {label: dict(self.sums[label])})
 
     def statistics(self) -> Statistics:
-        """Return the statistics of all classes seen so far, [C, ch] float64."""
-        count = self.count[:, None]
-        mean = {name: total / count for name, total in self._mean.items()}
-        variance = {name: (total / count - mean[name] ** 2).clamp(min=0) for name, total in self._square.items()}
-        return Statistics(mean, variance)
+        """Return the statistics of all classes seen so far, [C, ch] float64, in the order in which they came."""
+        sums = list(self.sums.values())
+        count = torch.tensor(list(self.count.values()), dtype=torch.float64)[:, None]
+        return statistics_of({name: torch.stack([one[name] for one in sums]) for name in sums[0]}, count)
+
+
+def statistics_of(sums: dict[str, Tensor], count: Tensor) -> Statistics:
+    """Return the statistics of sums [C, 2, ch] over count [C, 1] images."""
+    mean = {name: total[:, 0] / count for name, total in sums.items()}
+    return Statistics(mean, {k: (total[:, 1] / count - mean[k] ** 2).clamp(min=0) for k, total in sums.items()})
+
+
+def _pieces(x: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield how many images, and their mean and variance per channel [ch] float64, for pieces of a batch.
+
+    On CPU by the kernel that BatchNorm itself uses in training: one pass, 10 to 25 times faster than `torch.var_mean` on
+    channels-last images. It adds in float32 one by one, so it gets few pixels at a time.
+    """
+    size = max(1, ROWS // max(1, x[0, 0].numel())) if x.device.type == "cpu" else len(x)
+    for piece in x.split(size):
+        if piece.device.type == "cpu":
+            # what it updates, by a share of 0, decides the type of the sums
+            unused = torch.zeros(2, piece.shape[1], dtype=torch.promote_types(piece.dtype, torch.float32))
+            mean, variance = torch.batch_norm_update_stats(piece, unused[0], unused[1], 0.0)
+        else:
+            variance, mean = torch.var_mean(piece.float(), (0, 2, 3), correction=0)
+        yield len(piece), mean.double().cpu(), variance.double().cpu()
 
 
 class _ImageMoments(torch.autograd.Function):

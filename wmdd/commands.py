@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,6 +42,7 @@ app = App(name="wmdd", help="Dataset distillation with Wasserstein barycenters."
 Several = Annotated[list[Path], Parameter(consume_multiple=True)]
 Ipc = Annotated[int, Parameter(validator=Number(gte=1))]
 ENGINE = EngineSettings()
+SHOWN = 50  # classes of a distilled set that the tracker shows
 
 
 def _block(text: str, classes: list[str]) -> range:
@@ -58,13 +60,15 @@ def _teacher(path: Path) -> tuple[Network, dict[str, Any]]:
     return restore(settings, state, len(meta["classes"]), meta["resolution"], str(path)), meta
 
 
-def _statistics(path: Path) -> tuple[Statistics, dict[str, Any]]:
-    """Read the per-class BatchNorm statistics of a teacher; the layers in the network's order."""
-    arrays, meta = load(path)
-    if "layers" not in meta:
-        raise WmddError(f"{path} holds no BatchNorm statistics; give the statistics.h5 of the features stage")
-    rows = {kind: {n: torch.from_numpy(arrays[f"{kind}/{n}"]) for n in meta["layers"]} for kind in ("mean", "variance")}
-    return Statistics(rows["mean"], rows["variance"]), meta
+def _statistics(path: Path, labels: range) -> Statistics:
+    """Read the BatchNorm statistics of some classes; the layers in the network's order."""
+    with artifacts.reading(path) as file:
+        layers = artifacts.meta_of(file)["layers"]
+        mean, variance = (
+            {name: torch.from_numpy(file[f"{kind}/{name}"][labels.start : labels.stop]) for name in layers}
+            for kind in ("mean", "variance")
+        )
+    return Statistics(mean, variance)
 
 
 def _manifest(meta: dict[str, Any]) -> dict[str, Any]:
@@ -75,13 +79,24 @@ def _manifest(meta: dict[str, Any]) -> dict[str, Any]:
 @app.command
 def data(*, name: str, output: Path, threads: int = 1, settings: DataSettings = DataSettings()) -> None:
     """Read the pictures of a dataset once and write them as one file, sorted by class."""
-    from wmdd.data import collect, to_arrays, to_meta
+    from wmdd.data import describe, pack
 
     with job("data", output, [settings], {}, threads=threads, dataset=name) as this:
-        dataset = collect(settings)
-        save(output, to_arrays(dataset), this.meta | to_meta(dataset))
-        for index, (folder, readable) in enumerate(zip(dataset.classes, dataset.names, strict=True)):
-            print(f"class {index}: {folder}" + (f" ({readable})" if readable != folder else ""), file=sys.stderr)
+        with artifacts.writing(output) as writer:
+            writer.meta = this.meta | pack(settings, writer)
+        describe(artifacts.load_meta(output), lambda line: print(line, file=sys.stderr))
+
+
+@app.command
+def manifest(file: Path) -> None:
+    """Print the classes of any artifact: index, folder, readable name; and of a dataset how many pictures each has."""
+    meta = load_model(file)[1] if file.suffix == ".safetensors" else artifacts.load_meta(file)
+    if "classes" not in meta:
+        raise WmddError(f"{file} has no classes; give a file of the stages data to images")
+    counts = meta.get("counts", {})
+    print("index\tfolder\tname" + "".join(f"\t{split}" for split in counts))
+    for index, row in enumerate(zip(meta["classes"], meta["names"], *counts.values(), strict=True)):
+        print(index, *row, sep="\t")
 
 
 @app.command
@@ -95,16 +110,19 @@ def teacher(
     engine: EngineSettings = ENGINE,
 ) -> None:
     """Train a teacher on the real training set; stop when its accuracy is below the gate."""
-    from wmdd.data import load_images
+    from wmdd.feeding import opened
     from wmdd.teacher import train
 
-    images, labels, meta = load_images(data, "train")
-    val_images, val_labels, _ = load_images(data, "val")
+    meta = artifacts.load_meta(data)
     manifest = _manifest(meta)
-    with job("teacher", output, [settings], {"data": meta["digest"]}, engine, threads, seed=seed) as this:
+    with (
+        job("teacher", output, [settings], {"data": meta["digest"]}, engine, threads, seed=seed) as this,
+        opened(data, "train", device=this.engine.device) as (pictures, _),
+        opened(data, "val", device=this.engine.device) as (val_pictures, _),
+    ):
         network, history = train(
-            images, labels, val_images, val_labels, len(manifest["classes"]), manifest["mean"], manifest["std"],
-            settings, seed, this.context,
+            pictures, val_pictures, len(manifest["classes"]), manifest["mean"], manifest["std"], settings, seed,
+            this.context,
         )  # fmt: skip
         _write_history(output.with_suffix(".csv"), history)
         last = history[-1]
@@ -118,29 +136,73 @@ def features(
     data: Path,
     teacher: Path,
     output: Path,
-    statistics: Path,
+    statistics: Path | None = None,
+    block: str | None = None,
     threads: int = 1,
     settings: FeaturesSettings = FeaturesSettings(),
     engine: EngineSettings = ENGINE,
 ) -> None:
-    """Pass the training set through the teacher once: features of every image, and BatchNorm statistics of each class."""
-    from wmdd.data import load_images
-    from wmdd.features import extract
+    """Pass the training set through the teacher once: features of every image, and BatchNorm statistics of each class.
 
-    images, labels, meta = load_images(data, "train")
+    Args:
+        data: of the data stage.
+        teacher: of the teacher stage.
+        output: of the features; with a block, of a part that `gather` joins with the others.
+        statistics: of each class; not with a block.
+        block: of classes, as in classes0-99; all of them by default.
+        threads: of the CPU.
+        settings: batch size, precision.
+        engine: device.
+    """
+    from wmdd.features import extract
+    from wmdd.feeding import opened
+    from wmdd.shards import Shards, join_part
+
+    if (block is None) == (statistics is None):
+        raise WmddError("give --statistics for the whole training set, or --block for a part of it")
     network, known = _teacher(teacher)
+    meta = artifacts.load_meta(data)
     check_classes(known["classes"], meta["classes"], str(teacher), str(data))
-    manifest = _manifest(known)
     inputs = {"data": meta["digest"], "teacher": known["digest"]}
-    with job("features", output, [settings], inputs, engine, threads) as this:
-        found, moments = extract(
-            this.engine.place(network), images, labels, len(manifest["classes"]), manifest["mean"], manifest["std"],
-            settings.batch_size, this.engine, this.context.progress,
-        )  # fmt: skip
-        arrays = {f"mean/{layer}": value.numpy() for layer, value in moments.mean.items()}
-        arrays |= {f"variance/{layer}": value.numpy() for layer, value in moments.variance.items()}
-        save(statistics, arrays, this.meta | manifest | {"layers": list(moments.mean)})
-        save(output, {"features": found.numpy(), "labels": labels.numpy()}, this.meta | manifest)
+    identity = {} if block is None else {"block": block}
+    with (
+        job("features", output, [settings], inputs, engine, threads, **identity) as this,
+        opened(data, "train", once=True) as (pictures, _),
+    ):
+        shards = Shards(output, this.checkpoint.key)
+        start, moments = shards.restore()
+        for shard in extract(
+            this.engine.place(network), pictures, known["mean"], known["std"], settings, this.engine,
+            None if block is None else _block(block, known["classes"]), start, moments, this.checkpoint.due,
+            this.context.progress,
+        ):  # fmt: skip
+            shards.add(shard)
+            this.checkpoint.touch()
+        about = this.meta | _manifest(known)
+        if statistics is None:
+            join_part(shards.files, output, about, len(known["classes"]))
+        else:
+            _join(shards.files, output, statistics, about)
+        shards.remove()
+
+
+def _join(files: list[Path], output: Path, statistics: Path, meta: dict[str, Any]) -> None:
+    from wmdd.shards import join_features, join_statistics
+
+    join_statistics(files, statistics, meta, len(meta["classes"]))
+    join_features(files, output, meta)
+
+
+@app.command
+def gather(*, parts: Several, output: Path, statistics: Path, threads: int = 1) -> None:
+    """Join the features that several jobs have made, each of a block of classes: the bits of one job that made them all."""
+    known = [artifacts.load_meta(path) for path in parts]
+    first = {name: value for name, value in known[0].items() if name not in ("digest", "identity", "layers")}
+    for path, meta in zip(parts, known, strict=True):
+        if (meta["inputs"], meta["settings"]) != (first["inputs"], first["settings"]):
+            raise WmddError(f"{path} is of other data, another teacher or other settings than {parts[0]}; make it anew")
+    with job("gather", output, [], {str(i): meta["digest"] for i, meta in enumerate(known)}, threads=threads):
+        _join(parts, output, statistics, first | {"identity": {}})
 
 
 @app.command
@@ -224,11 +286,14 @@ def recover(
     from wmdd.recover import recover as run
 
     network, known = _teacher(teacher)
-    moments, meta = _statistics(class_statistics)
+    meta = artifacts.load_meta(class_statistics)
+    if "layers" not in meta:
+        raise WmddError(f"{class_statistics} holds no BatchNorm statistics; give statistics.h5 of the features stage")
     check_classes(known["classes"], meta["classes"], str(teacher), str(class_statistics))
     if meta["inputs"]["teacher"] != known["digest"]:
         raise WmddError(f"{class_statistics} is of another teacher than {teacher}; run the features stage again")
-    labels = torch.tensor(_block(block, known["classes"]))
+    wanted = _block(block, known["classes"])
+    moments, labels = _statistics(class_statistics, wanted), torch.tensor(wanted)
     atoms, weights = None, torch.full((len(labels), ipc), 1 / ipc)
     inputs = {"teacher": known["digest"], "statistics": meta["digest"]}
     if barycenter is not None:
@@ -244,7 +309,7 @@ def recover(
         inputs["barycenter"] = about["digest"]
     with job("recover", output, [settings], inputs, engine, threads, block=block, ipc=ipc, seed=seed) as this:
         images = run(
-            network, labels, atoms, weights, moments.of(labels), known["resolution"], known["mean"], known["std"],
+            network, labels, atoms, weights, moments, known["resolution"], known["mean"], known["std"],
             settings, seed, this.context,
         )  # fmt: skip
         _save_images(this, images, weights, labels.tolist(), known)
@@ -253,36 +318,31 @@ def recover(
 def _save_images(
     this: Job, images: torch.Tensor, weights: torch.Tensor, labels: list[int], meta: dict[str, Any]
 ) -> None:
-    """Write distilled images [C, K, 3, H, W] uint8 with their weights [C, K] and show them on the tracker."""
+    """Write distilled images [C, K, 3, H, W] uint8 with their weights [C, K] and show some on the tracker."""
     arrays = {"images": images.numpy(), "weights": weights.float().numpy(), "labels": np.array(labels)}
     save(this.output, arrays, this.meta | _manifest(meta), chunked=("images",))
-    shown = images[:, 0].permute(0, 2, 3, 1).numpy()
-    this.tracker.log_images("images", shown, [meta["names"][label] for label in labels])
+    shown = images[:SHOWN, 0].permute(0, 2, 3, 1).numpy()
+    this.tracker.log_images("images", shown, [meta["names"][label] for label in labels[:SHOWN]])
 
 
 @app.command
 def images(*, blocks: Several, output: Path, threads: int = 1) -> None:
-    """Join the blocks of a distilled set into one file, every class once and in order."""
-    parts = [load(path, "images", "weights", "labels") for path in blocks]
+    """Join the blocks of a distilled set into one file, every class once and in order; one block is in memory at a time."""
+    parts = [load(path, "weights", "labels") for path in blocks]
     first = parts[0][1]
     with job("images", output, [], {str(i): m["digest"] for i, (_, m) in enumerate(parts)}, threads=threads) as this:
         for path, (_, meta) in zip(blocks, parts, strict=True):
             check_classes(first["classes"], meta["classes"], str(blocks[0]), str(path))
-        joined = {
-            name: np.concatenate([arrays[name] for arrays, _ in parts]) for name in ("images", "weights", "labels")
-        }
-        if joined["labels"].tolist() != list(range(len(first["classes"]))):
-            raise WmddError(
-                f"the blocks of {output} hold the classes {joined['labels'].tolist()}, not each class once in order"
-            )
-        this.meta |= {"recover": {name: first[name] for name in ("settings", "identity", "code")}}
-        _save_images(
-            this,
-            torch.from_numpy(joined["images"]),
-            torch.from_numpy(joined["weights"]),
-            joined["labels"].tolist(),
-            first,
-        )
+        weights, labels = (np.concatenate([arrays[name] for arrays, _ in parts]) for name in ("weights", "labels"))
+        if labels.tolist() != list(range(len(first["classes"]))):
+            raise WmddError(f"the blocks of {output} hold the classes {labels.tolist()}, not each class once in order")
+        made = {"recover": {name: first[name] for name in ("settings", "identity", "code")}}
+        with artifacts.writing(output) as writer:
+            writer.meta = this.meta | made | _manifest(first)
+            for path in blocks:
+                writer.append("images", load(path, "images")[0]["images"], compressed=True)
+            writer.put("labels", labels)
+            writer.put("weights", weights)
 
 
 @app.command
@@ -298,26 +358,27 @@ def select(
     solver: BarycenterSettings = BarycenterSettings(),
 ) -> None:
     """Choose real images as the distilled set."""
-    from wmdd.data import load_images
+    from wmdd.feeding import opened, read
+    from wmdd.points import Cloud
     from wmdd.select import select as run
 
-    pictures, labels, meta = load_images(data, "train")
-    inputs = {"data": meta["digest"]}
-    if features is not None:
-        found, about = load(features, "features")
-        if about["inputs"]["data"] != meta["digest"]:
-            raise WmddError(f"{features} is of other data than {data}; run the features stage again")
-        inputs["features"] = about["digest"]
-
-    def features_of() -> torch.Tensor:
-        if features is None:
+    with ExitStack() as files:
+        pictures, meta = files.enter_context(opened(data, "train", once=True))
+        inputs, cloud = {"data": meta["digest"]}, None
+        if features is not None:
+            found = files.enter_context(artifacts.reading(features, "features", "labels"))
+            about = artifacts.meta_of(found)
+            if about["inputs"]["data"] != meta["digest"]:
+                raise WmddError(f"{features} is of other data than {data}; run the features stage again")
+            inputs["features"] = about["digest"]
+            cloud = Cloud(found["features"], found["labels"][()], about["names"])
+        elif settings.strategy != "random":
             raise WmddError(f"select with strategy {settings.strategy} needs --features")
-        return torch.from_numpy(found["features"])
-
-    with job("select", output, [settings, solver], inputs, threads=threads, ipc=ipc, seed=seed) as this:
-        positions, weights = run(labels, meta["classes"], ipc, features_of, settings, solver, seed)
+        this = files.enter_context(job("select", output, [settings, solver], inputs, threads=threads, ipc=ipc, seed=seed))
+        positions, weights = run(pictures.labels, meta["classes"], ipc, cloud, settings, solver, seed)
         this.meta["positions"] = positions.tolist()
-        _save_images(this, pictures[positions], weights, list(range(len(meta["classes"]))), meta)
+        chosen = read(pictures, positions.flatten()).unflatten(0, positions.shape)
+        _save_images(this, chosen, weights, list(range(len(meta["classes"]))), meta)
 
 
 @app.command
@@ -363,23 +424,26 @@ def student(
     engine: EngineSettings = ENGINE,
 ) -> None:
     """Train a student from scratch on the distilled images and score it on the real validation set."""
-    from wmdd.data import load_images
+    from wmdd.feeding import opened
     from wmdd.relabel import seeds_of
     from wmdd.student import train
 
     arrays, meta = load(images, "images", "weights")
-    val_images, val_labels, about = load_images(data, "val")
+    about = artifacts.load_meta(data)
     check_classes(about["classes"], meta["classes"], str(data), str(images))
     inputs = {"images": meta["digest"], "data": about["digest"]}
     logits, seeds = None, seeds_of(seed, settings.epochs)
     if settings.labels == "soft":
         logits, seeds, inputs["labels"] = _read_labels(soft_labels, augmentation, meta)
-    with job("student", output, [settings, augmentation], inputs, engine, threads, seed=seed, run=run) as this:
+    with (
+        job("student", output, [settings, augmentation], inputs, engine, threads, seed=seed, run=run) as this,
+        opened(data, "val", device=this.engine.device) as (val_pictures, _),
+    ):
         count, k = arrays["weights"].shape
         _, history = train(
             normalise(torch.from_numpy(arrays["images"]).flatten(0, 1), meta["mean"], meta["std"]),
             torch.arange(count).repeat_interleave(k), torch.from_numpy(arrays["weights"]).flatten(), logits, seeds,
-            val_images, val_labels, count, meta["mean"], meta["std"], settings, augmentation, seed, run, this.context,
+            val_pictures, count, meta["mean"], meta["std"], settings, augmentation, seed, run, this.context,
         )  # fmt: skip
         _write_history(output.with_suffix(".csv"), history)
         scored = [entry for entry in history if "top1" in entry]
@@ -416,13 +480,16 @@ def _write_history(path: Path, history: list[dict[str, float]]) -> None:
 
 
 @app.command
-def grid(*, images: Path, output: Path, per_class: int = 10, threads: int = 1) -> None:
-    """Draw the distilled images, a row a class."""
+def grid(*, images: Path, output: Path, per_class: int = 10, rows: int = 20, threads: int = 1) -> None:
+    """Draw the distilled images, a row a class; of more classes than `rows`, some from first to last."""
     from wmdd.report import draw_grid
 
-    arrays, meta = load(images, "images")
+    with artifacts.reading(images, "images") as file:
+        meta = artifacts.meta_of(file)
+        classes = np.unique(np.linspace(0, len(meta["classes"]) - 1, rows).round().astype(int))
+        shown = file["images"][classes, :per_class]
     with artifacts.atomic(output) as part:
-        draw_grid(arrays["images"][:, :per_class], meta["names"], part, str(images.parent))
+        draw_grid(shown, [meta["names"][label] for label in classes], part, str(images.parent))
 
 
 @app.command

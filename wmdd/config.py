@@ -1,8 +1,8 @@
 """The experiment file: what may stand in it, and how the settings of one stage of one run are resolved from it.
 
-Precedence, weakest first: a setting's default; the presets that come with the package (`presets.yaml`); the user's
-file. Within presets and within the file: the stage's own section < the dataset's < the teacher's < the method's
-(its base first) < the protocol's (its base first) < the student's.
+Precedence, weakest first: a setting's default; the presets that come with the package (`presets.yaml` and the datasets of
+`datasets.yaml`); the user's file. Within presets and within the file: the stage's own section < the dataset's < the
+teacher's < the method's (its base first) < the protocol's (its base first) < the student's.
 """
 
 import difflib
@@ -17,11 +17,16 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
+from wmdd import catalogue
 from wmdd.errors import WmddError
 from wmdd.settings import STAGES, Count, EngineSettings, NetworkSettings, Settings, TeacherSettings
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 Names = Annotated[list[Name], Field(min_length=1)]
+
+IMAGES_PER_BLOCK = (
+    1000  # of a barycenter or recover job: ImageNet-1K at 10 images per class is ten jobs of some minutes
+)
 
 
 class _Entry(BaseModel):
@@ -40,7 +45,8 @@ def _partial(model: type[Settings], sweep: bool = False) -> Any:
     fields: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-        if field.annotation in (int, float) or get_origin(field.annotation) is tuple:
+        kinds = (field.annotation, *get_args(field.annotation))  # a number, numbers, or either or nothing
+        if any(kind in (int, float) or get_origin(kind) is tuple for kind in kinds):
             kind = Annotated[kind, BeforeValidator(_number)]
         kind = kind | Annotated[list[kind], Field(min_length=1)] | None if sweep else kind | None
         fields[name] = (kind, Field(None, description=field.description))
@@ -57,7 +63,12 @@ _SWEEPS = {stage: (_partial(STAGES[stage], sweep=True) | None, None) for stage i
 class _DatasetEntry(_Entry):
     """A dataset: its `data` section, and overrides of any stage for it."""
 
-    classes_per_block: Count | None = Field(None, description="classes a barycenter or recover job; 1 unless set")
+    classes_per_block: Count | None = Field(
+        None, description=f"classes a barycenter or recover job; as many as have {IMAGES_PER_BLOCK} images unless set"
+    )
+    features_jobs: Count | None = Field(
+        None, description="jobs that share the pass over the training set, each a range of classes; 1 unless set"
+    )
 
 
 class _MethodEntry(_Entry):
@@ -199,7 +210,8 @@ def _follow(location: tuple[int | str, ...]) -> tuple[list[str], Any]:
 def presets() -> Any:
     """Return the datasets, teachers, methods, protocols and students that come with the package."""
     path = Path(__file__).with_name("presets.yaml")
-    return parse(yaml.safe_load(path.read_text()), path.name)
+    datasets = {name: entry.settings() for name, entry in catalogue.table().items() if entry.data}
+    return parse(yaml.safe_load(path.read_text()) | {"datasets": datasets}, f"{path.name}, datasets.yaml")
 
 
 def _chosen(entry: BaseModel | None) -> dict[str, Any]:
@@ -306,16 +318,27 @@ class Experiment:
         """Return the seed of the teacher used by a distillation with this seed."""
         return seed if self.file.teacher_seed == "same" else int(self.file.teacher_seed)
 
-    def classes_per_block(self, dataset: str) -> int:
-        """Return how many classes a barycenter or recover job of a decoupled method takes."""
+    def _of_dataset(self, dataset: str, key: str) -> int | None:
+        """Return a setting of the workflow that stands in the entry of a dataset."""
         entries = [layer.entry("datasets", dataset) for layer in self._layers[::-1]]
-        return next((e.classes_per_block for e in entries if e is not None and e.classes_per_block), 1)
+        return next((getattr(e, key) for e in entries if e is not None and getattr(e, key)), None)
+
+    def classes_per_block(self, dataset: str, ipc: int) -> int:
+        """Return how many classes a barycenter or recover job of a decoupled method takes."""
+        return self._of_dataset(dataset, "classes_per_block") or max(1, IMAGES_PER_BLOCK // ipc)
+
+    def features_blocks(self, dataset: str) -> list[str]:
+        """Return the class blocks of the jobs that share the features pass; one block: no sharing."""
+        classes = self.resolve("data", dataset=dataset).classes
+        jobs = min(self._of_dataset(dataset, "features_jobs") or 1, classes)
+        cuts = [job * classes // jobs for job in range(jobs + 1)]
+        return [f"classes{a}-{b - 1}" for a, b in itertools.pairwise(cuts)]
 
     def blocks(self, dataset: str, method: str, ipc: int) -> list[str]:
         """Return the class blocks of a method, e.g. `["classes0-4", "classes5-9"]`; coupled losses fix their size."""
         classes = self.resolve("data", dataset=dataset).classes
         recover = self.resolve("recover", dataset=dataset, method=method)
-        size = self.classes_per_block(dataset)
+        size = self.classes_per_block(dataset, ipc)
         if recover.coupled:
             size = recover.batch_size if recover.composition == "across" else max(1, recover.batch_size // ipc)
         return [f"classes{a}-{min(a + size, classes) - 1}" for a in range(0, classes, size)]

@@ -1,9 +1,14 @@
-"""Data: raw pictures become uint8 pixels [N, 3, R, R], or the files' own bytes, sorted by class, in one pass."""
+"""Data: raw pictures become uint8 pixels [N, 3, R, R], or the files' own bytes, sorted by class, in one pass.
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
+Each picture is read and decoded once, checked, and written; memory does not grow with their number.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,161 +16,204 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn.functional import interpolate
 
-from wmdd import artifacts, cifar, folders
+from wmdd import cifar
+from wmdd.artifacts import Writer
+from wmdd.catalogue import known
 from wmdd.errors import WmddError
-from wmdd.pictures import UnreadableError, decode_all, sizes_agree
+from wmdd.pictures import Decoded, UnreadableError, decode, in_order
 from wmdd.progress import progress
 from wmdd.rng import generator
 from wmdd.settings import DataSettings
+from wmdd.sources import Found, Shelf, find
+
+PIXELS = 2**32  # bytes; `storage: auto` keeps datasets up to this size as pixels, so that they are decoded once for all
+PIECE = 64  # pictures that are written at once
+SPLITS = ("train", "val")
 
 
-@dataclass(frozen=True)
-class Split:
-    """Images sorted by label; within a class in the order of their file names."""
+@dataclass
+class Tally:
+    """What is counted while a split is read."""
 
-    labels: np.ndarray  # [N] int64, position of the class in `Dataset.classes`
-    images: np.ndarray | None  # [N, 3, R, R] uint8 when stored as pixels
-    files: list[bytes] | None  # N encoded files when stored as encoded
+    labels: array = field(default_factory=lambda: array("q"))
+    moments: np.ndarray = field(default_factory=lambda: np.zeros((3, 3), np.int64))  # count, sum, squares per channel
+    digests: array = field(default_factory=lambda: array("Q"))  # 8 bytes of each picture's
+    modes: Counter[str] = field(default_factory=Counter)
+    enlarged: list[tuple[int, str]] = field(default_factory=list)  # the smallest: shorter side, name
+    enlarged_count: int = 0
+    skipped: list[str] = field(default_factory=list)
+
+    def add(self, label: int, pixels: np.ndarray, content: bytes | np.ndarray) -> None:
+        """Count a picture [3, R, R]; `content` is what tells it from others."""
+        self.labels.append(label)
+        values = pixels.reshape(3, -1)
+        squares = np.square(values, dtype=np.uint16)
+        count = np.full(3, values.shape[1])
+        self.moments += np.stack([count, values.sum(1, dtype=np.int64), squares.sum(1, dtype=np.int64)])
+        self.digests.append(int.from_bytes(blake2b(content, digest_size=8).digest(), "big"))
+
+    def note(self, found: Decoded, name: str, resolution: int) -> None:
+        """Count what was done to a picture to make it square RGB of the resolution."""
+        self.modes[found.mode] += 1
+        if min(found.size) < resolution:
+            self.enlarged_count += 1
+            self.enlarged = sorted([*self.enlarged, (min(found.size), name)])[:1]
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A training and a validation split with the same classes, and what is needed to use them."""
+def pack(settings: DataSettings, writer: Writer, seed: int = 0) -> dict[str, Any]:
+    """Read the raw pictures of a dataset once and write them; return what a reader needs beside the arrays.
 
-    train: Split
-    val: Split
-    classes: list[str]  # folder names, or the source's own, in label order
-    names: list[str]  # readable names, in label order
-    resolution: int  # R
-    mean: list[float]  # of the training images in [0, 1], per channel
-    std: list[float]  # a constant channel has 1, so that it can be divided by
-    skipped: list[str]  # unreadable pictures left out, relative to root
-    val_folder: str  # "" for digits, which have no split of their own
-    source: str
-
-
-def collect(settings: DataSettings, seed: int = 0) -> Dataset:
-    """Read the raw pictures of a dataset; `seed` matters only where the source has no split of its own (digits).
+    For each split S the arrays are `S/labels` [N] int64 and `S/images` [N, 3, R, R] uint8, or in place of the images
+    `S/bytes`, `S/offsets` [N + 1] (file i is `bytes[offsets[i]:offsets[i + 1]]`) and `S/plain` [N] (see
+    `wmdd.pictures.decode_plain`). `seed` matters only where the source has no split of its own (digits).
 
     Raises:
         WmddError: something is missing, unreadable or does not fit the settings; the message names it.
     """
-    if settings.source == "imagefolder":
-        return _from_folders(settings)
-    if settings.source == "digits":
-        return _from_arrays(settings, *_digits(seed))
-    return _from_arrays(settings, *cifar.read(settings))
+    layout = known(settings.source).layout
+    if layout == "digits":
+        return _pack_arrays(settings, writer, *_digits(seed))
+    if layout == "cifar":
+        return _pack_arrays(settings, writer, *cifar.read(settings))
+    return _pack_files(settings, writer, find(settings))
 
 
-def to_arrays(dataset: Dataset) -> dict[str, np.ndarray]:
-    """Return the arrays of `data.h5`: for each split S, `S/labels` [N] int64 and `S/images` [N, 3, R, R] uint8.
-
-    In place of the images it may be `S/bytes` and `S/offsets` [N + 1]: file i is `bytes[offsets[i]:offsets[i + 1]]`.
-    """
-    arrays = {}
-    for name, split in (("train", dataset.train), ("val", dataset.val)):
-        arrays[f"{name}/labels"] = split.labels
-        if split.images is not None:
-            arrays[f"{name}/images"] = split.images
-        if split.files is not None:
-            arrays[f"{name}/bytes"] = np.frombuffer(b"".join(split.files), np.uint8)
-            arrays[f"{name}/offsets"] = np.cumsum([0, *map(len, split.files)], dtype=np.int64)
-    return arrays
-
-
-def to_meta(dataset: Dataset) -> dict[str, Any]:
-    """Return what a reader of `data.h5` needs beside the arrays, as JSON; counts are per class in label order."""
-    meta = {name: value for name, value in vars(dataset).items() if name not in ("train", "val")}
-    splits, size = (("train", dataset.train), ("val", dataset.val)), len(dataset.classes)
-    counts = {name: np.bincount(split.labels, minlength=size).tolist() for name, split in splits}
-    return meta | {"storage": "encoded" if dataset.train.images is None else "pixels", "counts": counts}
-
-
-def load_images(
-    path: Path, split: str, first: int = 0, last: int | None = None
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """Read images [N, 3, R, R] uint8, labels [N] and meta data of the classes first..last (inclusive; None: to the end).
-
-    Raises:
-        WmddError: the file or a picture in it is damaged, or it lacks the split or the classes.
-    """
-    meta = artifacts.load_meta(path)
-    end = len(meta["classes"]) - 1
-    last = end if last is None else last
-    if not 0 <= first <= last <= end:
-        raise WmddError(f"{path} has the classes 0..{end}, not {first}..{last}; correct the range")
-    with artifacts.reading(path) as file:
-        if split not in file:
-            raise WmddError(f"{path} has no split {split!r}; delete it and run again to rebuild it")
-        labels = file[f"{split}/labels"][()]
-        start, stop = np.searchsorted(labels, [first, last + 1])
-        if f"{split}/images" in file:
-            images = file[f"{split}/images"][start:stop]
-        else:
-            offsets = file[f"{split}/offsets"][start : stop + 1]
-            content = file[f"{split}/bytes"][offsets[0] : offsets[-1]].tobytes()
-            files = [content[a:b] for a, b in pairwise(offsets - offsets[0])]
-            try:
-                images = decode_all(files, meta["resolution"], f"decoding {split}")
-            except UnreadableError as error:
-                raise WmddError(f"{path} holds an unreadable picture ({error}); delete it and run again") from None
-    return torch.from_numpy(images), torch.from_numpy(labels[start:stop]), meta
-
-
-def _from_folders(settings: DataSettings) -> Dataset:
-    root = folders.root_of(settings)
-    val_folder, train, val = folders.find(root)
-    classes = [folder.name for folder in train]
-    _check_count(classes, settings)
+def _pack_files(settings: DataSettings, writer: Writer, found: Found) -> dict[str, Any]:
     limit = settings.images_per_class or None
-    kept = [path for paths in train.values() for path in paths[:limit]]
-    held_out = [path for paths in val.values() for path in paths]
-    encoded = settings.storage == "encoded" or (settings.storage == "auto" and not sizes_agree(kept + held_out))
-    reader = folders.Reader(root, settings)
-    train_split, moments = _gather(progress(reader.read(train, limit), "reading train", len(kept), unit="img"), encoded)
-    val_split, _ = _gather(progress(reader.read(val), f"reading {val_folder}", len(held_out), unit="img"), encoded)
-    return Dataset(
-        train_split, val_split, classes, folders.readable_names(root, classes), reader.resolution,
-        *_mean_std(moments), reader.skipped, val_folder, settings.source,
-    )  # fmt: skip
+    _check_count(found.classes, settings, str(found.root))
+    listed = {"train": sum(map(len, found.train)), "val": sum(map(len, found.val))}
+    _check_images(settings, listed, str(found.root))
+    listed["train"] = sum(min(len(shelf), limit or len(shelf)) for shelf in found.train)
+    reader = _Reader(settings, found)
+    encoded = _is_encoded(settings, reader, found, sum(listed.values()))
+    tallies = {}
+    for split, shelves in zip(SPLITS, (found.train, found.val), strict=True):
+        tally = tallies[split] = Tally()
+        pictures = reader.read(shelves, tally, limit if split == "train" else None)
+        pictures = progress(pictures, f"reading {split}", listed[split], unit="img")
+        _write_split(writer, split, tally, pictures, encoded)
+    meta = {"classes": found.classes, "names": found.names, "val_folder": found.val_folder, "variant": found.variant}
+    return meta | _about(settings, tallies, reader.resolution, encoded)
 
 
-def _gather(found: Iterable[tuple[int, bytes, np.ndarray]], encoded: bool) -> tuple[Split, np.ndarray]:
-    """Return a split and its moments from labels, files and pixels."""
-    labels, files, content, moments = [], [], bytearray(), np.zeros((3, 3))
-    for label, file, pixels in found:
-        labels.append(label)
+Picture = tuple[int, bytes, Decoded]  # label, file, pixels
+
+
+def _write_split(writer: Writer, split: str, tally: Tally, pictures: Iterable[Picture], encoded: bool) -> None:
+    """Write a split as it comes."""
+    offsets, plain = array("q", [0]), array("b")
+    pieces = iter(pictures)
+    while piece := list(islice(pieces, PIECE)):
+        for label, data, decoded in piece:
+            tally.add(label, decoded.pixels, data)
+            offsets.append(offsets[-1] + len(data))
+            plain.append(decoded.plain)
         if encoded:
-            files.append(file)
+            writer.append(f"{split}/bytes", np.frombuffer(b"".join(data for _, data, _ in piece), np.uint8))
         else:
-            content += pixels.tobytes()
-        moments += _moments(pixels)
-    images = None if encoded else np.frombuffer(content, np.uint8).reshape(-1, *pixels.shape)
-    return Split(np.array(labels, np.int64), images, files if encoded else None), moments
+            writer.append(f"{split}/images", np.stack([decoded.pixels for *_, decoded in piece]))
+    writer.put(f"{split}/labels", np.array(tally.labels, np.int64))
+    if encoded:
+        writer.put(f"{split}/offsets", np.array(offsets, np.int64))
+        writer.put(f"{split}/plain", np.array(plain, bool))
 
 
-def _from_arrays(settings: DataSettings, train: cifar.Arrays, val: cifar.Arrays, classes: list[str]) -> Dataset:
-    """Make a dataset of labels [N] and images [N, 3, h, w] in 0..255, in any order."""
-    _check_count(classes, settings)
+class _Reader:
+    """Reads and decodes the pictures of splits, each once; carries over from one split to the next what they share."""
+
+    def __init__(self, settings: DataSettings, found: Found) -> None:
+        self.settings, self.root = settings, found.root
+        self.resolution = settings.resolution  # when 0: that of the first picture
+
+    def read(self, shelves: Sequence[Shelf], tally: Tally, limit: int | None) -> Iterator[Picture]:
+        """Yield the first `limit` readable pictures of each class, None: all."""
+        for label, shelf in enumerate(shelves):
+            nothing = True
+            for data, decoded in islice(self._readable(shelf, tally), limit):
+                nothing = False
+                yield label, data, decoded
+            if nothing:
+                raise WmddError(
+                    f"none of the {len(shelf)} pictures of class {label}, the first of which is {shelf.name(0)!r}, can be "
+                    f"read in {self.root}; replace them, or delete the class in both splits"
+                )
+
+    def first_side(self, shelf: Shelf) -> int:
+        """Return the side of the first picture that can be read."""
+        for index in range(len(shelf)):
+            try:
+                return decode(shelf.read(index), 0).pixels.shape[-1]
+            except UnreadableError:
+                continue
+        return 1
+
+    def _readable(self, shelf: Shelf, tally: Tally) -> Iterator[tuple[bytes, Decoded]]:
+        def opened(index: int) -> tuple[bytes, Decoded]:
+            data = shelf.read(index)
+            return data, decode(data, self.settings.resolution)
+
+        for index, done in in_order(opened, range(len(shelf))):
+            name = shelf.name(index)
+            try:
+                data, decoded = done.result()
+            except UnreadableError as error:
+                if self.settings.on_corrupt == "error":
+                    remedy = "replace it, or set data.on_corrupt to skip"
+                    raise WmddError(f"cannot read the picture {self.root / name} ({error}); {remedy}") from None
+                tally.skipped.append(name)
+                continue
+            self._check_size(decoded, name)
+            tally.note(decoded, name, self.resolution)
+            yield data, decoded
+
+    def _check_size(self, decoded: Decoded, name: str) -> None:
+        _, height, width = decoded.pixels.shape
+        side = self.resolution = self.resolution or width
+        if (height, width) != (side, side):
+            fault = "is not square" if height != width else f"differs from the first, {side} x {side}"
+            remedy = "set data.resolution to the side that all shall have"
+            raise WmddError(f"{self.root / name} ({width} x {height}) {fault}; {remedy}")
+
+
+def _is_encoded(settings: DataSettings, reader: _Reader, found: Found, count: int) -> bool:
+    """Return whether to store the files themselves, which `auto` does with datasets of many pixels."""
+    if settings.storage != "auto":
+        return settings.storage == "encoded"
+    side = settings.resolution or reader.first_side(found.train[0])
+    return count * 3 * side**2 > PIXELS
+
+
+def _pack_arrays(
+    settings: DataSettings, writer: Writer, train: cifar.Arrays, val: cifar.Arrays, classes: list[str]
+) -> dict[str, Any]:
+    """Pack labels [N] and images [N, 3, h, w] in 0..255, in any order."""
+    _check_count(classes, settings, settings.source)
+    _check_images(settings, {"train": len(train[0]), "val": len(val[0])}, settings.source)
     if settings.storage == "encoded":
         raise WmddError(f"{settings.source} has no picture files to store; set data.storage to auto or pixels")
     side = settings.resolution or 32  # CIFAR's own; digits are enlarged to it
+    tallies = {}
+    for split, arrays, limit in zip(SPLITS, (train, val), (settings.images_per_class or None, None), strict=True):
+        tally = tallies[split] = Tally()
+        for labels, images in _arranged(*arrays, limit, side):
+            for label, image in zip(labels.tolist(), images, strict=True):
+                tally.add(label, image, np.ascontiguousarray(image))
+            writer.append(f"{split}/images", images)
+        writer.put(f"{split}/labels", np.array(tally.labels, np.int64))
     val_folder = "" if settings.source == "digits" else "test"
-    labels, images = _arranged(*train, settings.images_per_class or None, side)
-    return Dataset(
-        Split(labels, images, None), Split(*_arranged(*val, None, side), None), classes, classes, side,
-        *_mean_std(sum(map(_moments, images), np.zeros((3, 3)))), [], val_folder, settings.source,
-    )  # fmt: skip
+    variant = known(settings.source).title
+    meta = {"classes": classes, "names": classes, "val_folder": val_folder, "variant": variant}
+    return meta | _about(settings, tallies, side, False)
 
 
-def _arranged(labels: np.ndarray, images: np.ndarray, limit: int | None, side: int) -> cifar.Arrays:
+def _arranged(labels: np.ndarray, images: np.ndarray, limit: int | None, side: int) -> Iterator[cifar.Arrays]:
     """Sort by class, keep the first `limit` of each, and resample to uint8 (bilinear, antialiased)."""
     order = np.concatenate([np.flatnonzero(labels == label)[:limit] for label in range(labels.max() + 1)])
-    resampled = [
-        interpolate(part.float(), (side, side), mode="bilinear", antialias=True).round().clamp(0, 255).byte()
-        for part in torch.from_numpy(images[order]).split(256)  # all of them as floats might not fit
-    ]
-    return labels[order].astype(np.int64), torch.cat(resampled).numpy()
+    for start in range(0, len(order), 256):  # all of them as floats might not fit
+        index = order[start : start + 256]
+        part = torch.from_numpy(images[index]).float()
+        resampled = interpolate(part, (side, side), mode="bilinear", antialias=True).round().clamp(0, 255).byte()
+        yield labels[index].astype(np.int64), resampled.numpy()
 
 
 def _digits(seed: int) -> tuple[cifar.Arrays, cifar.Arrays, list[str]]:
@@ -180,21 +228,75 @@ def _digits(seed: int) -> tuple[cifar.Arrays, cifar.Arrays, list[str]]:
     return (labels[~held_out], images[~held_out]), (labels[held_out], images[held_out]), list("0123456789")
 
 
-def _check_count(classes: list[str], settings: DataSettings) -> None:
+def _check_count(classes: list[str], settings: DataSettings, where: str) -> None:
     if len(classes) != settings.classes:
-        where = settings.root if settings.source == "imagefolder" else settings.source
         remedy = f"set it to {len(classes)} or correct the data"
         raise WmddError(f"{where} has {len(classes)} classes but data.classes is {settings.classes}; {remedy}")
 
 
-def _moments(pixels: np.ndarray) -> np.ndarray:
-    """Return count, sum and sum of squares per channel [3, 3] of an image [3, H, W]; whole numbers, hence exact."""
-    values = pixels.reshape(3, -1).astype(np.float64)
-    return np.stack([np.full(3, values.shape[1]), values.sum(1), np.square(values).sum(1)])
+def _check_images(settings: DataSettings, listed: dict[str, int], where: str) -> None:
+    """Refuse another variant of a dataset under its name."""
+    for split, expected in (("train", settings.train_images), ("val", settings.val_images)):
+        if expected and listed[split] != expected:
+            raise WmddError(
+                f"{where} has {listed[split]} {split} pictures but {settings.source} has {expected}; complete them, name "
+                f"the dataset that it is, or set data.{split}_images to {listed[split]} (0: any number)"
+            )
+
+
+def _about(settings: DataSettings, tallies: dict[str, Tally], resolution: int, encoded: bool) -> dict[str, Any]:
+    """Return what is told of the pictures; counts are per class in label order."""
+    mean, std = _mean_std(tallies["train"].moments)
+    both = tallies.values()
+    labels = {split: np.bincount(tally.labels, minlength=settings.classes) for split, tally in tallies.items()}
+    smallest = min((tally.enlarged[0] for tally in both if tally.enlarged), default=None)
+    return {
+        "source": settings.source,
+        "resolution": resolution,
+        "mean": list(settings.mean or mean),
+        "std": list(settings.std or std),
+        "measured": {"mean": mean, "std": std},
+        "storage": "encoded" if encoded else "pixels",
+        "counts": {split: counts.tolist() for split, counts in labels.items()},
+        "skipped": [name for tally in both for name in tally.skipped],
+        "modes": dict(sum((tally.modes for tally in both), Counter())),
+        "enlarged": {"count": sum(tally.enlarged_count for tally in both), "smallest": smallest},
+        "duplicates": _duplicates(tallies),
+    }
+
+
+def _duplicates(tallies: dict[str, Tally]) -> dict[str, int]:
+    """Count the pictures of a split that stand in it before, and those of `val` that stand in `train` too."""
+    train, val = (np.array(tallies[split].digests, np.uint64) for split in SPLITS)
+    within = {split: len(all_of_it) - len(np.unique(all_of_it)) for split, all_of_it in (("train", train), ("val", val))}
+    return within | {"val in train": int(np.isin(val, train).sum())}
 
 
 def _mean_std(moments: np.ndarray) -> tuple[list[float], list[float]]:
-    count, total, squares = moments
+    count, total, squares = moments.astype(np.float64)
     mean = total / count / 255
     std = np.sqrt(np.maximum(squares / count / 255**2 - mean**2, 0)).round(6)
     return mean.round(6).tolist(), np.where(std == 0, 1.0, std).tolist()
+
+
+def describe(meta: dict[str, Any], tell: Callable[[str], None]) -> None:
+    """Tell the classes of a dataset and what was noticed in its pictures, line by line."""
+    train, val = (meta["counts"][split] for split in SPLITS)
+    for index, (folder, name) in enumerate(zip(meta["classes"], meta["names"], strict=True)):
+        readable = f" ({name})" if name != folder else ""
+        tell(f"class {index}: {folder}{readable}, {train[index]} + {val[index]} pictures")
+    side = meta["resolution"]
+    tell(f"{meta['variant']}: {sum(train)} training and {sum(val)} validation pictures, {side} x {side}, as {meta['storage']}")
+    converted = ", ".join(f"{n} {mode}" for mode, n in sorted(meta["modes"].items()) if mode != "RGB")
+    enlarged, duplicates = meta["enlarged"], meta["duplicates"]
+    if converted:
+        tell(f"converted to RGB: {converted}")
+    if enlarged["count"]:
+        smallest = "{1}, {0} px".format(*enlarged["smallest"])
+        tell(f"warning: {enlarged['count']} pictures are smaller than {side} px and were enlarged; the smallest: {smallest}")
+    if meta["skipped"]:
+        tell(f"warning: {len(meta['skipped'])} unreadable pictures were left out; the first: {meta['skipped'][0]}")
+    if duplicates["val in train"]:
+        tell(f"warning: {duplicates['val in train']} validation pictures stand in the training set too; scores are too high")
+    if duplicates["train"] + duplicates["val"]:
+        tell(f"{duplicates['train']} training and {duplicates['val']} validation pictures are copies of others of their split")

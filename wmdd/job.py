@@ -6,8 +6,8 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from wmdd import artifacts, tracking
+from wmdd.distributed import World
 from wmdd.engine import Engine, plain
 from wmdd.progress import progress
 from wmdd.provenance import code_digest, git_revision, versions
 from wmdd.settings import EngineSettings, Settings
-from wmdd.training import Context
+from wmdd.training import Context, Reader, quiet
 
 
 @dataclass
@@ -33,11 +34,15 @@ class Job:
     tracker: tracking.Tracker
     checkpoint: artifacts.Checkpoint
     figures: dict[str, Any] = field(default_factory=dict)
+    world: World = field(default_factory=World)
 
     @property
     def context(self) -> Context:
-        """Return what a long stage is given."""
-        return Context(self.engine, self.checkpoint, lambda metrics, step: self.tracker.log(metrics, step), progress)
+        """Return what a long stage is given; of several processes, only the main one keeps, logs and shows."""
+        if not self.world.main:
+            return replace(quiet(self.engine), keeper=Reader(self.checkpoint), world=self.world)
+        log = self.tracker.log
+        return Context(self.engine, self.checkpoint, lambda metrics, step: log(metrics, step), progress, self.world)
 
 
 @contextmanager
@@ -48,6 +53,7 @@ def job(
     inputs: dict[str, str],
     engine: EngineSettings | None = None,
     threads: int = 1,
+    world: World = World(),
     **identity: Any,
 ) -> Iterator[Job]:
     """Run a stage: what is yielded carries the provenance, and on success the cost is written and the checkpoint removed.
@@ -59,6 +65,7 @@ def job(
         inputs: digest of each input by name.
         engine: None for stages that run no network.
         threads: of the CPU.
+        world: the processes that do it together; all but the main one are silent and leave nothing behind.
         identity: what else the result depends on: seeds, images per class, block.
     """
     begun = time.monotonic()
@@ -79,13 +86,18 @@ def job(
     meta |= {"versions": versions(), "revision": git_revision()}
     seconds = float(os.environ.get("WMDD_CHECKPOINT_SECONDS", "60"))
     checkpoint = artifacts.Checkpoint(output.with_name(f".{output.name}.checkpoint"), key, seconds)
+    if not world.main:
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            yield Job(stage, output, meta, computing, tracking.NullTracker(), checkpoint, world=world)
+        return
+    together = f"{world.size} processes of " if world.size > 1 else ""
     print(
-        f"wmdd {stage}: {output} on {computing.device} with {threads} thread(s), {computing.dtype}",
+        f"wmdd {stage}: {output} on {computing.device} with {together}{threads} thread(s), {computing.dtype}",
         file=sys.stderr,
         flush=True,
     )
     tracker = tracking.start(output, stage, merged | identity)
-    done = Job(stage, output, meta, computing, tracker, checkpoint)
+    done = Job(stage, output, meta, computing, tracker, checkpoint, world=world)
     try:
         yield done
     except BaseException:

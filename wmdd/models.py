@@ -1,7 +1,9 @@
 """Networks: teachers and students. All take normalised images [B, 3, R, R] and have `embed` and `head`."""
 
+import difflib
 import math
 import re
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -118,10 +120,62 @@ class Timm(Network):
             raise WmddError(f"timm has no network {name!r} ({error}); see timm.list_models()") from None
         width = getattr(self.body, "head_hidden_size", None) or self.body.num_features  # some widen after pooling
         self.head = nn.Linear(cast(int, width), classes)
+        self.classifier = cast(dict[str, Any], self.body.pretrained_cfg)["classifier"]  # where timm has its head
 
     def embed(self, x: Tensor) -> Tensor:
         """Return timm's pooled features, [B, D]."""
         return cast(Tensor, self.body(x))
+
+
+class Torchvision(Network):
+    """A classifier of torchvision whose last linear layer is taken out as the head."""
+
+    def __init__(self, name: str, classes: int, resolution: int) -> None:
+        super().__init__()
+        from torchvision import models
+
+        known = [known for known in models.list_models(module=models) if known not in RESNETS]
+        if name in RESNETS:
+            raise WmddError(f"torchvision's {name} is the same network as ours; set architecture: {name}")
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise WmddError(f"torchvision has no network {name!r}; did you mean torchvision:{nearest}?")
+        if name in ("googlenet", "inception_v3"):
+            raise WmddError(f"{name} of torchvision has further outputs; take a timm:NAME in its place")
+        self.body = models.get_model(name, weights=None, num_classes=classes, **_size_of(name, resolution))
+        linear = [place for place, module in self.body.named_modules() if isinstance(module, nn.Linear)]
+        if not linear:
+            raise WmddError(f"{name} of torchvision does not end in a linear layer; take another network")
+        self.classifier = linear[-1]  # where torchvision has its head
+        self.head = self.body.get_submodule(self.classifier)
+        self.body.set_submodule(self.classifier, nn.Identity())
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return what torchvision's last layer is given, [B, D]."""
+        return cast(Tensor, self.body(x))
+
+
+def _size_of(name: str, resolution: int) -> dict[str, Any]:
+    """Return the options of torchvision's networks that are made for one size of pictures."""
+    if name.startswith("vit_"):
+        return {"image_size": resolution}
+    return {"input_size": (resolution, resolution)} if name.startswith("maxvit") else {}
+
+
+def _tried(name: str, make: Callable[[], Network], resolution: int) -> Network:
+    """Build a network of a library, and see that it takes pictures of this size.
+
+    Raises:
+        WmddError: it does not.
+    """
+    try:
+        network = make()
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, 3, resolution, resolution))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise WmddError(f"{name} refuses pictures of {resolution} px ({reason}); set data.resolution to its own") from None
+    return network.train()
 
 
 def stem_of(resolution: int) -> str:
@@ -133,7 +187,7 @@ def build(settings: "NetworkSettings", classes: int, resolution: int, generator:
     """Build a network with fresh weights drawn from `generator`.
 
     Raises:
-        WmddError: the architecture is unknown.
+        WmddError: the architecture is unknown, or does not take pictures of this size.
     """
     name = settings.architecture
     with torch.random.fork_rng(devices=[]):
@@ -147,9 +201,11 @@ def build(settings: "NetworkSettings", classes: int, resolution: int, generator:
             patch = max(2, math.ceil(resolution / 16))
             patch = next(p for p in range(patch, resolution + 1) if resolution % p == 0)
             return Timm("vit_tiny_patch16_224", classes, img_size=resolution, patch_size=patch)
-        if match := re.fullmatch(r"timm:(\S+)", name):
-            return Timm(match[1], classes)
-    known = ", ".join([*RESNETS, *CONVNETS, "vit-tiny", "timm:NAME"])
+        if match := re.fullmatch(r"timm:([\w.-]+)", name):  # no name with a colon: timm would ask a hub what it is
+            return _tried(name, lambda: Timm(match[1], classes), resolution)
+        if match := re.fullmatch(r"torchvision:(\w+)", name):
+            return _tried(name, lambda: Torchvision(match[1], classes, resolution), resolution)
+    known = ", ".join([*RESNETS, *CONVNETS, "vit-tiny", "torchvision:NAME", "timm:NAME"])
     raise WmddError(f"unknown architecture {name!r}; known: {known}")
 
 
@@ -165,12 +221,49 @@ def restore(
     found = state.get("head.weight")
     if found is not None and len(found) != classes:
         raise WmddError(f"{origin} has {len(found)} classes but the data have {classes}; train a teacher on these data")
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if len(str(error).splitlines()) > 1 else str(error)
-        raise WmddError(f"{origin} does not fit {settings.architecture} of width {settings.width}: {first}") from None
+    fill(network, state, f"{origin} does not fit {described(settings, resolution)}")
     return network
+
+
+def described(settings: "NetworkSettings", resolution: int) -> str:
+    """Return a network in words."""
+    of_width = f" of width {settings.width}" if settings.architecture in [*RESNETS, *CONVNETS] else ""
+    return f"{settings.architecture}{of_width} at {resolution} px"
+
+
+def fill(network: Network, state: Mapping[str, Tensor], complaint: str, called: Mapping[str, str] | None = None) -> None:
+    """Copy a checkpoint into a network, every parameter of which must fit.
+
+    By hand, because `load_state_dict` runs hooks of torchvision's that need what only its own files hold.
+
+    Args:
+        network: is filled in place.
+        state: tensors by the network's own names.
+        complaint: the beginning of the error.
+        called: names of the tensors in the file where they differ, for the error.
+
+    Raises:
+        WmddError: names the first tensor that is missing, of another shape, or not part of the network.
+    """
+    targets = network.state_dict()
+    counters = {name: torch.zeros_like(v) for name, v in targets.items() if name.endswith(".num_batches_tracked")}
+    state = counters | dict(state)  # files of before torch 0.4.1 have none, and nothing here reads them
+    if reason := _difference(targets, state, called or {}):
+        raise WmddError(f"{complaint}: {reason}")
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(state[name])
+
+
+def _difference(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], called: Mapping[str, str]) -> str:
+    for name, tensor in wanted.items():
+        if name not in found:
+            return f"it lacks {called.get(name, name)}"
+        if found[name].shape != tensor.shape:
+            here, there = list(tensor.shape), list(found[name].shape)
+            return f"{called.get(name, name)} is {there} in it but {here} in the network"
+    extra = next((name for name in found if name not in wanted), None)
+    return f"its {extra} is not part of the network" if extra is not None else ""
 
 
 def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:

@@ -1,6 +1,5 @@
 """Select: real images as they are, the controls that every distilled set must beat under the same labels."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,6 +7,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from wmdd.errors import WmddError
+from wmdd.points import Cloud
 from wmdd.rng import generator
 from wmdd.transport import quantize
 from wmdd.transport.measure import squared_distances
@@ -39,7 +39,7 @@ def select(
     labels: Tensor,
     classes: list[str],
     k: int,
-    features_of: Callable[[], Tensor],
+    features: Cloud | None,
     settings: "SelectSettings",
     solver: "BarycenterSettings",
     seed: int,
@@ -50,7 +50,7 @@ def select(
         labels: [N], sorted.
         classes: their names.
         k: images per class.
-        features_of: gives the features [N, D]; called only by strategies that need them.
+        features: of the training set; None for the strategy `random`. One class is in memory at a time.
         settings: the strategy.
         solver: settings of the barycenter behind `kmeans-medoid`.
         seed: of the distillation.
@@ -67,12 +67,12 @@ def select(
             )
     start = 0
     positions, weights = [], []
-    features = features_of() if settings.strategy == "kmeans-medoid" else torch.empty(0)
     for label, found in enumerate(count):
         if settings.strategy == "random":
             chosen, mass = random(found, k, seed, label)
         else:
-            chosen, mass = kmeans_medoid(features[start : start + found], k, solver, seed, label)
+            assert features is not None
+            chosen, mass = kmeans_medoid(features.read(features.rows(label)), k, solver, seed, label)
         positions.append(chosen + start)
         weights.append(mass)
         start += found

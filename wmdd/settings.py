@@ -8,13 +8,15 @@ import shlex
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
+from wmdd import catalogue
 from wmdd.errors import WmddError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+CHECKPOINTS = (".pt", ".pth", ".bin", ".tar", ".safetensors")
 
 
 def _ordered(value: tuple[float, float]) -> tuple[float, float]:
@@ -25,6 +27,17 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
 
 Shares = Annotated[tuple[Fraction, Fraction], AfterValidator(_ordered)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _known(source: str) -> str:
+    try:
+        catalogue.known(source)
+    except WmddError as error:
+        raise ValueError(str(error)) from None
+    return source
+
+
+Source = Annotated[str, AfterValidator(_known), WithJsonSchema({"enum": list(catalogue.table()), "type": "string"})]
 
 
 @Parameter(name="*")
@@ -46,14 +59,20 @@ class EngineSettings(Settings):
 class DataSettings(Settings):
     """Where a dataset comes from and how it is stored in `data/{dataset}.h5`."""
 
-    source: Literal["digits", "cifar10", "cifar100", "imagefolder"] = Field(
-        "imagefolder", description="digits: scikit-learn's; cifar*: through torchvision; imagefolder: train/ and val/"
+    source: Source = Field(
+        "imagefolder",
+        description=f"imagefolder: train/ and val/ with a folder a class; or one of wmdd/datasets.yaml: "
+        f"{', '.join(name for name in catalogue.table() if name != 'imagefolder')}",
     )
     classes: Count = Field(
         10, description="how many there are; the DAG is built from it and the data are checked against it"
     )
-    root: str = Field("", description="folder of the pictures (imagefolder) or of the unpacked download (cifar*)")
-    download: bool = Field(True, description="fetch cifar* (checksummed) when root does not hold it")
+    root: str = Field(
+        "",
+        description="folder of the pictures, or the one above it that holds the download; empty: the table's "
+        "(imagefolder has none)",
+    )
+    download: bool = Field(True, description="fetch what the table has an address for (checksummed) when root lacks it")
     resolution: int = Field(0, ge=0, description="side in pixels; 0: as the pictures are, which must then all agree")
     storage: Literal["auto", "pixels", "encoded"] = Field(
         "auto", description="uint8 pixels where the sizes agree, else the files' own bytes"
@@ -62,13 +81,20 @@ class DataSettings(Settings):
         "error", description="an unreadable picture stops the run or is left out"
     )
     images_per_class: int = Field(0, ge=0, description="keep the first N training images of a class; 0: all")
+    train_images: int = Field(0, ge=0, description="how many there must be before any is left out; 0: not checked")
+    val_images: int = Field(0, ge=0, description="how many there must be; 0: not checked")
+    mean: tuple[Fraction, Fraction, Fraction] | None = Field(
+        None,
+        description="of red, green and blue in [0, 1], to normalise by; not set: measured from the training images",
+    )
+    std: tuple[Positive, Positive, Positive] | None = Field(None, description="as mean")
 
 
 class NetworkSettings(Settings):
     """A network; the number of classes and the input size come from the data."""
 
     architecture: str = Field(
-        "resnet18", description="resnet18|34|50|101, convnet3|4, vit-tiny, or timm:NAME (students)"
+        "resnet18", description="resnet18|34|50|101, convnet3|4, vit-tiny, torchvision:NAME or timm:NAME"
     )
     width: Count = Field(64, description="channels of the first stage (ResNet: 64 published; ConvNet: 128 published)")
     stem: Literal["auto", "cifar", "tiny", "imagenet"] = Field(
@@ -97,7 +123,23 @@ class TrainingSettings(NetworkSettings):
     )
 
 
-class TeacherSettings(TrainingSettings):
+class AdoptedSettings(NetworkSettings):
+    """A teacher whose weights come from outside: nothing of a training, but the same gate."""
+
+    weights: str = Field(
+        "",
+        description="empty: train one; else a name of torchvision (ResNet18_Weights.IMAGENET1K_V1), pretrained "
+        "(timm's, for architecture timm:NAME), or a file: .pt, .pth, .bin, .tar, .safetensors",
+    )
+    min_accuracy: Fraction = Field(0.0, description="gate: stop the run when the teacher's validation top-1 is below")
+
+    @property
+    def checkpoint(self) -> str:
+        """The file that the weights are taken from, or nothing."""
+        return self.weights if "/" in self.weights or self.weights.endswith(CHECKPOINTS) else ""
+
+
+class TeacherSettings(TrainingSettings, AdoptedSettings):
     """The squeeze stage: one network trained on the real training set, gated on its validation accuracy."""
 
     crop: Literal["none", "pad", "resized"] = Field("resized", description="pad: shift by up to `pad` px")
@@ -105,13 +147,24 @@ class TeacherSettings(TrainingSettings):
     crop_scale: Shares = Field((0.08, 1.0), description="share of the area (resized)")
     flip: bool = Field(True, description="mirror left-right with probability 1/2")
     label_smoothing: Fraction = 0.0
-    min_accuracy: Fraction = Field(0.0, description="gate: stop the run when the teacher's validation top-1 is below")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _untrained(cls, values: Any) -> Any:
+        """Leave settings of the training at their defaults where there is none, so that changing them reruns nothing."""
+        if not isinstance(values, dict) or not values.get("weights"):
+            return values
+        unused = cls.model_fields.keys() - AdoptedSettings.model_fields.keys()
+        return {name: value for name, value in values.items() if name not in unused}
 
 
 class FeaturesSettings(Settings):
     """One pass of the teacher over the training set."""
 
-    batch_size: Count = Field(256, description="images a forward pass; does not change the result")
+    batch_size: Count = Field(256, description="images a forward pass, at most; does not change the result")
+    exact: bool = Field(
+        True, description="always in float32; else in the engine's precision, about twice as fast where that is bf16"
+    )
 
 
 class BarycenterSettings(Settings):
@@ -242,9 +295,12 @@ STAGES: dict[str, type[Settings]] = {
 
 
 def flags(*parts: Settings) -> str:
-    """Return settings as sorted command-line flags, so that equal settings are equal text whatever their order in a file."""
+    """Return settings as sorted command-line flags, so that equal settings are equal text whatever their order in a file.
+
+    What is not set (None) has no flag.
+    """
     values = {name: value for part in parts for name, value in part.model_dump(mode="json").items()}
-    return " ".join(_flag(name.replace("_", "-"), values[name]) for name in sorted(values))
+    return " ".join(_flag(name.replace("_", "-"), values[name]) for name in sorted(values) if values[name] is not None)
 
 
 def _flag(name: str, value: Any) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from wmdd import augment
 from wmdd.errors import WmddError
+from wmdd.feeding import Pictures
 from wmdd.models import Network, build
 from wmdd.relabel import views_of
 from wmdd.rng import generator
@@ -31,8 +32,7 @@ def train(
     weights: Tensor,
     logits: Tensor | None,
     seeds: list[int],
-    val_images: Tensor,
-    val_labels: Tensor,
+    val_pictures: Pictures,
     classes: int,
     mean: list[float],
     std: list[float],
@@ -53,8 +53,7 @@ def train(
         weights: [N], not negative, of any scale.
         logits: the teacher's, [E, N, C] with E >= epochs; None with hard labels.
         seeds: of the views of each epoch, [E].
-        val_images: uint8 [M, 3, R, R].
-        val_labels: [M].
+        val_pictures: of the real validation split.
         classes: C.
         mean: per channel, of the normalisation.
         std: per channel.
@@ -89,7 +88,7 @@ def train(
         epoch_of,
         len(batches_of(labels, settings.batch_size)),
         cross_entropy() if logits is None else distillation(settings.temperature),
-        lambda net: evaluate(net, val_images, val_labels, mean, std, context.engine),
+        lambda net: evaluate(net, val_pictures, mean, std, context.engine),
         settings,
         context,
     )

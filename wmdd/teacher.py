@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from wmdd import augment
 from wmdd.errors import WmddError
+from wmdd.feeding import Pictures
 from wmdd.models import Network, build, normalise
 from wmdd.rng import generator
 from wmdd.training import Batch, Context, batches_of, cross_entropy, evaluate, fit
@@ -28,10 +28,8 @@ def views_of(settings: "TeacherSettings", count: int, resolution: int, seed: int
 
 
 def train(
-    images: Tensor,
-    labels: Tensor,
-    val_images: Tensor,
-    val_labels: Tensor,
+    pictures: Pictures,
+    val_pictures: Pictures,
     classes: int,
     mean: list[float],
     std: list[float],
@@ -39,22 +37,23 @@ def train(
     seed: int,
     context: Context,
 ) -> tuple[Network, list[dict[str, float]]]:
-    """Train a teacher on uint8 images [N, 3, R, R]; return it with its history.
+    """Train a teacher on the pictures of the training split; return it with its history.
 
     The learning rate, the views and the order of the images depend on seed and epoch alone.
 
     Raises:
         WmddError: the accuracy of the last epoch is below `min_accuracy` (the gate), or the loss is not a number.
     """
-    resolution = images.shape[-1]
+    labels, resolution = pictures.labels, pictures.resolution
     network = build(settings, classes, resolution, generator("teacher", "weights", seed))
     context.engine.place(network)
 
     def epoch_of(epoch: int) -> Iterable[Batch]:
         views = views_of(settings, len(labels), resolution, seed, epoch)
         order = torch.randperm(len(labels), generator=generator("teacher", "order", seed, epoch))
-        for index in batches_of(order, settings.batch_size):
-            chosen = normalise(context.engine.images(images[index]), mean, std)
+        batches = batches_of(order, settings.batch_size)
+        for index, images in zip(batches, pictures.batches(batches), strict=True):
+            chosen = normalise(context.engine.images(images), mean, std)
             mine = views.of(index)
             local = augment.Views(mine.crop, mine.flip, torch.arange(len(index)), mine.paste)
             seen = augment.apply(chosen, local, torch.arange(len(index)), padded=settings.crop == "pad")
@@ -65,7 +64,7 @@ def train(
         epoch_of,
         len(batches_of(labels, settings.batch_size)),
         cross_entropy(settings.label_smoothing),
-        lambda net: evaluate(net, val_images, val_labels, mean, std, context.engine),
+        lambda net: evaluate(net, val_pictures, mean, std, context.engine),
         settings,
         context,
     )

@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from wmdd.distributed import World, unsent
 from wmdd.engine import Engine
 from wmdd.errors import WmddError
+from wmdd.feeding import Pictures
 from wmdd.models import normalise
 
 if TYPE_CHECKING:
@@ -47,13 +51,30 @@ class Forgetful:
         """Do nothing."""
 
 
+class Reader(Forgetful):
+    """Goes on from what another process keeps."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the state to go on from, or None."""
+        return self._keeper.load()
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Normalised images [B, 3, H, W], targets (whatever the loss takes) and weights [B] of mean about 1."""
+    """Normalised images [B, 3, H, W], targets (whatever the loss takes) and weights [B] of mean about 1.
+
+    It may be a part of a step's images. The step's loss is then the mean, over the processes, of the sum over parts of
+    `share` times a part's mean loss; `last` marks the part with which the step is complete.
+    """
 
     images: Tensor
     targets: Tensor
     weights: Tensor | None = None
+    share: float = 1.0
+    last: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,6 +85,7 @@ class Context:
     keeper: Keeper
     log: Log
     progress: Callable[..., Iterator[Any]]
+    world: World = World()
 
 
 def quiet(engine: Engine) -> Context:
@@ -97,31 +119,57 @@ def batches_of(order: Tensor, size: int) -> tuple[Tensor, ...]:
     return order.tensor_split(math.ceil(len(order) / size))
 
 
+class Part(NamedTuple):
+    """What a process takes of a step at once: positions, and `share` and `last` as in `Batch`."""
+
+    index: Tensor
+    share: float
+    last: bool
+
+
+def parts_of(batch: Tensor, micro_batches: int, world: World) -> list[Part]:
+    r"""Cut a batch of B images into micro-batches, and return what this process takes of each.
+
+    With P processes a part of n images has the share P n / B, so that the mean over the processes of \sum_parts share *
+    (mean loss of the part) is the mean loss of the batch, however its images are divided.
+
+    Raises:
+        WmddError: a part would be empty.
+    """
+    if len(batch) < micro_batches * world.size:
+        raise WmddError(
+            f"a step of {len(batch)} images cannot be divided into {micro_batches} micro-batches on {world.size} processes; "
+            "raise batch_size, or lower accumulate or the number of processes"
+        )
+    shares = [world.share(part) for part in batch.tensor_split(micro_batches)]
+    return [Part(x, len(x) * world.size / len(batch), i == micro_batches) for i, x in enumerate(shares, 1)]
+
+
 @torch.inference_mode()
 def evaluate(
     network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    pictures: Pictures,
     mean: list[float],
     std: list[float],
     engine: Engine,
     size: int = 500,
+    world: World = World(),
 ) -> dict[str, float]:
-    """Return top-1 and top-5 accuracy in [0, 1] on uint8 images [N, 3, H, W]."""
+    """Return top-1 and top-5 accuracy in [0, 1] on pictures, of which each process looks at its share."""
     training = network.training
     network.eval()
-    top1 = top5 = 0
-    for start in range(0, len(labels), size):
-        x = normalise(engine.images(images[start : start + size]), mean, std)
+    right = torch.zeros(2, dtype=torch.int64, device=engine.device)
+    positions = [p for p in world.share(torch.arange(len(pictures.labels))).split(size) if len(p)]
+    for index, images in zip(positions, pictures.batches(positions), strict=True):
+        x = normalise(engine.images(images), mean, std)
         with engine.autocast():
             logits = network(x)
-        ranked = logits.float().topk(min(5, logits.shape[1]), 1).indices == labels[start : start + size, None].to(
-            x.device
-        )
-        top1 += int(ranked[:, 0].sum())
-        top5 += int(ranked.sum())
+        labels = pictures.labels[index, None].to(x.device)
+        ranked = logits.float().topk(min(5, logits.shape[1]), 1).indices == labels
+        right += torch.stack([ranked[:, 0].sum(), ranked.sum()])
     network.train(training)
-    return {"top1": top1 / len(labels), "top5": top5 / len(labels)}
+    top1, top5 = (world.sum(right).double() / len(pictures.labels)).tolist()
+    return {"top1": top1, "top5": top5}
 
 
 def fit(
@@ -132,63 +180,121 @@ def fit(
     validate: Callable[[nn.Module], dict[str, float]],
     settings: "TrainingSettings",
     context: Context,
+    ema: float = 0.0,
 ) -> list[dict[str, float]]:
     """Train `network` in place and return its history, one entry an epoch.
 
     Args:
         network: on the engine's device.
         epoch_of: gives the batches of an epoch; must depend on the epoch's number alone, so that a resumed job is the same.
-        steps: batches an epoch.
+        steps: optimiser steps an epoch.
         loss_of: maps logits [B, C] and targets to one loss for each image [B].
         validate: gives the accuracy of the network.
         settings: the optimisation.
-        context: engine, checkpoints, log, progress.
+        context: engine, checkpoints, log, progress, and the processes that train together.
+        ema: decay of the moving average of weights and buffers that is validated, and put into `network` at the end; 0: off.
 
     Raises:
         WmddError: the loss is not a number.
     """
-    optimizer = optimizer_of(network, settings)
-    history: list[dict[str, float]] = []
-    if (state := context.keeper.load()) is not None:
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        history = state["history"]
+    trained = Trained.of(network, settings, ema)
+    history = trained.restore(context.keeper.load())
     done = len(history)
+    context.world.agree(done, "the epochs that are done")
+    parallel = context.world.parallel(network)
     for epoch in context.progress(range(done, settings.epochs), "training", settings.epochs, done, "epoch"):
-        network.train()
-        total = torch.zeros((), device=context.engine.device)
-        for step, batch in enumerate(epoch_of(epoch)):
-            rate = learning_rate(settings, epoch + step / steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            total += _step(network, optimizer, batch, loss_of, context.engine)
-        entry = {"epoch": epoch + 1, "loss": float(total) / steps, "lr": rate}
+        rates = [learning_rate(settings, epoch + step / steps) for step in range(steps)]
+        total = context.world.mean(_epoch(parallel, trained, epoch_of(epoch), rates, loss_of, context.engine))
+        entry = {"epoch": epoch + 1, "loss": float(total) / steps, "lr": rates[-1]}
         if not math.isfinite(entry["loss"]):
             raise WmddError(
                 f"the loss is not a number after epoch {epoch + 1}; lower lr ({settings.lr}) or set precision: fp32"
             )
+        for each in trained.networks:
+            context.world.average_buffers(each)
         if (epoch + 1) % settings.evaluate_every == 0 or epoch + 1 == settings.epochs:
-            entry |= validate(network)
+            entry |= validate(trained.networks[-1])
         history.append(entry)
         context.log({k: v for k, v in entry.items() if k != "epoch"}, epoch + 1)
         if (
             context.keeper.due() or epoch + 1 == settings.epochs
         ):  # the end too: what follows, as a gate, may still stop the job
-            content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-            context.keeper.save(content)
+            context.keeper.save(trained.state() | {"history": history})
+    network.load_state_dict(trained.networks[-1].state_dict())
     return history
 
 
-def _step(
-    network: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, loss_of: Callable[..., Tensor], engine: Engine
+@dataclass(frozen=True)
+class Trained:
+    """All that a step changes: a network, its optimiser and, where asked for, the moving average of the network."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+
+    @classmethod
+    def of(cls, network: nn.Module, settings: "TrainingSettings", ema: float) -> "Trained":
+        """Begin; the average begins at the network after the first step."""
+        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
+        return cls(network, optimizer_of(network, settings), average)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Return the network that is trained and, behind it, the average."""
+        return [self.network] if self.average is None else [self.network, self.average.module]
+
+    def step(self) -> None:
+        """Change the network by its gradients."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` goes on from."""
+        state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return state if self.average is None else state | {"average": self.average.state_dict()}
+
+    def restore(self, state: dict[str, Any] | None) -> list[dict[str, float]]:
+        """Go on from a kept state, or from nothing; return its history."""
+        if state is None:
+            return []
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        return list(state["history"])
+
+
+def _epoch(
+    network: nn.Module,
+    trained: Trained,
+    batches: Iterable[Batch],
+    rates: list[float],
+    loss_of: Callable[..., Tensor],
+    engine: Engine,
 ) -> Tensor:
+    """Take the steps of an epoch, at the given learning rates; return the sum of their losses."""
+    network.train()
+    step, total = 0, torch.zeros((), device=engine.device)
+    for batch in batches:
+        with nullcontext() if batch.last else unsent(network):
+            total += _backward(network, batch, loss_of, engine)
+        if batch.last:
+            for group in trained.optimizer.param_groups:
+                group["lr"] = rates[step]
+            trained.step()
+            step += 1
+    return total
+
+
+def _backward(network: nn.Module, batch: Batch, loss_of: Callable[..., Tensor], engine: Engine) -> Tensor:
+    """Add the gradients of a batch to those that the network has; return its share of the loss."""
     with engine.autocast():
         logits = network(batch.images)
     losses = loss_of(logits.float(), batch.targets)
-    loss = (losses if batch.weights is None else losses * batch.weights).mean()
-    optimizer.zero_grad(set_to_none=True)
+    loss = (losses if batch.weights is None else losses * batch.weights).mean() * batch.share
     loss.backward()
-    optimizer.step()
     return loss.detach()
 
 

@@ -1,0 +1,90 @@
+"""Pictures come in the order asked for, the same ones from memory and from the file, decoded or not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_data import collect, noise, picture, root, stored  # noqa: F401
+
+from wmdd import feeding
+from wmdd.errors import WmddError
+from wmdd.feeding import Resident, Streamed, opened, read
+
+
+@pytest.fixture(params=["pixels", "encoded"])
+def packed(request, root: Path, tmp_path: Path) -> Path:  # noqa: F811
+    """Plain JPEG files, others, and files of other sizes."""
+    for index in range(5):
+        picture(root / "train/cat" / f"x{index}.jpg", seed=index)
+        picture(root / "train/dog" / f"y{index}.jpg", 9 + index, 8, seed=index)
+    return stored(collect(root, storage=request.param, resolution=8), tmp_path / "data.h5")
+
+
+ORDERS = {
+    "a run": [torch.arange(3, 9)],
+    "all": list(torch.arange(16).split(5)),
+    "shuffled": list(torch.randperm(16, generator=torch.Generator().manual_seed(1)).split(3)),
+    "repeated": [torch.tensor([4, 4, 1]), torch.tensor([4])],
+    "backwards": [torch.arange(15, -1, -1)],
+    "many small": [torch.tensor([i % 16]) for i in range(50)],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_streamed_pictures_are_those_in_memory(packed: Path, order: str) -> None:
+    with opened(packed, "train") as (held, meta), opened(packed, "train", once=True) as (streamed, _):
+        assert isinstance(held, Resident)
+        assert isinstance(streamed, Streamed)
+        assert meta["classes"] == ["cat", "dog"]
+        assert torch.equal(held.labels, streamed.labels)
+        assert held.resolution == streamed.resolution == 8
+        found = list(streamed.batches(ORDERS[order]))
+        expected = list(held.batches(ORDERS[order]))
+        assert len(found) == len(ORDERS[order])
+        for index, a, b in zip(ORDERS[order], found, expected, strict=True):
+            assert a.dtype == torch.uint8
+            assert torch.equal(a, b)
+            assert torch.equal(b, held.images[index])
+
+
+def test_pictures_are_those_of_the_folder(packed: Path, root: Path) -> None:  # noqa: F811
+    with opened(packed, "train", once=True) as (pictures, _):
+        found = read(pictures, torch.tensor([15, 0]))
+    np.testing.assert_array_equal(found[1], noise(8, 8, 3, seed=5).transpose(2, 0, 1))  # train/cat/0.png
+
+
+def test_what_does_not_fit_is_streamed(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WMDD_RESIDENT_MB", str(16 * 3 * 64 / 2**20))
+    with opened(packed, "train") as (pictures, _):
+        assert isinstance(pictures, Resident)
+    monkeypatch.setenv("WMDD_RESIDENT_MB", str(15.9 * 3 * 64 / 2**20))
+    with opened(packed, "train") as (pictures, _):
+        assert isinstance(pictures, Streamed)
+
+
+def test_who_stops_early_waits_for_no_more_than_what_is_under_way(packed: Path, monkeypatch) -> None:
+    loaded = []
+    load = Streamed._load
+    monkeypatch.setattr(Streamed, "_load", lambda self, index: (loaded.append(1), load(self, index))[1])
+    with opened(packed, "train", once=True) as (pictures, _):
+        batches = pictures.batches([torch.tensor([0])] * 1000)
+        next(batches)
+        batches.close()
+    assert len(loaded) < 20
+
+
+def test_read_in_pieces(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeding, "BATCH", 3)
+    with opened(packed, "train", once=True) as (pictures, _):
+        pieces = read(pictures, torch.arange(16))
+    with opened(packed, "train") as (held, _):
+        assert torch.equal(pieces, held.images)
+
+
+def test_a_file_of_another_stage_is_refused(tmp_path: Path) -> None:
+    from wmdd.artifacts import save
+
+    save(tmp_path / "x.h5", {"train/labels": np.zeros(3, int)}, {})
+    with pytest.raises(WmddError, match="no split"), opened(tmp_path / "x.h5", "train"):
+        pass

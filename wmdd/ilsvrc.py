@@ -1,0 +1,207 @@
+"""ImageNet (ILSVRC 2012) as people have it: class folders, Kaggle's folders, or the official tar files, read in place.
+
+It may not be downloaded by a program: a person has to agree to its terms first.
+"""
+
+import csv
+import io
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import scipy.io
+
+from wmdd import folders
+from wmdd.catalogue import Archive, Known
+from wmdd.download import by_hand, fetch
+from wmdd.errors import WmddError
+from wmdd.folders import Splits
+from wmdd.progress import progress
+from wmdd.shelves import FolderShelf, Shelf, Tar, TarShelf, reading
+from wmdd.unpack import DAMAGED, StrictTarInfo, check_member, kind_of
+
+KAGGLE = "ILSVRC/Data/CLS-LOC"
+SOLUTION = "LOC_val_solution.csv"  # Kaggle's
+SYNSET_LABELS = "imagenet_2012_validation_synset_labels.txt"  # TensorFlow's: a class a line, in the order of the names
+GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"  # the devkit's: an id a line, in the order of the names
+META = "data/meta.mat"
+
+
+class _Split(NamedTuple):
+    """The classes of a split, how the shelf of one is made, and what it is all from."""
+
+    classes: list[str]
+    shelf: Callable[[str], Shelf]
+    how: str
+
+
+def find(root: Path, entry: Known, source: str) -> tuple[Path, Splits, str]:
+    """Find ImageNet, or the classes of it that the entry keeps; return also its root and what it was found as.
+
+    Raises:
+        WmddError: something is missing or damaged, or the splits do not fit together; says what to put where.
+    """
+    base = root / KAGGLE if (root / KAGGLE / "train").is_dir() else root
+    train = _train(base, entry)
+    val = _val(root, base, entry, train.classes)
+    classes = sorted(entry.subset) or train.classes
+    for split, present in (("train", train.classes), ("val", val.classes)):
+        if missing := sorted(set(entry.subset) - set(present)):
+            raise WmddError(f"{root} lacks {folders.shortened(missing)} of {source} in {split}; complete it")
+    if not entry.subset:
+        folders.check_same(base, train.classes, val.classes, "val")
+    shelves = [(train.shelf(name), val.shelf(name)) for name in progress(classes, "listing ImageNet", unit="classes")]
+    how = train.how if train.how == val.how else f"{train.how} (train) and {val.how} (val)"
+    splits = Splits(classes, [both[0] for both in shelves], [both[1] for both in shelves], "val")
+    return base, splits, how + (" as Kaggle has them" if base != root else "")
+
+
+def _train(base: Path, entry: Known) -> _Split:
+    archive = entry.archive("train.tar")
+    if (base / "train").is_dir():
+        return _Split(
+            folders.class_folders(base, "train"), lambda name: folders.shelf(base, f"train/{name}"), "class folders"
+        )
+    if not (base / archive.name).is_file():
+        raise _nothing(base, entry)
+    tar = _tar(base, archive)
+    inner = {PurePosixPath(m.name).stem: m for m in _members(tar.path) if m.name.endswith(".tar")}
+
+    def shelf(name: str) -> Shelf:
+        member = inner[name]
+        end = member.offset_data + member.size
+        return _tar_shelf(tar, PurePosixPath(member.name).name, _members(tar.path, member.offset_data, end))
+
+    return _Split(sorted(inner), shelf, "official tar files")
+
+
+def _val(root: Path, base: Path, entry: Known, classes: list[str]) -> _Split:
+    archive, folder = entry.archive("val.tar"), base / "val"
+    if folder.is_dir() and any(each.is_dir() for each in folders.entries(folder, base)):
+        return _Split(
+            folders.class_folders(base, "val"), lambda name: folders.shelf(base, f"val/{name}"), "class folders"
+        )
+    if folder.is_dir():
+        names = folders.flat(base, "val")
+        positions = _positions(root, base, entry, names, classes, folder)
+        return _Split(
+            classes, lambda name: FolderShelf(base, "val", (names[i] for i in positions[name])), "a flat folder"
+        )
+    if not (base / archive.name).is_file():
+        raise _nothing(base, entry)
+    tar = _tar(base, archive)
+    members = sorted(_pictures(_members(tar.path)))
+    positions = _positions(root, base, entry, [name for name, _, _ in members], classes, tar.path)
+    return _Split(classes, lambda name: TarShelf(tar, "", (members[i] for i in positions[name])), "official tar files")
+
+
+def _nothing(base: Path, entry: Known) -> WmddError:
+    names = ", ".join(archive.name for archive in entry.archives)
+    return WmddError(
+        f"ImageNet is not in {base}; agree to its terms at {entry.homepage} and put there either {names}, or the folders "
+        f"train/ and val/ with a folder a class, or Kaggle's ILSVRC/ with {SOLUTION}; or correct data.root"
+    )
+
+
+def _tar(base: Path, archive: Archive) -> Tar:
+    """Open a tar of the published size; its checksum would take as long as reading all of it."""
+    path = base / archive.name
+    folders.check_inside(path, path.resolve().parent if path.exists() else base)
+    size = path.stat().st_size
+    if archive.size and size != archive.size:
+        fault = f"has {size:,} bytes where {archive.size:,} are published"
+        raise WmddError(f"{path} {fault}; {by_hand(archive, base)}")
+    return Tar(path)
+
+
+def _members(path: Path, start: int = 0, end: int | None = None) -> Iterator[tarfile.TarInfo]:
+    """Yield the files of a tar, or of the tar from `start` to `end` within one; offsets count from the outer one's start."""
+    at = ""
+    end = path.stat().st_size if end is None else end
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=StrictTarInfo) as content:
+                for member in content:
+                    at = member.name
+                    check_member(path, member.name, kind_of(member))
+                    if member.offset_data + member.size > end:
+                        raise tarfile.ReadError("it ends within it")
+                    if member.isreg():
+                        yield member
+    except DAMAGED as error:
+        where = f" at {at!r}" if at else ""
+        raise WmddError(f"{path} is damaged{where} ({error}); fetch it anew") from None
+
+
+def _pictures(members: Iterable[tarfile.TarInfo]) -> Iterator[tuple[str, int, int]]:
+    for member in members:
+        if folders.is_picture(member.name):
+            yield PurePosixPath(member.name).name, member.offset_data, member.size
+
+
+def _tar_shelf(tar: Tar, within: str, members: Iterable[tarfile.TarInfo]) -> Shelf:
+    found = TarShelf(tar, within, sorted(_pictures(members)))
+    if not len(found):
+        raise WmddError(f"{within} in {tar.path} has no pictures; fetch it anew")
+    return found
+
+
+def _positions(
+    root: Path, base: Path, entry: Known, names: list[str], classes: list[str], where: Path
+) -> dict[str, list[int]]:
+    """Sort the validation pictures into classes by the first list of labels that is there."""
+    stems = [name.rpartition(".")[0] for name in names]
+    solution, synsets = (
+        next((folder / name for folder in (root, base) if (folder / name).is_file()), None)
+        for name in (SOLUTION, SYNSET_LABELS)
+    )
+    devkit = entry.archive("devkit_t12.tar.gz")
+    if solution:
+        origin, labels = solution, _read_solution(solution)
+    elif synsets:
+        with reading(synsets):
+            origin, labels = synsets, _in_order(stems, synsets.read_text().split(), where, synsets)
+    elif (base / devkit.name).is_file():
+        origin = fetch(devkit, base, False)
+        labels = _in_order(stems, _read_devkit(origin), where, origin)
+    else:
+        remedy = f"put {devkit.name} from {entry.homepage}, Kaggle's {SOLUTION}, or {SYNSET_LABELS} into {root}"
+        raise WmddError(f"nothing says which classes the pictures of {where} are of; {remedy}")
+    return folders.by_class(names, labels, classes, where, origin)
+
+
+def _in_order(stems: list[str], labels: list[str], where: Path, origin: Path) -> dict[str, str]:
+    if len(stems) != len(labels):
+        raise WmddError(f"{origin} has {len(labels):,} labels but {where} {len(stems):,} pictures; complete them")
+    return dict(zip(stems, labels, strict=True))
+
+
+def _read_solution(path: Path) -> Mapping[str, str]:
+    """Read Kaggle's labels: `ILSVRC2012_val_00048981,n03995372 85 1 499 272`."""
+    with reading(path):
+        rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8-sig"))))
+    try:
+        return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+    except (KeyError, IndexError, AttributeError):  # no such column, an empty or a short row
+        remedy = "fetch it anew from Kaggle"
+        raise WmddError(f"{path} has not the columns ImageId,PredictionString in every row; {remedy}") from None
+
+
+def _read_devkit(path: Path) -> list[str]:
+    """Return the class of each validation picture, in the order of their names, from the development kit."""
+    content = {}
+    try:
+        with tarfile.open(path, tarinfo=StrictTarInfo) as tar:
+            for member in tar:
+                check_member(path, member.name, kind_of(member))
+                if (file := tar.extractfile(member)) and member.name.endswith((META, GROUND_TRUTH)):
+                    content[PurePosixPath(member.name).name] = file.read()
+        synsets = scipy.io.loadmat(io.BytesIO(content[PurePosixPath(META).name]), squeeze_me=True)["synsets"]
+        leaves = synsets[synsets["num_children"] == 0]
+        wnids = {int(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in leaves}
+        return [wnids[int(line)] for line in content[PurePosixPath(GROUND_TRUTH).name].split()]
+    except (*DAMAGED, OSError, KeyError, ValueError, TypeError) as error:  # scipy raises these on damaged files
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise WmddError(f"{path} is damaged ({reason}); fetch it anew") from None

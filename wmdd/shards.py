@@ -1,0 +1,153 @@
+"""Shards of a features pass: what is done is kept while the pass goes on, and parts made by several jobs are joined.
+
+A shard and a part are the same kind of file: `features` [n, D], `labels` [n], and of the classes in it `moments/classes` [c],
+`moments/count` [c] and `moments/sums/{layer}` [c, 2, ch] (see `wmdd.batchnorm.ClassMoments`).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wmdd import artifacts
+from wmdd.batchnorm import ClassMoments, statistics_of
+from wmdd.errors import WmddError
+from wmdd.features import Shard
+
+ROWS = 4096  # that are copied at once
+
+
+class Shards:
+    """The shards of an unfinished pass, in a folder beside its output.
+
+    Args:
+        output: of the pass.
+        key: all that the result depends on; shards of another key are stale.
+    """
+
+    def __init__(self, output: Path, key: str) -> None:
+        self.folder = output.with_name(f".{output.name}.shards")
+        self.key = key
+        self.files: list[Path] = []
+
+    def restore(self) -> tuple[int, ClassMoments | None]:
+        """Take up what earlier jobs have done: the position behind it, and the moments of the class they were at."""
+        self.files, stop, moments = [], 0, None
+        for path in sorted(self.folder.glob("*.h5")):
+            try:
+                meta, count, moments_of = _read(path)
+            except WmddError as error:
+                print(f"{error}; going on from before it", flush=True)
+                break
+            if meta["key"] != self.key or (self.files and meta["first"] != stop):
+                print(f"{path} is of other settings, code or inputs; it is left aside", flush=True)
+                break
+            self.files.append(path)
+            stop, moments = meta["first"] + count, moments_of.last()
+        for path in {*self.folder.glob("*")} - {*self.files}:
+            path.unlink()
+        if self.files:
+            print(f"going on from {self.folder}, with {len(self.files)} shards of earlier work", flush=True)
+        return stop, moments
+
+    def add(self, shard: Shard) -> None:
+        """Keep a shard."""
+        path = self.folder / f"{shard.first:012d}.h5"
+        moments = shard.moments
+        arrays = {
+            "features": shard.features.numpy(),
+            "labels": shard.labels.numpy(),
+            "moments/classes": np.array(list(moments.count)),
+            "moments/count": np.array(list(moments.count.values())),
+        }
+        for layer in next(iter(moments.sums.values())):
+            arrays[f"moments/sums/{layer}"] = torch.stack([one[layer] for one in moments.sums.values()]).numpy()
+        artifacts.save(path, arrays, {"key": self.key, "first": shard.first, "layers": _layers(moments)})
+        self.files.append(path)
+
+    def remove(self) -> None:
+        """Forget them, once the output is in place."""
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                path.unlink()
+            self.folder.rmdir()
+
+
+def _layers(moments: ClassMoments) -> list[str]:
+    return list(next(iter(moments.sums.values())))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], int, ClassMoments]:
+    """Read all of a shard but its features: meta data, number of pictures, moments."""
+    with artifacts.reading(path) as file:
+        meta = artifacts.meta_of(file)
+        classes, count = (file[f"moments/{name}"][()].tolist() for name in ("classes", "count"))
+        sums = {layer: torch.from_numpy(file[f"moments/sums/{layer}"][()]) for layer in meta["layers"]}
+        mine = {label: {layer: rows[row] for layer, rows in sums.items()} for row, label in enumerate(classes)}
+        return meta, len(file["labels"]), ClassMoments(dict(zip(classes, count, strict=True)), mine)
+
+
+def join_features(files: list[Path], output: Path, meta: dict[str, Any]) -> None:
+    """Write `features` [N, D] and `labels` [N] of files that follow each other."""
+    with artifacts.writing(output) as writer:
+        writer.meta = meta
+        for name in ("features", "labels"):
+            for rows in _rows(files, name):
+                writer.append(name, rows)
+
+
+def join_statistics(files: list[Path], output: Path, meta: dict[str, Any], classes: int) -> None:
+    """Write mean and variance of each class and layer, [C, ch] float64, and the number of images [C].
+
+    Raises:
+        WmddError: a class is in none of the files.
+    """
+    layers = artifacts.load_meta(files[0])["layers"]
+    count = _by_class(files, "moments/count", classes)
+    if missing := np.flatnonzero(count == 0).tolist():
+        raise WmddError(f"no features of the classes {missing[:3]} of {classes}; run the features stage for them")
+    with artifacts.writing(output) as writer:
+        writer.meta = meta | {"layers": layers}
+        writer.put("count", count)
+        for layer in layers:
+            sums = torch.from_numpy(_by_class(files, f"moments/sums/{layer}", classes))
+            found = statistics_of({layer: sums}, torch.from_numpy(count)[:, None].double())
+            writer.put(f"mean/{layer}", found.mean[layer].numpy())
+            writer.put(f"variance/{layer}", found.variance[layer].numpy())
+
+
+def join_part(files: list[Path], output: Path, meta: dict[str, Any], classes: int) -> None:
+    """Write the shards of a job that made some of the classes as one file of their kind."""
+    layers = artifacts.load_meta(files[0])["layers"]
+    count = _by_class(files, "moments/count", classes)
+    mine = np.flatnonzero(count)
+    with artifacts.writing(output) as writer:
+        writer.meta = meta | {"layers": layers}
+        for name in ("features", "labels"):
+            for rows in _rows(files, name):
+                writer.append(name, rows)
+        writer.put("moments/classes", mine)
+        writer.put("moments/count", count[mine])
+        for layer in layers:
+            writer.put(f"moments/sums/{layer}", _by_class(files, f"moments/sums/{layer}", classes)[mine])
+
+
+def _rows(files: list[Path], name: str) -> Iterator[np.ndarray]:
+    for path in files:
+        with artifacts.reading(path) as file:
+            for start in range(0, len(file[name]), ROWS):
+                yield file[name][start : start + ROWS]
+
+
+def _by_class(files: list[Path], name: str, classes: int) -> np.ndarray:
+    """Return [C, ...]: of each class what the last file says that has it."""
+    found: np.ndarray | None = None
+    for path in files:
+        with artifacts.reading(path) as file:
+            rows = file[name][()]
+            found = np.zeros((classes, *rows.shape[1:]), rows.dtype) if found is None else found
+            found[file["moments/classes"][()]] = rows
+    assert found is not None
+    return found
