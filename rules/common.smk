@@ -85,6 +85,11 @@ def from_teacher(file):
     return path
 
 
+def weights_of(wildcards):
+    """The checkpoint that a teacher's weights are taken from, where they are a file."""
+    return experiment.resolve("teacher", dataset=wildcards.dataset, teacher=wildcards.teacher).checkpoint or []
+
+
 def barycenter_of(wildcards):
     """The barycenter of a block, for methods whose loss needs it."""
     recover = experiment.resolve("recover", dataset=wildcards.dataset, method=wildcards.method)

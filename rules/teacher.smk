@@ -1,4 +1,5 @@
 # teacher:  data/{dataset}.h5 -> model.safetensors (and model.csv, its history); stops the run below min_accuracy
+#   Where `weights` names a file, nothing is trained: the file is an input in place of a training, and the flags name it.
 # features: one pass of the teacher over the training set -> features.h5, statistics.h5 (per-class BatchNorm)
 #   Where a dataset has `features_jobs`, these share the pass by classes (features_part) and gather joins what they made.
 
@@ -6,6 +7,7 @@
 rule teacher:
     input:
         data="data/{dataset}.h5",
+        weights=weights_of,
     output:
         model="results/{dataset}/{teacher}/teacher/seed{seed}/model.safetensors",
         history="results/{dataset}/{teacher}/teacher/seed{seed}/model.csv",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wmdd.batchnorm import ClassMoments, inputs_of, layers, moments, running
+from wmdd.batchnorm import ClassMoments, inputs_of, layers, moments, running, sums_of
 from wmdd.models import normalise
 from wmdd.rng import generator
 
@@ -47,11 +47,16 @@ def direct(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (pixels - mean[:, None]).square().sum(1) / pixels.shape[1]
 
 
+def add(found: ClassMoments, inputs: dict[str, Tensor], label: int) -> None:
+    count = len(next(iter(inputs.values())))
+    found.add(label, count, {name: sums_of(x) for name, x in inputs.items()})
+
+
 def gathered(inputs: dict[str, Tensor], order: Tensor, size: int):
     found = ClassMoments()
     for label in range(CLASSES):
         for index in order[LABELS[order] == label].split(size):
-            found.add({name: x[index] for name, x in inputs.items()}, label)
+            add(found, {name: x[index] for name, x in inputs.items()}, label)
     return found.statistics()
 
 
@@ -84,7 +89,7 @@ def test_variance_between_the_images_of_a_class_counts():
     colours = torch.tensor([0.0, 2.0, 7.0])
     found = ClassMoments()
     for colour in colours:
-        found.add({"layer": colour.expand(1, 1, 4, 4)}, 0)
+        add(found, {"layer": colour.expand(1, 1, 4, 4)}, 0)
     assert float(found.statistics().mean["layer"]) == pytest.approx(3)
     assert float(found.statistics().variance["layer"]) == pytest.approx((9 + 1 + 16) / 3)
 
@@ -105,7 +110,7 @@ def test_sums_survive_a_mean_far_from_zero():
     x = 1000 + 0.1 * torch.randn(6, 1, 16, 16, generator=generator("far"))
     found = ClassMoments()
     for image in x.split(1):
-        found.add({"layer": image}, 0)
+        add(found, {"layer": image}, 0)
     torch.testing.assert_close(found.statistics().variance["layer"][0], direct(x)[1], rtol=1e-3, atol=0)
 
 
@@ -116,7 +121,7 @@ def test_moments_are_exact_in_every_layout_and_type(dtype, form, side):
     x = torch.randn(9, 6, side, side, generator=generator("layout", side)) * 3 + 5
     x = x.to(dtype).contiguous(memory_format=form)
     found = ClassMoments()
-    found.add({"layer": x}, 0)
+    add(found, {"layer": x}, 0)
     mean, variance = direct(x)
     torch.testing.assert_close(found.statistics().mean["layer"][0], mean, rtol=3e-6, atol=0)
     torch.testing.assert_close(found.statistics().variance["layer"][0], variance, rtol=1e-5, atol=0)
@@ -125,11 +130,11 @@ def test_moments_are_exact_in_every_layout_and_type(dtype, form, side):
 def test_the_last_class_goes_on_without_touching_what_was():
     found = ClassMoments()
     for label in (0, 0, 1):
-        found.add({"layer": uniform(2, 3, 4, 4, key=str(label))}, label)
+        add(found, {"layer": uniform(2, 3, 4, 4, key=str(label))}, label)
     before = {name: value.clone() for name, value in found.sums[1].items()}
     rest = found.last()
     assert rest.count == {1: 2}
-    rest.add({"layer": uniform(2, 3, 4, 4)}, 1)
+    add(rest, {"layer": uniform(2, 3, 4, 4)}, 1)
     assert rest.count == {1: 4}
     assert found.count == {0: 4, 1: 2}
     assert torch.equal(found.sums[1]["layer"], before["layer"])
@@ -138,7 +143,7 @@ def test_the_last_class_goes_on_without_touching_what_was():
 def test_statistics_of_some_classes():
     found = ClassMoments()
     for label in range(CLASSES):
-        found.add({"layer": uniform(2, 3, 4, 4, key=str(label))}, label)
+        add(found, {"layer": uniform(2, 3, 4, 4, key=str(label))}, label)
     statistics = found.statistics()
     part = statistics.of(torch.tensor([2, 0]))
     assert torch.equal(part.mean["layer"], statistics.mean["layer"][[2, 0]])

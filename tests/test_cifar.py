@@ -2,8 +2,6 @@
 
 import hashlib
 import tarfile
-import urllib.error
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,119 +9,123 @@ import numpy as np
 import pytest
 from test_data import noise, refusal
 
-from wmdd import cifar, data
-from wmdd.cifar import ARCHIVES
+from wmdd import catalogue, cifar
+from wmdd.catalogue import Archive, Rows
 from wmdd.settings import DataSettings
+
+CLASSES = {"cifar10": 10, "cifar100": 100}
+
+
+def spec(source: str) -> tuple[Rows, Archive]:
+    entry = catalogue.known(source)
+    assert entry.rows is not None
+    return entry.rows, entry.archives[0]
 
 
 @pytest.fixture(params=["cifar10", "cifar100"])
 def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An archive of 40 training and 20 test rows at tmp_path/raw, with its own checksum."""
-    spec, classes = ARCHIVES[request.param], 10 if request.param == "cifar10" else 100
-    folder = tmp_path / spec.folder
+    """Files of 40 training and 20 test rows, and their archive at tmp_path/raw with its own checksum and no network."""
+    rows, published = spec(request.param)
+    folder = tmp_path / published.folder
     folder.mkdir()
-    for index, name in enumerate((*spec.train, *spec.test)):
-        count = 20 if name in spec.test else 40 // len(spec.train)
-        rows = noise(count, spec.label_bytes + 3072, seed=index)
-        rows[:, spec.label_bytes - 1] = np.arange(count)[::-1] % classes
-        rows.tofile(folder / name)
-    (folder / spec.classes).write_text("\n".join(f"class{label:02}" for label in range(classes)) + "\n\n")
+    for index, name in enumerate((*rows.train, *rows.test)):
+        count = 20 if name in rows.test else 40 // len(rows.train)
+        table = noise(count, rows.label_bytes + 3072, seed=index)
+        table[:, rows.label_bytes - 1] = np.arange(count)[::-1] % CLASSES[request.param]
+        table.tofile(folder / name)
+    (folder / rows.classes).write_text(
+        "\n".join(f"class{label:02}" for label in range(CLASSES[request.param])) + "\n\n"
+    )
     (tmp_path / "raw").mkdir()
-    archive = tmp_path / "raw" / spec.name
-    with tarfile.open(archive, "w:gz") as content:
-        content.add(folder, spec.folder)
-    monkeypatch.setitem(ARCHIVES, request.param, replace(spec, md5=hashlib.md5(archive.read_bytes()).hexdigest()))
+    pack(request.param, tmp_path, monkeypatch, {path: f"{published.folder}/{path.name}" for path in folder.iterdir()})
     return str(request.param)
 
 
-def read(source: str, root: Path, **options: Any) -> data.Dataset:
-    classes = {"cifar10": 10, "cifar100": 100}[source]
-    return data.collect(DataSettings(**{"source": source, "root": str(root), "classes": classes} | options))
+def pack(source: str, root: Path, monkeypatch: pytest.MonkeyPatch, members: dict[Path, str]) -> Path:
+    """Make root/raw/ARCHIVE and put its checksum in the table."""
+    published = spec(source)[1]
+    path = root / "raw" / published.name
+    with tarfile.open(path, "w:gz") as content:
+        for file, name in members.items():
+            content.add(file, name)
+    changes = {"size": path.stat().st_size, "sha256": "", "md5": hashlib.md5(path.read_bytes()).hexdigest()}
+    archive = published.model_copy(update=changes | {"url": f"http://127.0.0.1:1/{published.name}"})
+    table = dict(catalogue.table())
+    table[source] = table[source].model_copy(update={"archives": (archive,)})
+    monkeypatch.setattr(catalogue, "table", lambda: table)
+    return path
 
 
-def no_network(*_: Any) -> None:
-    raise urllib.error.URLError("Name or service not known")
+def read(source: str, root: Path, **options: Any) -> tuple[cifar.Arrays, cifar.Arrays, list[str]]:
+    return cifar.read(DataSettings(source=source, root=str(root), **options))
 
 
-def test_cifar(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cifar, "download_url", no_network)
+def test_rows(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.delattr(f"pickle.{name}")
-    dataset = read(source, tmp_path / "raw")
-    spec = ARCHIVES[source]
-    rows = np.concatenate([np.fromfile(tmp_path / spec.folder / name, np.uint8) for name in spec.train])
-    rows = rows.reshape(40, -1)
-    rows = rows[np.argsort(rows[:, spec.label_bytes - 1], kind="stable")]
-    assert dataset.train.labels.tolist() == rows[:, spec.label_bytes - 1].tolist()
-    assert dataset.train.images is not None
+    (labels, images), (test_labels, test_images), classes = read(source, tmp_path / "raw")
+    rows, archive = spec(source)
+    table = np.concatenate([np.fromfile(tmp_path / archive.folder / name, np.uint8) for name in rows.train])
+    table = table.reshape(40, -1)
+    assert labels.tolist() == table[:, rows.label_bytes - 1].tolist()
     for channel in range(3):
-        plane = rows[:, spec.label_bytes + 1024 * channel :][:, :1024].reshape(40, 32, 32)
-        np.testing.assert_array_equal(dataset.train.images[:, channel], plane)
-    assert len(dataset.val.labels) == 20
-    assert dataset.classes[:2] == ["class00", "class01"]
-    assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == sorted([spec.folder, spec.name])
+        plane = table[:, rows.label_bytes + 1024 * channel :][:, :1024].reshape(40, 32, 32)
+        np.testing.assert_array_equal(images[:, channel], plane)
+    assert (len(test_labels), test_images.shape) == (20, (20, 3, 32, 32))
+    assert classes[:2] == ["class00", "class01"]
+    assert len(classes) == CLASSES[source]
+    assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == sorted([archive.folder, archive.name])
 
 
-def test_cifar_already_unpacked(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cifar, "download_url", no_network)
-    above, itself = (read(source, root) for root in (tmp_path, tmp_path / ARCHIVES[source].folder))
-    np.testing.assert_array_equal(above.train.labels, itself.train.labels)
-    small = read(source, tmp_path, resolution=8, images_per_class=1)
-    assert data.to_arrays(small)["train/images"].shape[1:] == (3, 8, 8)
-    assert np.bincount(small.train.labels).max() == 1
+def test_already_unpacked(source: str, tmp_path: Path) -> None:
+    above, itself = (read(source, root, download=False) for root in (tmp_path, tmp_path / spec(source)[1].folder))
+    np.testing.assert_array_equal(above[0][1], itself[0][1])
 
 
-def test_cifar_without_network(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cifar, "download_url", no_network)
-    spec = ARCHIVES[source]
-    named = (f"https://www.cs.toronto.edu/~kriz/{spec.name}", spec.md5, str(tmp_path / "new" / spec.name))
-    refusal(*named, "not known", call=lambda: read(source, tmp_path / "new"))
-    refusal(*named, "data.download", call=lambda: read(source, tmp_path / "new", download=False))
+def test_without_network(source: str, tmp_path: Path) -> None:
+    archive = spec(source)[1]
+    refusal(
+        archive.url, archive.md5, str(tmp_path / "new" / archive.name), "data.download",
+        call=lambda: read(source, tmp_path / "new", download=False),
+    )  # fmt: skip
 
 
-def test_cifar_with_a_wrong_checksum(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(*_: Any) -> None:
-        raise RuntimeError("File not found or corrupted.")
-
-    monkeypatch.setattr(cifar, "download_url", failing)
-    archive = tmp_path / "raw" / ARCHIVES[source].name
-    archive.write_bytes(archive.read_bytes()[:-100])
-    refusal("kriz", ARCHIVES[source].name, str(archive), "corrupted", call=lambda: read(source, tmp_path / "raw"))
-    refusal("wrong checksum", str(archive), call=lambda: read(source, tmp_path / "raw", download=False))
+def test_a_wrong_checksum(source: str, tmp_path: Path) -> None:
+    path = tmp_path / "raw" / spec(source)[1].name
+    path.write_bytes(path.read_bytes()[::-1])
+    refusal(str(path), "wrong checksum", call=lambda: read(source, tmp_path / "raw"))
 
 
-def test_cifar_damaged(source: str, tmp_path: Path) -> None:
-    spec = ARCHIVES[source]
-    path = tmp_path / spec.folder / spec.train[-1]
+def test_damaged(source: str, tmp_path: Path) -> None:
+    rows, archive = spec(source)
+    path = tmp_path / archive.folder / rows.train[-1]
     whole = path.read_bytes()
-    for content in (whole[:-5], b"\xff" * len(whole)):
+    for content in (whole[:-5], b"\xff" * len(whole), b""):
         path.write_bytes(content)
-        refusal(path.name, spec.folder, "damaged", call=lambda: read(source, tmp_path))
+        if content or len(rows.train) == 1:
+            refusal(path.name, archive.folder, "damaged", call=lambda: read(source, tmp_path))
     path.unlink()
-    refusal(spec.folder, "lacks", call=lambda: read(source, tmp_path))
+    refusal(archive.folder, "lacks", call=lambda: read(source, tmp_path))
 
 
-def test_a_cifar_archive_that_writes_elsewhere_is_refused(
-    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = ARCHIVES[source]
-    archive = tmp_path / "raw" / spec.name
-    with tarfile.open(archive, "w:gz") as content:
-        content.add(tmp_path / spec.folder / spec.classes, "../../escaped")
-    monkeypatch.setitem(ARCHIVES, source, replace(spec, md5=hashlib.md5(archive.read_bytes()).hexdigest()))
-    refusal(str(archive), "cannot unpack", call=lambda: read(source, tmp_path / "raw"))
-    assert [path.name for path in (tmp_path / "raw").iterdir()] == [spec.name]
+def test_an_archive_that_writes_elsewhere(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, archive = spec(source)
+    path = pack(source, tmp_path, monkeypatch, {tmp_path / archive.folder / rows.classes: "../../escaped"})
+    refusal(str(path), "'../../escaped'", call=lambda: read(source, tmp_path / "raw"))
+    assert [each.name for each in (tmp_path / "raw").iterdir()] == [archive.name]
     assert not list(tmp_path.rglob("escaped"))
 
 
-def test_a_cifar_archive_that_lacks_a_file(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = ARCHIVES[source]
-    archive = tmp_path / "raw" / spec.name
-    with tarfile.open(archive, "w:gz") as content:
-        content.add(tmp_path / spec.folder / spec.classes, f"{spec.folder}/{spec.classes}")
-    monkeypatch.setitem(ARCHIVES, source, replace(spec, md5=hashlib.md5(archive.read_bytes()).hexdigest()))
-    refusal(spec.folder, "lacks", call=lambda: read(source, tmp_path / "raw"))
+def test_an_archive_that_lacks_a_file(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, archive = spec(source)
+    name = f"{archive.folder}/{rows.classes}"
+    pack(source, tmp_path, monkeypatch, {tmp_path / name: name})
+    refusal(archive.folder, "lacks", call=lambda: read(source, tmp_path / "raw"))
 
 
-def test_cifar_number_of_classes(source: str, tmp_path: Path) -> None:
-    refusal("data.classes is 7", call=lambda: read(source, tmp_path, classes=7))
+def test_a_link_that_leaves_the_folder(source: str, tmp_path: Path) -> None:
+    rows, archive = spec(source)
+    path = tmp_path / archive.folder / rows.test[0]
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    refusal(str(path), "outside", call=lambda: read(source, tmp_path))

@@ -515,8 +515,7 @@ def test_a_picture_20000_pixels_wide(root: Path) -> None:
     Image.new("RGB", (20_000, 40), (1, 2, 3)).save(root / "train/cat/wide.png")
     assert len(collect(root, resolution=8).train.labels) == 7
     Image.new("L", (20_000, 20_000)).save(root / "train/cat/wide.png")
-    message = refusal("wide.png", "178956970", "on_corrupt", call=lambda: collect(root, resolution=8))
-    assert "limit" in message
+    refusal("wide.png", "more pixels than the limit", "on_corrupt", call=lambda: collect(root, resolution=8))
 
 
 def test_skipped_pictures_are_told(root: Path) -> None:

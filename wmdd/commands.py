@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 app = App(name="wmdd", help="Dataset distillation with Wasserstein barycenters.", version=__version__)
 Several = Annotated[list[Path], Parameter(consume_multiple=True)]
 Ipc = Annotated[int, Parameter(validator=Number(gte=1))]
+Processes = Annotated[int, Parameter(validator=Number(gte=1))]
 ENGINE = EngineSettings()
 SHOWN = 50  # classes of a distilled set that the tracker shows
 
@@ -105,18 +106,37 @@ def teacher(
     data: Path,
     output: Path,
     seed: int,
+    processes: Processes = 1,
     threads: int = 1,
     settings: TeacherSettings = TeacherSettings(),
     engine: EngineSettings = ENGINE,
 ) -> None:
-    """Train a teacher on the real training set; stop when its accuracy is below the gate."""
+    """Train a teacher on the real training set, or take its weights from outside; stop when it is below the gate.
+
+    Args:
+        data: of the data stage.
+        output: the network; its history is written beside it.
+        seed: of weights, order and views.
+        processes: that train together, one a GPU (or on the CPU, where no GPU is used). The result is that of one, up to
+            rounding.
+        threads: of the CPU, for each process.
+        settings: network and optimisation.
+        engine: device, precision.
+    """
+    from wmdd.distributed import started, world
     from wmdd.feeding import opened
+    from wmdd.launch import launch
     from wmdd.teacher import train
 
     meta = artifacts.load_meta(data)
     manifest = _manifest(meta)
+    if settings.weights:
+        return _adopt(data, output, seed, threads, settings, engine)
+    if processes > 1 and not started():
+        return launch(processes, engine, sys.argv[1:])
     with (
-        job("teacher", output, [settings], {"data": meta["digest"]}, engine, threads, seed=seed) as this,
+        world(engine.device) as together,
+        job("teacher", output, [settings], {"data": meta["digest"]}, engine, threads, together, seed=seed) as this,
         opened(data, "train", device=this.engine.device) as (pictures, _),
         opened(data, "val", device=this.engine.device) as (val_pictures, _),
     ):
@@ -124,9 +144,36 @@ def teacher(
             pictures, val_pictures, len(manifest["classes"]), manifest["mean"], manifest["std"], settings, seed,
             this.context,
         )  # fmt: skip
-        _write_history(output.with_suffix(".csv"), history)
-        last = history[-1]
-        accuracy = {"top1": last["top1"], "top5": last["top5"]}
+        this.figures["processes"] = together.size
+        if together.main:
+            _write_history(output.with_suffix(".csv"), history)
+            last = history[-1]
+            accuracy = {"top1": last["top1"], "top5": last["top5"]}
+            about = manifest | {"accuracy": accuracy, "processes": together.size}
+            artifacts.save_model(output, network.state_dict(), this.meta | about)
+
+
+def _adopt(
+    data: Path, output: Path, seed: int, threads: int, settings: TeacherSettings, engine: EngineSettings
+) -> None:
+    """Write a teacher whose weights come from outside, once it has passed the same gate as a trained one."""
+    from wmdd.feeding import opened
+    from wmdd.pretrained import pretrained
+    from wmdd.teacher import gate
+    from wmdd.training import evaluate
+
+    about = artifacts.load_meta(data)
+    found = pretrained(settings, about["classes"], about["resolution"])
+    inputs = {"data": about["digest"], "weights": found.digest}
+    manifest = _manifest(about) | found.about
+    with (
+        job("teacher", output, [found.settings], inputs, engine, threads, seed=seed) as this,
+        opened(data, "val", once=True) as (pictures, _),
+    ):
+        network = this.engine.place(found.network)
+        accuracy = evaluate(network, pictures, manifest["mean"], manifest["std"], this.engine)
+        gate(accuracy["top1"], settings.min_accuracy)
+        _write_history(output.with_suffix(".csv"), [{"epoch": 0} | accuracy])
         artifacts.save_model(output, network.state_dict(), this.meta | manifest | {"accuracy": accuracy})
 
 
@@ -164,7 +211,7 @@ def features(
     meta = artifacts.load_meta(data)
     check_classes(known["classes"], meta["classes"], str(teacher), str(data))
     inputs = {"data": meta["digest"], "teacher": known["digest"]}
-    identity = {} if block is None else {"block": block}
+    identity: dict[str, Any] = {} if block is None else {"block": block}
     with (
         job("features", output, [settings], inputs, engine, threads, **identity) as this,
         opened(data, "train", once=True) as (pictures, _),
@@ -374,7 +421,9 @@ def select(
             cloud = Cloud(found["features"], found["labels"][()], about["names"])
         elif settings.strategy != "random":
             raise WmddError(f"select with strategy {settings.strategy} needs --features")
-        this = files.enter_context(job("select", output, [settings, solver], inputs, threads=threads, ipc=ipc, seed=seed))
+        this = files.enter_context(
+            job("select", output, [settings, solver], inputs, threads=threads, ipc=ipc, seed=seed)
+        )
         positions, weights = run(pictures.labels, meta["classes"], ipc, cloud, settings, solver, seed)
         this.meta["positions"] = positions.tolist()
         chosen = read(pictures, positions.flatten()).unflatten(0, positions.shape)
@@ -510,7 +559,7 @@ def report(
     from wmdd import report as build
 
     results = [(path, read_json(path)) for path in students]
-    accuracy = {str(path): load_model(path)[1]["accuracy"]["top1"] for path in teachers}
+    about = {str(path): load_model(path)[1] for path in teachers}
     spent = [(path, read_json(path)) for path in costs]
     rows = build.rows(results)
     summary = build.summary(rows)
@@ -519,8 +568,8 @@ def report(
     artifacts.write_text(cost_table, build.cost_markdown(spent))
     artifacts.write_text(barycenter_csv, solved.to_csv(index=False))
     artifacts.write_text(barycenter_table, build.barycenter_markdown(solved))
-    artifacts.write_text(table, build.markdown(summary, accuracy))
-    print(build.markdown(summary, accuracy))
+    artifacts.write_text(table, build.markdown(summary, about))
+    print(build.markdown(summary, about))
 
 
 def _quality(path: Path) -> tuple[dict[str, np.ndarray], list[float]]:

@@ -388,8 +388,9 @@ class Experiment:
             if entry.base in self.sweeps and entry.base not in presets().methods:
                 members = ", ".join(self.sweeps[entry.base])
                 raise WmddError(f"methods.{name}: its base {entry.base} is a sweep; name one of its members: {members}")
-        for d, t, m, p, s in sorted({(r.dataset, r.teacher, r.method, r.protocol, r.student) for r in self.runs()}):
-            self.resolve("teacher", dataset=d, teacher=t)
+        for d, t in sorted({(r.dataset, r.teacher) for r in self.runs()}):
+            _check_teacher(self.resolve("teacher", dataset=d, teacher=t), f"teacher {t} on {d}: ")
+        for d, m, p, s in sorted({(r.dataset, r.method, r.protocol, r.student) for r in self.runs()}):
             for stage in ("data", "features"):
                 self.resolve(stage, dataset=d)
             solver, recover, _ = (self.resolve(s, dataset=d, method=m) for s in ("barycenter", "recover", "select"))
@@ -402,6 +403,16 @@ class Experiment:
                     f"protocol {p} on {d}: student.epochs {student.epochs} exceeds relabel.epochs {labels.epochs}; "
                     "raise the latter"
                 )
+
+
+def _check_teacher(settings: TeacherSettings, where: str) -> None:
+    if settings.weights:
+        from wmdd.weights import check  # imports torch and more, which no other setting needs here
+
+        try:
+            check(settings)
+        except WmddError as error:
+            raise WmddError(f"{where}{error}") from None
 
 
 def schema() -> dict[str, Any]:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,36 @@ class World:
             dist.barrier()
 
 
-def _mean_in_order(size: int, bucket: dist.GradBucket) -> "torch.futures.Future[Tensor]":
+ALONE = World()
+
+
+class Part(NamedTuple):
+    """What a process takes of a step at once: positions of images, and `share` and `last` as in `wmdd.training.Batch`."""
+
+    positions: Tensor
+    share: float
+    last: bool
+
+
+def parts_of(batch: Tensor, micro_batches: int, world: World) -> list[Part]:
+    r"""Cut a batch of B images into micro-batches, and return what this process takes of each.
+
+    With P processes a part of n images has the share P n / B, so that the mean over the processes of \sum_parts share *
+    (mean loss of the part) is the mean loss of the batch, however its images are divided.
+
+    Raises:
+        WmddError: a part would be empty.
+    """
+    if len(batch) < micro_batches * world.size:
+        raise WmddError(
+            f"a step of {len(batch)} images cannot be divided into {micro_batches} micro-batches on {world.size} processes; "
+            "raise batch_size, or lower accumulate or the number of processes"
+        )
+    shares = [world.share(part) for part in batch.tensor_split(micro_batches)]
+    return [Part(x, len(x) * world.size / len(batch), i == micro_batches) for i, x in enumerate(shares, 1)]
+
+
+def _mean_in_order(size: int, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """Average gradients in the order of the ranks, so that a resumed training goes on to the same bits.
 
     Gloo's own sum adds in an order that depends on a gradient's place in its bucket, which changes after the first step.
@@ -116,7 +145,7 @@ def world(device: str = "auto") -> Iterator[World]:
         WmddError: there are fewer GPUs than processes here.
     """
     if not started():
-        yield World()
+        yield ALONE
         return
     gpu = device != "cpu" and torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -143,7 +172,7 @@ class _Sum(torch.autograd.Function):
         return values
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous().clone()
         dist.all_reduce(gradient)
         return gradient
@@ -177,7 +206,11 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         row = torch.cat([mean, variance, mean.new_tensor([x.shape[0] * x.shape[2] * x.shape[3]])])
         rank, size = dist.get_rank(), dist.get_world_size()
         rows = _Sum.apply(torch.stack([row if p == rank else torch.zeros_like(row) for p in range(size)]))
-        means, variances, counts = rows[:, : len(mean)], rows[:, len(mean) : -1], rows[:, -1:].detach()  # [P, C], [P, 1]
+        means, variances, counts = (
+            rows[:, : len(mean)],
+            rows[:, len(mean) : -1],
+            rows[:, -1:].detach(),
+        )  # [P, C], [P, 1]
         total = counts.sum()
         mean = (means * counts).sum(0) / total
         return mean, ((variances + (means - mean).square()) * counts).sum(0) / total, total

@@ -20,6 +20,7 @@ from urllib3.util import Retry
 from wmdd.catalogue import Archive
 from wmdd.errors import WmddError
 from wmdd.progress import progress
+from wmdd.shelves import reading
 
 CHUNK = 2**20
 ATTEMPTS = 5  # to get the rest of a file whose connection broke
@@ -81,7 +82,7 @@ def _fault(path: Path, archive: Archive) -> str:
     if archive.size and size != archive.size:
         return f"has {size:,} bytes where {archive.size:,} are published"
     kind, digest = archive.checksum
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         found = hashlib.file_digest(file, kind).hexdigest() if kind else digest
     return "" if found == digest else f"has a wrong checksum ({kind} {found})"
 
@@ -94,7 +95,8 @@ def _writing(path: Path, archive: Archive) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in FULL:
-            remedy = f"free some space and run again, which goes on where it stopped ({archive.size:,} bytes in all)"
+            whole = f" ({archive.size:,} bytes in all)" if archive.size else ""
+            remedy = f"free some space and run again, which goes on where it stopped{whole}"
             raise WmddError(f"disk full (or file size limit reached) while writing {path}; {remedy}") from None
         if isinstance(error, (FileExistsError, NotADirectoryError)):
             raise WmddError(f"cannot write {path}: a file stands where a folder is needed; correct data.root") from None
@@ -142,10 +144,8 @@ def _append(file: BinaryIO, archive: Archive, session: requests.Session) -> None
     with session.get(archive.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         if response.status_code != 416:
             response.raise_for_status()
-        begins = response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
-        if done and not (
-            response.status_code == 206 and begins
-        ):  # there is no rest, or the server sends all of it again
+        rest = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
+        if done and not rest:  # there is none, or the server sends all of it again
             file.seek(0)
             file.truncate()
             done = 0

@@ -112,6 +112,10 @@ def by_class(
         WmddError: a label is of no picture or of no class, a picture has no label, or a class no picture.
     """
     positions = {name.rpartition(".")[0]: index for index, name in enumerate(names)}
+    if len(positions) < len(names):
+        raise WmddError(
+            f"two pictures in {where} differ only in the ending, so that {origin} can't tell them apart; rename one"
+        )
     found: dict[str, list[int]] = {name: [] for name in classes}
     for stem, name in labels.items():
         if stem not in positions:

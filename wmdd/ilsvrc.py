@@ -60,11 +60,9 @@ def find(root: Path, entry: Known, source: str) -> tuple[Path, Splits, str]:
 def _train(base: Path, entry: Known) -> _Split:
     archive = entry.archive("train.tar")
     if (base / "train").is_dir():
-        return _Split(
-            folders.class_folders(base, "train"), lambda name: folders.shelf(base, f"train/{name}"), "class folders"
-        )
+        return _class_folders(base, "train")
     if not (base / archive.name).is_file():
-        raise _nothing(base, entry)
+        raise _nothing(base, entry, "training")
     tar = _tar(base, archive)
     inner = {PurePosixPath(m.name).stem: m for m in _members(tar.path) if m.name.endswith(".tar")}
 
@@ -79,28 +77,31 @@ def _train(base: Path, entry: Known) -> _Split:
 def _val(root: Path, base: Path, entry: Known, classes: list[str]) -> _Split:
     archive, folder = entry.archive("val.tar"), base / "val"
     if folder.is_dir() and any(each.is_dir() for each in folders.entries(folder, base)):
-        return _Split(
-            folders.class_folders(base, "val"), lambda name: folders.shelf(base, f"val/{name}"), "class folders"
-        )
+        return _class_folders(base, "val")
     if folder.is_dir():
         names = folders.flat(base, "val")
-        positions = _positions(root, base, entry, names, classes, folder)
+        kept = _positions(root, base, entry, names, classes, folder)
         return _Split(
-            classes, lambda name: FolderShelf(base, "val", (names[i] for i in positions[name])), "a flat folder"
+            list(kept), lambda name: FolderShelf(base, "val", (names[i] for i in kept[name])), "a flat folder"
         )
     if not (base / archive.name).is_file():
-        raise _nothing(base, entry)
+        raise _nothing(base, entry, "validation")
     tar = _tar(base, archive)
     members = sorted(_pictures(_members(tar.path)))
-    positions = _positions(root, base, entry, [name for name, _, _ in members], classes, tar.path)
-    return _Split(classes, lambda name: TarShelf(tar, "", (members[i] for i in positions[name])), "official tar files")
+    kept = _positions(root, base, entry, [name for name, _, _ in members], classes, tar.path)
+    return _Split(list(kept), lambda name: TarShelf(tar, "", (members[i] for i in kept[name])), "official tar files")
 
 
-def _nothing(base: Path, entry: Known) -> WmddError:
+def _class_folders(base: Path, split: str) -> _Split:
+    classes = folders.class_folders(base, split)
+    return _Split(classes, lambda name: folders.shelf(base, f"{split}/{name}"), "class folders")
+
+
+def _nothing(base: Path, entry: Known, split: str) -> WmddError:
     names = ", ".join(archive.name for archive in entry.archives)
     return WmddError(
-        f"ImageNet is not in {base}; agree to its terms at {entry.homepage} and put there either {names}, or the folders "
-        f"train/ and val/ with a folder a class, or Kaggle's ILSVRC/ with {SOLUTION}; or correct data.root"
+        f"ImageNet's {split} pictures are not in {base}; agree to its terms at {entry.homepage} and put there either {names}, "
+        f"or the folders train/ and val/ with a folder a class, or Kaggle's ILSVRC/ with {SOLUTION}; or correct data.root"
     )
 
 
@@ -120,7 +121,7 @@ def _members(path: Path, start: int = 0, end: int | None = None) -> Iterator[tar
     at = ""
     end = path.stat().st_size if end is None else end
     try:
-        with path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
             file.seek(start)
             with tarfile.open(fileobj=file, mode="r:", tarinfo=StrictTarInfo) as content:
                 for member in content:
@@ -162,13 +163,15 @@ def _positions(
         origin, labels = solution, _read_solution(solution)
     elif synsets:
         with reading(synsets):
-            origin, labels = synsets, _in_order(stems, synsets.read_text().split(), where, synsets)
+            origin, labels = synsets, _in_order(stems, synsets.read_text(errors="replace").split(), where, synsets)
     elif (base / devkit.name).is_file():
         origin = fetch(devkit, base, False)
         labels = _in_order(stems, _read_devkit(origin), where, origin)
     else:
         remedy = f"put {devkit.name} from {entry.homepage}, Kaggle's {SOLUTION}, or {SYNSET_LABELS} into {root}"
         raise WmddError(f"nothing says which classes the pictures of {where} are of; {remedy}")
+    if entry.subset:  # the other classes need not be in train/
+        classes = sorted(set(labels.values()))
     return folders.by_class(names, labels, classes, where, origin)
 
 
@@ -181,10 +184,10 @@ def _in_order(stems: list[str], labels: list[str], where: Path, origin: Path) ->
 def _read_solution(path: Path) -> Mapping[str, str]:
     """Read Kaggle's labels: `ILSVRC2012_val_00048981,n03995372 85 1 499 272`."""
     with reading(path):
-        rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8-sig"))))
+        text = path.read_text("utf-8-sig", errors="replace")
     try:
-        return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
-    except (KeyError, IndexError, AttributeError):  # no such column, an empty or a short row
+        return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(io.StringIO(text))}
+    except (KeyError, IndexError, AttributeError, csv.Error):  # no such column, an empty or a short row, no text
         remedy = "fetch it anew from Kaggle"
         raise WmddError(f"{path} has not the columns ImageId,PredictionString in every row; {remedy}") from None
 
@@ -202,6 +205,8 @@ def _read_devkit(path: Path) -> list[str]:
         leaves = synsets[synsets["num_children"] == 0]
         wnids = {int(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in leaves}
         return [wnids[int(line)] for line in content[PurePosixPath(GROUND_TRUTH).name].split()]
-    except (*DAMAGED, OSError, KeyError, ValueError, TypeError) as error:  # scipy raises these on damaged files
+    except (MemoryError, WmddError):
+        raise
+    except Exception as error:  # scipy's reader raises nearly anything on damaged files
         reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise WmddError(f"{path} is damaged ({reason}); fetch it anew") from None

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from wmdd import artifacts, tracking
-from wmdd.distributed import World
+from wmdd.distributed import ALONE, World
 from wmdd.engine import Engine, plain
 from wmdd.progress import progress
 from wmdd.provenance import code_digest, git_revision, versions
@@ -34,7 +34,7 @@ class Job:
     tracker: tracking.Tracker
     checkpoint: artifacts.Checkpoint
     figures: dict[str, Any] = field(default_factory=dict)
-    world: World = field(default_factory=World)
+    world: World = ALONE
 
     @property
     def context(self) -> Context:
@@ -53,7 +53,7 @@ def job(
     inputs: dict[str, str],
     engine: EngineSettings | None = None,
     threads: int = 1,
-    world: World = World(),
+    world: World = ALONE,
     **identity: Any,
 ) -> Iterator[Job]:
     """Run a stage: what is yielded carries the provenance, and on success the cost is written and the checkpoint removed.

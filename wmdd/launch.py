@@ -92,7 +92,9 @@ def explain(failures: "dict[int, ProcessFailure]", processes: int) -> None:
         print(recorded["extraInfo"]["py_callstack"], file=sys.stderr)
         sys.exit(1)
     how = f"was killed by {first.signal_name()}" if first.exitcode < 0 else f"ended with exit status {first.exitcode}"
-    raise WmddError(f"process {rank + 1} of {processes} {how}; run again: the training goes on from its last checkpoint")
+    raise WmddError(
+        f"process {rank + 1} of {processes} {how}; run again: the training goes on from its last checkpoint"
+    )
 
 
 def _order(failure: "ProcessFailure") -> tuple[int, int]:

@@ -120,7 +120,7 @@ class Timm(Network):
             raise WmddError(f"timm has no network {name!r} ({error}); see timm.list_models()") from None
         width = getattr(self.body, "head_hidden_size", None) or self.body.num_features  # some widen after pooling
         self.head = nn.Linear(cast(int, width), classes)
-        self.classifier = cast(dict[str, Any], self.body.pretrained_cfg)["classifier"]  # where timm has its head
+        self.classifier = cast(dict[str, Any], self.body.pretrained_cfg).get("classifier")  # where timm has its head
 
     def embed(self, x: Tensor) -> Tensor:
         """Return timm's pooled features, [B, D]."""
@@ -174,7 +174,9 @@ def _tried(name: str, make: Callable[[], Network], resolution: int) -> Network:
             network.eval()(torch.zeros(1, 3, resolution, resolution))
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise WmddError(f"{name} refuses pictures of {resolution} px ({reason}); set data.resolution to its own") from None
+        raise WmddError(
+            f"{name} refuses pictures of {resolution} px ({reason}); set data.resolution to its own"
+        ) from None
     return network.train()
 
 
@@ -201,10 +203,11 @@ def build(settings: "NetworkSettings", classes: int, resolution: int, generator:
             patch = max(2, math.ceil(resolution / 16))
             patch = next(p for p in range(patch, resolution + 1) if resolution % p == 0)
             return Timm("vit_tiny_patch16_224", classes, img_size=resolution, patch_size=patch)
-        if match := re.fullmatch(r"timm:([\w.-]+)", name):  # no name with a colon: timm would ask a hub what it is
-            return _tried(name, lambda: Timm(match[1], classes), resolution)
-        if match := re.fullmatch(r"torchvision:(\w+)", name):
-            return _tried(name, lambda: Torchvision(match[1], classes, resolution), resolution)
+        library, _, chosen = name.partition(":")
+        if library == "timm" and re.fullmatch(r"[\w.-]+", chosen):  # of a name with a colon timm would ask a hub
+            return _tried(name, lambda: Timm(chosen, classes), resolution)
+        if library == "torchvision" and chosen:
+            return _tried(name, lambda: Torchvision(chosen, classes, resolution), resolution)
     known = ", ".join([*RESNETS, *CONVNETS, "vit-tiny", "torchvision:NAME", "timm:NAME"])
     raise WmddError(f"unknown architecture {name!r}; known: {known}")
 
@@ -231,7 +234,9 @@ def described(settings: "NetworkSettings", resolution: int) -> str:
     return f"{settings.architecture}{of_width} at {resolution} px"
 
 
-def fill(network: Network, state: Mapping[str, Tensor], complaint: str, called: Mapping[str, str] | None = None) -> None:
+def fill(
+    network: Network, state: Mapping[str, Tensor], complaint: str, called: Mapping[str, str] | None = None
+) -> None:
     """Copy a checkpoint into a network, every parameter of which must fit.
 
     By hand, because `load_state_dict` runs hooks of torchvision's that need what only its own files hold.

@@ -110,14 +110,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def in_order(function: Callable[[T], U], items: Iterable[T], ahead: int = 5) -> Iterator[tuple[T, Future[U]]]:
+def in_order(
+    function: Callable[[T], U], items: Iterable[T], ahead: int = 5, initializer: Callable[[], None] | None = None
+) -> Iterator[tuple[T, Future[U]]]:
     """Yield each item and the future of function(item), computed a little ahead by as many threads as torch may use.
 
-    At most `ahead` items a thread are under way or waiting.
+    At most `ahead` items a thread are under way or waiting; `initializer` is called once in each thread.
     """
     threads = torch.get_num_threads()
     pending: deque[tuple[T, Future[U]]] = deque()
-    pool = ThreadPoolExecutor(threads)
+    pool = ThreadPoolExecutor(threads, initializer=initializer)
     try:
         for item in items:
             pending.append((item, pool.submit(function, item)))

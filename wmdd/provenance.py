@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent
-GROUND = ("artifacts", "config", "errors", "job", "progress", "provenance", "settings", "tracking")  # decide no number
+# The modules that no number depends on.
+GROUND = ("artifacts", "config", "errors", "job", "launch", "progress", "provenance", "settings", "tracking")
 VERSIONED = ("wmdd", "torch", "torchvision", "POT", "h5py", "numpy", "pillow", "snakemake")
 
 

@@ -53,8 +53,8 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
     return table.round(2).reset_index()
 
 
-def markdown(table: pd.DataFrame, teachers: dict[str, float]) -> str:
-    """Return the main table: soft and hard labels side by side, and the teachers' accuracies under it."""
+def markdown(table: pd.DataFrame, teachers: dict[str, dict[str, Any]]) -> str:
+    """Return the main table: soft and hard labels side by side, and under it what the teachers say of themselves."""
     scores = [_score(*row) for row in zip(table["mean"], table["std"], table["n"], strict=True)]
     wide = table.assign(score=scores)
     wide = wide.pivot(index=GROUP, columns="labels", values="score").fillna("")
@@ -67,9 +67,14 @@ def markdown(table: pd.DataFrame, teachers: dict[str, float]) -> str:
         "",
         wide.reset_index().to_markdown(index=False),
         "",
-        *(f"- teacher `{path}`: {100 * value:.2f} %" for path, value in sorted(teachers.items())),
+        *(_teacher(path, about) for path, about in sorted(teachers.items())),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _teacher(path: str, about: dict[str, Any]) -> str:
+    origin = f", weights from {about['origin']}" if "origin" in about else ""
+    return f"- teacher `{path}`: {100 * about['accuracy']['top1']:.2f} %{origin}"
 
 
 def _score(mean: float, std: float, n: int) -> str:

@@ -147,6 +147,26 @@ class TeacherSettings(TrainingSettings, AdoptedSettings):
     crop_scale: Shares = Field((0.08, 1.0), description="share of the area (resized)")
     flip: bool = Field(True, description="mirror left-right with probability 1/2")
     label_smoothing: Fraction = 0.0
+    accumulate: Count = Field(
+        1, description="parts of a step, computed one after the other to need less memory; BatchNorm sees one at a time"
+    )
+    sync_batchnorm: bool = Field(
+        True,
+        description="on several GPUs, BatchNorm over the images of all (as torch's SyncBatchNorm); else each its own",
+    )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay a step of the moving average of the weights that is kept; 0: the last ones are",
+    )
+    progressive_from: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="side of the images in the first epoch, as a share of the full side that is reached at 3/4 of the epochs "
+        "(fastai's entry to DAWNBench 2018; FFCV); 1: off",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -62,7 +62,7 @@ def root_of(settings: DataSettings) -> Path:
     if not where:
         raise WmddError(f"data.root is not set; set it to the folder of the {settings.source} data")
     root = Path(where).expanduser().resolve()
-    if root.exists() and not os.access(root, os.R_OK | os.X_OK):
+    if root.exists() and not os.access(root, os.R_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise WmddError(f"cannot read {root}; check its permissions")
     return root
 
@@ -92,7 +92,7 @@ def _tiny(root: Path) -> Splits:
     classes = folders.class_folders(root, "train")
     origin = root / "val/val_annotations.txt"
     with reading(origin):
-        lines = origin.read_text().splitlines()
+        lines = origin.read_text(errors="replace").splitlines()
     labels = {
         name.rpartition(".")[0]: label for name, label, *_ in (line.split("\t") for line in lines if "\t" in line)
     }

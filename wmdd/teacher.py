@@ -4,8 +4,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from wmdd import augment
+from wmdd.distributed import ALONE, parts_of, shared_statistics
 from wmdd.errors import WmddError
 from wmdd.feeding import Pictures
 from wmdd.models import Network, build, normalise
@@ -27,6 +30,40 @@ def views_of(settings: "TeacherSettings", count: int, resolution: int, seed: int
     return augment.Views(box, views.flip, views.partner, views.paste)
 
 
+def side_of(settings: "TeacherSettings", resolution: int, epoch: int) -> int:
+    """Return the side of the images in an epoch: from a share of the full side linearly to all of it, at 3/4 of the epochs.
+
+    A multiple of 8 pixels but for the full side, so that the sides are few and convolutions fast.
+    """
+    first, gone = settings.progressive_from, epoch / (0.75 * settings.epochs)
+    share = first + (1 - first) * gone
+    return resolution if share >= 1 else min(resolution, max(8, 8 * round(share * resolution / 8)))
+
+
+def shrink(images: Tensor, side: int) -> Tensor:
+    """Return images [B, 3, R, R] at a smaller side, without aliasing."""
+    if side == images.shape[-1]:
+        return images
+    return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+
+
+def check_sizes(network: nn.Module, side: int, settings: "TeacherSettings", context: Context) -> None:
+    """Refuse a network that can't see images of a smaller side.
+
+    Raises:
+        WmddError: names it.
+    """
+    training = network.training
+    try:
+        with torch.inference_mode():
+            network.eval()(context.engine.images(torch.zeros(1, 3, side, side)))
+    except (AssertionError, RuntimeError, ValueError):
+        raise WmddError(
+            f"{settings.architecture} takes images of one size only, not of {side} px; set progressive_from: 1"
+        ) from None
+    network.train(training)
+
+
 def train(
     pictures: Pictures,
     val_pictures: Pictures,
@@ -39,7 +76,9 @@ def train(
 ) -> tuple[Network, list[dict[str, float]]]:
     """Train a teacher on the pictures of the training split; return it with its history.
 
-    The learning rate, the views and the order of the images depend on seed and epoch alone.
+    The learning rate, the views and the order of the images depend on seed and epoch alone, so several processes, each of
+    which takes its share of each step, compute what one does, up to the order of sums. Without `sync_batchnorm` each
+    normalises its own share, and the running statistics that are validated and saved are the mean of theirs.
 
     Raises:
         WmddError: the accuracy of the last epoch is below `min_accuracy` (the gate), or the loss is not a number.
@@ -51,23 +90,29 @@ def train(
     def epoch_of(epoch: int) -> Iterable[Batch]:
         views = views_of(settings, len(labels), resolution, seed, epoch)
         order = torch.randperm(len(labels), generator=generator("teacher", "order", seed, epoch))
-        batches = batches_of(order, settings.batch_size)
-        for index, images in zip(batches, pictures.batches(batches), strict=True):
+        side = side_of(settings, resolution, epoch)
+        steps = batches_of(order, settings.batch_size)
+        parts = [part for step in steps for part in parts_of(step, settings.accumulate, context.world)]
+        for (index, share, last), images in zip(parts, pictures.batches(p.positions for p in parts), strict=True):
             chosen = normalise(context.engine.images(images), mean, std)
             mine = views.of(index)
             local = augment.Views(mine.crop, mine.flip, torch.arange(len(index)), mine.paste)
             seen = augment.apply(chosen, local, torch.arange(len(index)), padded=settings.crop == "pad")
-            yield Batch(seen, labels[index].to(context.engine.device))
+            yield Batch(shrink(seen, side), labels[index].to(context.engine.device), share=share, last=last)
 
-    history = fit(
-        network,
-        epoch_of,
-        len(batches_of(labels, settings.batch_size)),
-        cross_entropy(settings.label_smoothing),
-        lambda net: evaluate(net, val_pictures, mean, std, context.engine),
-        settings,
-        context,
-    )
+    if settings.progressive_from < 1:
+        check_sizes(network, side_of(settings, resolution, 0), settings, context)
+    with shared_statistics(network, context.world if settings.sync_batchnorm else ALONE):
+        history = fit(
+            network,
+            epoch_of,
+            len(batches_of(labels, settings.batch_size)),
+            cross_entropy(settings.label_smoothing),
+            lambda net: evaluate(net, val_pictures, mean, std, context.engine, world=context.world),
+            settings,
+            context,
+            settings.ema,
+        )
     gate(history[-1]["top1"], settings.min_accuracy)
     return network, history
 

@@ -4,14 +4,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from wmdd.distributed import World, unsent
+from wmdd.distributed import ALONE, World, unsent
 from wmdd.engine import Engine
 from wmdd.errors import WmddError
 from wmdd.feeding import Pictures
@@ -85,7 +85,7 @@ class Context:
     keeper: Keeper
     log: Log
     progress: Callable[..., Iterator[Any]]
-    world: World = World()
+    world: World = ALONE
 
 
 def quiet(engine: Engine) -> Context:
@@ -119,32 +119,6 @@ def batches_of(order: Tensor, size: int) -> tuple[Tensor, ...]:
     return order.tensor_split(math.ceil(len(order) / size))
 
 
-class Part(NamedTuple):
-    """What a process takes of a step at once: positions, and `share` and `last` as in `Batch`."""
-
-    index: Tensor
-    share: float
-    last: bool
-
-
-def parts_of(batch: Tensor, micro_batches: int, world: World) -> list[Part]:
-    r"""Cut a batch of B images into micro-batches, and return what this process takes of each.
-
-    With P processes a part of n images has the share P n / B, so that the mean over the processes of \sum_parts share *
-    (mean loss of the part) is the mean loss of the batch, however its images are divided.
-
-    Raises:
-        WmddError: a part would be empty.
-    """
-    if len(batch) < micro_batches * world.size:
-        raise WmddError(
-            f"a step of {len(batch)} images cannot be divided into {micro_batches} micro-batches on {world.size} processes; "
-            "raise batch_size, or lower accumulate or the number of processes"
-        )
-    shares = [world.share(part) for part in batch.tensor_split(micro_batches)]
-    return [Part(x, len(x) * world.size / len(batch), i == micro_batches) for i, x in enumerate(shares, 1)]
-
-
 @torch.inference_mode()
 def evaluate(
     network: nn.Module,
@@ -153,7 +127,7 @@ def evaluate(
     std: list[float],
     engine: Engine,
     size: int = 500,
-    world: World = World(),
+    world: World = ALONE,
 ) -> dict[str, float]:
     """Return top-1 and top-5 accuracy in [0, 1] on pictures, of which each process looks at its share."""
     training = network.training
@@ -170,6 +144,48 @@ def evaluate(
     network.train(training)
     top1, top5 = (world.sum(right).double() / len(pictures.labels)).tolist()
     return {"top1": top1, "top5": top5}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """All that a step changes: a network, its optimiser and, where asked for, the moving average of the network."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+
+    @classmethod
+    def of(cls, network: nn.Module, settings: "TrainingSettings", ema: float) -> "Trained":
+        """Begin; the average begins at the network after the first step."""
+        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
+        return cls(network, optimizer_of(network, settings), average)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Return the network that is trained and, behind it, the average."""
+        return [self.network] if self.average is None else [self.network, self.average.module]
+
+    def step(self) -> None:
+        """Change the network by its gradients."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` goes on from."""
+        state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return state if self.average is None else state | {"average": self.average.state_dict()}
+
+    def restore(self, state: dict[str, Any] | None) -> list[dict[str, float]]:
+        """Go on from a kept state, or from nothing; return its history."""
+        if state is None:
+            return []
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        return list(state["history"])
 
 
 def fit(
@@ -220,50 +236,9 @@ def fit(
             context.keeper.due() or epoch + 1 == settings.epochs
         ):  # the end too: what follows, as a gate, may still stop the job
             context.keeper.save(trained.state() | {"history": history})
-    network.load_state_dict(trained.networks[-1].state_dict())
+    if trained.average is not None:
+        network.load_state_dict(trained.average.module.state_dict())
     return history
-
-
-@dataclass(frozen=True)
-class Trained:
-    """All that a step changes: a network, its optimiser and, where asked for, the moving average of the network."""
-
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    average: AveragedModel | None
-
-    @classmethod
-    def of(cls, network: nn.Module, settings: "TrainingSettings", ema: float) -> "Trained":
-        """Begin; the average begins at the network after the first step."""
-        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
-        return cls(network, optimizer_of(network, settings), average)
-
-    @property
-    def networks(self) -> list[nn.Module]:
-        """Return the network that is trained and, behind it, the average."""
-        return [self.network] if self.average is None else [self.network, self.average.module]
-
-    def step(self) -> None:
-        """Change the network by its gradients."""
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update_parameters(self.network)
-
-    def state(self) -> dict[str, Any]:
-        """Return what `restore` goes on from."""
-        state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return state if self.average is None else state | {"average": self.average.state_dict()}
-
-    def restore(self, state: dict[str, Any] | None) -> list[dict[str, float]]:
-        """Go on from a kept state, or from nothing; return its history."""
-        if state is None:
-            return []
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        return list(state["history"])
 
 
 def _epoch(

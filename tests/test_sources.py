@@ -1,0 +1,598 @@
+"""Where pictures are: folders, Tiny-ImageNet and ImageNet in every form that people have them in."""
+
+import io
+import os
+import tarfile
+import tracemalloc
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.io
+from test_artifacts import unprivileged
+from test_data import refusal
+
+from wmdd import catalogue
+from wmdd.catalogue import Archive, Known
+from wmdd.settings import DataSettings
+from wmdd.sources import Found, find
+
+WNIDS = ["n01440764", "n01443537", "n02102040"]  # tench, goldfish, English springer
+
+
+def write(root: Path, names: Iterable[str]) -> Path:
+    """Files whose content is their own name: what is read tells where it was read."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return root
+
+
+def locate(root: Path | str, source: str = "imagefolder", **options: Any) -> Found:
+    return find(DataSettings(source=source, root=str(root), **options))
+
+
+def names(shelves: Iterable[Any]) -> list[list[str]]:
+    return [[shelf.name(index) for index in range(len(shelf))] for shelf in shelves]
+
+
+def read(shelves: Iterable[Any]) -> list[list[str]]:
+    return [[shelf.read(index).decode() for index in range(len(shelf))] for shelf in shelves]
+
+
+@pytest.fixture
+def entry(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Change an entry of the table."""
+
+    def change(source: str, **changes: Any) -> None:
+        table = dict(catalogue.table())
+        table[source] = table[source].model_copy(update=changes)
+        monkeypatch.setattr(catalogue, "table", lambda: table)
+
+    return change
+
+
+# Folders
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write(
+        tmp_path / "pictures", [f"{s}/{c}/{i}.jpg" for s in ("train", "val") for c in ("cat", "dog") for i in "02"]
+    )
+
+
+def test_folders(root: Path) -> None:
+    found = locate(root)
+    assert (found.root, found.classes, found.names, found.val_folder) == (root, ["cat", "dog"], ["cat", "dog"], "val")
+    assert names(found.train) == [["train/cat/0.jpg", "train/cat/2.jpg"], ["train/dog/0.jpg", "train/dog/2.jpg"]]
+    assert read(found.train) == names(found.train)
+    assert read(found.val) == names(found.val)
+    assert found.variant == "folders at root"
+
+
+@pytest.mark.parametrize("name", ["a b", "ü 猫", "-rf", "it's", "a;b", "100%", "{x}", "\udcff"])
+def test_odd_names(root: Path, name: str) -> None:
+    for split in ("train", "val"):
+        (root / split / name).mkdir()
+        (root / split / name / f"{name}.jpg").write_bytes(b"here")
+    found = locate(root)
+    label = found.classes.index(name)
+    assert names(found.train)[label] == [f"train/{name}/{name}.jpg"]
+    assert found.train[label].read(0) == b"here"
+
+
+def test_nested_hidden_and_other_files(root: Path) -> None:
+    write(
+        root,
+        [f"train/cat/{name}" for name in ("deep/er/1.PNG", "1/x.webp", ".hidden.jpg", ".d/0.jpg", "boxes.txt", "9")],
+    )
+    write(root, ["train/.cache/0.jpg", "train/readme.jpg"])
+    assert names(locate(root).train)[0] == [
+        f"train/cat/{name}" for name in ("0.jpg", "1/x.webp", "2.jpg", "deep/er/1.PNG")
+    ]
+
+
+def test_a_picture_that_has_gone(root: Path) -> None:
+    found = locate(root)
+    (root / "val/dog/2.jpg").unlink()
+    refusal(str(root / "val/dog/2.jpg"), "run again", call=lambda: found.val[1].read(1))
+
+
+def test_no_pictures_no_classes_no_split(root: Path) -> None:
+    (root / "val/dog/0.jpg").unlink()
+    (root / "val/dog/2.jpg").rename(root / "val/dog/2.txt")
+    refusal(str(root / "val/dog"), "no pictures", call=lambda: locate(root))
+    (root / "val").rename(root / "aside")
+    refusal(str(root / "val"), "there is no folder", "data.root", call=lambda: locate(root))
+    (root / "val").mkdir()
+    refusal(str(root / "val"), "no class folders", "data.root", call=lambda: locate(root))
+
+
+def test_classes_that_differ(root: Path) -> None:
+    write(root, [f"train/{name}/0.jpg" for name in ("ant", "bee", "elk", "fox", "gnu")] + ["val/hen/0.jpg"])
+    refusal("val/ lacks 'ant', 'bee', 'elk' and 2 more", "train/ lacks 'hen'", call=lambda: locate(root))
+
+
+@pytest.mark.parametrize("place", ["train/cat/x.jpg", "train/eel", "classes.txt", "val/dog/deep"])
+def test_links_that_leave_the_root(root: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (root / place).symlink_to(tmp_path / "elsewhere")
+    refusal(str(root / place), str(tmp_path / "elsewhere"), call=lambda: locate(root))
+
+
+@pytest.mark.parametrize(
+    ("place", "target"), [("train/cat/up", ".."), ("train/cat/x.jpg", "x.jpg"), ("train/cat/y", "../dog")]
+)
+def test_links_that_go_round(root: Path, place: str, target: str) -> None:
+    (root / place).symlink_to(target)
+    refusal(str(root / place), "link", call=lambda: locate(root))
+
+
+def test_a_link_to_a_picture_within_and_a_root_that_is_a_link(root: Path, tmp_path: Path) -> None:
+    (root / "train/cat/1.jpg").symlink_to("../dog/0.jpg")
+    (tmp_path / "link").symlink_to(root)
+    found = locate(tmp_path / "link")
+    assert read(found.train)[0] == ["train/cat/0.jpg", "train/dog/0.jpg", "train/cat/2.jpg"]
+
+
+@pytest.mark.parametrize("name", ["train/cat", "val", "."])
+def test_what_may_not_be_read(name: str) -> None:
+    with TemporaryDirectory() as folder:  # tmp_path is closed to everybody else
+        root = write(Path(folder) / "data", [f"{split}/cat/0.jpg" for split in ("train", "val")]).resolve()
+        for path in (Path(folder), root):
+            path.chmod(0o755)
+        (root / name).chmod(0)
+        with unprivileged():
+            refusal(str(root / name), "permissions", call=lambda: locate(root))
+        (root / name).chmod(0o755)
+
+
+def test_a_picture_takes_few_bytes(tmp_path: Path) -> None:
+    """A million names are held at once: see Found."""
+    folder = tmp_path / "train/n01440764"
+    folder.mkdir(parents=True)
+    for index in range(3000):
+        (folder / f"n01440764_{index:05}.JPEG").touch()
+    write(tmp_path, ["val/n01440764/0.JPEG"])
+    locate(tmp_path)
+    tracemalloc.start()
+    found = locate(tmp_path)
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found.train[0]) == 3000
+    assert used < 150 * 3000
+
+
+def test_root_is_needed_for_folders_and_known_for_others() -> None:
+    refusal("data.root is not set", "imagefolder", call=lambda: locate(""))
+    refusal(str(Path("data/raw/imagenette2.tgz").resolve()), call=lambda: locate("", "imagenette", download=False))
+
+
+# Readable names
+
+
+def test_readable_names(root: Path) -> None:
+    write(root, [f"{split}/{wnid}/0.jpg" for split in ("train", "val") for wnid in ("n01440764", "n00000001")])
+    (root / "classes.txt").write_text("\ufeffdog\thound\ncat\n")
+    assert locate(root).names == ["cat", "hound", "n00000001", "tench, Tinca tinca"]
+
+
+# Archives: the root may be above the folder, or the folder itself
+
+
+@pytest.fixture
+def nette(tmp_path: Path, entry: Callable[..., None]) -> Path:
+    """A root with the archive of a small ImageNette."""
+    path = tmp_path / "raw/imagenette2.tgz"
+    path.parent.mkdir()
+    with tarfile.open(path, "w:gz") as tar:
+        for name in (
+            f"imagenette2/{split}/{wnid}/{wnid}_{i}.JPEG" for split in ("train", "val") for wnid in WNIDS for i in "01"
+        ):
+            tar.addfile(plain(name, 5), io.BytesIO(b"hello"))
+    archive = Archive(name=path.name, size=path.stat().st_size, folder="imagenette2", url="http://127.0.0.1:1/x")
+    entry("imagenette", archives=(archive,))
+    return path.parent
+
+
+def plain(name: str, size: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    return member
+
+
+def test_an_archive_is_unpacked_once(nette: Path) -> None:
+    found = locate(nette, "imagenette")
+    assert (found.root, found.classes) == (nette / "imagenette2", WNIDS)
+    assert found.names[0] == "tench, Tinca tinca"
+    assert found.variant == "imagenette: fastai's split of 2019 (v2), full size"
+    (nette / "imagenette2.tgz").unlink()
+    for root in (nette, nette / "imagenette2"):
+        assert names(locate(root, "imagenette", download=False).train) == names(found.train)
+
+
+def test_an_unpacked_folder_that_is_not_whole(nette: Path) -> None:
+    (nette / "imagenette2").mkdir()
+    refusal(str(nette / "imagenette2"), "delete it and run again", call=lambda: locate(nette, "imagenette"))
+
+
+def test_an_archive_that_may_not_be_fetched(nette: Path) -> None:
+    (nette / "imagenette2.tgz").unlink()
+    said = (str(nette / "imagenette2.tgz"), "http://127.0.0.1:1/x", "data.download")
+    refusal(*said, call=lambda: locate(nette, "imagenette", download=False))
+
+
+def test_a_users_own_folder_under_a_known_name(root: Path) -> None:
+    assert locate(root, "imagewoof", download=False).classes == ["cat", "dog"]
+
+
+# Tiny-ImageNet
+
+TINY = ["n01443537", "n01629819"]
+BOXES = "\t0\t10\t63\t58"
+
+
+def tiny_files() -> dict[str, str]:
+    files = {f"train/{w}/images/{w}_{i}.JPEG": "" for w in TINY for i in range(3)}
+    files |= {f"train/{w}/{w}_boxes.txt": "" for w in TINY} | {"test/images/test_0.JPEG": ""}
+    files |= {f"val/images/val_{i}.JPEG": "" for i in range(4)}
+    labels = "".join(f"val_{i}.JPEG\t{TINY[i % 2]}{BOXES}\n" for i in range(4))
+    words = "n00001740\tentity\nn01443537\tgoldfish, Carassius auratus\nn01629819\tEuropean fire salamander\n"
+    return files | {"val/val_annotations.txt": labels, "words.txt": words, "wnids.txt": "\n".join(TINY)}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, entry: Callable[..., None]) -> Path:
+    """A root with the zip of a small Tiny-ImageNet; a picture's content is its name."""
+    path = tmp_path / "raw/tiny-imagenet-200.zip"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as out:
+        for name, content in tiny_files().items():
+            out.writestr(f"tiny-imagenet-200/{name}", content or name)
+    entry("tiny-imagenet", archives=(Archive(name=path.name, folder="tiny-imagenet-200"),))
+    return path.parent
+
+
+def test_tiny_imagenet(tiny: Path) -> None:
+    found = locate(tiny, "tiny-imagenet")
+    assert (found.classes, found.names) == (TINY, ["goldfish, Carassius auratus", "European fire salamander"])
+    assert names(found.train) == [[f"train/{w}/images/{w}_{i}.JPEG" for i in range(3)] for w in TINY]
+    assert names(found.val) == [[f"val/images/val_{i}.JPEG" for i in those] for those in ((0, 2), (1, 3))]
+    assert read(found.val) == names(found.val)
+    assert (found.val_folder, found.root) == ("val", tiny / "tiny-imagenet-200")
+
+
+def test_tiny_imagenet_sorted_by_someone(tiny: Path) -> None:
+    folder = locate(tiny, "tiny-imagenet").root
+    for index in range(4):
+        target = folder / "val" / TINY[index % 2] / "images"
+        target.mkdir(parents=True, exist_ok=True)
+        (folder / f"val/images/val_{index}.JPEG").rename(target / f"val_{index}.JPEG")
+    (folder / "val/images").rmdir()
+    found = locate(folder, "tiny-imagenet")
+    assert names(found.val) == [
+        [f"val/{w}/images/val_{i}.JPEG" for i in those] for w, those in zip(TINY, ((0, 2), (1, 3)), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text + f"val_9.JPEG\t{TINY[0]}{BOXES}\n", ["labels 'val_9'", "no such picture"]),
+        (lambda text: text.replace(TINY[1], "n09999999", 1), ["'val_1' is a 'n09999999'", "no such class"]),
+        (lambda text: text[text.index("\n") + 1 :], ["no label for 'val_0'"]),
+        (lambda text: text.replace(TINY[1], TINY[0]), [f"no picture of {TINY[1]!r}"]),
+        (lambda text: "", ["no label for 'val_0', 'val_1', 'val_2' and 1 more"]),
+    ],
+)
+def test_tiny_imagenet_whose_annotations_do_not_fit(tiny: Path, change: Callable[[str], str], said: list[str]) -> None:
+    path = locate(tiny, "tiny-imagenet").root / "val/val_annotations.txt"
+    path.write_text(change(path.read_text()))
+    refusal(str(path), *said, call=lambda: locate(tiny, "tiny-imagenet"))
+
+
+def test_tiny_imagenet_without_annotations(tiny: Path) -> None:
+    path = locate(tiny, "tiny-imagenet").root / "val/val_annotations.txt"
+    path.unlink()
+    refusal(str(path), "No such file", call=lambda: locate(tiny, "tiny-imagenet"))
+
+
+# ImageNet
+
+VAL = [f"ILSVRC2012_val_{number:08}" for number in range(1, 7)]
+VAL_CLASSES = [WNIDS[index] for index in (2, 0, 1, 1, 0, 2)]
+EXPECTED = [[VAL[i] for i, wnid in enumerate(VAL_CLASSES) if wnid == each] for each in WNIDS]
+TRAIN = {wnid: [f"{wnid}_{number}.JPEG" for number in (10, 2, 33)] for wnid in WNIDS}
+
+
+def tar_of(files: Mapping[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, content in files.items():
+            tar.addfile(plain(name, len(content)), io.BytesIO(content))
+    return out.getvalue()
+
+
+def devkit(order: Iterable[int] = (2, 3, 1)) -> bytes:
+    """The development kit: ids that are not in the order of the names, and an inner node that has children."""
+    ids = dict(zip([*WNIDS, "n00000000"], [*order, 4], strict=True))
+    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O"), ("children", "O")]
+    rows = [(i, w, "words, of it", 2 if i == 4 else 0, np.array([1, 2] if i == 4 else [])) for w, i in ids.items()]
+    meta = io.BytesIO()
+    scipy.io.savemat(meta, {"synsets": np.array(sorted(rows, key=lambda row: row[0]), dtype=kinds).reshape(-1, 1)})
+    truth = "".join(f"{ids[wnid]}\n" for wnid in VAL_CLASSES)
+    folder = "ILSVRC2012_devkit_t12/data"
+    files = {f"{folder}/meta.mat": meta.getvalue(), f"{folder}/ILSVRC2012_validation_ground_truth.txt": truth.encode()}
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        for name, content in files.items():
+            tar.addfile(plain(name, len(content)), io.BytesIO(content))
+    return out.getvalue()
+
+
+def train_tar() -> bytes:
+    inner = {w: tar_of({name: f"train of {name}".encode() for name in TRAIN[w]}) for w in reversed(WNIDS)}
+    return tar_of({f"{wnid}.tar": content for wnid, content in inner.items()})
+
+
+@pytest.fixture
+def official(tmp_path: Path, entry: Callable[..., None]) -> Path:
+    """A root with the three official files."""
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(train_tar())
+    val = {f"{name}.JPEG": f"val of {name}".encode() for name in reversed(VAL)}
+    (tmp_path / "ILSVRC2012_img_val.tar").write_bytes(tar_of(val))
+    (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(devkit())
+    named = {
+        archive.name: Archive(name=archive.name, size=(tmp_path / archive.name).stat().st_size)
+        for archive in catalogue.known("imagenet-1k").archives
+    }
+    for source in ("imagenet-1k", "imagenette-in1k"):
+        entry(source, archives=tuple(named.values()))
+    return tmp_path
+
+
+def test_official_tars_are_read_in_place(official: Path) -> None:
+    before = sorted(official.iterdir())
+    found = locate(official, "imagenet-1k")
+    assert (found.classes, found.names[1]) == (WNIDS, "goldfish, Carassius auratus")
+    outer = "ILSVRC2012_img_train.tar"
+    assert names(found.train) == [[f"{outer}/{w}.tar/{name}" for name in sorted(TRAIN[w])] for w in WNIDS]
+    assert read(found.train) == [[f"train of {name}" for name in sorted(TRAIN[w])] for w in WNIDS]
+    assert names(found.val) == [[f"ILSVRC2012_img_val.tar/{name}.JPEG" for name in those] for those in EXPECTED]
+    assert read(found.val) == [[f"val of {name}" for name in those] for those in EXPECTED]
+    assert found.variant == "imagenet-1k: ILSVRC 2012, from official tar files"
+    assert sorted(official.iterdir()) == before
+
+
+def test_official_tars_are_read_by_many_threads(official: Path) -> None:
+    shelves = locate(official, "imagenet-1k").train
+    wanted = [f"train of {name}".encode() for wnid in WNIDS for name in sorted(TRAIN[wnid])]
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(shelf.read, index) for _ in range(200) for shelf in shelves for index in range(3)]
+        assert [job.result() for job in jobs] == wanted * 200
+
+
+def test_a_subset_lists_its_own_classes_only(official: Path, entry: Callable[..., None]) -> None:
+    entry("imagenette-in1k", subset=(WNIDS[2], WNIDS[0]))
+    path = official / "ILSVRC2012_img_train.tar"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(f"{WNIDS[1]}_10.JPEG".encode(), b"../../../damaged."))  # nobody looks there
+    found = locate(official, "imagenette-in1k")
+    assert found.classes == [WNIDS[0], WNIDS[2]]
+    assert read(found.val) == [[f"val of {name}" for name in EXPECTED[index]] for index in (0, 2)]
+    assert read(found.train)[1] == [f"train of {name}" for name in sorted(TRAIN[WNIDS[2]])]
+
+
+@pytest.mark.parametrize("form", ["tars", "folders"])
+def test_a_subset_that_is_not_all_there(official: Path, tmp_path: Path, entry: Callable[..., None], form: str) -> None:
+    entry("imagenette-in1k", subset=(*WNIDS, "n03000684"))
+    root = (
+        official
+        if form == "tars"
+        else write(tmp_path / "f", [f"{s}/{w}/0.JPEG" for s in ("train", "val") for w in WNIDS])
+    )
+    refusal(str(root), "lacks 'n03000684' of imagenette-in1k in train", call=lambda: locate(root, "imagenette-in1k"))
+
+
+def as_folders(root: Path, flat: bool, base: str = "") -> Path:
+    write(root / base, [f"train/{wnid}/{name}" for wnid in WNIDS for name in TRAIN[wnid]])
+    within = zip(VAL, [""] * 6 if flat else [f"{wnid}/" for wnid in VAL_CLASSES], strict=True)
+    write(root / base, [f"val/{wnid}{name}.JPEG" for name, wnid in within])
+    return root
+
+
+def solution(root: Path, rows: Mapping[str, str] | None = None) -> Path:
+    rows = dict(zip(VAL, VAL_CLASSES, strict=True)) if rows is None else rows
+    lines = [f"{name},{wnid} 85 1 499 272 {wnid} 1 2 3 4" for name, wnid in reversed(list(rows.items()))]
+    (root / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *lines, ""]))
+    return root
+
+
+def check(found: Found, root: Path, how: str) -> None:
+    assert (found.classes, found.root) == (WNIDS, root)
+    assert names(found.train) == [[f"train/{w}/{name}" for name in sorted(TRAIN[w])] for w in WNIDS]
+    assert [[Path(name).stem for name in those] for those in names(found.val)] == EXPECTED
+    assert read(found.train) + read(found.val) == names(found.train) + names(found.val)
+    assert found.variant == f"imagenet-1k: ILSVRC 2012, from {how}"
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    check(locate(as_folders(tmp_path, flat=False), "imagenet-1k"), tmp_path, "class folders")
+
+
+@pytest.mark.parametrize("above", [True, False])
+def test_kaggles_folders(tmp_path: Path, above: bool) -> None:
+    base = tmp_path / "ILSVRC/Data/CLS-LOC"
+    as_folders(tmp_path, True, "ILSVRC/Data/CLS-LOC")
+    solution(tmp_path if above else base)
+    kaggle = "class folders (train) and a flat folder (val)"
+    check(locate(tmp_path if above else base, "imagenet-1k"), base, kaggle + (" as Kaggle has them" if above else ""))
+
+
+def test_a_list_of_labels_in_the_order_of_the_names(tmp_path: Path) -> None:
+    as_folders(tmp_path, True)
+    (tmp_path / "imagenet_2012_validation_synset_labels.txt").write_text("\n".join(VAL_CLASSES) + "\n")
+    check(locate(tmp_path, "imagenet-1k"), tmp_path, "class folders (train) and a flat folder (val)")
+
+
+def test_folders_and_tars_may_be_mixed(official: Path) -> None:
+    write(official, [f"train/{wnid}/{name}" for wnid in WNIDS for name in TRAIN[wnid]])
+    found = locate(official, "imagenet-1k")
+    assert names(found.train)[0] == [f"train/{WNIDS[0]}/{name}" for name in sorted(TRAIN[WNIDS[0]])]
+    assert read(found.val) == [[f"val of {name}" for name in those] for those in EXPECTED]
+    assert found.variant.endswith("from class folders (train) and official tar files (val)")
+
+
+def test_nothing_there_says_what_to_put_where(tmp_path: Path) -> None:
+    files = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
+    said = (
+        *files,
+        "train/",
+        "LOC_val_solution.csv",
+        str(tmp_path / "none"),
+        "https://image-net.org/download.php",
+        "data.root",
+    )
+    refusal(*said, call=lambda: locate(tmp_path / "none", "imagenet-1k"))
+    write(tmp_path, [f"train/{wnid}/0.JPEG" for wnid in WNIDS])
+    refusal(
+        str(tmp_path), "validation pictures", "ILSVRC2012_img_val.tar", call=lambda: locate(tmp_path, "imagenet-1k")
+    )
+
+
+def test_no_labels(tmp_path: Path) -> None:
+    as_folders(tmp_path, True)
+    said = (str(tmp_path / "val"), "LOC_val_solution.csv", "ILSVRC2012_devkit_t12.tar.gz", "image-net.org")
+    refusal(*said, call=lambda: locate(tmp_path, "imagenet-1k"))
+
+
+@pytest.mark.parametrize("form", ["tars", "flat folder"])
+def test_a_subset_of_which_only_train_was_unpacked(official: Path, entry: Callable[..., None], form: str) -> None:
+    entry("imagenette-in1k", subset=WNIDS[:2])
+    write(official, [f"train/{wnid}/{name}" for wnid in WNIDS[:2] for name in TRAIN[wnid]])
+    if form == "flat folder":
+        write(official, [f"val/{name}.JPEG" for name in VAL])
+    found = locate(official, "imagenette-in1k")
+    assert [[Path(name).stem for name in those] for those in names(found.val)] == EXPECTED[:2]
+
+
+def test_pictures_that_labels_can_not_tell_apart(tmp_path: Path) -> None:
+    solution(as_folders(tmp_path, True))
+    write(tmp_path, [f"val/{VAL[0]}.png"])
+    refusal(str(tmp_path / "val"), "LOC_val_solution.csv", "ending", call=lambda: locate(tmp_path, "imagenet-1k"))
+
+
+LABELS = dict(zip(VAL, VAL_CLASSES, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (LABELS | {"ILSVRC2012_val_00000009": WNIDS[0]}, ["'ILSVRC2012_val_00000009'", "no such picture"]),
+        (LABELS | {VAL[0]: "n09999999"}, [f"{VAL[0]!r} is a 'n09999999'", "no such class"]),
+        ({name: LABELS[name] for name in VAL[:-1]}, [f"no label for {VAL[-1]!r}"]),
+        ({VAL[0]: ""}, ["ImageId,PredictionString", "every row"]),
+        ({}, ["no label for"]),
+    ],
+)
+def test_kaggles_labels_that_do_not_fit(tmp_path: Path, rows: dict[str, str], said: list[str]) -> None:
+    solution(as_folders(tmp_path, True), rows)
+    if "" in rows.values():
+        (tmp_path / "LOC_val_solution.csv").write_text(f"ImageId,PredictionString\n{VAL[0]},\n")
+    refusal("LOC_val_solution.csv", *said, call=lambda: locate(tmp_path, "imagenet-1k"))
+
+
+def test_labels_of_another_number(tmp_path: Path) -> None:
+    as_folders(tmp_path, True)
+    path = tmp_path / "imagenet_2012_validation_synset_labels.txt"
+    path.write_text("\n".join(VAL_CLASSES[:-1]))
+    refusal(str(path), "5 labels", "6 pictures", call=lambda: locate(tmp_path, "imagenet-1k"))
+
+
+def test_a_class_that_validation_lacks(tmp_path: Path) -> None:
+    as_folders(tmp_path, False)
+    for path in (tmp_path / "val" / WNIDS[1]).iterdir():
+        path.unlink()
+    (tmp_path / "val" / WNIDS[1]).rmdir()
+    refusal(f"val/ lacks {WNIDS[1]!r}", call=lambda: locate(tmp_path, "imagenet-1k"))
+
+
+@pytest.mark.parametrize("name", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"])
+def test_a_tar_of_another_size_than_published(official: Path, name: str) -> None:
+    path = official / name
+    path.write_bytes(path.read_bytes()[:-512])
+    refusal(str(path), "are published", call=lambda: locate(official, "imagenet-1k"))
+
+
+@pytest.fixture
+def unsized(official: Path, entry: Callable[..., None]) -> Path:
+    entry("imagenet-1k", archives=tuple(Archive(name=a.name) for a in catalogue.known("imagenet-1k").archives))
+    return official
+
+
+@pytest.mark.parametrize("keep", [512 * 3, 512 * 4 + 100, 5000, -10240, -12000])
+@pytest.mark.parametrize("name", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"])
+def test_a_tar_that_is_cut_short(unsized: Path, name: str, keep: int) -> None:
+    path = unsized / name
+    path.write_bytes(path.read_bytes()[:keep])
+    refusal(str(path), "is damaged", call=lambda: locate(unsized, "imagenet-1k"))
+
+
+def test_a_tar_that_shrinks_while_it_is_read(unsized: Path) -> None:
+    found = locate(unsized, "imagenet-1k")
+    path = unsized / "ILSVRC2012_img_train.tar"
+    os.truncate(path, 1000)
+    refusal(str(path), "n01440764.tar/n01440764_10.JPEG", call=lambda: found.train[0].read(0))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
+@pytest.mark.parametrize("deep", [True, False])
+def test_members_that_are_no_files(unsized: Path, kind: bytes, deep: bool) -> None:
+    odd = tarfile.TarInfo("odd.JPEG" if deep else "n01440764.tar")
+    odd.type, odd.linkname = kind, "/etc/passwd"
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w") as tar:
+        tar.addfile(odd)
+    path = unsized / "ILSVRC2012_img_train.tar"
+    path.write_bytes(tar_of({f"{wnid}.tar": inner.getvalue() for wnid in WNIDS}) if deep else inner.getvalue())
+    refusal(str(path), odd.name, "which is", call=lambda: locate(unsized, "imagenet-1k"))
+
+
+def test_a_class_without_pictures_in_a_tar(unsized: Path) -> None:
+    path = unsized / "ILSVRC2012_img_train.tar"
+    path.write_bytes(tar_of({f"{wnid}.tar": tar_of({"notes.txt": b"1"}) for wnid in WNIDS}))
+    refusal(str(path), "n01440764.tar", "no pictures", call=lambda: locate(unsized, "imagenet-1k"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"junk",
+        b"",
+        devkit()[:300],
+        tar_of({"a": b"b"}),
+        tar_of({"x/data/meta.mat": b"junk", "x/data/ILSVRC2012_validation_ground_truth.txt": b"1"}),
+    ],
+)
+def test_a_devkit_that_is_damaged(unsized: Path, content: bytes) -> None:
+    path = unsized / "ILSVRC2012_devkit_t12.tar.gz"
+    path.write_bytes(content)
+    refusal(str(path), "is damaged", call=lambda: locate(unsized, "imagenet-1k"))
+
+
+def test_ids_that_the_devkit_does_not_know(unsized: Path) -> None:
+    path = unsized / "ILSVRC2012_devkit_t12.tar.gz"
+    path.write_bytes(devkit(order=(2, 3, 4)))  # 4 has children: it is no class
+    refusal(str(path), "is damaged", call=lambda: locate(unsized, "imagenet-1k"))
+
+
+def test_an_entry_of_another_layout_is_not_found_here() -> None:
+    assert isinstance(catalogue.known("digits"), Known)
+    refusal("digits", call=lambda: locate(".", "digits"))
