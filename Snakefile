@@ -35,6 +35,7 @@ rule all:
 onsuccess:
     announce(
         "results/report/table.md",
+        "results/report/datasets.md",
         "results/report/cost.md",
         "results/report/barycenters.md",
         "results/report/images/",

@@ -85,6 +85,11 @@ def from_teacher(file):
     return path
 
 
+def gpus_of(wildcards):
+    """On how many GPUs a teacher is trained."""
+    return experiment.gpus(wildcards.teacher)
+
+
 def weights_of(wildcards):
     """The checkpoint that a teacher's weights are taken from, where they are a file."""
     return experiment.resolve("teacher", dataset=wildcards.dataset, teacher=wildcards.teacher).checkpoint or []
@@ -122,6 +127,11 @@ def blocks_of(wildcards):
 def students():
     """The result of every student of the matrix."""
     return [rules.student.output.result.format(**r._asdict()) for r in RUNS]
+
+
+def datasets():
+    """Every dataset of the matrix."""
+    return sorted({rules.data.output.data.format(**r._asdict()) for r in RUNS})
 
 
 def teachers():

@@ -1,5 +1,6 @@
 # grid:   images.h5 -> a picture, a row a class
-# report: all students of the matrix -> table.md, table.csv; cost.md; its barycenters -> barycenters.md, barycenters.csv
+# report: all students of the matrix -> table.md, table.csv; cost.md; its barycenters -> barycenters.md, barycenters.csv;
+#         its data -> datasets.md
 
 
 rule grid:
@@ -28,6 +29,7 @@ rule report:
     input:
         students=students(),
         teachers=teachers(),
+        datasets=datasets(),
         barycenters=barycenters(),
         costs=costs(),
     output:
@@ -36,6 +38,7 @@ rule report:
         cost=report("results/report/cost.md", caption="captions/cost.rst", category="Results"),
         barycenters=report("results/report/barycenters.md", caption="captions/barycenters.rst", category="Results"),
         barycenters_csv=report("results/report/barycenters.csv", caption="captions/barycenters.rst", category="Results"),
+        datasets=report("results/report/datasets.md", caption="captions/datasets.rst", category="Results"),
     log:
         "logs/report/report.log",
     conda:
@@ -49,10 +52,12 @@ rule report:
         " --students {input.students}"
         " --teachers {input.teachers}"
         " {params.barycenters}"
+        " --datasets {input.datasets}"
         " --costs {input.costs}"
         " --table {output.table}"
         " --csv {output.csv}"
         " --cost-table {output.cost}"
         " --barycenter-table {output.barycenters}"
         " --barycenter-csv {output.barycenters_csv}"
+        " --dataset-table {output.datasets}"
         " > {log} 2>&1"

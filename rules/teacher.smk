@@ -1,5 +1,6 @@
 # teacher:  data/{dataset}.h5 -> model.safetensors (and model.csv, its history); stops the run below min_accuracy
 #   Where `weights` names a file, nothing is trained: the file is an input in place of a training, and the flags name it.
+#   Trained by as many processes as the teacher has `gpus`, one a GPU, each with `threads` threads.
 # features: one pass of the teacher over the training set -> features.h5, statistics.h5 (per-class BatchNorm)
 #   Where a dataset has `features_jobs`, these share the pass by classes (features_part) and gather joins what they made.
 
@@ -17,6 +18,8 @@ rule teacher:
     conda:
         "../envs/wmdd.yaml"
     threads: 1
+    resources:
+        gpu=gpus_of,
     params:
         settings=settings("teacher", ENGINE),
         code=code_digest("teacher"),
@@ -25,6 +28,7 @@ rule teacher:
         " --data {input.data}"
         " --output {output.model}"
         " --seed {wildcards.seed}"
+        " --processes {resources.gpu}"
         " --threads {threads}"
         " {params.settings}"
         " > {log} 2>&1"

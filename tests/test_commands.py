@@ -51,7 +51,14 @@ def write_data(path, names=NAMES, seed=0):
     labels = np.repeat(np.arange(len(names)), 4)
     splits = {s: pixels(len(labels), 3, SIDE, SIDE, seed=seed + i) for i, s in enumerate(("train", "val"))}
     arrays = {f"{s}/images": images for s, images in splits.items()} | {f"{s}/labels": labels for s in splits}
-    save(path, arrays, manifest(names) | {"inputs": {}})
+    noticed = {
+        "variant": "drawn",
+        "counts": {s: [4] * len(names) for s in splits},
+        "duplicates": {"train": 0, "val": 0, "val in train": 0},
+        "skipped": [],
+        "enlarged": {"count": 0, "smallest": None},
+    }
+    save(path, arrays, manifest(names) | noticed | {"inputs": {}})
 
 
 def write_teacher(path, names=NAMES, width=4, seed=0):
@@ -217,7 +224,8 @@ def test_the_whole_chain_and_what_each_file_says_of_itself(here, run):
         f"report --students {place}/student/s/paper/run0.json {place}/student/s/paper-hard/run0.json"
         f" --teachers model.safetensors --costs {place}/recover/classes0-1.cost.json"
         f" --barycenters {place}/barycenter/classes0-1.h5"
-        " --table table.md --csv table.csv --cost-table cost.md --barycenter-table b.md --barycenter-csv b.csv",
+        " --table table.md --csv table.csv --cost-table cost.md --barycenter-table b.md --barycenter-csv b.csv"
+        " --datasets data.h5 --dataset-table d.md",
     ]
     for line in chain:
         code, _, err = run(line)
@@ -362,7 +370,7 @@ def test_barycenters_of_an_older_version_are_named_in_the_report(here, mistake):
     scores = {"top1": 0.5, "top5": 0.5, "best_top1": 0.5}
     result.write_text(json.dumps({"settings": {"labels": "soft"}, "result": scores}))
     line = f"report --students {result} --teachers model.safetensors --costs {result} --barycenters barycenter.h5"
-    assert mistake(f"{line} --table t --csv c --cost-table k --barycenter-table b --barycenter-csv d") == (
+    assert mistake(f"{line} --table t --csv c --cost-table k --barycenter-table b --barycenter-csv d --datasets data.h5 --dataset-table e") == (
         "barycenter.h5 lacks the quality of its barycenters; delete it and run again to rebuild it"
     )
 
@@ -399,7 +407,7 @@ def test_an_input_of_another_kind_is_named(here, mistake, stage, name):
 
 def test_a_missing_result_of_a_student(here, mistake):
     line = "report --students run0.json --teachers model.safetensors --costs c.json --table t --csv c --cost-table k"
-    line += " --barycenter-table b --barycenter-csv d"
+    line += " --barycenter-table b --barycenter-csv d --datasets data.h5 --dataset-table e"
     assert mistake(line).startswith("run0.json does not exist")
     (here / "run0.json").write_text('{"result": ')
     assert "run0.json is not a whole JSON file" in mistake(line)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from wmdd.config import Experiment, Run, parse, presets, schema
 from wmdd.errors import WmddError
 from wmdd.resolved import resolved
-from wmdd.settings import STAGES, RecoverSettings
+from wmdd.settings import STAGES, RecoverSettings, flags
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "config/schema.json"
@@ -518,6 +518,23 @@ def test_jobs_share_the_classes_of_a_features_pass_evenly():
     assert blocks(1) == ["classes0-9"]
     assert blocks(3) == ["classes0-2", "classes3-5", "classes6-9"]
     assert blocks(99, classes=2) == ["classes0-0", "classes1-1"]
+
+
+def test_gpus_are_of_a_teacher_and_no_setting_of_its_stage():
+    def of(teachers):
+        return Experiment({"teachers": teachers})
+
+    assert of({}).gpus("resnet18") == of({"mine": {}}).gpus("mine") == 1
+    assert of({"mine": {"gpus": 8}}).gpus("mine") == 8
+    assert of({"resnet18": {"gpus": 4}}).gpus("resnet18") == 4  # a preset, to which the file adds
+    for name in "resnet18", "mine":
+        one, eight = (
+            of({name: {"width": 8} | more}).resolve("teacher", dataset="digits", teacher=name)
+            for more in ({}, {"gpus": 8})
+        )
+        assert flags(one) == flags(eight)
+    assert re.search("teachers.mine.gpus: .*greater than or equal to 1", mistake({"teachers": {"mine": {"gpus": 0}}}))
+    assert "unknown key teacher.gpus" in mistake({"teacher": {"gpus": 2}})
 
 
 def test_the_blocks_of_a_decoupled_method_do_not_depend_on_its_batches():

@@ -108,7 +108,26 @@ def test_shards_cut_nothing_but_the_pass(tiny_teacher, pictures, every):
     last = {label: (s.moments.count[label], s.moments.sums[label]) for s in shards for label in s.moments.count}
     for label, (count, sums) in last.items():
         assert count == COUNT[label]
-        assert all(torch.equal(sums[name], whole.moments.sums[label][name]) for name in sums)
+        assert torch.equal(sums, whole.moments.sums[label])
+
+
+def test_a_full_shard_is_handed_over(tiny_teacher, pictures, monkeypatch):
+    (whole,) = passed(tiny_teacher, pictures)
+    monkeypatch.setattr("wmdd.features.SHARD", 9 * whole.features[0].nbytes)
+    shards = passed(tiny_teacher, pictures)
+    assert all(len(shard.labels) <= 9 for shard in shards)
+    assert torch.equal(torch.cat([s.features for s in shards]), whole.features)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_change_no_bit(tiny_teacher, pictures, threads):
+    (one,) = passed(tiny_teacher, pictures)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    (found,) = passed(tiny_teacher, pictures)
+    torch.set_num_threads(before)
+    assert torch.equal(found.features, one.features)
+    assert all(torch.equal(found.moments.sums[label], sums) for label, sums in one.moments.sums.items())
 
 
 def test_a_batch_holds_one_class():

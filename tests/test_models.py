@@ -10,6 +10,7 @@ from wmdd.rng import generator
 from wmdd.settings import NetworkSettings
 
 EVERY = [*RESNETS, "convnet3", "convnet4", "vit-tiny", "timm:test_resnet", "timm:mobilenetv3_small_050"]
+EVERY += ["torchvision:mobilenet_v3_small", "torchvision:mnasnet0_5"]
 
 
 def settings(architecture: str = "resnet18", **changes) -> NetworkSettings:
@@ -103,7 +104,9 @@ def test_a_stem_can_be_asked_for():
     }
 
 
-@pytest.mark.parametrize("architecture", ["resnet18", "convnet3", "vit-tiny", "timm:test_resnet"])
+@pytest.mark.parametrize(
+    "architecture", ["resnet18", "convnet3", "vit-tiny", "timm:test_resnet", "torchvision:mnasnet0_5"]
+)
 def test_weights_are_those_of_the_generator_and_nobody_else_is_disturbed(architecture):
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -115,16 +118,37 @@ def test_weights_are_those_of_the_generator_and_nobody_else_is_disturbed(archite
     assert not all(torch.equal(v, other[name]) for name, v in one.items())
 
 
-@pytest.mark.parametrize("architecture", ["resnet19", "timm:", "timm:resnet_of_nobody", ""])
+@pytest.mark.parametrize(
+    "architecture",
+    ["resnet19", "timm:", "timm:resnet_of_nobody", "timm:hf-hub:timm/resnet18", "torchvision:", "torchvision:res", ""],
+)
 def test_an_unknown_architecture_is_refused(architecture):
-    with pytest.raises(WmddError, match=r"unknown architecture|timm has no network"):
+    with pytest.raises(WmddError, match=r"unknown architecture|timm has no network|torchvision has no network"):
         fresh(architecture)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mobilenet_v3", "torchvision has no network 'mobilenet_v3'; did you mean torchvision:mobilenet_v2?"),
+        ("resnet50", "torchvision's resnet50 is the same network as ours; set architecture: resnet50"),
+        ("googlenet", "googlenet of torchvision has further outputs"),
+        ("squeezenet1_0", "squeezenet1_0 of torchvision does not end in a linear layer"),
+        ("vit_b_16", "torchvision:vit_b_16 refuses pictures of 40 px (Input shape indivisible by patch size!)"),
+        ("alexnet", "torchvision:alexnet refuses pictures of 40 px ("),
+    ],
+)
+def test_a_network_of_torchvision_that_will_not_do(name, said):
+    with pytest.raises(WmddError) as error:
+        fresh(f"torchvision:{name}", resolution=40)
+    assert str(error.value).startswith(said)
+    assert "\n" not in str(error.value)
 
 
 # ---- restoring
 
 
-@pytest.mark.parametrize("architecture", ["resnet18", "convnet3", "timm:test_resnet"])
+@pytest.mark.parametrize("architecture", ["resnet18", "convnet3", "timm:test_resnet", "torchvision:mnasnet0_5"])
 def test_a_restored_network_is_the_same(architecture):
     network = fresh(architecture).train()
     network(torch.randn(8, 3, 32, 32, generator=generator("x")))  # moves the running statistics

@@ -33,7 +33,12 @@ FOLLOWS = [
     ("select", "transport/quantization"),
     ("select", "transport/measure"),
     ("student", "relabel"),
-    ("student", "data"),  # whose pictures it validates on; imported inside its command
+    ("student", "feeding"),  # whose pictures it validates on; imported inside its command
+    ("student", "pictures"),  # which feeding imports
+    ("teacher", "distributed"),
+    ("features", "shards"),
+    ("gather", "shards"),
+    ("select", "points"),
     ("grid", "report"),  # has no module of its own
     ("images", None),
 ]
@@ -44,12 +49,16 @@ IGNORES = [
     ("barycenter", "augment"),
     ("barycenter", "report"),
     ("recover", "points"),
-    ("select", "points"),
+    ("recover", "feeding"),
+    ("data", "download"),  # decides no number: what it fetches is checked
+    ("student", "data"),
+    ("student", "sources"),
     ("recover", "student"),
     ("recover", "select"),
     ("recover", "transport/quantization"),
     ("teacher", "relabel"),
     ("teacher", "recover"),
+    ("teacher", "launch"),
     ("data", "teacher"),
     ("features", "recover"),
     ("relabel", "student"),
@@ -112,7 +121,8 @@ def in_function(text, name, line):
 
 
 def test_every_rule_has_a_digest_of_its_own_name():
-    assert re.findall(r"^rule (\w+):", RULES, re.MULTILINE) == re.findall(r'code_digest\("(\w+)"\)', RULES)
+    rules = [name.removesuffix("_part") for name in re.findall(r"^rule (\w+):", RULES, re.MULTILINE)]
+    assert rules == re.findall(r'code_digest\("(\w+)"\)', RULES)
     assert {"data", "teacher", "features", "barycenter", "recover", "images", "select", "relabel", "student"} < set(
         STAGES
     )
@@ -302,12 +312,12 @@ def test_modules_that_import_each_other_end(package):
 @pytest.mark.parametrize(
     ("helper", "stages"),
     [
-        ("_block", {"barycenter", "recover"}),
+        ("_block", {"barycenter", "features", "recover"}),
         ("_statistics", {"recover"}),
         ("_save_barycenters", {"barycenter"}),
         ("_quality", {"report"}),
         ("_read_labels", {"student"}),
-        ("_save_images", {"recover", "images", "select"}),
+        ("_save_images", {"recover", "select"}),
     ],
 )
 def test_a_helper_changes_the_commands_that_call_it(package, before, helper, stages):

@@ -150,9 +150,13 @@ def test_images_per_class_are_sorted_as_numbers():
 
 
 def test_the_teachers_stand_under_the_table():
-    text = table([result(0.5)], {"results/b/model.safetensors": 0.98765, "results/a/model.safetensors": 0.5})
-    assert text.endswith(
-        "- teacher `results/a/model.safetensors`: 50.00 %\n- teacher `results/b/model.safetensors`: 98.77 %\n"
+    teachers = {
+        "results/b/model.safetensors": {"accuracy": {"top1": 0.98765}},
+        "results/a/model.safetensors": {"accuracy": {"top1": 0.5}, "origin": "w.pt (sha256 0123)"},
+    }
+    assert table([result(0.5)], teachers).endswith(
+        "- teacher `results/a/model.safetensors`: 50.00 %, weights from w.pt (sha256 0123)\n"
+        "- teacher `results/b/model.safetensors`: 98.77 %\n"
     )
 
 
@@ -179,7 +183,7 @@ COSTS = {
     for text in re.split(r"^rule ", RULES, flags=re.MULTILINE)
     if (found := re.search(r'cost="([^"]+)"', text))
 }
-OF_DATASET = ("data", "teacher", "features")
+OF_DATASET = ("data", "teacher", "features", "features_part", "gather")
 OF_METHOD = ("barycenter", "recover", "images", "select", "relabel", "student")
 
 

@@ -162,7 +162,9 @@ def test_with_fewer_than_five_classes_top_5_is_everything(size):
 
 def test_evaluation_leaves_the_mode_as_it_was():
     network = Table(torch.eye(3)).train()
-    evaluate(network, Resident(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.tensor([0])), [0] * 3, [1] * 3, plain())
+    evaluate(
+        network, Resident(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.tensor([0])), [0] * 3, [1] * 3, plain()
+    )
     assert network.training
 
 
@@ -172,14 +174,16 @@ def test_evaluation_normalises():
             return torch.stack([x.mean((1, 2, 3)), torch.zeros(len(x))], 1)
 
     images = torch.tensor([100, 160], dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
-    found = evaluate(Mean(), Resident(images, torch.tensor([1, 0])), MEAN, STD, plain())  # below and above the mean colour
+    found = evaluate(
+        Mean(), Resident(images, torch.tensor([1, 0])), MEAN, STD, plain()
+    )  # below and above the mean colour
     assert found["top1"] == 1
 
 
 # ---- the loop
 
 
-def fit_linear(settings: TrainingSettings, loss_of=None, keeper=None, log=None, weights: Tensor | None = None):
+def fit_linear(settings: TrainingSettings, loss_of=None, keeper=None, log=None, weights: Tensor | None = None, ema=0.0):
     """Fit a linear map to four batches of numbers an epoch."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -193,21 +197,21 @@ def fit_linear(settings: TrainingSettings, loss_of=None, keeper=None, log=None, 
     context = quiet(plain())
     context = replace(context, keeper=keeper or context.keeper, log=log or context.log)
     loss_of = loss_of or cross_entropy()
-    history = fit(network, epoch_of, 4, loss_of, lambda _: {"top1": 0.5}, settings, context)
+    history = fit(network, epoch_of, 4, loss_of, lambda _: {"top1": 0.5}, settings, context, ema)
     return network, history
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize(("optimizer", "ema"), [("sgd", 0.0), ("adam", 0.0), ("adamw", 0.0), ("sgd", 0.9)])
 @pytest.mark.parametrize(("save_at", "die_at"), [(1, 2), (3, 3 + 2), (5, 6)])
-def test_a_killed_training_goes_on_to_the_same_bits(dying_keeper, optimizer, save_at, die_at):
+def test_a_killed_training_goes_on_to_the_same_bits(dying_keeper, optimizer, ema, save_at, die_at):
     settings = TrainingSettings(epochs=7, lr=0.1, optimizer=optimizer, warmup_epochs=1)
-    whole, history = fit_linear(settings)
+    whole, history = fit_linear(settings, ema=ema)
     keeper = dying_keeper(save_at, die_at)
     with pytest.raises(dying_keeper.Killed):
-        fit_linear(settings, keeper=keeper)
+        fit_linear(settings, keeper=keeper, ema=ema)
     again, logged = dying_keeper(), []
     again.content = keeper.content
-    network, found = fit_linear(settings, keeper=again, log=lambda _, step: logged.append(step))
+    network, found = fit_linear(settings, keeper=again, log=lambda _, step: logged.append(step), ema=ema)
     assert equal(network, whole)
     assert found == history
     assert logged == list(range(save_at + 1, 8))  # only what was missing is done again
@@ -237,6 +241,62 @@ def test_weights_multiply_the_losses_of_their_images():
         TrainingSettings(epochs=1, lr=0.1), lambda logits, _: 0 * logits.sum(1) + torch.arange(8.0), weights=weights
     )
     assert history[0]["loss"] == pytest.approx(float((weights**2).mean()))
+
+
+def test_the_average_of_the_weights_by_hand():
+    class Seen(torch.optim.SGD):
+        def step(self, *arguments):
+            result = super().step(*arguments)
+            weights.append(self.param_groups[0]["params"][0].detach().clone())
+            return result
+
+    settings, weights = TrainingSettings(epochs=2, lr=0.1), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "SGD", Seen)
+        network, _ = fit_linear(settings, ema=0.75)
+    average = weights[0]
+    for weight in weights[1:]:
+        average = 0.75 * average + 0.25 * weight
+    assert len(weights) == 8
+    torch.testing.assert_close(network.weight.detach(), average)
+
+
+def test_the_average_is_what_is_validated_with_its_own_statistics():
+    network = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
+    means, seen = [], []
+    network.register_forward_hook(lambda module, *_: means.append(module[0].running_mean.clone()))
+
+    def validate(given: nn.Module) -> dict[str, float]:
+        seen.append(given)
+        return {"top1": 0.0}
+
+    batches = [Batch(normal(4, 2, key=f"statistics {i}"), torch.tensor([0, 1, 0, 1])) for i in range(3)]
+    settings = TrainingSettings(epochs=1, lr=0.1)
+    fit(network, lambda _: batches, 3, cross_entropy(), validate, settings, quiet(plain()), 0.5)
+    assert seen[0] is not network
+    assert equal(network, seen[0])
+    torch.testing.assert_close(network[0].running_mean, means[0] / 4 + means[1] / 4 + means[2] / 2)
+
+
+def test_parts_of_a_step_add_up_to_one_step():
+    def train(parts: int) -> tuple[nn.Module, list[dict[str, float]]]:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = nn.Linear(5, 3)
+        batches = []
+        for step in range(4):
+            x = normal(9, 5, key=f"parts {step}")
+            cut = zip(x.tensor_split(parts), (x[:, 0] > 0).long().tensor_split(parts), strict=True)
+            batches += [Batch(a, b, share=len(a) / 9, last=i == parts) for i, (a, b) in enumerate(cut, 1)]
+        settings = TrainingSettings(epochs=3, lr=0.1)
+        return network, fit(network, lambda _: batches, 4, cross_entropy(), lambda _: {}, settings, quiet(plain()))
+
+    whole, history = train(1)
+    for parts in 2, 4:
+        network, found = train(parts)
+        torch.testing.assert_close(network.weight.detach(), whole.weight.detach())
+        assert [entry["loss"] for entry in found] == pytest.approx([entry["loss"] for entry in history])
+        assert [entry["lr"] for entry in found] == [entry["lr"] for entry in history]
 
 
 def test_every_epoch_trains_in_training_mode():
@@ -284,7 +344,9 @@ EASY = TeacherSettings(
 def taught(settings: TeacherSettings, seed: int = 0, keeper=None) -> tuple[Network, list[dict[str, float]]]:
     context = quiet(plain())
     context = replace(context, keeper=keeper or context.keeper)
-    return teacher.train(Resident(*coloured(72, "train")), Resident(*coloured(30, "val")), 3, MEAN, STD, settings, seed, context)
+    return teacher.train(
+        Resident(*coloured(72, "train")), Resident(*coloured(30, "val")), 3, MEAN, STD, settings, seed, context
+    )
 
 
 @pytest.mark.parametrize("crop", ["none", "pad", "resized"])
@@ -308,6 +370,64 @@ def test_a_killed_teacher_goes_on_to_the_same_bits(dying_keeper):
     assert equal(network, whole)
     assert found == history
     assert not equal(taught(settings, seed=1)[0], whole)
+
+
+def test_accumulation_changes_nothing_without_batchnorm():
+    settings = EASY.model_copy(
+        update={"architecture": "convnet3", "norm": "instance", "epochs": 2, "min_accuracy": 0.0}
+    )
+    whole, history = taught(settings)
+    for parts in 2, 3:
+        network, found = taught(settings.model_copy(update={"accumulate": parts}))
+        for name, value in network.state_dict().items():
+            torch.testing.assert_close(value, whole.state_dict()[name], rtol=1e-5, atol=1e-6)
+        assert [entry["loss"] for entry in found] == pytest.approx([entry["loss"] for entry in history], rel=1e-5)
+        assert not equal(network, whole)  # it is another order of sums
+
+
+@pytest.mark.parametrize(
+    ("start", "resolution", "expected"),
+    [
+        (1.0, 224, [224] * 8),
+        (0.5, 224, [112, 128, 152, 168, 184, 208, 224, 224]),  # 112 + 112 t / 6: 130.7, 149.3, 168, 186.7, 205.3
+        (0.5, 32, [16, 16, 24, 24, 24, 32, 32, 32]),  # 18.7, 21.3, 24, 26.7, 29.3
+        (0.1, 28, [8, 8, 8, 16, 16, 24, 28, 28]),  # 2.8, 7, 11.2, 15.4, 19.6, 23.8
+        (0.9, 7, [7] * 8),
+    ],
+)
+def test_sides_grow_in_steps_of_8_until_three_quarters_of_the_epochs(start, resolution, expected):
+    settings = EASY.model_copy(update={"epochs": 8, "progressive_from": start})
+    assert [teacher.side_of(settings, resolution, epoch) for epoch in range(8)] == expected
+
+
+def test_a_smaller_image_is_the_mean_over_its_pixels_footprint():
+    images = normal(2, 3, 16, 16)
+    small = teacher.shrink(images, 8)
+    weights = torch.tensor([1, 3, 3, 1]) / 8  # the triangle of an antialiased bilinear halving
+    inner = (images[..., 1:5, 1:5] * weights[:, None] * weights).sum((2, 3))
+    torch.testing.assert_close(small[..., 1, 1], inner)
+    assert small.shape == (2, 3, 8, 8)
+    assert teacher.shrink(images, 16) is images
+
+
+def test_a_teacher_learns_from_growing_images(monkeypatch):
+    sides, run = [], Network.forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            sides.append(x.shape[-1])
+        return run(self, x)
+
+    monkeypatch.setattr(Network, "forward", forward)
+    _, history = taught(EASY.model_copy(update={"progressive_from": 0.5, "ema": 0.5}))
+    assert sides == [8] * 15 + [16] * 15  # 8, 9.8, 11.6; 13.3, 15.1, 16
+    assert history[-1]["top1"] > 0.9
+
+
+@pytest.mark.parametrize("architecture", ["convnet3", "vit-tiny"])
+def test_a_network_of_one_size_refuses_growing_images(architecture):
+    with pytest.raises(WmddError, match=rf"^{architecture} takes images of one size only, not of 8 px"):
+        taught(EASY.model_copy(update={"architecture": architecture, "progressive_from": 0.5}))
 
 
 def test_the_gate_stops_a_weak_teacher():

@@ -18,8 +18,7 @@ def main() -> None:
         app(sys.argv[1:])
     except Exception as error:
         if launch.launched():
-            launch.record(error)
-            sys.exit(1)
+            launch.leave(error)
         if not isinstance(error, WmddError):
             raise
         sys.exit(f"wmdd {next(iter(sys.argv[1:]), '')}: error: {error}")

@@ -71,37 +71,44 @@ class ClassMoments:
     (law of total variance: all pixels of all images of the class). The sums are kept in float64. The published code averages
     the variances within batches instead, which leaves the variance between batches out.
 
-    Args:
+    Attributes:
         count: images of each class so far, by label.
-        sums: of a class, by layer: [2, ch] float64, the sums of n m and of n (v + m^2).
+        sums: of each class, [2, all channels] float64: the sums of n m and of n (v + m^2).
+        widths: channels of each layer, in their order in the sums.
     """
 
-    def __init__(self, count: dict[int, int] | None = None, sums: dict[int, dict[str, Tensor]] | None = None) -> None:
-        self.count, self.sums = count or {}, sums or {}
+    def __init__(
+        self,
+        count: dict[int, int] | None = None,
+        sums: dict[int, Tensor] | None = None,
+        widths: dict[str, int] | None = None,
+    ) -> None:
+        self.count, self.sums, self.widths = count or {}, sums or {}, widths or {}
 
     def add(self, label: int, count: int, sums: dict[str, Tensor]) -> None:
         """Add the sums [2, ch] by layer (`sums_of`) over `count` images of a class."""
-        mine = self.sums.setdefault(label, {})
-        for name, total in sums.items():
-            mine[name] = mine[name] + total if name in mine else total
+        self.widths = self.widths or {name: total.shape[1] for name, total in sums.items()}
+        total = torch.cat([sums[name] for name in self.widths], 1)
+        self.sums[label] = self.sums[label] + total if label in self.sums else total
         self.count[label] = self.count.get(label, 0) + count
 
     def last(self) -> "ClassMoments":
         """Return those of the last class alone, which the next batch may go on with."""
         label = next(reversed(self.count))
-        return ClassMoments({label: self.count[label]}, {label: dict(self.sums[label])})
+        return ClassMoments({label: self.count[label]}, {label: self.sums[label]}, self.widths)
 
     def statistics(self) -> Statistics:
         """Return the statistics of all classes seen so far, [C, ch] float64, in the order in which they came."""
-        sums = list(self.sums.values())
-        count = torch.tensor(list(self.count.values()), dtype=torch.float64)[:, None]
-        return statistics_of({name: torch.stack([one[name] for one in sums]) for name in sums[0]}, count)
+        count = torch.tensor(list(self.count.values()))
+        parts = torch.stack(list(self.sums.values())).split(list(self.widths.values()), 2)
+        found = {name: statistics_of(part, count) for name, part in zip(self.widths, parts, strict=True)}
+        return Statistics({k: mean for k, (mean, _) in found.items()}, {k: v for k, (_, v) in found.items()})
 
 
-def statistics_of(sums: dict[str, Tensor], count: Tensor) -> Statistics:
-    """Return the statistics of sums [C, 2, ch] over count [C, 1] images."""
-    mean = {name: total[:, 0] / count for name, total in sums.items()}
-    return Statistics(mean, {k: (total[:, 1] / count - mean[k] ** 2).clamp(min=0) for k, total in sums.items()})
+def statistics_of(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance [C, ch] of sums [C, 2, ch] over count [C] images."""
+    mean, square = (sums / count[:, None, None]).unbind(1)
+    return mean, (square - mean**2).clamp(min=0)
 
 
 def sums_of(x: Tensor) -> Tensor:

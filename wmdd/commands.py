@@ -244,7 +244,7 @@ def _join(files: list[Path], output: Path, statistics: Path, meta: dict[str, Any
 def gather(*, parts: Several, output: Path, statistics: Path, threads: int = 1) -> None:
     """Join the features that several jobs have made, each of a block of classes: the bits of one job that made them all."""
     known = [artifacts.load_meta(path) for path in parts]
-    first = {name: value for name, value in known[0].items() if name not in ("digest", "identity", "layers")}
+    first = {name: value for name, value in known[0].items() if name not in ("digest", "identity", "widths")}
     for path, meta in zip(parts, known, strict=True):
         if (meta["inputs"], meta["settings"]) != (first["inputs"], first["settings"]):
             raise WmddError(f"{path} is of other data, another teacher or other settings than {parts[0]}; make it anew")
@@ -552,6 +552,8 @@ def report(
     cost_table: Path,
     barycenter_table: Path,
     barycenter_csv: Path,
+    dataset_table: Path,
+    datasets: Several,
     barycenters: Several | None = None,
     threads: int = 1,
 ) -> None:
@@ -559,7 +561,7 @@ def report(
     from wmdd import report as build
 
     results = [(path, read_json(path)) for path in students]
-    about = {str(path): load_model(path)[1] for path in teachers}
+    known = {str(path): load_model(path)[1] for path in teachers}
     spent = [(path, read_json(path)) for path in costs]
     rows = build.rows(results)
     summary = build.summary(rows)
@@ -568,8 +570,10 @@ def report(
     artifacts.write_text(cost_table, build.cost_markdown(spent))
     artifacts.write_text(barycenter_csv, solved.to_csv(index=False))
     artifacts.write_text(barycenter_table, build.barycenter_markdown(solved))
-    artifacts.write_text(table, build.markdown(summary, about))
-    print(build.markdown(summary, about))
+    about = [(path.stem, artifacts.load_meta(path)) for path in datasets]
+    artifacts.write_text(dataset_table, build.dataset_markdown(about))
+    artifacts.write_text(table, build.markdown(summary, known))
+    print(build.markdown(summary, known))
 
 
 def _quality(path: Path) -> tuple[dict[str, np.ndarray], list[float]]:

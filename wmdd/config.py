@@ -71,6 +71,14 @@ class _DatasetEntry(_Entry):
     )
 
 
+class _TeacherEntry(_Entry):
+    """A teacher: overrides of the stage of that name, and how it is trained."""
+
+    gpus: Count | None = Field(
+        None, description="processes that train it together, one a GPU; 1 unless set. Changing it reruns nothing"
+    )
+
+
 class _MethodEntry(_Entry):
     """A method: a base and overrides. A list of values is a sweep: one method for each."""
 
@@ -88,7 +96,9 @@ def _model(name: str, base: type[_Entry], fields: Mapping[str, Any]) -> Any:
     return create_model(name, __base__=base, __doc__=base.__doc__, **fields)
 
 
-TeacherEntry: Any = _partial(TeacherSettings)
+TeacherEntry: Any = create_model(
+    "Teacher", __base__=(_TeacherEntry, _partial(TeacherSettings)), __doc__=_TeacherEntry.__doc__
+)
 StudentEntry: Any = _partial(NetworkSettings)
 DatasetEntry: Any = _model("Dataset", _DatasetEntry, _OVERRIDES)
 MethodEntry: Any = _model("Method", _MethodEntry, _SWEEPS)
@@ -318,19 +328,23 @@ class Experiment:
         """Return the seed of the teacher used by a distillation with this seed."""
         return seed if self.file.teacher_seed == "same" else int(self.file.teacher_seed)
 
-    def _of_dataset(self, dataset: str, key: str) -> int | None:
-        """Return a setting of the workflow that stands in the entry of a dataset."""
-        entries = [layer.entry("datasets", dataset) for layer in self._layers[::-1]]
+    def _of(self, kind: str, name: str, key: str) -> int | None:
+        """Return a setting of the workflow that stands in an entry, or in what it is based on."""
+        entries = [layer.entry(kind, each) for layer in self._layers[::-1] for each in self._chain(kind, name)[::-1]]
         return next((getattr(e, key) for e in entries if e is not None and getattr(e, key)), None)
+
+    def gpus(self, teacher: str) -> int:
+        """Return on how many GPUs a teacher is trained."""
+        return self._of("teachers", teacher, "gpus") or 1
 
     def classes_per_block(self, dataset: str, ipc: int) -> int:
         """Return how many classes a barycenter or recover job of a decoupled method takes."""
-        return self._of_dataset(dataset, "classes_per_block") or max(1, IMAGES_PER_BLOCK // ipc)
+        return self._of("datasets", dataset, "classes_per_block") or max(1, IMAGES_PER_BLOCK // ipc)
 
     def features_blocks(self, dataset: str) -> list[str]:
         """Return the class blocks of the jobs that share the features pass; one block: no sharing."""
         classes = self.resolve("data", dataset=dataset).classes
-        jobs = min(self._of_dataset(dataset, "features_jobs") or 1, classes)
+        jobs = min(self._of("datasets", dataset, "features_jobs") or 1, classes)
         cuts = [job * classes // jobs for job in range(jobs + 1)]
         return [f"classes{a}-{b - 1}" for a, b in itertools.pairwise(cuts)]
 
@@ -351,6 +365,7 @@ class Experiment:
             for kind in ("dataset", "teacher", "method", "protocol", "student"):
                 for name in self._chain(kind + "s", of[kind]) if kind in of else ():
                     merged |= _chosen(self._section(layer.entry(kind + "s", name), kind, stage))
+        merged.pop("gpus", None)  # of the workflow, not of the stage
         try:
             return STAGES[stage](**merged)
         except ValidationError as error:

@@ -154,12 +154,10 @@ def world(device: str = "auto") -> Iterator[World]:
             raise WmddError(f"process {local + 1} of this machine has no GPU; {torch.cuda.device_count()} are visible")
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if gpu else "gloo", device_id=torch.device("cuda", local) if gpu else None)
-    try:
-        found = World(dist.get_rank(), dist.get_world_size())
-        yield found
-        found.wait()  # no process ends before what the main one writes is whole
-    finally:
-        dist.destroy_process_group()
+    found = World(dist.get_rank(), dist.get_world_size())
+    yield found
+    found.wait()  # no process ends before what the main one writes is whole
+    dist.destroy_process_group()  # not after an exception: NCCL would wait for those that wait for this process
 
 
 class _Sum(torch.autograd.Function):

@@ -17,7 +17,7 @@ from wmdd.pictures import in_order
 if TYPE_CHECKING:
     from wmdd.settings import FeaturesSettings
 
-SHARD = 2**28  # bytes of features that are held at most
+SHARD = 2**24  # bytes of features that are held at most
 CACHED = 2**19  # pixels of a forward pass on CPU; more of them do not fit into its caches
 
 T = TypeVar("T")
@@ -82,8 +82,6 @@ def extract(
     everything = batches_by_class(pictures.labels, size, first, last)
     batches = [index for index in everything if index[0] >= start]
     moments = moments or ClassMoments()
-    features: list[Tensor] = []
-    seen: list[Tensor] = []
     with sums_of_inputs(network) as sums:
 
         def forward(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -92,16 +90,16 @@ def extract(
                 return network.embed(x).float().cpu(), sums()
 
         passed = _in_threads(forward, pictures.batches(batches)) if on_cpu else map(forward, pictures.batches(batches))
+        shard = _Filling(pictures.labels, size)
         for index in progress(batches, "features", len(everything), len(everything) - len(batches), "batch"):
             embedded, total = next(passed)
-            features.append(embedded)
+            if shard.count and (shard.room < len(index) or due()):
+                yield shard.take(moments)
+                moments = moments.last()
             moments.add(int(pictures.labels[index[0]]), len(index), total)
-            seen.append(index)
-            if due() or features[0].nbytes * len(features) > SHARD:
-                yield _shard(seen, features, pictures.labels, moments)
-                moments, features, seen = moments.last(), [], []
-    if seen:
-        yield _shard(seen, features, pictures.labels, moments)
+            shard.add(int(index[0]), embedded)
+        if shard.count:
+            yield shard.take(moments)
 
 
 def _in_threads(function: Callable[[Tensor], T], items: Iterator[Tensor]) -> Iterator[T]:
@@ -110,6 +108,26 @@ def _in_threads(function: Callable[[Tensor], T], items: Iterator[Tensor]) -> Ite
         yield done.result()
 
 
-def _shard(seen: list[Tensor], features: list[Tensor], labels: Tensor, moments: ClassMoments) -> Shard:
-    positions = torch.cat(seen)
-    return Shard(int(positions[0]), torch.cat(features), labels[positions], moments)
+class _Filling:
+    """Features as they come, in one piece of memory: many small ones would keep what lies between them from being reused."""
+
+    def __init__(self, labels: Tensor, size: int) -> None:
+        self.count = self.room = 0
+        self._labels, self._size, self._first, self._features = labels, size, 0, torch.empty(0)
+
+    def add(self, position: int, features: Tensor) -> None:
+        """Add those of a batch, which follow the last ones and for which there must be room, but in the beginning."""
+        if not self.count:
+            self._first = position
+            self.room = max(SHARD // features[0].nbytes, self._size)
+            self._features = torch.empty(min(self.room, len(self._labels) - position), features.shape[1])
+        self._features[self.count : self.count + len(features)] = features
+        self.count += len(features)
+        self.room -= len(features)
+
+    def take(self, moments: ClassMoments) -> Shard:
+        """Return what has come, and begin anew."""
+        last = self._first + self.count
+        shard = Shard(self._first, self._features[: self.count], self._labels[self._first : last], moments)
+        self.count = 0
+        return shard

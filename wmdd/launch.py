@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from wmdd.errors import WmddError
 
@@ -121,8 +121,14 @@ def follow() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def record(error: BaseException) -> None:
-    """Leave an exception to the launcher, which prints it if it is the first."""
+def leave(error: BaseException) -> NoReturn:
+    """End this process and leave the exception to the launcher, which prints it if it is the first.
+
+    At once, because NCCL takes its time, and complains, when a process ends in the middle of a conversation.
+    """
     from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
     ErrorHandler().record_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

@@ -77,7 +77,10 @@ def decode_plain(data: bytes) -> np.ndarray:
     Raises:
         UnreadableError: it is not a JPEG file.
     """
-    from torchvision.io import ImageReadMode, decode_jpeg  # a second of imports, which pixels that are stored do not need
+    from torchvision.io import (  # a second of imports, which pixels that are stored do not need
+        ImageReadMode,
+        decode_jpeg,
+    )
 
     try:
         with warnings.catch_warnings():

@@ -94,6 +94,43 @@ def cost_markdown(costs: list[tuple[Path, dict[str, Any]]]) -> str:
     return "# Cost\n\n" + groups.agg(**columns).round(1).reset_index().to_markdown(index=False) + "\n"
 
 
+def dataset_markdown(datasets: list[tuple[str, dict[str, Any]]]) -> str:
+    """Return which data were used: source and variant, pictures, what was noticed in them.
+
+    Args:
+        datasets: name and meta data of each.
+    """
+    rows = [
+        {
+            "dataset": name,
+            "variant": meta["variant"],
+            "classes": len(meta["classes"]),
+            "training": sum(meta["counts"]["train"]),
+            "validation": sum(meta["counts"]["val"]),
+            "px": meta["resolution"],
+            "mean": _numbers(meta["mean"]),
+            "std": _numbers(meta["std"]),
+            "val in train": meta["duplicates"]["val in train"],
+            "left out": len(meta["skipped"]),
+            "enlarged": meta["enlarged"]["count"],
+        }
+        for name, meta in datasets
+    ]
+    lines = [
+        "# Datasets",
+        "",
+        "What the numbers are of. Mean and std are those of the normalisation; `val in train` counts validation pictures that stand",
+        "in the training set too, `left out` unreadable ones, `enlarged` those smaller than the resolution.",
+        "",
+        str(pd.DataFrame(rows).to_markdown(index=False)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _numbers(values: list[float]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)
+
+
 def barycenter_summary(blocks: list[tuple[Path, dict[str, np.ndarray], list[float]]]) -> pd.DataFrame:
     """Return how good the barycenters of each dataset, teacher, method and IPC are.
 

@@ -107,7 +107,7 @@ class TrainingSettings(NetworkSettings):
     """Optimisation, shared by teacher and student."""
 
     epochs: Count = Field(50, description="passes over the training set")
-    batch_size: Count = Field(128, description="images a step, at most")
+    batch_size: Count = Field(128, description="images a step, at most; over all GPUs")
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Positive = Field(0.1, description="peak learning rate")
     momentum: Fraction = Field(0.9, description="SGD only, Nesterov")

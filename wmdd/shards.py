@@ -1,7 +1,7 @@
 """Shards of a features pass: what is done is kept while the pass goes on, and parts made by several jobs are joined.
 
 A shard and a part are the same kind of file: `features` [n, D], `labels` [n], and of the classes in it `moments/classes` [c],
-`moments/count` [c] and `moments/sums/{layer}` [c, 2, ch] (see `wmdd.batchnorm.ClassMoments`).
+`moments/count` [c] and `moments/sums` [c, 2, all channels] (see `wmdd.batchnorm.ClassMoments`).
 """
 
 from collections.abc import Iterator
@@ -61,10 +61,9 @@ class Shards:
             "labels": shard.labels.numpy(),
             "moments/classes": np.array(list(moments.count)),
             "moments/count": np.array(list(moments.count.values())),
+            "moments/sums": torch.stack(list(moments.sums.values())).numpy(),
         }
-        for layer in next(iter(moments.sums.values())):
-            arrays[f"moments/sums/{layer}"] = torch.stack([one[layer] for one in moments.sums.values()]).numpy()
-        artifacts.save(path, arrays, {"key": self.key, "first": shard.first, "layers": _layers(moments)})
+        artifacts.save(path, arrays, {"key": self.key, "first": shard.first, "widths": list(moments.widths.items())})
         self.files.append(path)
 
     def remove(self) -> None:
@@ -75,18 +74,14 @@ class Shards:
             self.folder.rmdir()
 
 
-def _layers(moments: ClassMoments) -> list[str]:
-    return list(next(iter(moments.sums.values())))
-
-
 def _read(path: Path) -> tuple[dict[str, Any], int, ClassMoments]:
     """Read all of a shard but its features: meta data, number of pictures, moments."""
-    with artifacts.reading(path) as file:
+    with artifacts.reading(path, "labels", "moments/classes", "moments/count", "moments/sums") as file:
         meta = artifacts.meta_of(file)
         classes, count = (file[f"moments/{name}"][()].tolist() for name in ("classes", "count"))
-        sums = {layer: torch.from_numpy(file[f"moments/sums/{layer}"][()]) for layer in meta["layers"]}
-        mine = {label: {layer: rows[row] for layer, rows in sums.items()} for row, label in enumerate(classes)}
-        return meta, len(file["labels"]), ClassMoments(dict(zip(classes, count, strict=True)), mine)
+        sums = dict(zip(classes, torch.from_numpy(file["moments/sums"][()]), strict=True))
+        moments = ClassMoments(dict(zip(classes, count, strict=True)), sums, dict(meta["widths"]))
+        return meta, len(file["labels"]), moments
 
 
 def join_features(files: list[Path], output: Path, meta: dict[str, Any]) -> None:
@@ -104,34 +99,34 @@ def join_statistics(files: list[Path], output: Path, meta: dict[str, Any], class
     Raises:
         WmddError: a class is in none of the files.
     """
-    layers = artifacts.load_meta(files[0])["layers"]
+    widths = artifacts.load_meta(files[0])["widths"]
     count = _by_class(files, "moments/count", classes)
     if missing := np.flatnonzero(count == 0).tolist():
         raise WmddError(f"no features of the classes {missing[:3]} of {classes}; run the features stage for them")
     with artifacts.writing(output) as writer:
-        writer.meta = meta | {"layers": layers}
+        writer.meta = meta | {"layers": [layer for layer, _ in widths]}
         writer.put("count", count)
-        for layer in layers:
-            sums = torch.from_numpy(_by_class(files, f"moments/sums/{layer}", classes))
-            found = statistics_of({layer: sums}, torch.from_numpy(count)[:, None].double())
-            writer.put(f"mean/{layer}", found.mean[layer].numpy())
-            writer.put(f"variance/{layer}", found.variance[layer].numpy())
+        start = 0
+        for layer, width in widths:
+            sums = _by_class(files, "moments/sums", classes, np.s_[:, :, start : start + width])
+            mean, variance = statistics_of(torch.from_numpy(sums), torch.from_numpy(count))
+            writer.put(f"mean/{layer}", mean.numpy())
+            writer.put(f"variance/{layer}", variance.numpy())
+            start += width
 
 
 def join_part(files: list[Path], output: Path, meta: dict[str, Any], classes: int) -> None:
     """Write the shards of a job that made some of the classes as one file of their kind."""
-    layers = artifacts.load_meta(files[0])["layers"]
     count = _by_class(files, "moments/count", classes)
     mine = np.flatnonzero(count)
     with artifacts.writing(output) as writer:
-        writer.meta = meta | {"layers": layers}
+        writer.meta = meta | {"widths": artifacts.load_meta(files[0])["widths"]}
         for name in ("features", "labels"):
             for rows in _rows(files, name):
                 writer.append(name, rows)
         writer.put("moments/classes", mine)
         writer.put("moments/count", count[mine])
-        for layer in layers:
-            writer.put(f"moments/sums/{layer}", _by_class(files, f"moments/sums/{layer}", classes)[mine])
+        writer.put("moments/sums", _by_class(files, "moments/sums", classes)[mine])
 
 
 def _rows(files: list[Path], name: str) -> Iterator[np.ndarray]:
@@ -141,12 +136,12 @@ def _rows(files: list[Path], name: str) -> Iterator[np.ndarray]:
                 yield file[name][start : start + ROWS]
 
 
-def _by_class(files: list[Path], name: str, classes: int) -> np.ndarray:
+def _by_class(files: list[Path], name: str, classes: int, part: Any = ()) -> np.ndarray:
     """Return [C, ...]: of each class what the last file says that has it."""
     found: np.ndarray | None = None
     for path in files:
         with artifacts.reading(path) as file:
-            rows = file[name][()]
+            rows = file[name][part]
             found = np.zeros((classes, *rows.shape[1:]), rows.dtype) if found is None else found
             found[file["moments/classes"][()]] = rows
     assert found is not None

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from wmdd import augment
 from wmdd.errors import WmddError
-from wmdd.feeding import Pictures
 from wmdd.models import Network, build
 from wmdd.relabel import views_of
 from wmdd.rng import generator
 from wmdd.training import Batch, Context, batches_of, cross_entropy, distillation, evaluate, fit
 
 if TYPE_CHECKING:
+    from wmdd.feeding import Pictures
     from wmdd.settings import AugmentationSettings, StudentSettings
 
 
@@ -32,7 +32,7 @@ def train(
     weights: Tensor,
     logits: Tensor | None,
     seeds: list[int],
-    val_pictures: Pictures,
+    val_pictures: "Pictures",
     classes: int,
     mean: list[float],
     std: list[float],

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from wmdd import augment
 from wmdd.distributed import ALONE, parts_of, shared_statistics
 from wmdd.errors import WmddError
-from wmdd.feeding import Pictures
 from wmdd.models import Network, build, normalise
 from wmdd.rng import generator
 from wmdd.training import Batch, Context, batches_of, cross_entropy, evaluate, fit
 
 if TYPE_CHECKING:
+    from wmdd.feeding import Pictures
     from wmdd.settings import TeacherSettings
 
 
@@ -65,8 +65,8 @@ def check_sizes(network: nn.Module, side: int, settings: "TeacherSettings", cont
 
 
 def train(
-    pictures: Pictures,
-    val_pictures: Pictures,
+    pictures: "Pictures",
+    val_pictures: "Pictures",
     classes: int,
     mean: list[float],
     std: list[float],

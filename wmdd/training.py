@@ -14,10 +14,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from wmdd.distributed import ALONE, World, unsent
 from wmdd.engine import Engine
 from wmdd.errors import WmddError
-from wmdd.feeding import Pictures
 from wmdd.models import normalise
 
 if TYPE_CHECKING:
+    from wmdd.feeding import Pictures
     from wmdd.settings import TrainingSettings
 
 Log = Callable[[dict[str, Any], int], None]
@@ -122,7 +122,7 @@ def batches_of(order: Tensor, size: int) -> tuple[Tensor, ...]:
 @torch.inference_mode()
 def evaluate(
     network: nn.Module,
-    pictures: Pictures,
+    pictures: "Pictures",
     mean: list[float],
     std: list[float],
     engine: Engine,

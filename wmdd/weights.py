@@ -122,14 +122,14 @@ def of_torchvision(settings: "TeacherSettings") -> Weights:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(entry.url, str(path), expected and expected[1], progress=False)
         except (OSError, RuntimeError) as error:
-            raise WmddError(f"cannot download {entry.url} ({_line(error)}); put the file into {path.parent}") from None
-    state, digest = _unpickled(path), _sha256(path)
+            raise WmddError(
+                f"cannot download {entry.url} ({_line(error)}); fetch it by hand and put it into {path.parent}"
+            ) from None
+    digest = _sha256(path)
     if expected and not digest.startswith(expected[1]):
         raise WmddError(f"{path} is not the file of that name (its SHA-256 begins with {digest[:8]}); delete it")
-    seen = entry.transforms()
-    return Weights(
-        _flat(state, path), _origin(f"torchvision {entry}", digest), digest, _floats(seen.mean), _floats(seen.std)
-    )
+    state, seen = _flat(_unpickled(path), path), entry.transforms()
+    return Weights(state, _origin(f"torchvision {entry}", digest), digest, _floats(seen.mean), _floats(seen.std))
 
 
 def _timm_config(architecture: str) -> Any:
@@ -145,9 +145,9 @@ def _timm_config(architecture: str) -> Any:
     if not timm.is_model(name):
         nearest = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=1, cutoff=0.0)[0]
         raise WmddError(f"timm has no network {name!r}; did you mean timm:{nearest}?")
-    config = timm.get_pretrained_cfg(name)
-    if config is None or not timm.is_model_pretrained(name):
+    if not timm.is_model_pretrained(name):
         raise WmddError(f"timm has no weights for {name}; see timm.list_pretrained(), or set weights to a file")
+    config: Any = timm.get_pretrained_cfg(name)
     if not isinstance(config.classifier, str):
         raise WmddError(f"timm's {name} has several last layers; take a network with one")
     return config
@@ -254,4 +254,5 @@ def _floats(values: Any) -> list[float]:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """Return the first sentence of what went wrong."""
+    return " ".join(str(error).split()).split(". ")[0][:200] or type(error).__name__

@@ -3,6 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
+
+from wmdd.models import build
+from wmdd.rng import generator
+from wmdd.settings import NetworkSettings
 
 from .conftest import Workspace
 
@@ -84,6 +89,15 @@ def test_threads_tracking_and_experiment_name_rerun_nothing(run: Workspace) -> N
     assert run.pending("--set-threads", "teacher=1", "--set-resources", "recover:mem_mb=999") == {}
 
 
+def test_gpus_of_a_teacher_rerun_nothing(run: Workspace) -> None:
+    config = run.config
+    config["teachers"]["nano"]["gpus"] = 8
+    run.config = config
+    assert run.pending() == {}
+    forced = run.snakemake("--dry-run", "--forcerun", "teacher", "--printshellcmds")
+    assert " --processes 8 " in forced.stdout + forced.stderr
+
+
 def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
@@ -115,3 +129,28 @@ def test_code_of_a_command_reruns_that_stage(run: Workspace) -> None:
 def test_code_of_the_report_reruns_the_report(run: Workspace) -> None:
     edit(run.root / "wmdd/report.py", '"# Results"', '"# The results"')
     assert set(run.pending()) == {"grid", "report", "all"}
+
+
+def test_another_file_under_the_same_name_is_another_teacher(fresh: Workspace) -> None:
+    """The weights of a teacher from outside are an input like any other."""
+    settings = NetworkSettings(architecture="resnet18", width=4, stem="cifar")
+    target = "results/digits/outside/teacher/seed0/model.safetensors"
+
+    def put(seed: int) -> None:
+        torch.save(build(settings, 10, 16, generator("outside", seed)).state_dict(), fresh.root / "mine.pt")
+
+    put(0)
+    config = fresh.config
+    config["matrix"][0]["teachers"] = ["outside"]
+    config["teachers"] = {"outside": {"architecture": "resnet18", "width": 4, "weights": "mine.pt"}}
+    fresh.config = config
+    fresh.snakemake(target)
+    assert fresh.pending(target) == {}
+    config["datasets"]["digits"]["teacher"]["epochs"] = 3  # of a training that there is not
+    fresh.config = config
+    assert fresh.pending(target) == {}
+    put(1)
+    assert fresh.pending(target) == {"teacher": 1}
+    (fresh.root / "mine.pt").unlink()
+    failed = fresh.snakemake("--dry-run", target, check=False)
+    assert "teacher outside on digits: weights: there is no file mine.pt" in failed.stdout + failed.stderr

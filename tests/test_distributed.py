@@ -1,0 +1,423 @@
+"""Several processes compute what one does, up to rounding; whatever ends one ends all; and nobody but the main one speaks."""
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch import multiprocessing as mp
+
+from wmdd import teacher
+from wmdd.artifacts import load_model, read_json, save
+from wmdd.distributed import ALONE, SharedBatchNorm2d, World, parts_of, shared_statistics, unsent, world
+from wmdd.engine import plain
+from wmdd.errors import WmddError
+from wmdd.feeding import Resident
+from wmdd.launch import check_gpus
+from wmdd.rng import generator
+from wmdd.settings import EngineSettings, TeacherSettings
+from wmdd.training import evaluate, quiet
+
+ROOT = Path(__file__).parents[1]
+MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
+COUNT = 47  # images in three steps of 16, 16 and 15, the last of which two processes share unevenly
+SETTINGS = TeacherSettings(
+    architecture="convnet3", width=8, epochs=2, batch_size=16, lr=0.02, evaluate_every=1, ema=0.5, accumulate=2
+)
+
+
+def normal(*shape: int, key: str = "", dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=generator("distributed test", key, *shape), dtype=dtype)
+
+
+def coloured(key: str) -> tuple[Tensor, Tensor]:
+    """Noisy pictures of three classes that differ in colour, sorted by class."""
+    labels = (torch.arange(COUNT) % 3).sort().values
+    noise = torch.randint(0, 120, (COUNT, 3, 16, 16), generator=generator("coloured", key))
+    return (noise + 110 * F.one_hot(labels, 3)[..., None, None]).to(torch.uint8), labels
+
+
+def taught(context, settings: TeacherSettings = SETTINGS) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    network, history = teacher.train(
+        Resident(*coloured("train")), Resident(*coloured("val")), 3, MEAN, STD, settings, 0, context
+    )
+    assert not any(isinstance(layer, SharedBatchNorm2d) for layer in network.modules())
+    return network.state_dict(), history
+
+
+def close(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float) -> None:
+    """Compare two networks by the distance of each tensor relative to its length."""
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        distance = (value.double() - b[name].double()).norm() / value.double().norm().clamp(min=1e-3)
+        assert float(distance) < tolerance, name
+
+
+# ---- what two processes find, started once for all of these tests
+
+
+def normalised(among: World, x: Tensor) -> dict[str, Tensor]:
+    """Two steps of BatchNorm on this process's share of x [S, B, C, H, W], and its gradients under a fixed loss."""
+    layer = nn.Sequential(nn.BatchNorm2d(x.shape[2])).double()
+    with torch.no_grad():
+        layer[0].weight.copy_(normal(x.shape[2], key="weight"))
+        layer[0].bias.copy_(normal(x.shape[2], key="bias"))
+    mine = torch.stack([among.share(step) for step in x]).requires_grad_()
+    direction = torch.stack([among.share(step) for step in normal(*x.shape, key="direction")])
+    with shared_statistics(layer, among):
+        y = torch.stack([layer(step) for step in mine])
+        (y * direction).sum().backward()
+    state = {name: value.double() for name, value in layer.state_dict().items()}
+    return state | {"y": y.detach(), "x": mine.grad, "dw": layer[0].weight.grad, "db": layer[0].bias.grad}
+
+
+def differentiated(among: World, micro_batches: int) -> Tensor:
+    """The gradient of a mean loss over 13 numbers, which no number of processes divides."""
+    network = nn.Linear(5, 1, bias=False).double()
+    nn.init.zeros_(network.weight)
+    x, parallel = normal(13, 5), among.parallel(network)
+    for positions, share, last in parts_of(torch.arange(13), micro_batches, among):
+        with unsent(parallel) if not last else torch.enable_grad():
+            loss = (parallel(x[positions]) - x[positions].square()).square().mean() * share
+            loss.backward()
+    return network.weight.grad
+
+
+class Table(nn.Module):
+    """Says of each picture the class that is written in its first pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.one_hot((x[:, 0, 0, 0] * 255).round().long(), 3).float()
+
+
+def scored(among: World, count: int) -> dict[str, float]:
+    pixels = (torch.arange(count) % 3).to(torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
+    return evaluate(Table(), Resident(pixels, torch.arange(count) % 2), [0] * 3, [1] * 3, plain(), 2, among)
+
+
+class Kept:
+    """Gives the state that another process has kept."""
+
+    def __init__(self, state) -> None:
+        self.state = state
+
+    def load(self):
+        return self.state
+
+    def due(self) -> bool:
+        return False
+
+    def save(self, state) -> None:
+        """Keep nothing."""
+
+
+def disagreement(among: World) -> str:
+    try:
+        among.agree(among.rank, "a number")
+    except WmddError as error:
+        return str(error)
+    return ""
+
+
+def averaged(among: World) -> Tensor:
+    layer = nn.BatchNorm2d(2)
+    layer.running_mean += torch.tensor([1.0, 2.0]) * (1 + 2 * among.rank)
+    among.average_buffers(layer)
+    return layer.running_mean
+
+
+def work(rank: int, port: int, folder: str) -> None:
+    """Run as one of two processes: everything that the tests below look at."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    state = torch.load(Path(folder) / "half", weights_only=True)
+    with world("cpu") as among:
+        found = {
+            "share": among.share(torch.arange(7)),
+            "sum": among.sum(torch.tensor([1.0, rank])),
+            "mean": among.mean(torch.tensor([1.0, rank])),
+            "agree": disagreement(among),
+            "averaged": averaged(among),
+            "normalised": normalised(among, normal(2, 7, 4, 3, 2)),
+            "one image each": normalised(among, normal(2, 2, 4, 3, 2)),
+            "gradients": [differentiated(among, micro_batches) for micro_batches in (1, 2, 5)],
+            "scores": [scored(among, count) for count in (1, 7, 12)],
+            "resumed": taught(replace(quiet(plain()), keeper=Kept(state), world=among)),
+            "own statistics": taught(
+                replace(quiet(plain()), world=among), SETTINGS.model_copy(update={"sync_batchnorm": False})
+            ),
+        }
+    torch.save(found, Path(folder) / f"rank{rank}")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, half) -> list[dict]:
+    """What each of two processes has found."""
+    folder = tmp_path_factory.mktemp("pair")
+    torch.save(half, folder / "half")
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    mp.start_processes(work, (port, str(folder)), 2, start_method="spawn")
+    return [torch.load(folder / f"rank{rank}", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def half():
+    """The state of one process after the first of two epochs."""
+    states = []
+
+    class Keeper(Kept):
+        def due(self) -> bool:
+            return True
+
+        def save(self, state) -> None:
+            states.append({**state, "history": list(state["history"])})
+            if len(states) == 1:
+                raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        taught(replace(quiet(plain()), keeper=Keeper(None)))
+    return states[0]
+
+
+def test_shares_sums_and_means(pair):
+    assert [found["share"].tolist() for found in pair] == [[0, 1, 2, 3], [4, 5, 6]]
+    assert [found["sum"].tolist() for found in pair] == [[2, 1], [2, 1]]
+    assert [found["mean"].tolist() for found in pair] == [[1, 0.5], [1, 0.5]]
+    assert [found["averaged"].tolist() for found in pair] == [[2, 4], [2, 4]]
+
+
+def test_processes_that_disagree_stop(pair):
+    for found in pair:
+        assert re.search(r"disagree on a number \(\[0, 1\]\)", found["agree"])
+
+
+def test_batchnorm_over_two_processes_is_batchnorm_of_the_whole_batch(pair):
+    """Outputs, gradients, and running statistics after two steps, of shares of 4 and 3 images."""
+    for case, count in ("normalised", 7), ("one image each", 2):
+        whole = normalised(ALONE, normal(2, count, 4, 3, 2))
+        first, second = (found[case] for found in pair)
+        for name in "y", "x":
+            torch.testing.assert_close(torch.cat([first[name], second[name]], 1), whole[name], rtol=1e-12, atol=1e-12)
+        for name in "dw", "db":  # of one loss that is a sum over both
+            torch.testing.assert_close(first[name] + second[name], whole[name], rtol=1e-12, atol=1e-12)
+        for name in whole.keys() - {"x", "y", "dw", "db"}:
+            torch.testing.assert_close(first[name], whole[name], rtol=1e-12, atol=1e-12)
+            assert torch.equal(first[name], second[name])
+
+
+def test_gradients_are_of_the_mean_loss_however_the_images_are_divided(pair):
+    expected = differentiated(ALONE, 1)
+    for found in pair:
+        for gradient in found["gradients"]:
+            torch.testing.assert_close(gradient, expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(differentiated(ALONE, 4), expected, rtol=1e-13, atol=1e-13)
+
+
+def test_the_accuracy_is_that_of_all_pictures(pair):
+    expected = [scored(ALONE, count) for count in (1, 7, 12)]
+    assert [found["scores"] for found in pair] == [expected, expected]
+
+
+def test_a_checkpoint_of_one_process_is_continued_by_two(pair):
+    whole, history = taught(quiet(plain()))
+    for found in pair:
+        state, continued = found["resumed"]
+        close(whole, state, 1e-5)
+        assert continued[0] == history[0]
+        assert continued[1] == pytest.approx(history[1], rel=1e-5)
+    close(pair[0]["resumed"][0], pair[1]["resumed"][0], 1e-30)
+
+
+def test_without_synchronisation_the_processes_normalise_apart_but_end_equal(pair):
+    (first, history), (second, other) = (found["own statistics"] for found in pair)
+    close(first, second, 1e-30)
+    assert history == other
+    with pytest.raises(AssertionError):
+        close(first, taught(quiet(plain()))[0], 1e-3)
+
+
+# ---- one process
+
+
+@pytest.mark.parametrize(("size", "micro_batches"), [(1, 1), (1, 3), (2, 1), (2, 3), (3, 2)])
+def test_parts_hold_each_image_once_and_their_shares_weigh_them_equally(size, micro_batches):
+    step = torch.randperm(17, generator=generator("parts"))
+    parts = [parts_of(step, micro_batches, World(rank, size)) for rank in range(size)]
+    assert [part.last for part in parts[0]] == [False] * (micro_batches - 1) + [True]
+    seen = torch.cat([part.positions for of in parts for part in of])
+    assert sorted(seen.tolist()) == list(range(17))
+    weights = torch.cat(
+        [torch.full((len(p.positions),), p.share / len(p.positions) / size) for of in parts for p in of]
+    )
+    torch.testing.assert_close(weights, torch.full((17,), 1 / 17))
+
+
+def test_a_step_with_too_few_images_is_refused():
+    with pytest.raises(WmddError, match=r"5 images.*3 micro-batches on 2 processes; raise batch_size"):
+        parts_of(torch.arange(5), 3, World(0, 2))
+    with pytest.raises(WmddError, match="accumulate"):
+        taught(quiet(plain()), SETTINGS.model_copy(update={"accumulate": 17}))
+
+
+def test_other_layers_with_statistics_of_the_batch_are_refused_by_name():
+    network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    with (
+        pytest.raises(WmddError, match=r"^1 is a BatchNorm1d.*sync_batchnorm: false"),
+        shared_statistics(network, World(0, 2)),
+    ):
+        pass
+    with shared_statistics(network, ALONE):
+        assert type(network[1]) is nn.BatchNorm1d
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    check_gpus(8, EngineSettings(device="cpu"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    check_gpus(8, EngineSettings())
+    with pytest.raises(WmddError, match="8 processes need as many GPUs, but 0 are visible"):
+        check_gpus(8, EngineSettings(device="cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    check_gpus(4, EngineSettings())
+    check_gpus(8, EngineSettings(device="cpu"))
+    with pytest.raises(WmddError, match=r"8 processes.*4 are visible; lower the teacher's `gpus`"):
+        check_gpus(8, EngineSettings())
+
+
+# ---- the command
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> Path:
+    """A folder with a tiny dataset."""
+    folder = tmp_path_factory.mktemp("distributed")
+    arrays = {}
+    for split in "train", "val":
+        images, labels = coloured(split)
+        arrays |= {f"{split}/images": images.numpy(), f"{split}/labels": labels.numpy()}
+    names = ["ant", "bee", "cat"]
+    counts = {split: np.bincount(arrays[f"{split}/labels"]).tolist() for split in ("train", "val")}
+    meta = {"classes": names, "names": names, "resolution": 16, "mean": MEAN, "std": STD, "storage": "pixels"}
+    save(folder / "data.h5", arrays, meta | {"counts": counts, "inputs": {}})
+    return folder
+
+
+def start(here: Path, output: str, flags: str, processes: int) -> subprocess.Popen[str]:
+    """Start the command `teacher`."""
+    line = (
+        f"-m wmdd teacher --data data.h5 --output {output}/model.safetensors --seed 0 --architecture convnet3 --width 8"
+        f" --batch-size 16 --device cpu --precision fp32 --processes {processes} {flags}"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "WMDD_REVISION": "test", "WMDD_CHECKPOINT_SECONDS": "0"}
+    return subprocess.Popen(
+        [sys.executable, *shlex.split(line)], cwd=here, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def mistakes(err: str) -> list[str]:
+    """The lines that are neither the job's first and last nor its progress."""
+    usual = r"wmdd teacher: \S+ on cpu with|wmdd teacher: done|training: |$"
+    return [line for line in err.splitlines() if not re.match(usual, line)]
+
+
+def under_way(here: Path, output: str, process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Wait until a training has written its next checkpoint; return its processes."""
+    checkpoint = here / output / ".model.safetensors.checkpoint"
+    before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if checkpoint.exists() and checkpoint.stat().st_mtime_ns > before:
+            return psutil.Process(process.pid).children()
+        assert process.poll() is None, finish(process)
+        time.sleep(0.005)
+    raise AssertionError("no checkpoint in time")
+
+
+def ended(processes: list[psutil.Process]) -> bool:
+    """Whether they are gone, or are zombies that nobody has asked after, within some seconds."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if all(not p.is_running() or p.status() == psutil.STATUS_ZOMBIE for p in processes):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_two_processes_train_the_network_of_one(here):
+    flags = "--epochs 2 --evaluate-every 1 --lr 0.02"
+    for processes in 1, 2:
+        code, out, err = finish(start(here, f"with{processes}", flags, processes))
+        assert (code, out, mistakes(err)) == (0, "", [])
+        assert err.count(" on cpu with ") == err.count("wmdd teacher: done") == 1
+    (one, about), (two, other) = (load_model(here / f"with{n}/model.safetensors") for n in (1, 2))
+    close(one, two, 1e-5)
+    assert about["accuracy"] == other["accuracy"]
+    assert (about.pop("processes"), other.pop("processes")) == (1, 2)
+    assert {k: v for k, v in about.items() if k != "digest"} == {k: v for k, v in other.items() if k != "digest"}
+    first, second = (pd.read_csv(here / f"with{n}/model.csv") for n in (1, 2))
+    pd.testing.assert_frame_equal(first, second, rtol=1e-5)
+    assert read_json(here / "with2/model.cost.json")["processes"] == 2
+    assert {path.name for path in (here / "with2").iterdir()} == {"model.safetensors", "model.csv", "model.cost.json"}
+
+
+@pytest.mark.slow
+def test_a_training_on_two_processes_survives_anything(here):
+    """A killed process ends all, a stopped or killed launcher too; then it goes on to the bytes of an undisturbed run."""
+    flags = "--epochs 12 --lr 0.02 --accumulate 2 --ema 0.9 --no-sync-batchnorm"
+    assert finish(start(here, "undisturbed", flags, 2))[0] == 0
+
+    process = start(here, "killed", flags, 2)
+    children = under_way(here, "killed", process)
+    children[1].kill()
+    code, _, err = finish(process)
+    assert code == 1
+    assert len(mistakes(err)) == 1
+    assert re.match(r"wmdd teacher: error: process [12] of 2 was killed by SIGKILL; run again", mistakes(err)[0])
+    assert ended(children)
+
+    process = start(here, "killed", flags, 2)
+    while len(children := psutil.Process(process.pid).children()) < 2:
+        time.sleep(0.01)
+    process.terminate()
+    code, _, err = finish(process)
+    assert (code, mistakes(err)) == (143, [])
+    assert ended(children)
+
+    process = start(here, "killed", flags, 2)
+    children = under_way(here, "killed", process)
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    assert ended(children), "a process outlives its launcher"
+    assert not (here / "killed/model.safetensors").exists()
+
+    code, out, err = finish(start(here, "killed", flags, 2))
+    assert (code, out.count("going on from"), mistakes(err)) == (0, 1, [])
+    for name in "model.safetensors", "model.csv":
+        assert (here / "killed" / name).read_bytes() == (here / "undisturbed" / name).read_bytes()
+
+
+def test_a_mistake_that_all_processes_meet_is_one_line(here):
+    code, out, err = finish(start(here, "weak", "--epochs 1 --min-accuracy 1 --lr 1e-9", 2))
+    assert (code, out) == (1, "")
+    assert len(mistakes(err)) == 1
+    assert re.match(r"wmdd teacher: error: the teacher reaches .* below min_accuracy", mistakes(err)[0])
+    assert not (here / "weak/model.safetensors").exists()
