@@ -160,7 +160,14 @@ def main() -> None:
     """Check that all agree, time them in turn, print and keep the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, required=True, help="folder with train/ and val/")
-    for name, default in ("resolution", 64), ("width", 64), ("images", 100), ("repeats", 5), ("threads", 2), ("batch", 128):
+    for name, default in (
+        ("resolution", 64),
+        ("width", 64),
+        ("images", 100),
+        ("repeats", 5),
+        ("threads", 2),
+        ("batch", 128),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -212,7 +219,9 @@ def main() -> None:
         rate = round(len(data) / statistics.median(values), 1)
         result["rows"][name] = {"pictures a second": rate, "times plain": round(ratio, 2), "n": len(values)}
         print(f"{name:16} {result['rows'][name]}")
-    print(result["share of our time (fp32)"], "data stage:", result["data stage, pictures a second"], "pictures a second")
+    print(
+        result["share of our time (fp32)"], "data stage:", result["data stage, pictures a second"], "pictures a second"
+    )
     output = Path(__file__).parent / "results" / f"data-cpu-w{options.width}-{options.resolution}px.json"
     output.write_text(json.dumps(result, indent=2) + "\n")
     print(f"kept in {output}")

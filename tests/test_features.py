@@ -73,9 +73,7 @@ def test_features_and_statistics_are_those_of_a_double_precision_pass(tiny_teach
         for c in range(5):
             pixels = inputs[c == LABELS].transpose(0, 1).flatten(1)
             torch.testing.assert_close(statistics.mean[name][c], pixels.mean(1), rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(
-                statistics.variance[name][c], pixels.var(1, correction=0), rtol=1e-4, atol=1e-4
-            )
+            torch.testing.assert_close(statistics.variance[name][c], pixels.var(1, correction=0), rtol=1e-4, atol=1e-4)
 
 
 def test_the_running_statistics_are_used_and_left(tiny_teacher, pictures):

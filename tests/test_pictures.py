@@ -133,7 +133,9 @@ def test_formats_that_run_programs_are_not_tried() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("options", [{}, {"quality": 30}, {"subsampling": 0}, {"progressive": True}, {"optimize": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"quality": 30}, {"subsampling": 0}, {"progressive": True}, {"optimize": True}]
+)
 @pytest.mark.parametrize("side", [1, 8, 37, 64])
 def test_plain_files_have_the_same_pixels_the_fast_way(mode: str, options: dict[str, Any], side: int) -> None:
     image = Image.fromarray(noise(side, side, 3)).convert(mode)

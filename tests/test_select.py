@@ -21,7 +21,9 @@ def features(count: int = len(LABELS), key: str = "") -> Tensor:
 
 
 def chosen(strategy: str, k: int, seed: int = 0, labels: Tensor = LABELS) -> tuple[Tensor, Tensor]:
-    return select(labels, NAMES, k, Cloud(features(len(labels)), labels), SelectSettings(strategy=strategy), SOLVER, seed)
+    return select(
+        labels, NAMES, k, Cloud(features(len(labels)), labels), SelectSettings(strategy=strategy), SOLVER, seed
+    )
 
 
 @STRATEGIES

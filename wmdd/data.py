@@ -43,7 +43,7 @@ class Tally:
     enlarged_count: int = 0
     skipped: list[str] = field(default_factory=list)
 
-    def add(self, label: int, pixels: np.ndarray, content: bytes | np.ndarray) -> None:
+    def add(self, label: int, pixels: np.ndarray, content: bytes) -> None:
         """Count a picture [3, R, R]; `content` is what tells it from others."""
         self.labels.append(label)
         values = pixels.reshape(3, -1)
@@ -197,7 +197,7 @@ def _pack_arrays(
         tally = tallies[split] = Tally()
         for labels, images in _arranged(*arrays, limit, side):
             for label, image in zip(labels.tolist(), images, strict=True):
-                tally.add(label, image, np.ascontiguousarray(image))
+                tally.add(label, image, image.tobytes())
             writer.append(f"{split}/images", images)
         writer.put(f"{split}/labels", np.array(tally.labels, np.int64))
     val_folder = "" if settings.source == "digits" else "test"
@@ -268,7 +268,9 @@ def _about(settings: DataSettings, tallies: dict[str, Tally], resolution: int, e
 def _duplicates(tallies: dict[str, Tally]) -> dict[str, int]:
     """Count the pictures of a split that stand in it before, and those of `val` that stand in `train` too."""
     train, val = (np.array(tallies[split].digests, np.uint64) for split in SPLITS)
-    within = {split: len(all_of_it) - len(np.unique(all_of_it)) for split, all_of_it in (("train", train), ("val", val))}
+    within = {
+        split: len(all_of_it) - len(np.unique(all_of_it)) for split, all_of_it in (("train", train), ("val", val))
+    }
     return within | {"val in train": int(np.isin(val, train).sum())}
 
 
@@ -286,17 +288,25 @@ def describe(meta: dict[str, Any], tell: Callable[[str], None]) -> None:
         readable = f" ({name})" if name != folder else ""
         tell(f"class {index}: {folder}{readable}, {train[index]} + {val[index]} pictures")
     side = meta["resolution"]
-    tell(f"{meta['variant']}: {sum(train)} training and {sum(val)} validation pictures, {side} x {side}, as {meta['storage']}")
+    tell(
+        f"{meta['variant']}: {sum(train)} training and {sum(val)} validation pictures, {side} x {side}, as {meta['storage']}"
+    )
     converted = ", ".join(f"{n} {mode}" for mode, n in sorted(meta["modes"].items()) if mode != "RGB")
     enlarged, duplicates = meta["enlarged"], meta["duplicates"]
     if converted:
         tell(f"converted to RGB: {converted}")
     if enlarged["count"]:
         smallest = "{1}, {0} px".format(*enlarged["smallest"])
-        tell(f"warning: {enlarged['count']} pictures are smaller than {side} px and were enlarged; the smallest: {smallest}")
+        tell(
+            f"warning: {enlarged['count']} pictures are smaller than {side} px and were enlarged; the smallest: {smallest}"
+        )
     if meta["skipped"]:
         tell(f"warning: {len(meta['skipped'])} unreadable pictures were left out; the first: {meta['skipped'][0]}")
     if duplicates["val in train"]:
-        tell(f"warning: {duplicates['val in train']} validation pictures stand in the training set too; scores are too high")
+        tell(
+            f"warning: {duplicates['val in train']} validation pictures stand in the training set too; scores are too high"
+        )
     if duplicates["train"] + duplicates["val"]:
-        tell(f"{duplicates['train']} training and {duplicates['val']} validation pictures are copies of others of their split")
+        tell(
+            f"{duplicates['train']} training and {duplicates['val']} validation pictures are copies of others of their split"
+        )

@@ -119,8 +119,8 @@ def dataset_markdown(datasets: list[tuple[str, dict[str, Any]]]) -> str:
     lines = [
         "# Datasets",
         "",
-        "What the numbers are of. Mean and std are those of the normalisation; `val in train` counts validation pictures that stand",
-        "in the training set too, `left out` unreadable ones, `enlarged` those smaller than the resolution.",
+        "What the numbers are of. Mean and std are those of the normalisation; `val in train` counts validation pictures that",
+        "stand in the training set too, `left out` unreadable ones, `enlarged` those smaller than the resolution.",
         "",
         str(pd.DataFrame(rows).to_markdown(index=False)),
     ]
