@@ -1,6 +1,7 @@
 """The data stage: pictures of every kind become the same pixels however they are stored, and faults are one line."""
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -516,6 +517,13 @@ def test_a_picture_20000_pixels_wide(root: Path) -> None:
     assert len(collect(root, resolution=8).train.labels) == 7
     Image.new("L", (20_000, 20_000)).save(root / "train/cat/wide.png")
     refusal("wide.png", "more pixels than the limit", "on_corrupt", call=lambda: collect(root, resolution=8))
+
+
+def test_a_disk_that_is_too_small_is_known_before_anything_is_read(root: Path, monkeypatch) -> None:
+    (root / "train/cat/0.png").write_bytes(b"junk")
+    usage = type(shutil.disk_usage(root))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10 * 3 * 64 - 1))
+    refusal("disk full", "data.h5", call=lambda: collect(root, resolution=8))
 
 
 def test_skipped_pictures_are_told(root: Path) -> None:

@@ -74,7 +74,7 @@ def test_folders(root: Path) -> None:
     assert names(found.train) == [["train/cat/0.jpg", "train/cat/2.jpg"], ["train/dog/0.jpg", "train/dog/2.jpg"]]
     assert read(found.train) == names(found.train)
     assert read(found.val) == names(found.val)
-    assert found.variant == "folders at root"
+    assert found.variant == f"folders of {root.name}"
 
 
 @pytest.mark.parametrize("name", ["a b", "ü 猫", "-rf", "it's", "a;b", "100%", "{x}", "\udcff"])

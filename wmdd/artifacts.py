@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-import time
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -159,11 +159,20 @@ class Writer:
     `meta` is written at the end.
     """
 
-    def __init__(self, file: h5py.File, sink: _Sink) -> None:
+    def __init__(self, file: h5py.File, sink: _Sink, folder: Path) -> None:
         self.meta: Mapping[str, Any] = {}
-        self._file, self._sink = file, sink
+        self._file, self._sink, self._folder = file, sink, folder
         self._contents: dict[str, _Content] = {}
         self._pending: dict[str, list[np.ndarray]] = {}
+
+    def reserve(self, size: int) -> None:
+        """Refuse to begin what will not fit.
+
+        Raises:
+            OSError: the disk has less than `size` bytes left.
+        """
+        if shutil.disk_usage(self._folder).free < size:
+            raise OSError(errno.ENOSPC, f"{size:,} bytes are needed")
 
     def put(self, name: str, array: np.ndarray) -> None:
         """Write a whole array.
@@ -228,7 +237,7 @@ def writing(path: Path) -> Iterator[Writer]:
         sink = _Sink(raw)
         file = h5py.File(sink, "w")
         try:
-            writer = Writer(file, sink)
+            writer = Writer(file, sink, part.parent)
             yield writer
             writer.finish()
         except BaseException:
@@ -380,56 +389,3 @@ def check_classes(expected: list[str], found: list[str], expected_from: str, fou
     for index, (a, b) in enumerate(zip(expected, found, strict=True)):
         if a != b:
             raise WmddError(f"class {index} is {a!r} in {expected_from} but {b!r} in {found_from}; rebuild one of them")
-
-
-class Checkpoint:
-    """The state of an unfinished job, beside its output; never an output itself.
-
-    `key` is everything that the result depends on: a checkpoint made under another key is stale and left aside.
-    `seconds` is the least time between two writes; 0 writes at every chance. `earlier` is the time that the jobs before
-    this one have spent.
-    """
-
-    def __init__(self, path: Path, key: str, seconds: float = 60.0) -> None:
-        self.path, self.key, self.seconds = path, key, seconds
-        self.earlier = 0.0
-        self._begun = self._last = time.monotonic()
-
-    def load(self) -> dict[str, Any] | None:
-        """Return the state to go on from, or None for a fresh start (said on the log when a file was set aside)."""
-        if not self.path.exists():
-            return None
-        try:
-            content = torch.load(self.path, weights_only=True, map_location="cpu")
-            key, state, earlier = content["key"], dict(content["state"]), float(content["seconds"])
-        except Exception as error:
-            print(f"checkpoint {self.path} cannot be read ({type(error).__name__}); starting over", flush=True)
-            return None
-        if key != self.key:
-            print(f"checkpoint {self.path} is of other settings, code or inputs; starting over", flush=True)
-            return None
-        self.earlier = earlier
-        print(f"going on from {self.path}, after {self.earlier:.0f} s of earlier work", flush=True)
-        return state
-
-    def due(self) -> bool:
-        """Return whether it is time to save again."""
-        return time.monotonic() - self._last >= self.seconds
-
-    def touch(self) -> None:
-        """Count the time to the next write from now, as what is done was kept elsewhere."""
-        self._last = time.monotonic()
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Write tensors, numbers and strings."""
-        with atomic(self.path) as part, part.open("wb") as file:
-            seconds = self.earlier + time.monotonic() - self._begun
-            torch.save({"key": self.key, "state": state, "seconds": seconds}, file)
-        self._last = time.monotonic()
-
-    def remove(self) -> None:
-        """Forget the state, once the output is in place, and what a job that was killed while it wrote one left behind."""
-        self.path.unlink(missing_ok=True)
-        for left in self.path.parent.iterdir():
-            if left.name.startswith(f".{self.path.name}.") and left.name.endswith(".part"):
-                left.unlink(missing_ok=True)

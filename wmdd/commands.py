@@ -490,9 +490,9 @@ def student(
     ):
         count, k = arrays["weights"].shape
         _, history = train(
-            normalise(torch.from_numpy(arrays["images"]).flatten(0, 1), meta["mean"], meta["std"]),
+            normalise(torch.from_numpy(arrays["images"]).flatten(0, 1), about["mean"], about["std"]),
             torch.arange(count).repeat_interleave(k), torch.from_numpy(arrays["weights"]).flatten(), logits, seeds,
-            val_pictures, count, meta["mean"], meta["std"], settings, augmentation, seed, run, this.context,
+            val_pictures, count, about["mean"], about["std"], settings, augmentation, seed, run, this.context,
         )  # fmt: skip
         _write_history(output.with_suffix(".csv"), history)
         scored = [entry for entry in history if "top1" in entry]

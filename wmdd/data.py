@@ -85,7 +85,10 @@ def _pack_files(settings: DataSettings, writer: Writer, found: Found) -> dict[st
     _check_images(settings, listed, str(found.root))
     listed["train"] = sum(min(len(shelf), limit or len(shelf)) for shelf in found.train)
     reader = _Reader(settings, found)
-    encoded = _is_encoded(settings, reader, found, sum(listed.values()))
+    size = sum(listed.values()) * 3 * reader.side() ** 2
+    encoded = _is_encoded(settings, size)
+    if not encoded:
+        writer.reserve(size)
     tallies = {}
     for split, shelves in zip(SPLITS, (found.train, found.val), strict=True):
         tally = tallies[split] = Tally()
@@ -122,7 +125,7 @@ class _Reader:
     """Reads and decodes the pictures of splits, each once; carries over from one split to the next what they share."""
 
     def __init__(self, settings: DataSettings, found: Found) -> None:
-        self.settings, self.root = settings, found.root
+        self.settings, self.root, self._first = settings, found.root, found.train[0]
         self.resolution = settings.resolution  # when 0: that of the first picture
 
     def read(self, shelves: Sequence[Shelf], tally: Tally, limit: int | None) -> Iterator[Picture]:
@@ -138,11 +141,13 @@ class _Reader:
                     f"read in {self.root}; replace them, or delete the class in both splits"
                 )
 
-    def first_side(self, shelf: Shelf) -> int:
-        """Return the side of the first picture that can be read."""
-        for index in range(len(shelf)):
+    def side(self) -> int:
+        """Return the side that the pictures will have: as is set, or that of the first that can be read."""
+        if self.settings.resolution:
+            return self.settings.resolution
+        for index in range(len(self._first)):
             try:
-                return decode(shelf.read(index), 0).pixels.shape[-1]
+                return decode(self._first.read(index), 0).pixels.shape[-1]
             except UnreadableError:
                 continue
         return 1
@@ -175,12 +180,9 @@ class _Reader:
             raise WmddError(f"{self.root / name} ({width} x {height}) {fault}; {remedy}")
 
 
-def _is_encoded(settings: DataSettings, reader: _Reader, found: Found, count: int) -> bool:
-    """Return whether to store the files themselves, which `auto` does with datasets of many pixels."""
-    if settings.storage != "auto":
-        return settings.storage == "encoded"
-    side = settings.resolution or reader.first_side(found.train[0])
-    return count * 3 * side**2 > PIXELS
+def _is_encoded(settings: DataSettings, size: int) -> bool:
+    """Return whether to store the files themselves, which `auto` does with datasets of many bytes of pixels."""
+    return size > PIXELS if settings.storage == "auto" else settings.storage == "encoded"
 
 
 def _pack_arrays(

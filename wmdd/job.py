@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from wmdd import artifacts, tracking
+from wmdd.checkpoint import Checkpoint
 from wmdd.distributed import ALONE, World
 from wmdd.engine import Engine, plain
 from wmdd.progress import progress
@@ -32,7 +33,7 @@ class Job:
     meta: dict[str, Any]
     engine: Engine
     tracker: tracking.Tracker
-    checkpoint: artifacts.Checkpoint
+    checkpoint: Checkpoint
     figures: dict[str, Any] = field(default_factory=dict)
     world: World = ALONE
 
@@ -85,7 +86,7 @@ def job(
     key = sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     meta |= {"versions": versions(), "revision": git_revision()}
     seconds = float(os.environ.get("WMDD_CHECKPOINT_SECONDS", "60"))
-    checkpoint = artifacts.Checkpoint(output.with_name(f".{output.name}.checkpoint"), key, seconds)
+    checkpoint = Checkpoint(output.with_name(f".{output.name}.checkpoint"), key, seconds)
     if not world.main:
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
             yield Job(stage, output, meta, computing, tracking.NullTracker(), checkpoint, world=world)

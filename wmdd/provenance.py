@@ -13,7 +13,8 @@ from typing import Any
 PACKAGE = Path(__file__).parent
 # The modules that no number depends on.
 GROUND = (  # decide no number: what is downloaded and unpacked is checked
-    "artifacts", "config", "download", "errors", "job", "launch", "progress", "provenance", "settings", "tracking", "unpack",
+    "artifacts", "checkpoint", "config", "download", "errors", "job", "launch", "progress", "provenance", "settings",
+    "tracking", "unpack",
 )  # fmt: skip
 VERSIONED = ("wmdd", "torch", "torchvision", "POT", "h5py", "numpy", "pillow", "snakemake")
 

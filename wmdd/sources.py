@@ -42,7 +42,10 @@ def find(settings: DataSettings) -> Found:
         variant = f"{entry.variant}, from {how}"
     elif entry.layout in ("folders", "tiny-imagenet"):
         root = unpacked(settings, lambda folder: (folder / "train").is_dir())
-        splits, variant = (_tiny if entry.layout == "tiny-imagenet" else folders.find)(root), entry.variant
+        splits, variant = (
+            (_tiny if entry.layout == "tiny-imagenet" else folders.find)(root),
+            entry.variant.format(folder=root.name),
+        )
     else:
         raise WmddError(f"the pictures of {settings.source} are not files; this is a mistake of ours")
     names = folders.readable_names(root, splits.classes)
