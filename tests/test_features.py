@@ -27,7 +27,7 @@ from wmdd.shards import Shards
 COUNT = [7, 1, 4, 12, 3]
 LABELS = torch.arange(5).repeat_interleave(torch.tensor(COUNT))
 MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
-SETTINGS = FeaturesSettings(batch_size=4)
+SETTINGS = FeaturesSettings(batch_size=4, exact=True)
 ENGINE = EngineSettings(device="cpu", precision="fp32")
 
 

@@ -61,10 +61,10 @@ class Residual(nn.Module):
         """Return relu(F(x) + shortcut(x))."""
         y = x
         for index, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            y = norm(convolution(y if index == 0 else y.relu()))
+            y = norm(convolution(y if index == 0 else y.relu_()))
         # The shortcut's 1x1 convolution of stride 2 is taken as a subsampling and a convolution of stride 1: the same
         # numbers, and the backward pass of the former corrupts memory on CPU (torch 2.13, channels_last, 2 threads).
-        return cast(Tensor, (y + self.shortcut(x[..., :: self.stride, :: self.stride])).relu())
+        return cast(Tensor, y.add_(self.shortcut(x[..., :: self.stride, :: self.stride])).relu_())
 
 
 class ResNet(Network):
@@ -75,7 +75,9 @@ class ResNet(Network):
         bottleneck, depth = RESNETS[name]
         size, stride = {"cifar": (3, 1), "tiny": (3, 2), "imagenet": (7, 2)}[stem]
         pool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
-        self.stem = nn.Sequential(_convolution(3, width, size, stride), nn.BatchNorm2d(width), nn.ReLU(), pool)
+        self.stem = nn.Sequential(
+            _convolution(3, width, size, stride), nn.BatchNorm2d(width), nn.ReLU(inplace=True), pool
+        )
         blocks: list[nn.Module] = []
         inputs = width
         for stage, count in enumerate(depth):
