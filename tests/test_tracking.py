@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from wmdd import tracking
-from wmdd.artifacts import Checkpoint
+from wmdd.checkpoint import Checkpoint
 from wmdd.errors import WmddError
 from wmdd.job import cost_path, job
 from wmdd.settings import EngineSettings, SelectSettings
