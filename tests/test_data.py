@@ -16,6 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from wmdd import artifacts, data
+from wmdd.config import Experiment
 from wmdd.errors import WmddError
 from wmdd.feeding import opened, read
 from wmdd.settings import DataSettings
@@ -71,6 +72,11 @@ class Packed:
 
     def __getattr__(self, name: str) -> Any:
         return self.meta[name]
+
+
+def resolve(dataset: str, **options: Any) -> DataSettings:
+    """The settings of a dataset of the table, with some of one's own."""
+    return Experiment({"datasets": {dataset: {"data": options}}}).resolve("data", dataset=dataset)
 
 
 def collect(root: Path, **options: Any) -> Packed:
@@ -584,7 +590,35 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> Non
 # Real data
 
 
-@pytest.mark.skipif(not os.environ.get("WMDD_DATA"), reason="WMDD_DATA names no folder of data sets")
+real = pytest.mark.skipif(not os.environ.get("WMDD_DATA"), reason="WMDD_DATA names no folder of data sets")
+
+
+@real
+def test_real_imagenette() -> None:
+    """Fastai's split by the name of the dataset: its counts are checked, its classes named, its grey pictures noticed."""
+    root = Path(os.environ["WMDD_DATA"]) / "imagenette-224"
+    settings = resolve("imagenette", root=str(root), resolution=32, images_per_class=30)
+    dataset = Packed(settings)
+    assert [len(dataset.train.labels), len(dataset.val.labels)] == [300, 3925]
+    assert dataset.names[:3] == ["tench", "English springer", "cassette player"]
+    assert "fastai" in dataset.variant
+    assert set(dataset.modes) == {"RGB", "L"}
+    assert dataset.duplicates["val in train"] == 0
+    np.testing.assert_allclose(dataset.measured["mean"], dataset.mean, atol=0.05)
+    with pytest.raises(WmddError, match="9469 train pictures but imagenette has 12894"):
+        Packed(settings.model_copy(update={"train_images": 12894}))
+
+
+@real
+def test_real_tiny_imagenet() -> None:
+    root = Path(os.environ["WMDD_DATA"]) / "tiny-imagenet-20"
+    dataset = collect(root, classes=20, images_per_class=10, storage="encoded")
+    assert np.bincount(dataset.val.labels).tolist() == [50] * 20
+    assert dataset.resolution == 64
+    assert dataset.names[0] == "goldfish, Carassius auratus"
+
+
+@real
 def test_real_cifar10_tree() -> None:
     dataset = collect(Path(os.environ["WMDD_DATA"]) / "cifar10", classes=10, images_per_class=20)
     assert np.bincount(dataset.train.labels).tolist() == [20] * 10
