@@ -64,7 +64,7 @@ class Residual(nn.Module):
             y = norm(convolution(y if index == 0 else y.relu_()))
         # The shortcut's 1x1 convolution of stride 2 is taken as a subsampling and a convolution of stride 1: the same
         # numbers, and the backward pass of the former corrupts memory on CPU (torch 2.13, channels_last, 2 threads).
-        return cast(Tensor, y.add_(self.shortcut(x[..., :: self.stride, :: self.stride])).relu_())
+        return y.add_(self.shortcut(x[..., :: self.stride, :: self.stride])).relu_()
 
 
 class ResNet(Network):
