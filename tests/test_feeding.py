@@ -63,6 +63,12 @@ def test_what_does_not_fit_is_streamed(packed: Path, monkeypatch: pytest.MonkeyP
         assert isinstance(pictures, Streamed)
 
 
+def test_a_limit_that_is_no_number_is_named(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WMDD_RESIDENT_MB", "4 GB")
+    with pytest.raises(WmddError, match="WMDD_RESIDENT_MB is '4 GB'"), opened(packed, "train"):
+        pass
+
+
 def test_who_stops_early_waits_for_no_more_than_what_is_under_way(packed: Path, monkeypatch) -> None:
     loaded = []
     load = Streamed._load

@@ -124,7 +124,11 @@ def opened(
 
 
 def _fits(size: int) -> bool:
-    return size <= float(os.environ.get("WMDD_RESIDENT_MB", RESIDENT_MB)) * 2**20
+    limit = os.environ.get("WMDD_RESIDENT_MB", RESIDENT_MB)
+    try:
+        return size <= float(limit) * 2**20
+    except ValueError:
+        raise WmddError(f"WMDD_RESIDENT_MB is {limit!r}; set it to a number of megabytes, or not at all") from None
 
 
 def resident(pictures: Pictures, device: torch.device | None = None) -> Resident:
