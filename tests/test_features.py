@@ -1,5 +1,6 @@
 """One pass of the teacher: against double precision, the same bits however it is cut, interrupted or shared among jobs."""
 
+import json
 import os
 import signal
 import subprocess
@@ -206,9 +207,17 @@ def test_jobs_that_share_the_pass_end_with_the_bytes_of_one(files, monkeypatch):
 
 def test_parts_that_leave_a_class_out_or_do_not_belong_together_are_refused(files):
     parts = [make(files, f"{block}.h5", None, block) for block in ("classes0-1", "classes3-4")]
-    with pytest.raises(WmddError, match=r"\[2\] of 5"):
-        gather(parts=parts, output=files / "features.h5", statistics=files / "statistics.h5")
+    whole = [parts[0], make(files, "classes2-2.h5", None, "classes2-2"), parts[1]]
+    for given, said in (
+        (parts, r"classes3-4\.h5 has the classes 3\.\.4 where class 2 follows"),  # one is left out
+        (whole[::-1], r"classes3-4\.h5 has the classes 3\.\.4 where class 0 follows"),
+        ([*whole[:2], whole[1], whole[2]], r"classes2-2\.h5 has the classes 2\.\.2 where class 3 follows"),  # one twice
+        (whole[:2], "end before class 3 of 5"),
+    ):
+        with pytest.raises(WmddError, match=said):
+            gather(parts=given, output=files / "features.h5", statistics=files / "statistics.h5")
     assert not (files / "features.h5").exists()
+    assert not (files / "statistics.h5").exists()
     arrays, meta = artifacts.load(parts[1])
     artifacts.save(parts[1], arrays, meta | {"inputs": {"data": "other", "teacher": "other"}})
     with pytest.raises(WmddError, match=r"classes3-4\.h5 is of other data"):
@@ -270,6 +279,18 @@ def test_a_killed_pass_goes_on_to_the_same_bytes(files):
     make(files)
     assert content(files) == whole
     assert not shards.exists()
+
+
+def test_the_cost_counts_what_earlier_jobs_have_spent(files, tiny_teacher, pictures):
+    shards = Shards(files / "features.h5", "a key")
+    for index, shard in enumerate(passed(tiny_teacher, pictures, due=lambda: True)):
+        shards.add(shard, 1000.0 + index)
+    again = Shards(files / "features.h5", "a key")
+    again.restore()
+    assert again.seconds == 1000 + len(shards.files) - 1
+    Shards(files / "features.h5", "another").restore()
+    make(files)
+    assert json.loads((files / "features.cost.json").read_text())["seconds"] < 900
 
 
 def test_shards_of_other_settings_are_left_aside(files, tiny_teacher, pictures):

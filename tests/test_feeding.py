@@ -88,6 +88,15 @@ def test_read_in_pieces(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(pieces, held.images)
 
 
+def test_a_file_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    from wmdd.artifacts import save
+
+    arrays = {"train/labels": np.zeros(3, int), "train/bytes": np.zeros(9, np.uint8), "train/offsets": np.arange(4)}
+    save(tmp_path / "x.h5", arrays, {"resolution": 8})
+    with pytest.raises(WmddError, match="earlier version"), opened(tmp_path / "x.h5", "train"):
+        pass
+
+
 def test_a_file_of_another_stage_is_refused(tmp_path: Path) -> None:
     from wmdd.artifacts import save
 

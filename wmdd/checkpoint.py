@@ -47,11 +47,14 @@ class Checkpoint:
         """Count the time to the next write from now, as what is done was kept elsewhere."""
         self._last = time.monotonic()
 
+    def spent(self) -> float:
+        """Return the seconds since the work began, by this job and the ones before it."""
+        return self.earlier + time.monotonic() - self._begun
+
     def save(self, state: dict[str, Any]) -> None:
         """Write tensors, numbers and strings."""
         with atomic(self.path) as part, part.open("wb") as file:
-            seconds = self.earlier + time.monotonic() - self._begun
-            torch.save({"key": self.key, "state": state, "seconds": seconds}, file)
+            torch.save({"key": self.key, "state": state, "seconds": self.spent()}, file)
         self._last = time.monotonic()
 
     def remove(self) -> None:

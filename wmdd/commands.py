@@ -218,12 +218,13 @@ def features(
     ):
         shards = Shards(output, this.checkpoint.key)
         start, moments = shards.restore()
+        this.checkpoint.earlier = shards.seconds
         for shard in extract(
             this.engine.place(network), pictures, known["mean"], known["std"], settings, this.engine,
             None if block is None else _block(block, known["classes"]), start, moments, this.checkpoint.due,
             this.context.progress,
         ):  # fmt: skip
-            shards.add(shard)
+            shards.add(shard, this.checkpoint.spent())
             this.checkpoint.touch()
         about = this.meta | _manifest(known)
         if statistics is None:
@@ -243,11 +244,14 @@ def _join(files: list[Path], output: Path, statistics: Path, meta: dict[str, Any
 @app.command
 def gather(*, parts: Several, output: Path, statistics: Path, threads: int = 1) -> None:
     """Join the features that several jobs have made, each of a block of classes: the bits of one job that made them all."""
+    from wmdd.shards import check_parts
+
     known = [artifacts.load_meta(path) for path in parts]
     first = {name: value for name, value in known[0].items() if name not in ("digest", "identity", "widths")}
     for path, meta in zip(parts, known, strict=True):
         if (meta["inputs"], meta["settings"]) != (first["inputs"], first["settings"]):
             raise WmddError(f"{path} is of other data, another teacher or other settings than {parts[0]}; make it anew")
+    check_parts(parts, len(first["classes"]))
     with job("gather", output, [], {str(i): meta["digest"] for i, meta in enumerate(known)}, threads=threads):
         _join(parts, output, statistics, first | {"identity": {}})
 

@@ -24,9 +24,7 @@ from wmdd.settings import STAGES, Count, EngineSettings, NetworkSettings, Settin
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 Names = Annotated[list[Name], Field(min_length=1)]
 
-IMAGES_PER_BLOCK = (
-    1000  # of a barycenter or recover job: ImageNet-1K at 10 images per class is ten jobs of some minutes
-)
+IMAGES_PER_BLOCK = 1000  # of a barycenter or recover job; ImageNet-1K at 10 images per class is ten jobs
 
 
 class _Entry(BaseModel):

@@ -116,6 +116,10 @@ def opened(
         meta = artifacts.meta_of(file)
         if f"{split}/labels" not in file or "resolution" not in meta:
             raise WmddError(f"{path} has no split {split!r}; delete it and run again to rebuild it")
+        if f"{split}/images" not in file and f"{split}/plain" not in file:
+            raise WmddError(
+                f"{path} lacks the pictures of {split}, or is of an earlier version; delete it and run again"
+            )
         streamed = Streamed(file, split, meta["resolution"])
         if once or not _fits(len(streamed.labels) * 3 * streamed.resolution**2):
             yield streamed, meta

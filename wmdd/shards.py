@@ -4,7 +4,6 @@ A shard and a part are the same kind of file: `features` [n, D], `labels` [n], a
 `moments/count` [c] and `moments/sums` [c, 2, all channels] (see `wmdd.batchnorm.ClassMoments`).
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,11 @@ class Shards:
         self.folder = output.with_name(f".{output.name}.shards")
         self.key = key
         self.files: list[Path] = []
+        self.seconds = 0.0  # that were spent on them
 
     def restore(self) -> tuple[int, ClassMoments | None]:
         """Take up what earlier jobs have done: the position behind it, and the moments of the class they were at."""
-        self.files, stop, moments = [], 0, None
+        self.files, self.seconds, stop, moments = [], 0.0, 0, None
         for path in sorted(self.folder.glob("*.h5")):
             try:
                 meta, count, moments_of = _read(path)
@@ -45,15 +45,15 @@ class Shards:
                 print(f"{path} is of other settings, code or inputs; it is left aside", flush=True)
                 break
             self.files.append(path)
-            stop, moments = meta["first"] + count, moments_of.last()
+            stop, moments, self.seconds = meta["first"] + count, moments_of.last(), meta["seconds"]
         for path in {*self.folder.glob("*")} - {*self.files}:
             path.unlink()
         if self.files:
             print(f"going on from {self.folder}, with {len(self.files)} shards of earlier work", flush=True)
         return stop, moments
 
-    def add(self, shard: Shard) -> None:
-        """Keep a shard."""
+    def add(self, shard: Shard, seconds: float = 0.0) -> None:
+        """Keep a shard, with the seconds that were spent on all up to it."""
         path = self.folder / f"{shard.first:012d}.h5"
         moments = shard.moments
         arrays = {
@@ -63,7 +63,8 @@ class Shards:
             "moments/count": np.array(list(moments.count.values())),
             "moments/sums": torch.stack(list(moments.sums.values())).numpy(),
         }
-        artifacts.save(path, arrays, {"key": self.key, "first": shard.first, "widths": list(moments.widths.items())})
+        meta = {"key": self.key, "first": shard.first, "widths": list(moments.widths.items()), "seconds": seconds}
+        artifacts.save(path, arrays, meta)
         self.files.append(path)
 
     def remove(self) -> None:
@@ -88,9 +89,7 @@ def join_features(files: list[Path], output: Path, meta: dict[str, Any]) -> None
     """Write `features` [N, D] and `labels` [N] of files that follow each other."""
     with artifacts.writing(output) as writer:
         writer.meta = meta
-        for name in ("features", "labels"):
-            for rows in _rows(files, name):
-                writer.append(name, rows)
+        _copy_rows(files, writer)
 
 
 def join_statistics(files: list[Path], output: Path, meta: dict[str, Any], classes: int) -> None:
@@ -121,19 +120,38 @@ def join_part(files: list[Path], output: Path, meta: dict[str, Any], classes: in
     mine = np.flatnonzero(count)
     with artifacts.writing(output) as writer:
         writer.meta = meta | {"widths": artifacts.load_meta(files[0])["widths"]}
-        for name in ("features", "labels"):
-            for rows in _rows(files, name):
-                writer.append(name, rows)
+        _copy_rows(files, writer)
         writer.put("moments/classes", mine)
         writer.put("moments/count", count[mine])
         writer.put("moments/sums", _by_class(files, "moments/sums", classes)[mine])
 
 
-def _rows(files: list[Path], name: str) -> Iterator[np.ndarray]:
+def check_parts(files: list[Path], classes: int) -> None:
+    """Refuse parts that do not hold every class once and in order, which the rows of the joined file must be in.
+
+    Raises:
+        WmddError: says which part does not follow.
+    """
+    expected = 0
     for path in files:
-        with artifacts.reading(path) as file:
-            for start in range(0, len(file[name]), ROWS):
-                yield file[name][start : start + ROWS]
+        with artifacts.reading(path, "moments/classes") as file:
+            mine = file["moments/classes"][()].tolist()
+        if mine != list(range(expected, expected + len(mine))):
+            raise WmddError(
+                f"{path} has the classes {mine[0]}..{mine[-1]} where class {expected} follows; give all parts in order"
+            )
+        expected += len(mine)
+    if expected != classes:
+        raise WmddError(f"the parts end before class {expected} of {classes}; give all of them, in order")
+
+
+def _copy_rows(files: list[Path], writer: artifacts.Writer) -> None:
+    """Copy features and labels, one array after the other, so that the bytes do not depend on how the files are cut."""
+    for name in ("features", "labels"):
+        for path in files:
+            with artifacts.reading(path) as file:
+                for start in range(0, len(file[name]), ROWS):
+                    writer.append(name, file[name][start : start + ROWS])
 
 
 def _by_class(files: list[Path], name: str, classes: int, part: Any = ()) -> np.ndarray:
