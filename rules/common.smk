@@ -16,7 +16,7 @@ for variable, place in ("PATH", Path(sys.executable).parent), ("PYTHONPATH", ROO
 from wmdd.config import Experiment
 from wmdd.errors import WmddError
 from wmdd.provenance import code_digest
-from wmdd.settings import AugmentationSettings, flags as as_flags
+from wmdd.settings import LabelSettings, flags as as_flags
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
 
@@ -48,10 +48,17 @@ def settings(stage, *more):
     return resolve
 
 
+def taught(of):
+    """How a student is taught: hard, stored, pruned or online."""
+    hard = experiment.resolve("student", **of).labels == "hard"
+    return "hard" if hard else experiment.resolve("relabel", **of).store
+
+
 def augmentation(of):
-    """The views of the relabel stage, which the student must replay."""
-    labels = experiment.resolve("relabel", **{k: v for k, v in of.items() if k != "student"})
-    return AugmentationSettings(**{k: getattr(labels, k) for k in AugmentationSettings.model_fields})
+    """The views of the relabel stage, which the student must replay, and the store of their soft labels, if it has any."""
+    labels = experiment.resolve("relabel", **of)
+    unused = {"store"} if taught(of) == "hard" else set()
+    return LabelSettings(**{k: getattr(labels, k) for k in LabelSettings.model_fields.keys() - unused})
 
 
 def solver(of):
@@ -108,9 +115,15 @@ def features_of(wildcards):
 
 
 def labels_of(wildcards):
-    """The soft labels, for students that learn from them."""
+    """The file of soft labels, for students that learn from one."""
     of = {kind: getattr(wildcards, kind) for kind in ("dataset", "method", "protocol", "student")}
-    return rules.relabel.output.labels if experiment.resolve("student", **of).labels == "soft" else []
+    return rules.relabel.output.labels if taught(of) in ("stored", "pruned") else []
+
+
+def asked_by(wildcards):
+    """The teacher, for students that ask it."""
+    of = {kind: wildcards[kind] for kind in ("dataset", "method", "protocol", "student")}
+    return from_teacher("model.safetensors")(wildcards) if taught(of) == "online" else []
 
 
 def optional(flag, name):

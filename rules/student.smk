@@ -1,5 +1,7 @@
 # relabel: images.h5 -> labels/{protocol}.h5, the teacher's logits on random views and the seeds that replay them
-# student: images.h5 (+ labels) -> run{run}.json, run{run}.csv; knows nothing of the method that made the images
+#          (stored or pruned; with the store online there is no such job)
+# student: images.h5 (+ labels, or the teacher to ask) -> run{run}.json, run{run}.csv; knows nothing of the method that made
+#          the images
 
 
 rule relabel:
@@ -32,6 +34,7 @@ rule student:
     input:
         images="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.h5",
         labels=labels_of,
+        teacher=asked_by,
         data="data/{dataset}.h5",
     output:
         result="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/student/{student}/{protocol}/run{run}.json",
@@ -44,6 +47,7 @@ rule student:
     threads: 1
     params:
         labels=optional("soft-labels", "labels"),
+        teacher=optional("teacher", "teacher"),
         settings=settings("student", augmentation, ENGINE),
         code=code_digest("student"),
     shell:
@@ -51,6 +55,7 @@ rule student:
         " --images {input.images}"
         " --data {input.data}"
         " {params.labels}"
+        " {params.teacher}"
         " --output {output.result}"
         " --seed {wildcards.seed}"
         " --run {wildcards.run}"

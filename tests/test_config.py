@@ -462,6 +462,32 @@ def test_a_student_cannot_train_longer_than_it_has_labels():
     assert experiment(merged(content, nested("protocols.mine.student.labels", "hard")), protocols=["mine"])
 
 
+def test_a_student_that_asks_its_teacher_trains_as_long_as_it_likes():
+    content = nested("protocols.mine", {"base": "paper-online", "student": {"epochs": 301}})
+    assert experiment(content, protocols=["mine"])
+
+
+def test_labels_are_pruned_for_the_temperature_of_the_student():
+    content = nested("protocols.mine", {"base": "paper-pruned", "student": {"temperature": 4}})
+    assert (
+        "protocol mine on digits: the labels are pruned for relabel.temperature 20 but student.temperature is 4"
+    ) in mistake(content, protocols=["mine"])
+    assert experiment(merged(content, nested("protocols.mine.relabel.temperature", 4)), protocols=["mine"])
+    assert experiment(merged(content, nested("protocols.mine.relabel.store", "stored")), protocols=["mine"])
+    assert experiment(merged(content, nested("protocols.mine.student.labels", "hard")), protocols=["mine"])
+
+
+@pytest.mark.parametrize("base", ["paper", "rectified"])
+def test_each_protocol_with_each_store(base):
+    """The stores differ in nothing else."""
+    none = Experiment({})
+    of = {"dataset": "digits", "method": "wmdd"}
+    for store, name in {"stored": base, "pruned": f"{base}-pruned", "online": f"{base}-online"}.items():
+        found = none.resolve("relabel", protocol=name, **of)
+        assert found == none.resolve("relabel", protocol=base, **of).model_copy(update={"store": store})
+        assert none.resolve("student", protocol=name, **of) == none.resolve("student", protocol=base, **of)
+
+
 def test_the_message_carries_the_name_of_the_file():
     with pytest.raises(WmddError, match=r"^mine\.yaml: "):
         parse({"nothing": 1}, "mine.yaml")

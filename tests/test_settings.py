@@ -20,7 +20,9 @@ from wmdd.settings import (
     BarycenterSettings,
     DataSettings,
     EngineSettings,
+    LabelSettings,
     RecoverSettings,
+    RelabelSettings,
     Settings,
     StudentSettings,
     TeacherSettings,
@@ -41,10 +43,10 @@ COMMANDS = {
     "relabel": ("--images i --teacher t --output o --seed 0", {"settings": "relabel", "engine": EngineSettings}),
     "student": (
         "--images i --data d --output o --seed 0 --run 0",
-        {"settings": "student", "augmentation": AugmentationSettings, "engine": EngineSettings},
+        {"settings": "student", "augmentation": LabelSettings, "engine": EngineSettings},
     ),
 }
-KINDS = [*STAGES.values(), EngineSettings, AugmentationSettings]
+KINDS = [*STAGES.values(), EngineSettings, AugmentationSettings, LabelSettings]
 
 
 def kinds_of(stage):
@@ -192,6 +194,11 @@ def test_parts_given_together_share_no_field():
         ("barycenter", "--exchanges -1"),
         ("barycenter", "--compare-restarts -1"),
         ("data", "--classes 0"),
+        ("relabel", "--store some"),
+        ("relabel", "--store pruned --keep-epochs 0"),
+        ("relabel", "--store pruned --keep-epochs 1.5"),
+        ("relabel", "--store pruned --top-k -1"),
+        ("relabel", "--store pruned --temperature 0"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused(stage, line):
@@ -221,6 +228,22 @@ def test_every_default_is_within_its_own_bounds(kind):
 )
 def test_losses_that_couple_images_across_classes(changes, coupled):
     assert RecoverSettings(**changes).coupled is coupled
+
+
+@pytest.mark.parametrize("store", ["stored", "online"])
+def test_settings_of_the_pruning_count_only_where_there_is_one(store):
+    changes = {"keep_epochs": 0.1, "top_k": 3, "temperature": 4.0}
+    assert flags(RelabelSettings(store=store, **changes)) == flags(RelabelSettings(store=store))
+    chosen = RelabelSettings(store="pruned", **changes)
+    assert {name: getattr(chosen, name) for name in changes} == changes
+
+
+@pytest.mark.parametrize(
+    ("epochs", "share", "expected"), [(300, 0.25, 75), (10, 0.25, 3), (1, 0.01, 1), (100, 0.07, 7), (5, 1.0, 5)]
+)
+def test_the_labelled_epochs_are_rounded_up(epochs, share, expected):
+    assert RelabelSettings(store="pruned", epochs=epochs, keep_epochs=share).labelled == expected
+    assert RelabelSettings(epochs=epochs, keep_epochs=share).labelled == epochs
 
 
 @pytest.mark.parametrize("solver", BarycenterSettings.model_fields["solver"].annotation.__args__)

@@ -19,7 +19,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from wmdd import catalogue
 from wmdd.errors import WmddError
-from wmdd.settings import STAGES, Count, EngineSettings, NetworkSettings, Settings, TeacherSettings
+from wmdd.settings import (
+    STAGES,
+    Count,
+    EngineSettings,
+    NetworkSettings,
+    RelabelSettings,
+    Settings,
+    StudentSettings,
+    TeacherSettings,
+)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 Names = Annotated[list[Name], Field(min_length=1)]
@@ -411,11 +420,8 @@ class Experiment:
                 solver.check(f"barycenter for {d}, {m}: ")
             labels = self.resolve("relabel", dataset=d, method=m, protocol=p)
             student = self.resolve("student", dataset=d, method=m, protocol=p, student=s)
-            if student.labels == "soft" and student.epochs > labels.epochs:
-                raise WmddError(
-                    f"protocol {p} on {d}: student.epochs {student.epochs} exceeds relabel.epochs {labels.epochs}; "
-                    "raise the latter"
-                )
+            if student.labels == "soft":
+                _check_labels(labels, student, f"protocol {p} on {d}: ")
 
 
 def _check_teacher(settings: TeacherSettings, where: str) -> None:
@@ -426,6 +432,18 @@ def _check_teacher(settings: TeacherSettings, where: str) -> None:
             check(settings)
         except WmddError as error:
             raise WmddError(f"{where}{error}") from None
+
+
+def _check_labels(labels: RelabelSettings, student: StudentSettings, where: str) -> None:
+    if labels.store != "online" and student.epochs > labels.epochs:
+        raise WmddError(
+            f"{where}student.epochs {student.epochs} exceeds relabel.epochs {labels.epochs}; raise the latter"
+        )
+    if labels.store == "pruned" and student.temperature != labels.temperature:
+        raise WmddError(
+            f"{where}the labels are pruned for relabel.temperature {labels.temperature:g} but student.temperature is "
+            f"{student.temperature:g}; make them agree"
+        )
 
 
 def schema() -> dict[str, Any]:

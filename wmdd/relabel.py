@@ -1,16 +1,20 @@
 """Relabel: the teacher's logits on random views of the distilled images (FKD, Shen and Xing 2022; SRe2L's third stage).
 
-The views of epoch e are drawn from a seed that depends on (distillation seed, e) alone, for all images at once. The file
-keeps these seeds and the logits in half precision: a student replays the views and never sees the teacher.
+The views of epoch e are drawn from a seed that depends on (distillation seed, e) alone, for all images at once. So the views
+are never kept: a file of labels holds their seeds and what `wmdd.labels` makes of the logits, and a student replays them.
 """
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wmdd import augment
-from wmdd.models import Network
+from wmdd.engine import Engine
+from wmdd.errors import WmddError
+from wmdd.models import Network, normalise
 from wmdd.rng import seed_of
 from wmdd.training import Context
 
@@ -18,9 +22,14 @@ if TYPE_CHECKING:
     from wmdd.settings import AugmentationSettings
 
 
+def seed_of_views(seed: int, epoch: int) -> int:
+    """Return the seed of the views of an epoch."""
+    return seed_of("relabel", "views", seed, epoch)
+
+
 def seeds_of(seed: int, epochs: int) -> list[int]:
     """Return the seed of each epoch's views."""
-    return [seed_of("relabel", "views", seed, epoch) for epoch in range(epochs)]
+    return [seed_of_views(seed, epoch) for epoch in range(epochs)]
 
 
 def views_of(settings: "AugmentationSettings", count: int, view_seed: int) -> augment.Views:
@@ -29,32 +38,64 @@ def views_of(settings: "AugmentationSettings", count: int, view_seed: int) -> au
     return augment.draw(draws, count, settings.crop_scale, settings.flip, settings.mix)
 
 
-@torch.inference_mode()
+def seen(images: Tensor, views: augment.Views, index: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """Return the views of `images[index]`, [B, 3, R, R] normalised, of a set [N, 3, R, R] that stays uint8.
+
+    Only these images and their CutMix partners become float32, the partners behind the images. All on one device.
+    """
+    both = torch.cat([index, views.partner[index]]) if views.mixed else index
+    here = torch.arange(len(both), device=index.device)
+    paired = replace(views.of(both), partner=here.roll(len(index)))
+    return augment.apply(normalise(images.index_select(0, both), mean, std), paired, here[: len(index)])
+
+
+@torch.no_grad()
+def ask(network: nn.Module, images: Tensor, engine: Engine) -> Tensor:
+    """Return what a teacher says of normalised views [B, 3, R, R]: its logits, [B, C] float32."""
+    images = engine.arranged(images, network)
+    with engine.autocast():
+        return network(images).float()
+
+
 def relabel(
     network: Network,
     images: Tensor,
+    mean: list[float],
+    std: list[float],
     seeds: list[int],
     settings: "AugmentationSettings",
     batch_size: int,
     context: Context,
-) -> Tensor:
-    """Return the teacher's logits on every view, [E, N, C] float16.
+) -> Iterator[Tensor]:
+    """Yield the teacher's logits on the views of one epoch after the other, each [N, C] float16 on the engine's device.
 
     Args:
         network: the teacher, in eval mode throughout.
-        images: the distilled set, normalised [N, 3, R, R].
+        images: the distilled set, uint8 [N, 3, R, R].
+        mean: per channel, of the teacher's normalisation.
+        std: per channel.
         seeds: one an epoch, [E].
         settings: what is random in a view.
         batch_size: images a forward pass; the result does not depend on it beyond rounding.
         context: engine, progress.
+
+    Raises:
+        WmddError: a logit is no number, or too large for float16.
     """
     network.eval()
     context.engine.place(network)
-    images = context.engine.images(images)
-    logits = torch.empty(len(seeds), len(images), network.head.out_features, dtype=torch.float16)
+    images = images.to(context.engine.device)
+    engine, everything = context.engine, torch.arange(len(images), device=images.device)
     for epoch, seed in enumerate(context.progress(seeds, "relabelling", len(seeds), unit="epoch")):
-        views = views_of(settings, len(images), seed)
-        for index in torch.arange(len(images)).split(batch_size):
-            with context.engine.autocast():
-                logits[epoch, index] = network(augment.apply(images, views, index)).to("cpu", torch.float16)
-    return logits
+        views = views_of(settings, len(images), seed).to(images.device)
+
+        def said(index: Tensor, views: augment.Views = views) -> Tensor:
+            return ask(network, seen(images, views, index, mean, std), engine).half()
+
+        logits = torch.cat(list(engine.passes(said, everything.split(batch_size))))
+        if not logits.isfinite().all():
+            raise WmddError(
+                f"a logit of the teacher in epoch {epoch + 1} is NaN, infinite or beyond 65,504; train the teacher again, "
+                "or set precision: fp32"
+            )
+        yield logits
