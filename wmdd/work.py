@@ -1,0 +1,486 @@
+r"""Work: the jobs of an experiment and what each has to do, before anything runs.
+
+The jobs are those of the workflow's DAG (rules/*.smk), as if nothing were done yet. With F the FLOP of one image's forward
+pass, counted on the network itself at its resolution, a job computes
+
+    teacher    E N 3 F + V M F         E epochs on N images, V looks at M validation images; 3: forward, two gradients
+    features   N F
+    recover    T n 2 F                 T iterations on n images; 2: forward, gradient of the image, none of parameters
+    relabel    E n F                   E epochs for which labels are kept
+    student    E n (3 F + F') + V M F  F' of the teacher, where labels are made as the student goes, else 0
+
+(docs/cost.md). What is not known is NaN, and stays it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from wmdd import artifacts, catalogue, rates
+from wmdd.batchnorm import layers
+from wmdd.config import Experiment, Run
+from wmdd.errors import WmddError
+from wmdd.feeding import RESIDENT_MB
+from wmdd.models import CONVNETS, RESNETS, Network, build
+from wmdd.settings import (
+    BarycenterSettings,
+    DataSettings,
+    NetworkSettings,
+    RecoverSettings,
+    RelabelSettings,
+    TrainingSettings,
+)
+
+Key = tuple[str, ...]  # a rule and its wildcards
+NAN = math.nan
+DIGITS = {"train": 1438, "val": 359}  # of scikit-learn's 1,797, a fifth of each class validates
+SAMPLE = 100  # files whose mean size stands for all
+
+
+class Figures(NamedTuple):
+    """Of a network at a resolution."""
+
+    flop: float  # of the forward pass of one image
+    features: float  # D
+    channels: float  # of all BatchNorm layers
+    bytes: float  # of parameters and buffers
+
+
+@cache
+def figures(settings: NetworkSettings, classes: int, resolution: int) -> Figures:
+    """Build a network without its numbers and count: 2 FLOP a multiplication with addition, in convolutions and products.
+
+    Raises:
+        WmddError: there is no such network, or it does not take images of this size.
+    """
+    if not resolution:
+        return Figures(NAN, NAN, NAN, NAN)
+    try:
+        return _counted(settings, classes, resolution, "meta")
+    except (NotImplementedError, RuntimeError):  # it does something that needs numbers
+        return _counted(settings, classes, resolution, "cpu")
+
+
+def _counted(settings: NetworkSettings, classes: int, resolution: int, device: str) -> Figures:
+    with torch.device(device):
+        network: Network = build(settings, classes, resolution, torch.Generator("cpu")).eval()
+        image = torch.zeros(1, 3, resolution, resolution)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(image)
+    channels = sum(layer.num_features for layer in layers(network).values())
+    stored = sum(tensor.nbytes for tensor in network.state_dict().values())
+    return Figures(counter.get_total_flops(), network.head.in_features, channels, stored)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The images of a dataset: how many in each split, their side (0: not known), bytes of the data file and its kind."""
+
+    train: float
+    val: float
+    resolution: int
+    disk: float
+    encoded: bool = False
+
+    def decoded(self, train: float, val: float) -> float:
+        """Return how many are decoded when the splits are looked at so often: all, where they are stored as files.
+
+        A split that fits into memory is decoded once.
+        """
+        limit = RESIDENT_MB * 2**20 / (3 * self.resolution**2) if self.resolution else NAN
+        times = [
+            (1.0 if count <= limit and looks else looks) * count
+            for count, looks in ((self.train, train), (self.val, val))
+        ]
+        return sum(times) if self.encoded else 0
+
+
+def pictures(name: str, settings: DataSettings, note: Callable[[str], None], folder: Path = Path("data")) -> Pictures:
+    """Return what is known of a dataset: by its data file, if that has these settings; else by settings and table.
+
+    Folders of one's own are listed. What is missing is told to `note`.
+    """
+    from wmdd.data import PIXELS
+
+    path, entry = folder / f"{name}.h5", catalogue.known(settings.source)
+    if path.is_file() and (meta := artifacts.load_meta(path)).get("settings") == settings.model_dump(mode="json"):
+        train, val = (sum(meta["counts"][split]) for split in ("train", "val"))
+        return Pictures(train, val, meta["resolution"], path.stat().st_size, meta["storage"] == "encoded")
+    train, val, reason = _stated(settings, entry, "train"), _stated(settings, entry, "val"), ""
+    resolution, each = settings.resolution or (32 if entry.layout in ("cifar", "digits") else 0), _archived(entry)
+    if settings.source == "imagefolder":
+        try:
+            train, val, side, each = _listed(settings)
+            resolution = resolution or side
+        except WmddError as error:
+            reason = f" ({str(error).partition(';')[0]})"
+    if settings.images_per_class:
+        train = min(train, settings.images_per_class * settings.classes)
+    if not resolution or math.isnan(train + val):
+        note(
+            f"{name}: its pictures are not known yet{reason}; make data/{name}.h5, or set data.train_images, "
+            "val_images and resolution"
+        )
+    pixels = (train + val) * 3 * (resolution or NAN) ** 2
+    encoded = pixels > PIXELS if settings.storage == "auto" else settings.storage == "encoded"
+    return Pictures(train, val, resolution, (train + val) * each if encoded else pixels, encoded)
+
+
+def _stated(settings: DataSettings, entry: catalogue.Known, split: str) -> float:
+    known = DIGITS[split] if entry.layout == "digits" else entry.data.get(f"{split}_images", 0)
+    return float(getattr(settings, f"{split}_images") or known or NAN)
+
+
+def _archived(entry: catalogue.Known) -> float:
+    """Return the mean bytes of a picture in the published archives, of which a dataset may be a part."""
+    if not entry.archives:
+        return NAN
+    same = [other for other in catalogue.table().values() if other.archives[:1] == entry.archives[:1]]
+    count = max(other.data["train_images"] + other.data["val_images"] for other in same)
+    return float(sum(archive.size for archive in entry.archives) / count)
+
+
+def _listed(settings: DataSettings) -> tuple[float, float, int, float]:
+    """List folders of one's own: pictures of both splits, side of the first, mean bytes of the first of each class."""
+    from wmdd.pictures import UnreadableError, decode
+    from wmdd.sources import find
+
+    found, limit = find(settings), settings.images_per_class or math.inf
+    some = [shelf.read(0) for shelf in found.train[:SAMPLE]]
+    try:
+        side = decode(some[0], 0).pixels.shape[-1]
+    except UnreadableError:
+        side = 0
+    train = sum(min(len(shelf), limit) for shelf in found.train)
+    return train, sum(map(len, found.val)), side, sum(map(len, some)) / len(some)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of the DAG and its work.
+
+    Attributes:
+        rule: its rule.
+        of: dataset, method, images per class, as far as it has them.
+        needs: the jobs that go before it.
+        images: that pass through a network, each as often as it does.
+        steps: of the optimiser.
+        flop: of all passes.
+        moved: bytes that go through memory at least: inputs, outputs, and what every step changes.
+        disk: bytes of its outputs, before compression.
+        resolution: side of the images.
+        width: of the network; 0 where it has none.
+        decoded: pictures that are decoded beside it.
+        seconds: of work that runs no network, on one core.
+        gpus: that share it.
+    """
+
+    rule: str
+    of: tuple[str, ...] = ()
+    needs: tuple[Key, ...] = ()
+    images: float = 0
+    steps: float = 0
+    flop: float = 0
+    moved: float = 0
+    disk: float = 0
+    resolution: int = 0
+    width: int = 0
+    decoded: float = 0
+    seconds: float = 0
+    gpus: int = 1
+
+    @property
+    def stage(self) -> str | None:
+        """The stage that runs a network, if it is of one."""
+        stage = self.rule.removesuffix("_part")
+        return stage if stage in rates.RATED else None
+
+
+@dataclass
+class Work:
+    """The jobs of an experiment by rule and wildcards, and what is to be said about them, a line each."""
+
+    jobs: dict[Key, Job] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, line: str) -> None:
+        """Say something, once."""
+        if line not in self.notes:
+            self.notes.append(line)
+
+
+def work(experiment: Experiment) -> Work:
+    """Return all jobs of an experiment.
+
+    Raises:
+        WmddError: the matrix is empty, or a network is unknown or does not take the images.
+    """
+    draft = _Draft(experiment)
+    for r in experiment.runs():
+        draft.add(r)
+    found = draft.found
+    if not found.jobs:
+        raise WmddError("the experiment has an empty matrix; list datasets, methods and ipc under `matrix:`")
+    found.jobs[("report",)] = Job("report", needs=tuple(key for key in found.jobs if key[0] != "grid"))
+    return found
+
+
+def evaluations(settings: TrainingSettings) -> int:
+    """Return how often a training looks at the validation set."""
+    return math.ceil(settings.epochs / settings.evaluate_every)
+
+
+def bytes_of_view(settings: RelabelSettings, classes: int) -> float:
+    """Return the bytes of one view's labels in the file (`wmdd.labels`), before compression."""
+    if settings.store == "pruned":
+        k = min(settings.top_k, classes) or classes
+        return classes + 4 if k == classes else k * (2 if classes <= 256 else 3) + 6
+    return 2 * classes
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """What the jobs of a dataset and a teacher share."""
+
+    classes: int
+    pictures: Pictures
+    network: NetworkSettings
+    teacher: Figures
+    pixels: float  # bytes of an image
+
+    @property
+    def points(self) -> float:
+        """Training images of a class."""
+        return self.pictures.train / self.classes
+
+    def runs(self, network: NetworkSettings) -> dict[str, int]:
+        """Return what decides the rate of a job that runs a network."""
+        width = network.width if network.architecture in (*RESNETS, *CONVNETS) else 0
+        return {"resolution": self.pictures.resolution, "width": width}
+
+
+class _Draft:
+    """Collects the jobs, each once."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment, self.found = experiment, Work()
+        self.resolve = cache(experiment.resolve)
+        self.scene = cache(self._scene)
+        self.pictures = cache(self._pictures)
+        self.first = min((r.seed for r in experiment.runs()), default=0)
+
+    def _pictures(self, dataset: str) -> Pictures:
+        return pictures(dataset, self.resolve("data", dataset=dataset), self.found.note)
+
+    def _scene(self, dataset: str, teacher: str) -> _Scene:
+        known, classes = self.pictures(dataset), self.resolve("data", dataset=dataset).classes
+        network = network_of(self.resolve("teacher", dataset=dataset, teacher=teacher))
+        found = figures(network, classes, known.resolution)
+        return _Scene(classes, known, network, found, 3 * known.resolution**2 or NAN)
+
+    def job(self, key: Key, of: tuple[Any, ...], needs: list[Key], **about: Any) -> Key:
+        self.found.jobs[key] = Job(key[0], tuple(map(str, of)), tuple(needs), **about)
+        return key
+
+    def add(self, r: Run) -> None:
+        """Add the jobs of a run that are not there yet."""
+        scene, cell = self.scene(r.dataset, r.teacher), (r.dataset, r.teacher, r.method, str(r.ipc), str(r.seed))
+        self.features(r, scene)  # the report counts its cost, whether a method uses it or not
+        recovered = self.experiment.family(r.method) == "recover"
+        images = (self.images if recovered else self.select)(r, scene, cell)
+        if r.seed == self.first:
+            self.job(("grid", *cell), (r.dataset, r.method, r.ipc), [images])
+        self.student(r, scene, cell, images)
+
+    def data(self, dataset: str) -> Key:
+        if (key := ("data", dataset)) not in self.found.jobs:
+            known = self.pictures(dataset)
+            seconds = (known.train + known.val) / rates.nearest(rates.table()["cpu"]["data"], known.resolution)
+            self.job(key, (dataset,), [], seconds=seconds, moved=2 * known.disk, disk=known.disk)
+        return key
+
+    def teacher(self, r: Run, scene: _Scene) -> Key:
+        key = ("teacher", r.dataset, r.teacher, str(self.experiment.teacher_seed(r.seed)))
+        if key not in self.found.jobs:
+            settings, known = self.resolve("teacher", dataset=r.dataset, teacher=r.teacher), scene.pictures
+            epochs, looks = (0, 1) if settings.weights else (settings.epochs, evaluations(settings))
+            seen, looked = epochs * known.train, looks * known.val
+            epoch = _mean_flop(settings, scene) if epochs else 0
+            self.job(
+                key, (r.dataset,), [self.data(r.dataset)],
+                images=seen + looked,
+                steps=epochs * _batches(known.train, settings.batch_size),
+                flop=3 * seen * epoch + looked * scene.teacher.flop,
+                moved=(seen + looked) * scene.pixels,
+                disk=scene.teacher.bytes,
+                decoded=known.decoded(epochs, looks),
+                gpus=self.experiment.gpus(r.teacher),
+                **scene.runs(scene.network),
+            )  # fmt: skip
+        return key
+
+    def features(self, r: Run, scene: _Scene) -> Key:
+        blocks = self.experiment.features_blocks(r.dataset)
+        shared = len(blocks) > 1
+        of = (r.dataset, r.teacher, str(self.experiment.teacher_seed(r.seed)))
+        if (key := ("gather" if shared else "features", *of)) in self.found.jobs:
+            return key
+        needs, count = [self.data(r.dataset), self.teacher(r, scene)], scene.pictures.train
+        disk = count * (4 * scene.teacher.features + 8) + 16 * scene.classes * scene.teacher.channels
+        runs = scene.runs(scene.network)
+
+        def part(key: Key, share: float) -> Key:
+            images, written = share * count, share * disk
+            return self.job(
+                key, (r.dataset,), needs,
+                images=images,
+                flop=images * scene.teacher.flop,
+                moved=images * scene.pixels + written,
+                disk=written,
+                decoded=share * scene.pictures.decoded(1, 0),
+                **runs,
+            )  # fmt: skip
+
+        if not shared:
+            return part(key, 1)
+        parts = [part(("features_part", *of, block), _size(block) / scene.classes) for block in blocks]
+        return self.job(key, (r.dataset,), parts, moved=2 * disk, disk=disk)
+
+    def images(self, r: Run, scene: _Scene, cell: Key) -> Key:
+        """Add barycenter and recover of each block, and the job that joins them."""
+        key, of = ("images", *cell), (r.dataset, r.method, r.ipc)
+        if key not in self.found.jobs:
+            blocks = self.experiment.blocks(r.dataset, r.method, r.ipc)
+            parts = [self.recover(r, scene, (*cell, block)) for block in blocks]
+            disk = scene.classes * r.ipc * scene.pixels
+            self.job(key, of, parts, moved=2 * disk, disk=disk)
+        return key
+
+    def recover(self, r: Run, scene: _Scene, cell: Key) -> Key:
+        settings, count = self.resolve("recover", dataset=r.dataset, method=r.method), _size(cell[-1])
+        needs = [self.teacher(r, scene), self.features(r, scene)]
+        needs += [self.barycenter(r, scene, cell)] if settings.feature_weight > 0 else []
+        passes = settings.iterations * count * r.ipc
+        return self.job(
+            ("recover", *cell), (r.dataset, r.method, r.ipc), needs,
+            images=passes,
+            steps=settings.iterations * _recover_batches(count, r.ipc, settings),
+            flop=2 * passes * scene.teacher.flop,
+            moved=24 * passes * scene.pixels,  # float32 pixels and Adam's two moments, read and written
+            disk=count * r.ipc * scene.pixels,
+            **scene.runs(scene.network),
+        )  # fmt: skip
+
+    def barycenter(self, r: Run, scene: _Scene, cell: Key) -> Key:
+        """Add the barycenters of a block. At least every point meets every atom once."""
+        solver, count = self.resolve("barycenter", dataset=r.dataset, method=r.method), _size(cell[-1])
+        features, disk = count * scene.points * scene.teacher.features, 4 * count * r.ipc * (scene.teacher.features + 1)
+        return self.job(
+            ("barycenter", *cell), (r.dataset, r.method, r.ipc), [self.features(r, scene)],
+            seconds=count * self.seconds(solver, scene, r.ipc),
+            flop=2 * features * r.ipc,
+            moved=4 * features + disk,
+            disk=disk,
+        )  # fmt: skip
+
+    def seconds(self, solver: BarycenterSettings, scene: _Scene, atoms: int) -> float:
+        """Return the seconds of one class, by the law that was fitted to measurements of its solver."""
+        names = {"quantize": solver.weights, "stream": "free", "released": f"released-{solver.weights}"}
+        law = rates.table()["cpu"]["barycenter"].get(names.get(solver.solver))
+        if law is None:
+            self.found.note(f"barycenter: nothing was measured of solver {solver.solver}, weights {solver.weights}")
+            return NAN
+        starts = solver.restarts + solver.compare_restarts
+        size = scene.points ** law["points"] * scene.teacher.features ** law["features"] * atoms ** law["atoms"]
+        return float(starts * law["scale"] * size)
+
+    def select(self, r: Run, scene: _Scene, cell: Key) -> Key:
+        if (key := ("select", *cell)) not in self.found.jobs:
+            settings, disk = (
+                self.resolve("select", dataset=r.dataset, method=r.method),
+                scene.classes * r.ipc * scene.pixels,
+            )
+            needs, about = [self.data(r.dataset)], {"moved": 2 * disk}
+            if settings.strategy != "random":
+                needs.append(self.features(r, scene))
+                solver = self.resolve("barycenter", dataset=r.dataset, method=r.method)
+                free = BarycenterSettings(weights="free", restarts=solver.restarts)
+                features = scene.classes * scene.points * scene.teacher.features
+                about = {"moved": 2 * disk + 4 * features, "flop": 2 * features * r.ipc}
+                about["seconds"] = scene.classes * self.seconds(free, scene, r.ipc)
+            self.job(key, (r.dataset, r.method, r.ipc), needs, disk=disk, **about)
+        return key
+
+    def student(self, r: Run, scene: _Scene, cell: Key, images: Key) -> Key:
+        settings = self.resolve("student", dataset=r.dataset, method=r.method, protocol=r.protocol, student=r.student)
+        labels = self.resolve("relabel", dataset=r.dataset, method=r.method, protocol=r.protocol)
+        taught = labels.store if settings.labels == "soft" else "hard"
+        needs, asked, each = [self.data(r.dataset), images], 0.0, 0.0
+        if taught == "online":
+            needs, asked = [*needs, self.teacher(r, scene)], scene.teacher.flop
+        elif taught != "hard":
+            needs, each = [*needs, self.relabel(r, scene, cell, images)], bytes_of_view(labels, scene.classes)
+        network, count = network_of(settings), scene.classes * r.ipc
+        flop = figures(network, scene.classes, scene.pictures.resolution).flop
+        looks = evaluations(settings)
+        seen, looked = settings.epochs * count, looks * scene.pictures.val
+        return self.job(
+            ("student", *cell, r.student, r.protocol, str(r.run)), (r.dataset, r.method, r.ipc), needs,
+            images=seen + looked,
+            steps=settings.epochs * _batches(count, settings.batch_size),
+            flop=seen * (3 * flop + asked) + looked * flop,
+            moved=seen * (4 * scene.pixels + each) + looked * scene.pixels,
+            decoded=scene.pictures.decoded(0, looks),
+            **scene.runs(network),
+        )  # fmt: skip
+
+    def relabel(self, r: Run, scene: _Scene, cell: Key, images: Key) -> Key:
+        if (key := ("relabel", *cell, r.protocol)) not in self.found.jobs:
+            settings = self.resolve("relabel", dataset=r.dataset, method=r.method, protocol=r.protocol)
+            seen, each = settings.labelled * scene.classes * r.ipc, bytes_of_view(settings, scene.classes)
+            self.job(
+                key, (r.dataset, r.method, r.ipc), [images, self.teacher(r, scene)],
+                images=seen,
+                flop=seen * scene.teacher.flop,
+                moved=seen * (4 * scene.pixels + each),
+                disk=seen * each,
+                **scene.runs(scene.network),
+            )  # fmt: skip
+        return key
+
+
+def network_of(settings: NetworkSettings) -> NetworkSettings:
+    """Return those of a teacher's or student's settings that its network depends on."""
+    return NetworkSettings(**{name: getattr(settings, name) for name in NetworkSettings.model_fields})
+
+
+def _mean_flop(settings: Any, scene: _Scene) -> float:
+    """Return the FLOP of a forward pass in training, the mean over epochs, whose images may grow."""
+    from wmdd.teacher import side_of
+
+    side = scene.pictures.resolution
+    sides = [side_of(settings, side, epoch) if side else 0 for epoch in range(settings.epochs)]
+    return sum(figures(scene.network, scene.classes, each).flop for each in sides) / len(sides)
+
+
+def _recover_batches(classes: int, k: int, settings: RecoverSettings) -> int:
+    """Return the batches of `batch_size` images of a block; the engine may cut those of decoupled losses otherwise."""
+    if settings.coupled and settings.composition == "across":
+        return math.ceil(k / max(1, settings.batch_size // classes))
+    return math.ceil(classes / max(1, settings.batch_size // k))
+
+
+def _batches(images: float, size: int) -> float:
+    return NAN if math.isnan(images) else math.ceil(images / size)
+
+
+def _size(block: str) -> int:
+    """Return how many classes a block `classes{first}-{last}` has."""
+    first, _, last = block.removeprefix("classes").partition("-")
+    return int(last) - int(first) + 1
