@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wmdd.batchnorm import ClassMoments, inputs_of, layers, moments, running, sums_of
+from wmdd.batchnorm import ClassMoments, inputs_of, layers, moments, running, sums_of, watchable, watched
 from wmdd.models import normalise
 from wmdd.rng import generator
 
@@ -262,3 +262,90 @@ def test_constant_images_have_no_variance_in_any_precision():
         x = torch.full((2, 1, 7, 7), value)
         _, variance = moments(x, torch.full((1, 2), 0.5))
         assert 0 <= float(variance) <= 1e-6 * value**2
+
+
+# ---- taken by the layers themselves
+
+
+def both_ways(network, x: Tensor, weights: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Features, moments of all layers and the gradient of their sum to x: by hooks, and by the layers themselves."""
+
+    def of(embedded: Tensor, found: dict, pixels: Tensor) -> list[Tensor]:
+        flat = [value for pair in found.values() for value in pair]
+        total = embedded.square().sum() + sum((i + 1) * value.square().sum() for i, value in enumerate(flat))
+        return [embedded, *flat, torch.autograd.grad(total, pixels)[0]]
+
+    a, b = x.clone().requires_grad_(), x.clone(memory_format=torch.preserve_format).requires_grad_()
+    with inputs_of(network) as seen:
+        embedded = network.embed(a)
+        hooked = of(embedded, {name: moments(value, weights, weights.dtype) for name, value in seen.items()}, a)
+    with watched(network, weights) as found:
+        embedded = network.embed(b)
+        assert list(found) == list(seen)
+        return hooked, of(embedded, found, b)
+
+
+@pytest.mark.parametrize("uniform", [True, False], ids=["uniform", "free"])
+@pytest.mark.parametrize("side", [8, 72], ids=["images together", "an image in parts"])  # 72^2 > ROWS
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_watched_layers_find_what_hooks_find(tiny_teacher, uniform, side, form, dtype):
+    weights = torch.full((3, 4), 0.25, dtype=dtype)
+    if not uniform:
+        weights = (weights * torch.arange(1, 13).view(3, 4)) / (0.25 * torch.arange(1, 13).view(3, 4).sum(1, True))
+    network = tiny_teacher.to(dtype, memory_format=form).requires_grad_(False)
+    x = (1 + 2 * normal(12, 3, side, side)).to(dtype).contiguous(memory_format=form)
+    hooked, found = both_ways(network, x, weights)
+    for a, b in zip(hooked, found, strict=True):
+        scale = float(a.abs().max())
+        torch.testing.assert_close(b, a, rtol=0, atol=scale * (1e-10 if dtype == torch.float64 else 2e-5))
+
+
+def test_watched_layers_take_one_group_of_all(tiny_teacher):
+    x = normal(6, 3, 16, 16).float()
+    with watched(tiny_teacher, torch.full((1, 6), 1 / 6)) as found, inputs_of(tiny_teacher) as seen, torch.no_grad():
+        tiny_teacher(x)
+    for name, (mean, variance) in found.items():
+        expected = moments(seen[name], None)
+        torch.testing.assert_close(mean, expected[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(variance, expected[1], rtol=1e-4, atol=1e-5)
+
+
+def test_watched_moments_of_bfloat16_are_gathered_in_single_precision(tiny_teacher):
+    x = normal(4, 3, 64, 64).float()
+    network = tiny_teacher.to(memory_format=torch.channels_last)
+    with (
+        watched(network, torch.full((2, 2), 0.5)) as found,
+        inputs_of(network) as seen,
+        torch.no_grad(),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        network(x.contiguous(memory_format=torch.channels_last))
+    for name, (mean, variance) in found.items():
+        assert seen[name].dtype == torch.bfloat16
+        expected = moments(seen[name].double(), torch.full((2, 2), 0.5, dtype=torch.float64), torch.float64)
+        torch.testing.assert_close(mean.double(), expected[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(variance.double(), expected[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_is_the_same_before_and_after_it_was_watched(tiny_teacher):
+    x, before = normal(4, 3, 16, 16).float(), {k: v.clone() for k, v in tiny_teacher.state_dict().items()}
+    expected = tiny_teacher(x)
+    with watched(tiny_teacher, torch.full((2, 2), 0.5)):
+        torch.testing.assert_close(tiny_teacher(x), expected)
+    assert all(type(layer) is torch.nn.BatchNorm2d for layer in layers(tiny_teacher).values())
+    assert not any(vars(layer).keys() & {"found", "called", "group"} for layer in layers(tiny_teacher).values())
+    assert torch.equal(tiny_teacher(x), expected)
+    assert all(torch.equal(v, before[k]) for k, v in tiny_teacher.state_dict().items())
+
+
+def test_only_layers_of_torch_can_be_watched(tiny_teacher):
+    assert watchable(tiny_teacher)
+
+    class Other(torch.nn.BatchNorm2d):
+        pass
+
+    tiny_teacher.stem[1] = Other(4)
+    assert not watchable(tiny_teacher)
+    tiny_teacher.stem[1] = torch.nn.BatchNorm2d(4, track_running_stats=False)
+    assert not watchable(tiny_teacher)

@@ -23,7 +23,7 @@ from wmdd.artifacts import digest_of, load, load_meta, load_model, save, save_mo
 from wmdd.config import schema
 from wmdd.models import build
 from wmdd.rng import generator
-from wmdd.settings import NetworkSettings
+from wmdd.settings import NetworkSettings, RelabelSettings
 
 ROOT = Path(__file__).parents[1]
 SIDE, IPC = 8, 2
@@ -95,8 +95,8 @@ def write_images(path, labels=None, names=NAMES, seed=0):
     save(path, arrays | {"weights": weights}, meta, chunked=("images",))
 
 
-def write_labels(path, images, epochs=2, **augmentation):
-    settings = {"crop_scale": [0.08, 1.0], "flip": True, "mix": "cutmix"} | augmentation
+def write_labels(path, images, epochs=2):
+    settings = RelabelSettings(epochs=epochs).model_dump(mode="json")
     arrays = {"logits": np.zeros((epochs, len(NAMES) * IPC, len(NAMES)), np.float16), "seeds": np.arange(epochs)}
     save(path, arrays, manifest() | {"settings": settings, "inputs": {"images": load_meta(images)["digest"]}})
 
@@ -180,6 +180,7 @@ COMMANDS = {
     ),
     "grid": "grid --images images.h5 --output o/x.png",
 }
+ASKING = COMMANDS["student"].replace("--soft-labels labels.h5", f"{TEACHER} --store online")
 INPUTS = [
     (stage, name)
     for stage, line in COMMANDS.items()
@@ -262,6 +263,71 @@ def test_the_whole_chain_and_what_each_file_says_of_itself(here, run):
     assert "| wmdd" in (here / "b.md").read_text()
     assert not list(here.rglob("*.part"))
     assert not list(here.rglob("*.checkpoint"))
+
+
+# Stores of labels
+
+
+@pytest.mark.parametrize(
+    ("flags", "arrays"),
+    [
+        ("", {"logits": (8, 6, 3)}),
+        ("--store pruned", {"values": (2, 6, 3), "low": (2, 6), "high": (2, 6)}),
+        (
+            "--store pruned --top-k 2 --keep-epochs 0.5",
+            {"values": (4, 6, 2), "low": (4, 6), "high": (4, 6), "classes": (4, 6, 2), "rest": (4, 6)},
+        ),
+    ],
+)
+def test_labels_of_a_store_and_what_they_cost(here, run, flags, arrays):
+    line = COMMANDS["relabel"].replace("--epochs 2", "--epochs 8").replace("o/", "")
+    code, _, err = run(f"{line} {flags}")
+    assert code == 0, err
+    found, meta = load(here / "labels.h5")
+    seeds = found.pop("seeds")
+    assert {name: array.shape for name, array in found.items()} == arrays
+    assert len(set(seeds)) == len(seeds) == len(next(iter(found.values())))
+    assert meta["teacher_accuracy"] == {"top1": 0.5, "top5": 1.0}
+    cost = json.loads((here / "labels.cost.json").read_text())
+    size = (here / "labels.h5").stat().st_size
+    assert cost["bytes_per_image"] == pytest.approx(size / 6, abs=0.5)
+    assert cost["bytes_per_image_and_epoch"] == pytest.approx(size / 6 / 8, abs=0.005)
+    store = flags.split("--top-k")[0]
+    code, _, err = run(COMMANDS["student"].replace("--epochs 2", "--epochs 5") + f" {store}")
+    assert code == 0, err
+    result = json.loads((here / "o/run0.json").read_text())
+    assert result["inputs"]["labels"] == meta["digest"]
+    assert result["settings"]["store"] == meta["settings"]["store"]
+
+
+def history(here):
+    return pd.read_csv(here / "o/run0.csv")["loss"].tolist()
+
+
+def test_a_student_that_asks_is_the_one_of_stored_labels(here, run):
+    """Of the teacher's own normalisation too, when it is not that of the data."""
+    for mean in (0.5, 0.3):
+        state, meta = load_model(here / "model.safetensors")
+        save_model(here / "model.safetensors", state, meta | {"mean": [mean] * 3})
+        assert run(COMMANDS["relabel"].replace("o/", ""))[0] == 0
+        losses = []
+        for line in COMMANDS["student"], ASKING:
+            code, _, err = run(line)
+            assert code == 0, err
+            losses.append(history(here))
+        assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+        inputs = json.loads((here / "o/run0.json").read_text())["inputs"]
+        assert inputs["teacher"] == load_model(here / "model.safetensors")[1]["digest"]
+        assert "labels" not in inputs
+
+
+def test_hard_labels_need_neither_file_nor_teacher(here, run):
+    line = COMMANDS["student"].replace("--soft-labels labels.h5", "--labels hard")
+    assert run(line)[0] == 0
+    before = history(here)
+    (here / "labels.h5").unlink()
+    assert run(f"{line} --store online")[0] == 0
+    assert history(here) == before
 
 
 @pytest.mark.parametrize(("stage", "output"), [("recover", "o/r.h5"), ("barycenter", "o/b.h5")])
@@ -495,6 +561,7 @@ def test_labels_of_other_images(here, mistake):
         ("--crop-scale 0.5 1", r"crop_scale \[0.08, 1.0\], the student asks for \[0.5, 1.0\]"),
         ("--no-flip", "flip True, the student asks for False"),
         ("--mix none", "mix cutmix, the student asks for none"),
+        ("--store pruned", "store stored, the student asks for pruned"),
     ],
 )
 def test_labels_of_other_views(here, mistake, flag, says):
@@ -506,6 +573,43 @@ def test_soft_labels_are_missing(here, mistake):
     assert mistake(line) == (
         "a student with soft labels needs --soft-labels; run the relabel stage, or set --labels hard"
     )
+
+
+def test_labels_of_a_file_that_is_older_than_the_stores(here, mistake):
+    arrays, meta = load(here / "labels.h5")
+    meta["settings"].pop("store")
+    save(here / "labels.h5", arrays, meta)
+    assert "labels.h5 was made with store None, the student asks for stored" in mistake(COMMANDS["student"])
+
+
+def test_labels_that_are_pruned_for_another_temperature(here, run, mistake):
+    assert run(COMMANDS["relabel"].replace("o/labels", "labels") + " --store pruned --temperature 4")[0] == 0
+    line = COMMANDS["student"] + " --store pruned"
+    assert mistake(line) == ("labels.h5 was made with temperature 4.0, the student asks for 20.0; make them agree")
+    assert run(f"{line} --temperature 4")[0] == 0
+
+
+def test_there_are_no_labels_where_the_teacher_is_asked(here, mistake):
+    assert mistake(f"{COMMANDS['relabel']} --store online") == (
+        "the store online keeps no labels; give the teacher to the student, or set --store stored"
+    )
+    assert mistake(f"{COMMANDS['student']} {TEACHER} --store online") == (
+        "the store online takes no labels but labels.h5 is given; drop it, or set --store to its store"
+    )
+
+
+def test_a_teacher_to_ask_is_missing(here, mistake):
+    line = ASKING.replace(TEACHER, "")
+    assert mistake(line) == "a student with the store online needs --teacher; give it, or set --store or --labels hard"
+    (here / "model.safetensors").unlink()
+    assert mistake(ASKING).startswith("model.safetensors does not exist")
+
+
+def test_a_teacher_to_ask_is_of_other_classes(here, mistake):
+    write_teacher(here / "model.safetensors", [*NAMES, "dog"])
+    assert "model.safetensors has 4 classes but the distilled set has 3" in mistake(ASKING)
+    write_teacher(here / "model.safetensors", ["ant", "cat", "bee"])
+    assert "class 1 is 'bee' in the distilled set but 'cat' in model.safetensors" in mistake(ASKING)
 
 
 def test_fewer_labels_than_epochs(here, mistake):

@@ -1,5 +1,6 @@
 """Recovered images: block invariance, the loss against a plain evaluation of Eq. 5-7, resuming, and what a view is."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wmdd.batchnorm import Statistics, inputs_of, layers, running
-from wmdd.engine import plain
+from wmdd.engine import Engine, plain
 from wmdd.errors import WmddError
 from wmdd.models import build
-from wmdd.recover import Target, batches, loss_terms, noise, recover, to_pixels, view
+from wmdd.recover import Target, batches, drawn, loss_terms, noise, observed, recover, sampled, to_pixels, view
 from wmdd.rng import generator
 from wmdd.settings import NetworkSettings, RecoverSettings
 from wmdd.training import quiet
@@ -34,6 +35,8 @@ DECOUPLED = pytest.mark.parametrize("settings", [WMDD, WMDD_CE, SRE2L_PCBN], ids
 COUPLED = pytest.mark.parametrize(
     "settings", [BARYCENTER_ONLY, SRE2L, RELEASED], ids=["barycenter-only", "sre2l", "wmdd-released"]
 )
+PLAIN, FAST = plain(), Engine(torch.device("cpu"), torch.float32, "eager")
+ENGINES = pytest.mark.parametrize("engine", [PLAIN, FAST], ids=["plain", "fast"])
 WEIGHTS = pytest.mark.parametrize("uniform", [True, False], ids=["uniform", "free"])
 
 
@@ -75,18 +78,27 @@ def teacher(tiny_teacher):
     return tiny_teacher.double().requires_grad_(False)
 
 
-def terms_of(network, images: Tensor, target: Target, settings: RecoverSettings) -> dict[str, Tensor]:
-    with inputs_of(network) as seen:
-        return loss_terms(network, images, target, settings, seen)
+def terms_of(network, images: Tensor, target: Target, settings: RecoverSettings, engine=PLAIN) -> dict[str, Tensor]:
+    network.eval()
+    with observed(network, target, settings, engine) as found:
+        return loss_terms(network, images, target, settings, found)
 
 
-def gradient(network, images: Tensor, target: Target, settings: RecoverSettings, parts: list) -> Tensor:
+def looked(images: Tensor, settings: RecoverSettings, seed: int, iteration: int) -> Tensor:
+    """The view of an iteration, which both ways to make it agree on."""
+    chosen = drawn(settings, images.shape[-1], seed, iteration)
+    seen = view(images, chosen)
+    torch.testing.assert_close(sampled(images, torch.tensor(chosen, dtype=images.dtype)), seen, rtol=1e-4, atol=1e-4)
+    return seen
+
+
+def gradient(network, images: Tensor, target: Target, settings: RecoverSettings, parts: list, engine=PLAIN) -> Tensor:
     """The gradient of L for images [C, K, 3, R, R], the loss taken batch by batch."""
     total = torch.zeros_like(images)
     for part in parts:
         x = images[part].clone().requires_grad_()
-        seen = view(x.flatten(0, 1), settings, 1, 0)
-        torch.stack(list(terms_of(network, seen, target.part(*part), settings).values())).sum().backward()
+        seen = looked(x.flatten(0, 1), settings, 1, 0)
+        torch.stack(list(terms_of(network, seen, target.part(*part), settings, engine).values())).sum().backward()
         total[part] = x.grad
     return total
 
@@ -118,14 +130,15 @@ def test_start_images_are_standard_normal():
 
 @DECOUPLED
 @WEIGHTS
-def test_the_gradient_of_an_image_does_not_depend_on_the_batch(teacher, settings, uniform):
+@ENGINES
+def test_the_gradient_of_an_image_does_not_depend_on_the_batch(teacher, settings, uniform, engine):
     target = target_of(teacher, settings, uniform)
     images = noise(target.labels, K, SIDE, 0).double()
-    alone = gradient(teacher, images, target, settings, one_by_one())
+    alone = gradient(teacher, images, target, settings, one_by_one(), engine)
     for size in (CLASSES * K, 2 * K):
-        parts = batches(CLASSES, K, settings.model_copy(update={"batch_size": size}))
+        parts = batches(CLASSES, K, settings, size)
         assert len(parts) < CLASSES
-        assert largest_difference(gradient(teacher, images, target, settings, parts), alone) < 1e-10
+        assert largest_difference(gradient(teacher, images, target, settings, parts, engine), alone) < 1e-10
 
 
 @DECOUPLED
@@ -155,7 +168,7 @@ def test_the_gradient_of_an_image_depends_on_the_batch_where_the_loss_couples(te
 def test_batches_hold_every_image_once(composition, size, classes, k, statistics):
     settings = RecoverSettings(batch_size=size, composition=composition, statistics=statistics)
     count = torch.zeros(classes, k)
-    parts = batches(classes, k, settings)
+    parts = batches(classes, k, settings, size)
     for part in parts:
         count[part] += 1
     assert torch.equal(count, torch.ones(classes, k))
@@ -226,11 +239,12 @@ def plain_loss(network, images: Tensor, target: Target, settings: RecoverSetting
     ],
     ids=["wmdd", "wmdd-ce", "sre2l-pcbn", "barycenter-only", "sre2l", "wmdd-released", "weighted", "no-statistics"],
 )
-def test_terms_equal_a_plain_evaluation_of_the_equations(teacher, settings, uniform):
+@ENGINES
+def test_terms_equal_a_plain_evaluation_of_the_equations(teacher, settings, uniform, engine):
     target = target_of(teacher, settings, uniform)
     images = noise(target.labels, K, SIDE, 0).double().flatten(0, 1)
     expected = {name: value for name, value in plain_loss(teacher, images, target, settings).items() if value != 0}
-    found = terms_of(teacher, images, target, settings)
+    found = terms_of(teacher, images, target, settings, engine)
     assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-10)
 
 
@@ -284,11 +298,18 @@ def test_a_part_of_a_target_is_of_its_classes_and_images(teacher):
 
 
 def recovered(
-    network, settings: RecoverSettings, seed: int = 3, keeper=None, log=None, block: slice = slice(0, 4), k=2
+    network,
+    settings: RecoverSettings,
+    seed: int = 3,
+    keeper=None,
+    log=None,
+    block: slice = slice(0, 4),
+    k=2,
+    engine=PLAIN,
 ):
     """Recover a block of the tiny problem's classes."""
     target = targets(network, uniform=False, k=k)
-    context = quiet(plain())
+    context = quiet(engine)
     context = replace(context, keeper=keeper or context.keeper, log=log or context.log)
     return recover(
         network,
@@ -366,19 +387,22 @@ def test_pixels_are_rounded_values_of_the_data_range():
     ids=["within", "coupled-within", "across"],
 )
 @pytest.mark.parametrize(("save_at", "die_at"), [(1, 2), (2, 5), (5, 6), (7, 9), (10, 0)])
-def test_a_killed_job_goes_on_to_the_same_bits(tiny_teacher, dying_keeper, settings, save_at, die_at):
-    whole = recovered(tiny_teacher, settings)  # two batches of five iterations
+@ENGINES
+def test_a_killed_job_goes_on_to_the_same_bits(tiny_teacher, dying_keeper, settings, save_at, die_at, engine):
+    if engine.fast:
+        engine = replace(engine, images_at_once=settings.batch_size)
+    whole = recovered(tiny_teacher, settings, engine=engine)  # two batches of five iterations
     keeper = dying_keeper(save_at, die_at)
     if die_at:
         with pytest.raises(dying_keeper.Killed):
-            recovered(tiny_teacher, settings, keeper=keeper)
+            recovered(tiny_teacher, settings, keeper=keeper, engine=engine)
     else:  # it dies after the last iteration, before the result is written
-        recovered(tiny_teacher, settings, keeper=keeper)
+        recovered(tiny_teacher, settings, keeper=keeper, engine=engine)
     state = keeper.load()
     assert (state["part"], state["optimizer"]["iteration"]) == ((save_at - 1) // 5, (save_at - 1) % 5 + 1)
     again = dying_keeper()
     again.content = keeper.content
-    assert torch.equal(recovered(tiny_teacher, settings, keeper=again), whole)
+    assert torch.equal(recovered(tiny_teacher, settings, keeper=again, engine=engine), whole)
     assert again.chances == 10 - save_at  # only what was missing is done again
 
 
@@ -393,14 +417,55 @@ def real() -> Tensor:
     return normalised(F.interpolate(coarse, (SIDE, SIDE), mode="bilinear").round())
 
 
-def history_of(network, real: Tensor, settings: RecoverSettings) -> tuple[list[dict], Tensor]:
+def history_of(network, real: Tensor, settings: RecoverSettings, engine=PLAIN) -> tuple[list[dict], Tensor]:
     """What is logged while two images of each of three classes are recovered, and the images."""
     target, history = matched(network, real, torch.full((3, 2), 0.5)), []
-    context = replace(quiet(plain()), log=lambda metrics, _: history.append(metrics))
+    context = replace(quiet(engine), log=lambda metrics, _: history.append(metrics))
     found = recover(
         network, target.labels, target.atoms, target.weights, target.statistics, SIDE, MEAN, STD, settings, 0, context
     )
     return history, found
+
+
+# ---- the fast engine against the reference
+
+ROWS = pytest.mark.parametrize(
+    "row",
+    [{}, {"cross_entropy": 1}, {"statistics": "global"}, {"feature_loss": "norm", "cross_entropy": 1}],
+    ids=["wmdd", "wmdd-ce", "barycenter-only", "wmdd-released"],
+)
+
+
+@ROWS
+def test_the_loss_trace_is_that_of_the_reference(tiny_teacher, real, row):
+    settings = RecoverSettings(**MILD, iterations=20, **row)
+    expected, images = history_of(tiny_teacher, real, settings)
+    for images_at_once in (6, 2):
+        found, others = history_of(tiny_teacher, real, settings, replace(FAST, images_at_once=images_at_once))
+        if len(found) > len(expected):  # a class a batch: the trace is the sum of theirs
+            found = [{k: found[i][k] + found[20 + i][k] + found[40 + i][k] for k in found[i]} for i in range(20)]
+        for a, b in zip(expected, found, strict=True):
+            assert b == pytest.approx(a, rel=1e-4)
+        assert float((images.int() - others.int()).abs().float().mean()) < 0.5
+
+
+def test_bfloat16_goes_down_as_far(tiny_teacher, real):
+    settings = RecoverSettings(**MILD, iterations=40)
+    expected, _ = history_of(tiny_teacher, real, settings)
+    found, _ = history_of(tiny_teacher, real, settings, replace(FAST, dtype=torch.bfloat16))
+    assert found[-1]["loss"] == pytest.approx(expected[-1]["loss"], rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch needs a C++ compiler")
+def test_the_compiled_loss_is_that_of_the_reference(tiny_teacher, real, capsys):
+    settings = RecoverSettings(**MILD, iterations=4, cross_entropy=1)
+    expected, images = history_of(tiny_teacher, real, settings)
+    found, others = history_of(tiny_teacher, real, settings, replace(FAST, mode="compile", images_at_once=6))
+    assert "not compiled" not in capsys.readouterr().err
+    for a, b in zip(expected, found, strict=True):
+        assert b == pytest.approx(a, rel=1e-4)
+    assert float((images.int() - others.int()).abs().float().mean()) < 0.5
 
 
 @pytest.mark.parametrize("statistics", ["per-class", "global"])
@@ -448,13 +513,13 @@ def pictures(count: int = 4, side: int = 16) -> Tensor:
 
 def test_a_view_is_the_same_for_every_image_and_belongs_to_seed_and_iteration():
     images, settings = pictures(), RecoverSettings(jitter=3)
-    seen = view(images, settings, 1, 5)
-    assert torch.equal(view(images[2:3], settings, 1, 5)[0], seen[2])
-    same = view(images[:1].expand(4, -1, -1, -1), settings, 1, 5)
+    seen = looked(images, settings, 1, 5)
+    assert torch.equal(looked(images[2:3], settings, 1, 5)[0], seen[2])
+    same = looked(images[:1].expand(4, -1, -1, -1), settings, 1, 5)
     assert torch.equal(same[0], same[3])
-    assert torch.equal(view(images, settings, 1, 5), seen)
-    assert not torch.equal(view(images, settings, 1, 6), seen)
-    assert not torch.equal(view(images, settings, 2, 5), seen)
+    assert torch.equal(looked(images, settings, 1, 5), seen)
+    assert not torch.equal(looked(images, settings, 1, 6), seen)
+    assert not torch.equal(looked(images, settings, 2, 5), seen)
 
 
 def test_jitter_is_a_cyclic_shift_of_both_sides_up_to_its_limit():
@@ -462,7 +527,7 @@ def test_jitter_is_a_cyclic_shift_of_both_sides_up_to_its_limit():
     rolls = {(a, b): image.roll((a, b), (2, 3)) for a in range(-2, 3) for b in range(-2, 3)}
     found = set()
     for iteration in range(300):
-        seen = view(image, settings, 0, iteration)
+        seen = looked(image, settings, 0, iteration)
         found |= {shift for shift, roll in rolls.items() if torch.equal(roll, seen)}
         assert any(torch.equal(roll, seen) for roll in rolls.values())
     assert len(found) == 25
@@ -470,28 +535,28 @@ def test_jitter_is_a_cyclic_shift_of_both_sides_up_to_its_limit():
 
 def test_half_the_views_are_mirrored():
     image, settings = pictures(1), RecoverSettings(crop_scale=(1, 1), jitter=0)
-    mirrored = [torch.equal(view(image, settings, 0, i), image.flip(-1)) for i in range(400)]
+    mirrored = [torch.equal(looked(image, settings, 0, i), image.flip(-1)) for i in range(400)]
     assert 160 < sum(mirrored) < 240
-    kept = [torch.equal(view(image, settings, 0, i), image) for i in range(400)]
+    kept = [torch.equal(looked(image, settings, 0, i), image) for i in range(400)]
     assert [not m for m in mirrored] == kept
 
 
 def test_a_still_view_is_the_image():
     images = pictures()
-    assert all(torch.equal(view(images, RecoverSettings(**STILL), 0, i), images) for i in range(20))
+    assert all(torch.equal(looked(images, RecoverSettings(**STILL), 0, i), images) for i in range(20))
 
 
 def test_crops_keep_size_and_constant_images():
     images, settings = torch.full((2, 3, 16, 16), 1.5), RecoverSettings(jitter=0)
     for iteration in range(50):
-        torch.testing.assert_close(view(images, settings, 0, iteration), images)
+        torch.testing.assert_close(looked(images, settings, 0, iteration), images)
 
 
 def test_crops_see_every_part_of_the_image_and_only_of_it():
     # Of a picture whose rows are numbered, a crop shows a rising run within these numbers.
     rows = torch.arange(16.0)[:, None].expand(1, 3, 16, 16)
     settings = RecoverSettings(crop_scale=(0.08, 0.5), flip=False, jitter=0)
-    seen = torch.stack([view(rows, settings, 0, i)[0, 0, :, 0] for i in range(300)])
+    seen = torch.stack([looked(rows, settings, 0, i)[0, 0, :, 0] for i in range(300)])
     assert bool((seen.diff(dim=1) >= 0).all())
     assert float(seen.min()) == 0
     assert float(seen.max()) == 15
@@ -502,7 +567,7 @@ def test_crops_see_every_part_of_the_image_and_only_of_it():
 def test_even_the_smallest_crops_show_something(side):
     images, settings = pictures(1, side), RecoverSettings(crop_scale=(0.0, 1e-3), jitter=1)
     for iteration in range(200):
-        seen = view(images, settings, 0, iteration)
+        seen = looked(images, settings, 0, iteration)
         assert seen.shape == images.shape
         assert bool(torch.isfinite(seen).all())
 

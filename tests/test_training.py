@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmdd import augment, student, teacher
-from wmdd.engine import plain
+from wmdd.engine import Engine, plain
 from wmdd.errors import WmddError
 from wmdd.feeding import Resident
-from wmdd.models import Network
+from wmdd.labels import hard, stored
+from wmdd.models import Network, normalise
 from wmdd.relabel import seeds_of
 from wmdd.rng import generator
 from wmdd.settings import AugmentationSettings, StudentSettings, TeacherSettings, TrainingSettings
@@ -484,13 +486,11 @@ SMALL = StudentSettings(architecture="convnet3", width=8, norm="instance", epoch
 
 
 def studied(images, labels, weights, logits, settings=SMALL, augmentation=STILL, run=0, context=None):
-    count = settings.epochs
     return student.train(
         images,
         labels,
         torch.tensor(weights),
-        logits,
-        seeds_of(0, count),
+        hard(0) if logits is None else stored(logits, seeds_of(0, settings.epochs)),
         Resident(*coloured(30, "val")),
         3,
         MEAN,
@@ -498,14 +498,13 @@ def studied(images, labels, weights, logits, settings=SMALL, augmentation=STILL,
         settings,
         augmentation,
         0,
-        run,
+        [run],
         context or quiet(plain()),
-    )
+    )[0]
 
 
 def distilled(count: int, key: str = "distilled") -> tuple[Tensor, Tensor]:
-    images, labels = coloured(count, key)
-    return (images / 255 - 0.5) / 0.25, labels
+    return coloured(count, key)
 
 
 @pytest.mark.parametrize("labels", ["soft", "hard"])
@@ -588,11 +587,116 @@ def test_soft_labels_belong_to_their_epoch_and_image():
     with torch.no_grad():
         for epoch, seed in enumerate(seeds_of(0, 3)):
             views = augment.draw(torch.Generator().manual_seed(seed), 7, (0.3, 1), True, "cutmix")
-            logits[epoch] = network(augment.apply(images, views, torch.arange(7)))
+            logits[epoch] = network(augment.apply(normalise(images, MEAN, STD), views, torch.arange(7)))
     _, history = studied(images, classes, [1.0] * 7, logits, settings, augmentation)
     assert [entry["loss"] for entry in history] == pytest.approx([0] * 3, abs=1e-9)
     _, history = studied(images, classes, [1.0] * 7, logits.roll(1, 0), settings, augmentation)
     assert min(entry["loss"] for entry in history) > 1e-7
+
+
+FAST = Engine(torch.device("cpu"), torch.float32, "eager")
+
+
+def several(
+    runs: list[int], keeper=None, engine=FAST, log=None, **changes
+) -> list[tuple[Network, list[dict[str, float]]]]:
+    images, classes = distilled(12)
+    settings = SMALL.model_copy(update={"epochs": 4, "batch_size": 5, "optimizer": "adamw", "lr": 0.01} | changes)
+    context = quiet(engine)
+    context = replace(context, keeper=keeper or context.keeper, log=log or context.log)
+    return student.train(
+        images,
+        classes,
+        torch.ones(12),
+        hard(0),
+        Resident(*coloured(30, "val")),
+        3,
+        MEAN,
+        STD,
+        settings,
+        STILL,
+        0,
+        runs,
+        context,
+    )
+
+
+def weights_of(network: nn.Module) -> Tensor:
+    return torch.cat([value.flatten() for value in network.state_dict().values()])
+
+
+def apart(a: nn.Module, b: nn.Module) -> float:
+    return float((weights_of(a) - weights_of(b)).norm() / weights_of(b).norm())
+
+
+def test_students_side_by_side_are_those_trained_alone():
+    logged = []
+    found = several([2, 0, 1], log=lambda metrics, _: logged.append(metrics))
+    for run, (network, history) in zip([2, 0, 1], found, strict=True):
+        ((alone, expected),) = several([run])
+        assert equal(network, alone)
+        assert history == expected
+    assert not equal(found[0][0], found[1][0])
+    assert [m["1/loss"] for m in logged if "1/loss" in m] == [entry["loss"] for entry in found[1][1]]
+
+
+def test_students_side_by_side_do_not_depend_on_threads():
+    expected = several([0, 1])
+    try:
+        torch.set_num_threads(2)
+        found = several([0, 1])
+    finally:
+        torch.set_num_threads(1)
+    assert all(equal(a, b) and h == g for (a, h), (b, g) in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize(("save_at", "die_at"), [(1, 2), (3, 4)])
+def test_killed_students_go_on_to_the_same_bits(dying_keeper, save_at, die_at):
+    whole = several([0, 1], ema=0.9)
+    keeper = dying_keeper(save_at, die_at)
+    with pytest.raises(dying_keeper.Killed):
+        several([0, 1], keeper, ema=0.9)
+    again = dying_keeper()
+    again.content = keeper.content
+    assert all(equal(a, b) and h == g for (a, h), (b, g) in zip(whole, several([0, 1], again, ema=0.9), strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("architecture", ["convnet3", "resnet18"])
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_the_fast_engine_trains_as_the_reference_does(optimizer, architecture, norm):
+    changes = {"optimizer": optimizer, "architecture": architecture, "norm": norm, "lr": 1e-3, "batch_size": 12}
+    ((network, history),) = several([0], **changes)
+    ((reference, expected),) = several([0], engine=plain(), **changes)
+    assert [entry["loss"] for entry in history] == pytest.approx([entry["loss"] for entry in expected], rel=1e-3)
+    assert apart(network, reference) < 5e-3  # Adam turns a gradient that is all rounding into a whole step
+    assert not torch.equal(weights_of(network), weights_of(reference)) or architecture == "convnet3"
+
+
+def test_bfloat16_learns_as_well():
+    ((_, history),) = several([0], engine=replace(FAST, dtype=torch.bfloat16), epochs=20)
+    ((network, expected),) = several([0], engine=plain(), epochs=20)
+    assert history[-1]["loss"] == pytest.approx(expected[-1]["loss"], rel=0.2)
+    assert all(p.dtype == torch.float32 for p in network.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch needs a C++ compiler")
+def test_compiled_steps_train_as_the_reference_does(capsys):
+    changes = {"epochs": 3, "batch_size": 12, "lr": 1e-3}
+    ((network, history),) = several([0], engine=replace(FAST, mode="compile"), **changes)
+    ((reference, expected),) = several([0], engine=plain(), **changes)
+    assert "not compiled" not in capsys.readouterr().err
+    assert [entry["loss"] for entry in history] == pytest.approx([entry["loss"] for entry in expected], rel=1e-3)
+    assert apart(network, reference) < 5e-3  # Adam turns a gradient that is all rounding into a whole step
+
+
+def test_the_average_of_a_student_is_what_is_scored():
+    ((network, history),) = several([0], ema=0.5)
+    ((other, _),) = several([0])
+    assert not equal(network, other)
+    pictures = Resident(*coloured(30, "val"))
+    assert evaluate(network, pictures, MEAN, STD, FAST)["top1"] == history[-1]["top1"]
 
 
 def test_runs_differ_and_repeat(dying_keeper):
@@ -624,6 +728,6 @@ def test_labels_for_too_few_epochs_are_refused():
     settings = SMALL.model_copy(update={"epochs": 5})
     with pytest.raises(WmddError, match=r"2 epochs.*5"):
         student.train(
-            images, classes, torch.ones(3), None, seeds_of(0, 2), Resident(*coloured(3, "val")), 3, MEAN, STD, settings, STILL,
-            0, 0, quiet(plain()),
+            images, classes, torch.ones(3), stored(torch.zeros(2, 3, 3), seeds_of(0, 2)), Resident(*coloured(3, "val")), 3,
+            MEAN, STD, settings, STILL, 0, [0], quiet(plain()),
         )  # fmt: skip

@@ -22,15 +22,24 @@ class Views:
     flip: Tensor  # [N] bool
     partner: Tensor  # [N] int64; the image itself where nothing is mixed
     paste: Tensor  # [N, 4]; the part of the view that comes from the partner
+    mixed: bool = True  # whether any view may have such a part
 
     def of(self, index: Tensor) -> "Views":
         """Return the views of some of the images."""
-        return Views(self.crop[index], self.flip[index], self.partner[index], self.paste[index])
+        return replace(
+            self, crop=self.crop[index], flip=self.flip[index], partner=self.partner[index], paste=self.paste[index]
+        )
+
+    def to(self, device: torch.device) -> "Views":
+        """Return a copy elsewhere."""
+        crop, flip, partner, paste = (v.to(device) for v in (self.crop, self.flip, self.partner, self.paste))
+        return Views(crop, flip, partner, paste, self.mixed)
 
     def pasted(self, height: int, width: int) -> Tensor:
         """Return the pasted boxes in whole pixels, [N, 4]: first row, first column, and the ones behind the last."""
-        corners = torch.cat([self.paste[:, :2], self.paste[:, :2] + self.paste[:, 2:]], 1)
-        return (corners * torch.tensor([height, width, height, width])).round().long()
+        first, last = self.paste[:, :2], self.paste[:, :2] + self.paste[:, 2:]
+        rows, columns = torch.stack([first, last], 1).unbind(2)  # [N, 2] each
+        return torch.stack([rows * height, columns * width], 2).flatten(1).round().long()
 
     def kept(self, height: int, width: int) -> Tensor:
         """Return the share of each view's pixels that show the image itself, [N] float64."""
@@ -41,7 +50,7 @@ class Views:
 def identity(count: int) -> Views:
     """Return the views that show every image as it is."""
     whole = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64).expand(count, 4).clone()
-    return Views(whole, torch.zeros(count, dtype=torch.bool), torch.arange(count), torch.zeros_like(whole))
+    return Views(whole, torch.zeros(count, dtype=torch.bool), torch.arange(count), torch.zeros_like(whole), False)
 
 
 def resized_crop(generator: torch.Generator, count: int, scale: tuple[float, float]) -> Tensor:
@@ -84,38 +93,43 @@ def draw(generator: torch.Generator, count: int, scale: tuple[float, float], fli
         start = (centre - side[:, None] / 2).clamp(0, 1)
         end = (centre + side[:, None] / 2).clamp(0, 1)
         partner = torch.randperm(count, generator=generator)
-        views = replace(views, partner=partner, paste=torch.cat([start, end - start], 1))
+        views = replace(views, partner=partner, paste=torch.cat([start, end - start], 1), mixed=True)
     return views
 
 
 def apply(images: Tensor, views: Views, index: Tensor, padded: bool = False) -> Tensor:
-    """Return the views of `images[index]`, [B, 3, H, W], of normalised float images [N, 3, H, W].
+    """Return the views of `images[index]`, [B, 3, H, W] float32, of normalised float images [N, 3, H, W].
 
-    Bilinear; crops never shrink, so no antialiasing is needed. Outside the image a shifted view is zero, the mean colour.
+    All on one device, which is not waited for. Bilinear; crops never shrink, so no antialiasing is needed. Outside the image
+    a shifted view is zero, the mean colour.
     """
     mine = views.of(index)
     seen = _crop(images[index], mine, padded)
-    if not bool((mine.paste[:, 2:] > 0).any()):
+    if not views.mixed:
         return seen
     other = _crop(images[mine.partner], views.of(mine.partner), padded)
     height, width = images.shape[-2:]
     top, left, bottom, right = mine.pasted(height, width).unbind(1)
-    rows, columns = torch.arange(height), torch.arange(width)
+    rows, columns = torch.arange(height, device=index.device), torch.arange(width, device=index.device)
     inside_rows = (rows >= top[:, None]) & (rows < bottom[:, None])  # [B, H]
     inside_columns = (columns >= left[:, None]) & (columns < right[:, None])  # [B, W]
-    mask = (inside_rows[:, None, :, None] & inside_columns[:, None, None, :]).to(images.device)
-    return torch.where(mask, other, seen)
+    return torch.where(inside_rows[:, None, :, None] & inside_columns[:, None, None, :], other, seen)
 
 
 def _crop(images: Tensor, views: Views, padded: bool) -> Tensor:
-    """Cut and enlarge boxes of [B, 3, H, W] by one bilinear sampling."""
-    top, left, height, width = views.crop.unbind(1)
-    sign = torch.where(views.flip, -1.0, 1.0).double()
-    zero = torch.zeros_like(top)
-    across = torch.stack([sign * width, zero, 2 * left + width - 1], 1)
-    down = torch.stack([zero, height, 2 * top + height - 1], 1)
-    theta = torch.stack([across, down], 1).to(images.device, torch.float32)  # [B, 2, 3]
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    """Cut and enlarge boxes of [B, 3, H, W] by one bilinear sampling, whose places are float32 under autocast, too."""
+    top, left, height, width = views.crop.double().unbind(1)
+    across = _places(left, width, images.shape[3])
+    across = torch.where(views.flip[:, None], across.flip(1), across)
+    down = _places(top, height, images.shape[2])
+    size = (len(images), images.shape[2], images.shape[3])
+    grid = torch.stack([across[:, None, :].expand(size), down[:, :, None].expand(size)], 3)
     return F.grid_sample(
         images, grid, mode="bilinear", padding_mode="zeros" if padded else "border", align_corners=False
     )
+
+
+def _places(start: Tensor, length: Tensor, count: int) -> Tensor:
+    """Return the middles [B, count] of equal parts of intervals of a side, which reaches from -1 to 1."""
+    middles = (torch.arange(count, device=start.device, dtype=start.dtype) + 0.5) / count
+    return (2 * (start[:, None] + length[:, None] * middles) - 1).float()

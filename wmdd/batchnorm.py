@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -149,43 +149,131 @@ def sums_of_inputs(network: nn.Module) -> Iterator[Callable[[], dict[str, Tensor
             handle.remove()
 
 
-class _ImageMoments(torch.autograd.Function):
-    """Mean and variance over the pixels of each image and channel: one pass forward and one backward, without copies.
-
-    variance = E[x^2] - E[x]^2, accumulated in `dtype`; d/dx = (g_mean + 2 g_variance (x - mean)) / HW.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        mean = x.mean((2, 3), dtype=dtype)
-        # squares of bfloat16 must not be rounded to bfloat16: where the mean is many deviations from 0, nothing would be left
-        if x.dtype == dtype:
-            square = x.square().mean((2, 3))
-        else:
-            square = torch.linalg.vector_norm(x, dim=(2, 3), dtype=dtype).square() / x[0, 0].numel()
-        ctx.save_for_backward(x, mean)
-        return mean, (square - mean.square()).clamp(min=0)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        x, mean = ctx.saved_tensors
-        to_mean, to_variance = gradients
-        slope = 2 * to_variance / x[0, 0].numel()
-        offset = to_mean / x[0, 0].numel() - slope * mean
-        shape = (*mean.shape, 1, 1)
-        return (x * slope.view(shape).to(x.dtype)).add_(offset.view(shape).to(x.dtype)), None
-
-
 def moments(x: Tensor, weights: Tensor | None, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     r"""Return mean and variance per channel and class, [C, ch] each, of x [C * K, ch, H, W] with image weights [C, K].
 
     mu_c = \sum_j w_cj m_cj and sigma^2_c = \sum_j w_cj (v_cj + (m_cj - mu_c)^2), m and v the moments of each image; with
     `weights` None all images are one group with equal weights ([1, ch]).
     """
-    mean, variance = _ImageMoments.apply(x, dtype)
-    if weights is None:
-        weights = torch.full((1, len(x)), 1 / len(x), dtype=dtype, device=x.device)
-    groups = mean.view(*weights.shape, -1)  # [C, K, ch]
-    centre = torch.einsum("ck,ckh->ch", weights, groups)
-    spread = variance.view(*weights.shape, -1) + (groups - centre[:, None]) ** 2
-    return centre, torch.einsum("ck,ckh->ch", weights, spread)
+    variance, mean = torch.var_mean(x.to(dtype), (2, 3), correction=0)
+    return _of_classes(mean, variance, _weights(weights, x, dtype))
+
+
+def _weights(weights: Tensor | None, x: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.full((1, len(x)), 1 / len(x), dtype=dtype, device=x.device) if weights is None else weights
+
+
+def _of_classes(mean: Tensor, variance: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the moments of classes [C, ch] from those of images [C * K, ch]; not by products, which may be rounded."""
+    groups, spread = (each.view(*weights.shape, -1) for each in (mean, variance))  # [C, K, ch]
+    centre = (weights[..., None] * groups).sum(1)
+    return centre, (weights[..., None] * (spread + (groups - centre[:, None]) ** 2)).sum(1)
+
+
+def _class_moments(x: Tensor, weights: Tensor, alike: int) -> tuple[Tensor, Tensor]:
+    """Return mean and variance [C, ch] over the pixels of each class, accumulated in the type of the weights [C, K].
+
+    `alike` images at a time have the same weight.
+    """
+    if x.device.type == "cpu" and weights.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last):
+        return _class_moments_on_cpu(x, weights, alike)
+    mean = x.mean((2, 3), dtype=weights.dtype)
+    # squares of bfloat16 must not be rounded to bfloat16: where the mean is many deviations from 0, nothing would be left
+    if x.dtype == weights.dtype:
+        square = x.square().mean((2, 3))
+    else:
+        square = torch.linalg.vector_norm(x, dim=(2, 3), dtype=weights.dtype).square() / x[0, 0].numel()
+    return _of_classes(mean, (square - mean.square()).clamp(min=0), weights)
+
+
+def _class_moments_on_cpu(x: Tensor, weights: Tensor, alike: int) -> tuple[Tensor, Tensor]:
+    """Return the same of channels-last images, by the kernel that BatchNorm uses in training (see `sums_of`)."""
+    rows = min(x.shape[2], max(1, ROWS // x.shape[3]))
+    images = next(n for n in range(alike, 0, -1) if alike % n == 0 and (n == 1 or n * x[0, 0].numel() <= ROWS))
+    unused = torch.zeros(2, x.shape[1])
+    pieces = [piece for part in x.split(images) for piece in part.split(rows, 2)]
+    found = [torch.batch_norm_update_stats(piece, unused[0], unused[1], 0.0) for piece in pieces]
+    share = torch.tensor([piece.shape[2] / x.shape[2] for piece in pieces]).view(len(weights), -1)  # [C, pieces]
+    share *= weights.unflatten(1, (-1, images)).sum(2).repeat_interleave(-(-x.shape[2] // rows), 1)
+    return _of_classes(torch.stack([mean for mean, _ in found]), torch.stack([v for _, v in found]), share)
+
+
+class _Normalised(torch.autograd.Function):
+    r"""BatchNorm in eval mode, y = a x + b per channel, and mean and variance of x per class, without copies.
+
+    With g_y, g_mu and g_v the gradients, image j of class c with the weight w has, of H W pixels,
+
+        dL/dx = a g_y + w (g_mu + 2 g_v (x - mu_c)) / (H W).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weights: Tensor, alike: int, scale: Tensor, normalise: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mean, variance = _class_moments(x, weights, alike)
+        ctx.save_for_backward(x, weights, scale, mean)
+        return normalise(x), mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        x, weights, scale, mean = ctx.saved_tensors
+        to_y, to_mean, to_variance = gradients
+        share = weights[..., None] / x[0, 0].numel()  # [C, K, 1]
+        slope = 2 * to_variance[:, None] * share  # [C, K, ch]
+        offset = to_mean[:, None] * share - slope * mean[:, None]
+        found = torch.addcmul(_channels(offset, x), x, _channels(slope, x))
+        return found.addcmul_(to_y, _channels(scale, x)), None, None, None, None
+
+
+def _channels(values: Tensor, x: Tensor) -> Tensor:
+    """Return values per channel [ch], or per image and channel [..., ch], so that they spread over x [B, ch, H, W]."""
+    return values.to(x.dtype).view(-1, x.shape[1], 1, 1)
+
+
+class _Watched(nn.BatchNorm2d):
+    """A BatchNorm layer in eval mode that takes the moments of its input while it normalises; see `watched`."""
+
+    found: dict[str, tuple[Tensor, Tensor]]
+    called: str
+    group: Tensor
+    alike: int
+    scale: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x [C * K, ch, H, W] by the running statistics."""
+        y, mean, variance = _Normalised.apply(x, self.group, self.alike, self.scale, super().forward)
+        self.found[self.called] = mean, variance
+        return cast(Tensor, y)
+
+
+def watchable(network: nn.Module) -> bool:
+    """Return whether `watched` knows all BatchNorm layers of a network; libraries have some of their own."""
+    return all(type(layer) is nn.BatchNorm2d and layer.running_mean is not None for layer in layers(network).values())
+
+
+@contextmanager
+def watched(network: nn.Module, weights: Tensor) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Yield a dict that after each forward pass holds `moments` of the input of every BatchNorm layer, as first used.
+
+    No hooks: the layers stay the objects that they are, only their class is another for a while. Nothing flows back to their
+    parameters.
+
+    Args:
+        network: in eval mode, `watchable`.
+        weights: of the images, [C, K]; [1, B] for one group of all.
+    """
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    alike = weights.shape[1] if bool((weights == weights[:, :1]).all()) else 1
+    watched_layers = layers(network)
+    for name, layer in watched_layers.items():
+        scale = (cast(Tensor, layer.running_var) + layer.eps).rsqrt()
+        scale = scale if layer.weight is None else scale * layer.weight.detach()
+        layer.__class__ = _Watched
+        vars(layer).update(found=found, called=name, group=weights, alike=alike, scale=scale)
+    try:
+        yield found
+    finally:
+        for layer in watched_layers.values():
+            layer.__class__ = nn.BatchNorm2d
+            for name in ("found", "called", "group", "alike", "scale"):
+                vars(layer).pop(name, None)

@@ -3,7 +3,8 @@
 import json
 import re
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,14 +18,14 @@ from wmdd.artifacts import check_classes, load, load_model, read_json, save
 from wmdd.batchnorm import Statistics
 from wmdd.errors import WmddError
 from wmdd.job import Job, cost_path, job
-from wmdd.models import Network, normalise, restore
+from wmdd.models import Network, restore
 from wmdd.progress import progress
 from wmdd.settings import (
-    AugmentationSettings,
     BarycenterSettings,
     DataSettings,
     EngineSettings,
     FeaturesSettings,
+    LabelSettings,
     NetworkSettings,
     RecoverSettings,
     RelabelSettings,
@@ -36,13 +37,16 @@ from wmdd.settings import (
 if TYPE_CHECKING:
     from wmdd import points
     from wmdd.barycenter import Quality
+    from wmdd.labels import Labels
     from wmdd.transport import Barycenter
 
 app = App(name="wmdd", help="Dataset distillation with Wasserstein barycenters.", version=__version__)
 Several = Annotated[list[Path], Parameter(consume_multiple=True)]
+Runs = Annotated[list[int], Parameter(consume_multiple=True)]
 Ipc = Annotated[int, Parameter(validator=Number(gte=1))]
 Processes = Annotated[int, Parameter(validator=Number(gte=1))]
 ENGINE = EngineSettings()
+LABELS = LabelSettings()
 SHOWN = 50  # classes of a distilled set that the tracker shows
 
 
@@ -445,21 +449,30 @@ def relabel(
     settings: RelabelSettings = RelabelSettings(),
     engine: EngineSettings = ENGINE,
 ) -> None:
-    """Label random views of the distilled images by the teacher."""
+    """Label random views of the distilled images by the teacher; one epoch of labels is in memory at a time."""
+    from wmdd.labels import append
     from wmdd.relabel import relabel as run
     from wmdd.relabel import seeds_of
 
+    if settings.store == "online":
+        raise WmddError("the store online keeps no labels; give the teacher to the student, or set --store stored")
     arrays, meta = load(images, "images")
     network, known = _teacher(teacher)
     check_classes(known["classes"], meta["classes"], str(teacher), str(images))
     inputs = {"images": meta["digest"], "teacher": known["digest"]}
     with job("relabel", output, [settings], inputs, engine, threads, seed=seed) as this:
-        seeds = seeds_of(seed, settings.epochs)
-        pixels = normalise(torch.from_numpy(arrays["images"]).flatten(0, 1), known["mean"], known["std"])
-        logits = run(network, pixels, seeds, settings, settings.batch_size, this.context)
-        this.figures["bytes_per_image"] = logits[:, 0].numel() * logits.element_size()
-        extra = {"teacher_accuracy": known["accuracy"]}
-        save(output, {"logits": logits.numpy(), "seeds": np.array(seeds)}, this.meta | _manifest(known) | extra)
+        seeds = seeds_of(seed, settings.labelled)
+        pixels = torch.from_numpy(arrays["images"]).flatten(0, 1)
+        with artifacts.writing(output) as writer:
+            writer.meta = this.meta | _manifest(known) | {"teacher_accuracy": known["accuracy"]}
+            for logits in run(
+                network, pixels, known["mean"], known["std"], seeds, settings, settings.batch_size, this.context
+            ):
+                append(writer, logits, settings)
+            writer.put("seeds", np.array(seeds))
+        size = output.stat().st_size / len(pixels)
+        this.figures["bytes_per_image"] = round(size)
+        this.figures["bytes_per_image_and_epoch"] = round(size / settings.epochs, 2)
 
 
 @app.command
@@ -467,63 +480,127 @@ def student(
     *,
     images: Path,
     data: Path,
-    output: Path,
+    output: Several,
     seed: int,
-    run: int,
+    run: Runs,
     soft_labels: Path | None = None,
+    teacher: Path | None = None,
     threads: int = 1,
     settings: StudentSettings = StudentSettings(),
-    augmentation: AugmentationSettings = AugmentationSettings(),
+    augmentation: LabelSettings = LABELS,
     engine: EngineSettings = ENGINE,
 ) -> None:
-    """Train a student from scratch on the distilled images and score it on the real validation set."""
+    """Train students from scratch on the distilled images, side by side, and score them on the real validation set.
+
+    Args:
+        images: the distilled set.
+        data: of the data stage.
+        output: the scores of each run; the history is written beside it.
+        seed: of the distillation.
+        run: numbers that tell students of one distilled set apart.
+        soft_labels: of the relabel stage, for the stores that it keeps.
+        teacher: of the teacher stage, for the store online.
+        threads: of the CPU.
+        settings: network and optimisation.
+        augmentation: the views and the store of their soft labels, as the relabel stage has them.
+        engine: device, precision.
+    """
     from wmdd.feeding import opened
-    from wmdd.relabel import seeds_of
     from wmdd.student import train
 
+    if len(run) != len(output) or len(set(run)) < len(run):
+        raise WmddError(f"the runs {run} need one --output each, and none twice; {len(output)} are given")
     arrays, meta = load(images, "images", "weights")
     about = artifacts.load_meta(data)
     check_classes(about["classes"], meta["classes"], str(data), str(images))
     inputs = {"images": meta["digest"], "data": about["digest"]}
-    logits, seeds = None, seeds_of(seed, settings.epochs)
-    if settings.labels == "soft":
-        logits, seeds, inputs["labels"] = _read_labels(soft_labels, augmentation, meta)
-    with (
-        job("student", output, [settings, augmentation], inputs, engine, threads, seed=seed, run=run) as this,
-        opened(data, "val", device=this.engine.device) as (val_pictures, _),
-    ):
+    with ExitStack() as files:
+        labels, taught = files.enter_context(_labels(soft_labels, teacher, seed, settings, augmentation, meta, about))
+        inputs |= taught
+        identity: dict[str, Any] = {"seed": seed, "run": run[0] if len(run) == 1 else run}
+        this = files.enter_context(
+            job("student", output[0], [settings, augmentation], inputs, engine, threads, **identity)
+        )
+        val_pictures, _ = files.enter_context(opened(data, "val", device=this.engine.device))
         count, k = arrays["weights"].shape
-        _, history = train(
-            normalise(torch.from_numpy(arrays["images"]).flatten(0, 1), about["mean"], about["std"]),
-            torch.arange(count).repeat_interleave(k), torch.from_numpy(arrays["weights"]).flatten(), logits, seeds,
-            val_pictures, count, about["mean"], about["std"], settings, augmentation, seed, run, this.context,
+        found = train(
+            torch.from_numpy(arrays["images"]).flatten(0, 1), torch.arange(count).repeat_interleave(k),
+            torch.from_numpy(arrays["weights"]).flatten(), labels, val_pictures, count, about["mean"], about["std"],
+            settings, augmentation, seed, run, this.context,
         )  # fmt: skip
-        _write_history(output.with_suffix(".csv"), history)
-        scored = [entry for entry in history if "top1" in entry]
-        best = max(scored, key=lambda entry: entry["top1"])
-        result = {
-            "top1": scored[-1]["top1"],
-            "top5": scored[-1]["top5"],
-            "best_top1": best["top1"],
-            "best_epoch": best["epoch"],
-        }
-        this.tracker.log({f"final/{name}": value for name, value in result.items()})
-        artifacts.write_json(output, this.meta | {"result": result, "classes": meta["classes"]})
+        this.figures["students"] = len(run)
+        for number, path, (_, history) in zip(run, output, found, strict=True):
+            _write_result(this, path, history, {"seed": seed, "run": number}, meta["classes"])
 
 
-def _read_labels(path: Path | None, augmentation: AugmentationSettings, images: dict[str, Any]) -> tuple[Any, Any, str]:
-    """Read the stored labels; they must be of these images and of these views."""
-    if path is None:
+def _write_result(
+    this: Job, path: Path, history: list[dict[str, float]], identity: dict[str, int], classes: list[str]
+) -> None:
+    """Write the scores of a student and, beside them, its history."""
+    scored = [entry for entry in history if "top1" in entry]
+    best = max(scored, key=lambda entry: entry["top1"])
+    last = {"top1": scored[-1]["top1"], "top5": scored[-1]["top5"]}
+    result = last | {"best_top1": best["top1"], "best_epoch": best["epoch"]}
+    this.tracker.log({f"final/{name}": value for name, value in result.items()})
+    _write_history(path.with_suffix(".csv"), history)
+    artifacts.write_json(path, this.meta | {"identity": identity, "result": result, "classes": classes})
+
+
+@contextmanager
+def _labels(
+    path: Path | None,
+    teacher: Path | None,
+    seed: int,
+    settings: StudentSettings,
+    shared: LabelSettings,
+    images: dict[str, Any],
+    data: dict[str, Any],
+) -> "Iterator[tuple[Labels, dict[str, str]]]":
+    """Open what a student learns from, with the digests of the files that it comes from."""
+    from wmdd import labels
+
+    if settings.labels == "hard":
+        yield labels.hard(seed), {}
+    elif shared.store == "online":
+        if path is not None:
+            raise WmddError(
+                f"the store online takes no labels but {path} is given; drop it, or set --store to its store"
+            )
+        if teacher is None:
+            raise WmddError("a student with the store online needs --teacher; give it, or set --store or --labels hard")
+        network, known = _teacher(teacher)
+        check_classes(images["classes"], known["classes"], "the distilled set", str(teacher))
+        yield labels.online(seed, _taking(network, known, data)), {"teacher": known["digest"]}
+    elif path is None:
         raise WmddError("a student with soft labels needs --soft-labels; run the relabel stage, or set --labels hard")
-    arrays, meta = load(path, "logits", "seeds")
+    else:
+        with labels.opened(path) as (found, meta):
+            _check_labels(path, meta, settings, shared, images)
+            yield found, {"labels": meta["digest"]}
+
+
+def _taking(network: Network, known: dict[str, Any], data: dict[str, Any]) -> torch.nn.Module:
+    """Return a teacher that takes pictures in the normalisation of the data."""
+    from wmdd.labels import Renormalised
+
+    if (known["mean"], known["std"]) == (data["mean"], data["std"]):
+        return network
+    return Renormalised(network, known["mean"], known["std"], data["mean"], data["std"])
+
+
+def _check_labels(
+    path: Path, meta: dict[str, Any], settings: StudentSettings, shared: LabelSettings, images: dict[str, Any]
+) -> None:
+    """Refuse labels of other images or views, of another store, or pruned for another temperature."""
     if meta["inputs"]["images"] != images["digest"]:
         raise WmddError(f"{path} labels other images than those given; run the relabel stage again")
-    for name, value in augmentation.model_dump(mode="json").items():
-        if meta["settings"][name] != value:
-            raise WmddError(
-                f"{path} was made with {name} {meta['settings'][name]}, the student asks for {value}; make them agree"
-            )
-    return torch.from_numpy(arrays["logits"]), arrays["seeds"].tolist(), meta["digest"]
+    wanted = shared.model_dump(mode="json")
+    if shared.store == "pruned":
+        wanted["temperature"] = settings.temperature
+    for name, value in wanted.items():
+        made = meta["settings"].get(name)
+        if made != value:
+            raise WmddError(f"{path} was made with {name} {made}, the student asks for {value}; make them agree")
 
 
 def _write_history(path: Path, history: list[dict[str, float]]) -> None:
@@ -606,3 +683,35 @@ def schema() -> None:
     from wmdd.config import schema as build
 
     print(json.dumps(build(), indent=1))
+
+
+@app.command
+def plan(
+    *,
+    configfile: Path,
+    device: str | None = None,
+    rates: Path | None = None,
+    parallel: Processes = 1,
+    detail: bool = False,
+) -> None:
+    """Print what an experiment will cost before it runs: jobs, FLOP, time, GPU-hours, bytes, each beside its floor.
+
+    Args:
+        configfile: the experiment file.
+        device: cpu-core, cpu-core-fp32, a100, h100, h200 (wmdd/rates.yaml); a CPU core in the file's precision by default.
+        rates: of a machine of your own in place of a device, JSON (docs/cost.md).
+        parallel: devices that work at once.
+        detail: a row for each method and number of images per class.
+    """
+    from wmdd import rates as known
+    from wmdd.config import Experiment
+    from wmdd.plan import plan as build
+    from wmdd.plan import render
+    from wmdd.work import work
+
+    if rates is not None and device is not None:
+        raise WmddError("give --device or --rates, not both")
+    experiment = Experiment.read(configfile)
+    usual = "cpu-core-fp32" if experiment.file.engine.precision == "fp32" else "cpu-core"
+    on = known.device(device or usual) if rates is None else known.read(rates)
+    print(render(build(work(experiment), on, detail), configfile.name, parallel))

@@ -20,11 +20,12 @@ from wmdd import cifar
 from wmdd.artifacts import Writer
 from wmdd.catalogue import known
 from wmdd.errors import WmddError
-from wmdd.pictures import Decoded, UnreadableError, decode, in_order
+from wmdd.pictures import Decoded, UnreadableError, decode
 from wmdd.progress import progress
 from wmdd.rng import generator
 from wmdd.settings import DataSettings
 from wmdd.sources import Found, Shelf, find
+from wmdd.threads import in_order
 
 PIXELS = 2**32  # bytes; `storage: auto` keeps datasets up to this size as pixels, so that they are decoded once for all
 PIECE = 64  # pictures that are written at once

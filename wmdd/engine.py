@@ -1,26 +1,43 @@
-"""Where and how precisely networks run, so that the stages stay plain mathematics."""
+"""Where, how precisely and in which way networks run, so that the stages stay plain mathematics."""
 
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
+from torch import Tensor, nn
 
 from wmdd.errors import WmddError
+from wmdd.threads import in_order
 
 if TYPE_CHECKING:
     from wmdd.settings import EngineSettings
 
 
-N = TypeVar("N", bound=torch.nn.Module)
+N = TypeVar("N", bound=nn.Module)
+T = TypeVar("T")
+U = TypeVar("U")
+Function = Callable[..., Tensor]
+PIXELS = {"cpu": 2**17, "cuda": 2**24}  # of images at once; on CPU more of them do not fit into its caches
+WORK = 2e16  # FLOP from which compiling (about a minute) is repaid by what it saves on a GPU
+WARM = 3  # calls before a CUDA graph is captured: kernels are chosen, compiled and given their memory in the first ones
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A device and the type that convolutions and products are computed in; parameters and pixels stay float32."""
+    """A device, the type that convolutions and products are computed in, and how; parameters and pixels stay float32.
+
+    `plain` is the reference that the other modes are tested against: eager, one image layout, textbook optimisers. `eager` and
+    `compile` keep images channels-last, fuse what a step of an optimiser does, and on a GPU replay CUDA graphs; `compile` has
+    the passes compiled by torch, `auto` where that is repaid, which it never is on CPU (docs/cost.md).
+    """
 
     device: torch.device
     dtype: torch.dtype
+    mode: Literal["auto", "plain", "eager", "compile"] = "plain"
+    images_at_once: int = 0
 
     @classmethod
     def of(cls, settings: "EngineSettings", threads: int = 1) -> "Engine":
@@ -35,32 +52,197 @@ class Engine:
         torch.set_num_threads(threads)
         if not use_gpu:  # the same switch as use_deterministic_algorithms, which takes a second to import a compiler
             torch.set_deterministic_debug_mode("error")
-        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and has_fast_bf16(use_gpu))
-        return cls(torch.device("cuda" if use_gpu else "cpu"), torch.bfloat16 if bf16 else torch.float32)
+        dtype = _dtype(settings, use_gpu)
+        exact = settings.precision == "fp32" or (dtype == torch.float32 and settings.precision == "auto")
+        rounding = "ieee" if exact else "tf32"  # of what stays float32 beside bfloat16, too
+        torch.backends.cuda.matmul.fp32_precision = rounding
+        torch.backends.cudnn.conv.fp32_precision = rounding  # type: ignore[attr-defined]
+        return cls(torch.device("cuda" if use_gpu else "cpu"), dtype, settings.mode, settings.images_at_once)
+
+    @property
+    def fast(self) -> bool:
+        """Whether this is not the reference."""
+        return self.mode != "plain"
+
+    @property
+    def graphs(self) -> bool:
+        """Whether steps are replayed as CUDA graphs."""
+        return self.fast and self.device.type == "cuda"
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context for a forward pass."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def place(self, network: N) -> N:
-        """Move a network to the device, in the memory format that convolutions like best."""
-        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        """Move a network to the device, in the memory format that its layers like best."""
+        return network.to(self.device, memory_format=self._format(network))  # type: ignore[call-overload]
 
-    def images(self, images: torch.Tensor) -> torch.Tensor:
-        """Move images [B, 3, H, W] to the device in the same memory format."""
-        return images.to(self.device, memory_format=torch.channels_last)
+    def _format(self, network: nn.Module) -> torch.memory_format:
+        # GroupNorm (a ConvNet's instance norm) has no fast way through channels-last images on CPU
+        grouped = self.device.type == "cpu" and any(isinstance(m, nn.GroupNorm) for m in network.modules())
+        return torch.channels_last if self.fast and not grouped else torch.contiguous_format
+
+    def arranged(self, images: Tensor, network: nn.Module) -> Tensor:
+        """Move images [B, 3, H, W] to the device, in the memory format of a network."""
+        return images.to(self.device, memory_format=self._format(network))
+
+    def at_once(self, resolution: int, bytes_per_image: int = 0) -> int:
+        """Return how many images a pass takes where the result does not depend on it.
+
+        On CPU as many as its caches hold; on a GPU as many as half of its free memory holds, if each needs `bytes_per_image`,
+        and else what keeps it busy.
+        """
+        if self.images_at_once:
+            return self.images_at_once
+        if self.device.type == "cpu" or not bytes_per_image:
+            return max(1, PIXELS[self.device.type] // resolution**2)
+        return max(1, torch.cuda.mem_get_info(self.device)[0] // 2 // bytes_per_image)
+
+    def passes(self, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+        """Yield function(item) in order. On CPU every thread takes items of its own: faster than to share each among them."""
+        if self.device.type != "cpu" or torch.get_num_threads() == 1:
+            yield from map(function, items)
+            return
+        for _, done in in_order(function, items, ahead=2, initializer=lambda: torch.set_num_threads(1)):
+            yield done.result()
+
+    def optimizer(self, kind: str, parameters: list[Tensor], lr: float, **options: Any) -> torch.optim.Optimizer:
+        """Return SGD, Adam or AdamW over float32 tensors; see `set_rate`."""
+        made: Any = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind]
+        if not self.fast:
+            return cast(torch.optim.Optimizer, made(parameters, lr=lr, **options))
+        options |= {"capturable": True} if self.graphs and kind != "sgd" else {}
+        # a rate in memory, so that what was captured once follows the schedule
+        rate = torch.tensor(lr, device=self.device) if self.graphs else lr
+        return cast(torch.optim.Optimizer, made(parameters, lr=rate, fused=True, **options))
+
+    def compiled(self, function: Function, work: float) -> Function:
+        """Return a function, compiled by torch where that is worth `work` FLOP; what it cannot compile runs as it is."""
+        if self.mode == "compile" or (self.mode == "auto" and self.graphs and work >= WORK):
+            return _Compiled(function)
+        return function
+
+    def captured(self, step: Function) -> Function:
+        """Return a step that is recorded as a CUDA graph for each shape of its inputs and then replayed; on CPU itself.
+
+        The step takes and returns tensors; its result lasts to the next call. It may change tensors that outlive it (the
+        parameters, an optimiser's state), must not read them on the host, and must not keep what it makes.
+        """
+        return Captured(step, self.device) if self.graphs else step
 
     def describe(self) -> dict[str, str]:
         """Return what a result's provenance says of the engine."""
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
-        return {"device": name, "dtype": str(self.dtype).removeprefix("torch.")}
+        return {"device": name, "dtype": str(self.dtype).removeprefix("torch."), "mode": self.mode}
+
+
+def _dtype(settings: "EngineSettings", gpu: bool) -> torch.dtype:
+    if settings.precision == "auto":
+        return torch.bfloat16 if settings.mode != "plain" and has_fast_bf16(gpu) else torch.float32
+    return torch.bfloat16 if settings.precision == "bf16" else torch.float32
 
 
 def has_fast_bf16(gpu: bool) -> bool:
     """Return whether the hardware multiplies bfloat16 faster than float32."""
-    return torch.cuda.is_bf16_supported() if gpu else bool(torch.cpu._is_avx512_bf16_supported())
+    if gpu:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of the next steps, of captured ones too."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def plain(dtype: torch.dtype = torch.float32) -> Engine:
     """Return the reference: CPU, one type throughout."""
     return Engine(torch.device("cpu"), dtype)
+
+
+def flop(network: nn.Module, resolution: int) -> float:
+    """Return the FLOP of a network's forward pass for one image (two a product and sum)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    training = network.training
+    device = next(network.parameters()).device
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.zeros(1, 3, resolution, resolution, device=device))
+    network.train(training)
+    return float(counter.get_total_flops())
+
+
+class _Compiled:
+    """A function that is compiled at its first call, or, with a line on the log, runs as it is where that fails."""
+
+    def __init__(self, function: Function) -> None:
+        self._plain = function
+        self._function: Function | None = None
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        """Return the function's result."""
+        if self._function is not None:
+            return self._function(*inputs)
+        try:
+            compiled: Function = torch.compile(self._plain, dynamic=False)
+            result = compiled(*inputs)
+            self._function = compiled
+            return result
+        except Exception as error:  # compilers, drivers and the network's own code may each refuse
+            print(f"engine: not compiled ({_line(error)}); running without", file=sys.stderr, flush=True)
+            self._function = self._plain
+            return self._plain(*inputs)
+
+
+class Captured:
+    """A step that is replayed as a CUDA graph, one for each shape of its inputs (see `Engine.captured`)."""
+
+    def __init__(self, step: Function, device: torch.device) -> None:
+        self._step, self._device = step, device
+        self._calls: dict[tuple[torch.Size, ...], int] = {}
+        self._graphs: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+        self._refused = False
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Take the step."""
+        shapes = tuple(x.shape for x in inputs)
+        calls = self._calls[shapes] = self._calls.get(shapes, 0) + 1
+        if self._refused or calls <= WARM:
+            return self._warm(inputs)
+        if calls == WARM + 1 and not self._capture(shapes, inputs):
+            return self._warm(inputs)
+        graph, places, result = self._graphs[shapes]
+        for place, x in zip(places, inputs, strict=True):
+            place.copy_(x, non_blocking=True)
+        graph.replay()
+        return result
+
+    def _warm(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Take the step as it is, on a stream of its own, as CUDA asks of what is to be captured."""
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            result = self._step(*inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        return result
+
+    def _capture(self, shapes: tuple[torch.Size, ...], inputs: tuple[Tensor, ...]) -> bool:
+        """Record the step, which is not taken by that."""
+        places = [x.detach().clone(memory_format=torch.preserve_format) for x in inputs]
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                result = self._step(*places)
+        except RuntimeError as error:
+            print(f"engine: no CUDA graph ({_line(error)}); running without", file=sys.stderr, flush=True)
+            self._refused = True
+            return False
+        self._graphs[shapes] = graph, places, result
+        return True
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

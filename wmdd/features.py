@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,15 +12,12 @@ from wmdd.batchnorm import ClassMoments, sums_of_inputs
 from wmdd.engine import Engine
 from wmdd.feeding import Pictures, batches_by_class
 from wmdd.models import Network, normalise
-from wmdd.pictures import in_order
 
 if TYPE_CHECKING:
     from wmdd.settings import FeaturesSettings
 
 SHARD = 2**24  # bytes of features that are held at most
 CACHED = 2**19  # pixels of a forward pass on CPU; more of them do not fit into its caches
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,10 +83,10 @@ def extract(
 
         def forward(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             with torch.inference_mode(), nullcontext() if settings.exact else engine.autocast():
-                x = normalise(engine.images(images), mean, std)
+                x = normalise(engine.arranged(images, network), mean, std)
                 return network.embed(x).float().cpu(), sums()
 
-        passed = _in_threads(forward, pictures.batches(batches)) if on_cpu else map(forward, pictures.batches(batches))
+        passed = engine.passes(forward, pictures.batches(batches))
         shard = _Filling(pictures.labels, size)
         for index in progress(batches, "features", len(everything), len(everything) - len(batches), "batch"):
             embedded, total = next(passed)
@@ -100,12 +97,6 @@ def extract(
             shard.add(int(index[0]), embedded)
         if shard.count:
             yield shard.take(moments)
-
-
-def _in_threads(function: Callable[[Tensor], T], items: Iterator[Tensor]) -> Iterator[T]:
-    """Yield function(item) in order, computed by as many threads as torch may use, each with one."""
-    for _, done in in_order(function, items, ahead=2, initializer=lambda: torch.set_num_threads(1)):
-        yield done.result()
 
 
 class _Filling:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from wmdd import artifacts
 from wmdd.errors import WmddError
-from wmdd.pictures import UnreadableError, decode, decode_plain, in_order
+from wmdd.pictures import UnreadableError, decode, decode_plain
+from wmdd.threads import in_order
 
 RESIDENT_MB = 4096  # splits up to this size, decoded, are held in memory; WMDD_RESIDENT_MB changes it
 BATCH = 256

@@ -4,6 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -275,6 +276,10 @@ def _difference(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], calle
 
 def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
     """Turn uint8 images [B, 3, H, W] into normalised float32: (x / 255 - mean) / std per channel."""
-    centre = torch.tensor(mean, device=images.device).view(3, 1, 1)
-    spread = torch.tensor(std, device=images.device).view(3, 1, 1)
+    centre, spread = _per_channel(tuple(mean), images.device), _per_channel(tuple(std), images.device)
     return (images.float() / 255 - centre) / spread
+
+
+@cache  # a copy to a GPU waits for all that it is at
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device).view(3, 1, 1)

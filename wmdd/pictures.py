@@ -5,17 +5,11 @@ The only place that decodes. Pictures come from anywhere: just the formats in `_
 
 import io
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # all that Pillow may try; EPS would run a program
 
@@ -111,23 +105,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
-
-
-def in_order(
-    function: Callable[[T], U], items: Iterable[T], ahead: int = 5, initializer: Callable[[], None] | None = None
-) -> Iterator[tuple[T, Future[U]]]:
-    """Yield each item and the future of function(item), computed a little ahead by as many threads as torch may use.
-
-    At most `ahead` items a thread are under way or waiting; `initializer` is called once in each thread.
-    """
-    threads = torch.get_num_threads()
-    pending: deque[tuple[T, Future[U]]] = deque()
-    pool = ThreadPoolExecutor(threads, initializer=initializer)
-    try:
-        for item in items:
-            pending.append((item, pool.submit(function, item)))
-            if len(pending) >= ahead * threads:
-                yield pending.popleft()
-        yield from pending
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -16,15 +16,18 @@ Every iteration sees one random view (crop, flip, cyclic shift) of all images, d
 """
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wmdd import augment
-from wmdd.batchnorm import Statistics, inputs_of, layers, moments, running
+from wmdd.batchnorm import Statistics, inputs_of, layers, moments, running, watchable, watched
+from wmdd.engine import Engine, flop, set_rate
 from wmdd.errors import WmddError
 from wmdd.models import Network
 from wmdd.rng import generator
@@ -32,6 +35,8 @@ from wmdd.training import Context
 
 if TYPE_CHECKING:
     from wmdd.settings import RecoverSettings
+
+LARGEST = 400  # images of 224 px at once on a GPU; more of them are no faster
 
 
 @dataclass(frozen=True)
@@ -73,71 +78,143 @@ def noise(labels: Tensor, k: int, resolution: int, seed: int) -> Tensor:
     return torch.stack([torch.randn(shape, generator=generator("recover", "noise", seed, int(c))) for c in labels])
 
 
-def view(images: Tensor, settings: "RecoverSettings", seed: int, iteration: int) -> Tensor:
-    """Return the random view of images [B, 3, R, R] that belongs to an iteration; the same for every image."""
+class View(NamedTuple):
+    """One random view: the crop box (top, left, height, width) in pixels, mirrored or not, cyclic shift down and right."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: int
+    down: int
+    right: int
+
+
+def drawn(settings: "RecoverSettings", side: int, seed: int, iteration: int) -> View:
+    """Draw the view of images of a side that belongs to an iteration."""
     draws = generator("recover", "view", seed, iteration)
-    side = images.shape[-1]
     box = augment.resized_crop(draws, 1, settings.crop_scale)[0]
     flip = bool(torch.rand((), generator=draws) < 0.5) and settings.flip
-    shift = torch.randint(-settings.jitter, settings.jitter + 1, (2,), generator=draws).tolist()
-    if settings.crop_scale[0] < 1:
-        top, left, height, width = (int(v) for v in (box * side).round().tolist())
-        top, left = min(top, side - 1), min(left, side - 1)
-        cut = images[..., top : top + max(height, 1), left : left + max(width, 1)]
+    down, right = torch.randint(-settings.jitter, settings.jitter + 1, (2,), generator=draws).tolist()
+    if settings.crop_scale[0] >= 1:
+        return View(0, 0, side, side, flip, down, right)
+    top, left, height, width = (int(v) for v in (box * side).round().tolist())
+    top, left = min(top, side - 1), min(left, side - 1)
+    return View(top, left, min(max(height, 1), side - top), min(max(width, 1), side - left), flip, down, right)
+
+
+def view(images: Tensor, chosen: View) -> Tensor:
+    """Return the view of images [B, 3, R, R], the same of every image, step by step; the reference for `sampled`."""
+    side = images.shape[-1]
+    top, left, height, width, flip, *shift = chosen
+    if (height, width) != (side, side):
+        cut = images[..., top : top + height, left : left + width]
         images = F.interpolate(cut, (side, side), mode="bilinear", align_corners=False)
     images = images.flip(-1) if flip else images
     return images.roll(shift, (2, 3)) if any(shift) else images
 
 
-def statistics_loss(seen: dict[str, Tensor], target: Target, settings: "RecoverSettings") -> Tensor:
-    """Return the BatchNorm term of each class, [C], or of the whole batch, [1] (Eq. 6)."""
-    weights = target.weights if settings.statistics == "per-class" else None
-    total: Tensor | None = None
-    for index, (name, x) in enumerate(seen.items()):
-        mean, variance = moments(x, weights, target.weights.dtype)
+def sampled(images: Tensor, chosen: Tensor) -> Tensor:
+    r"""Return the same view of images [B, 3, R, R] as two products per channel, A x B^T, whatever was drawn.
+
+    Crop, bilinear resizing, mirroring and cyclic shift each act on rows and columns alone and are linear. Row i of the view
+    is row i - down of the resized crop, which samples the image at s_i = top + clamp((i + 1/2) h / R - 1/2, 0, h - 1), so
+    A_ip = max(0, 1 - |s_i - p|); B likewise. No shape and no host decision depends on the draw, a float tensor `View` [7].
+    """
+    side = images.shape[-1]
+    top, left, height, width, flip, down, right = chosen.unbind()
+    pixels = torch.arange(side, device=images.device, dtype=images.dtype)
+    across = (pixels - right) % side
+    across = torch.where(flip > 0, side - 1 - across, across)
+    rows = _interpolation((pixels - down) % side, top, height, pixels)
+    columns = _interpolation(across, left, width, pixels)
+    return rows @ images @ columns.T
+
+
+def _interpolation(positions: Tensor, start: Tensor, length: Tensor, pixels: Tensor) -> Tensor:
+    """Return the weights [R, R] by which pixels of the view are made of those of the image, along one side."""
+    inner = (positions + 0.5) * length / len(pixels) - 0.5
+    sources = start + torch.minimum(inner.clamp(min=0), length - 1)
+    return (1 - (sources[:, None] - pixels).abs()).clamp(min=0)
+
+
+def _weighted(settings: "RecoverSettings") -> dict[str, float]:
+    """Return the weights of the terms that there are."""
+    weights = {
+        "feature": settings.feature_weight,
+        "cross_entropy": settings.cross_entropy,
+        "batchnorm": settings.regularisation,
+    }
+    return {name: weight for name, weight in weights.items() if weight > 0}
+
+
+def statistics_loss(found: dict[str, tuple[Tensor, Tensor]], target: Target, settings: "RecoverSettings") -> Tensor:
+    """Return the BatchNorm term of each class, [C], or of the whole batch, [1] (Eq. 6), of the mean and variance by layer."""
+    total = torch.zeros(1, device=target.weights.device)
+    for index, (name, (mean, variance)) in enumerate(found.items()):
         gain = settings.first_layer_weight if index == 0 else 1.0
         off_mean = torch.linalg.vector_norm(mean - target.statistics.mean[name], dim=1)
         off_variance = torch.linalg.vector_norm(variance - target.statistics.variance[name], dim=1)
-        term = gain * (off_mean + off_variance)
-        total = term if total is None else total + term
-    if total is None:
-        return torch.zeros(1, device=target.weights.device)
+        total = total + gain * (off_mean + off_variance)
     return total
 
 
 def loss_terms(
-    network: Network, images: Tensor, target: Target, settings: "RecoverSettings", seen: dict[str, Tensor]
+    network: Network,
+    images: Tensor,
+    target: Target,
+    settings: "RecoverSettings",
+    found: Callable[[], dict[str, tuple[Tensor, Tensor]]],
 ) -> dict[str, Tensor]:
     """Return the weighted terms of L for images [C * K, 3, R, R], each summed over the classes.
 
-    `seen` is filled by the forward pass (see `wmdd.batchnorm.inputs_of`).
+    `found` gives the moments of the BatchNorm layers' inputs in the last forward pass (see `observed`).
     """
     classes, k = target.weights.shape
     embedded = network.embed(images)
     terms: dict[str, Tensor] = {}
-    if settings.feature_weight > 0 and target.atoms is not None:
-        residual = embedded.to(target.atoms.dtype) - target.atoms.flatten(0, 1)
-        squared = settings.feature_loss == "squared"
-        terms["feature"] = settings.feature_weight * (residual.square().sum() if squared else classes * residual.norm())
-    if settings.cross_entropy > 0:
-        logits = network.head(embedded).to(target.weights.dtype)
-        loss = F.cross_entropy(logits, target.labels.repeat_interleave(k), reduction="sum") / k
-        terms["cross_entropy"] = settings.cross_entropy * loss
-    if settings.regularisation > 0:
-        terms["batchnorm"] = settings.regularisation * classes * statistics_loss(seen, target, settings).mean()
+    for name, weight in _weighted(settings).items():
+        if name == "feature" and target.atoms is not None:
+            residual = embedded.to(target.atoms.dtype) - target.atoms.flatten(0, 1)
+            squared = settings.feature_loss == "squared"
+            terms[name] = weight * (residual.square().sum() if squared else classes * residual.norm())
+        elif name == "cross_entropy":
+            logits = network.head(embedded).to(target.weights.dtype)
+            terms[name] = weight * F.cross_entropy(logits, target.labels.repeat_interleave(k), reduction="sum") / k
+        elif name == "batchnorm":
+            terms[name] = weight * classes * statistics_loss(found(), target, settings).mean()
     return terms
 
 
-def batches(classes: int, k: int, settings: "RecoverSettings") -> list[tuple[slice, slice]]:
+@contextmanager
+def observed(
+    network: Network, target: Target, settings: "RecoverSettings", engine: Engine
+) -> Iterator[Callable[[], dict[str, tuple[Tensor, Tensor]]]]:
+    """Yield a function that gives mean and variance, by layer and class, of the BatchNorm inputs in the last pass.
+
+    In one pass with the normalisation itself, or by a hook a layer for the reference and for a library's own layers.
+    """
+    weights = target.weights
+    if settings.statistics == "global":
+        weights = torch.full_like(weights.view(1, -1), 1 / weights.numel())
+    if engine.fast and watchable(network):
+        with watched(network, weights) as found:
+            yield lambda: found
+    else:
+        with inputs_of(network) as seen:
+            yield lambda: {name: moments(x, weights, weights.dtype) for name, x in seen.items()}
+
+
+def batches(classes: int, k: int, settings: "RecoverSettings", at_once: int) -> list[tuple[slice, slice]]:
     """Return the batches of a block as (classes, images of each class).
 
-    Whole classes, as many as fit into `batch_size`; or, for a coupled loss with `composition: across`, as few images as
-    make up `batch_size` of every class of the block, whose classes `Experiment.blocks` limits to `batch_size`.
+    Whole classes, as many as have `at_once` images; of a coupled loss, whose batches are part of the method, `batch_size`, or
+    with `composition: across` as few images as make that up of every class of the block, which `Experiment.blocks` limits.
     """
     if settings.coupled and settings.composition == "across":
         size = max(1, settings.batch_size // classes)
         return [(slice(0, classes), slice(j, min(j + size, k))) for j in range(0, k, size)]
-    size = max(1, settings.batch_size // k)
+    size = max(1, (settings.batch_size if settings.coupled else at_once) // k)
     return [(slice(a, min(a + size, classes)), slice(0, k)) for a in range(0, classes, size)]
 
 
@@ -179,7 +256,7 @@ def recover(
     target = Target(labels, atoms, weights, running(network) if shared else statistics, shared)
     images = noise(labels, weights.shape[1], resolution, seed)
     count, k = weights.shape
-    parts = batches(count, k, settings)
+    parts = batches(count, k, settings, _at_once(network, k, resolution, settings, context.engine))
     state = context.keeper.load() or {"part": 0, "images": images}
     images = state["images"]
     for part, (classes, members) in list(enumerate(parts))[state["part"] :]:
@@ -206,6 +283,22 @@ def _check(network: Network, atoms: Tensor | None, settings: "RecoverSettings") 
         raise WmddError("recover has no loss: set feature_weight, regularisation or cross_entropy above 0")
 
 
+def _at_once(network: Network, k: int, resolution: int, settings: "RecoverSettings", engine: Engine) -> int:
+    """Return how many images of a decoupled loss are optimised at once: what the reference is given, or the device takes."""
+    if not engine.fast:
+        return settings.batch_size
+    if engine.device.type == "cpu":
+        return engine.at_once(resolution)
+    sample = torch.zeros(k, 3, resolution, resolution, device=engine.device, requires_grad=True)
+    before = torch.cuda.memory_allocated(engine.device)
+    torch.cuda.reset_peak_memory_stats(engine.device)
+    with engine.autocast(), watched(network, torch.full((1, k), 1 / k, device=engine.device)) as found:
+        total = network.embed(sample).float().sum() + sum(mean.sum() + v.sum() for mean, v in found.values())
+    total.backward()
+    needed = torch.cuda.max_memory_allocated(engine.device) - before
+    return max(k, min(engine.at_once(resolution, max(1, needed // k)), LARGEST * 224**2 // resolution**2))
+
+
 def _optimise(
     network: Network,
     start: Tensor,
@@ -220,29 +313,27 @@ def _optimise(
     wrap: Any,
 ) -> Tensor:
     """Run Adam on one batch of normalised images [B, 3, R, R] and return them."""
-    device = context.engine.device
-    target = target.to(device)
-    low, high = (_bound(v, mean, std, device) for v in (0.0, 1.0))
-    x = (resumed["x"] if resumed else start).to(device, copy=True).requires_grad_()
-    optimizer = torch.optim.Adam([x], lr=settings.lr, betas=settings.betas)
+    engine, iterations = context.engine, settings.iterations
+    target = target.to(engine.device)
+    bounds = [_bound(v, mean, std, engine.device) for v in (0.0, 1.0)]
+    x = (resumed["x"] if resumed else start).to(engine.device, copy=True).requires_grad_()
+    optimizer = engine.optimizer("adam", [x], settings.lr, betas=settings.betas)
     first = 0
     if resumed:
         optimizer.load_state_dict(resumed["adam"])
         first = int(resumed["iteration"])
-    every = max(1, settings.iterations // 100)
-    with inputs_of(network) as seen:
-        for i in context.progress(range(first, settings.iterations), what, settings.iterations, first):
-            optimizer.param_groups[0]["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * i / settings.iterations))
-            with context.engine.autocast():
-                terms = loss_terms(network, view(x, settings, seed, i), target, settings, seen)
-            loss = torch.stack(list(terms.values())).sum()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            with torch.no_grad():
-                torch.minimum(torch.maximum(x, low, out=x), high, out=x)
-            if i % every == 0 or i + 1 == settings.iterations:
-                context.log({"loss": (value := loss.item())} | {k: v.item() for k, v in terms.items()}, i)
+    views = torch.tensor([drawn(settings, x.shape[-1], seed, i) for i in range(iterations)], dtype=x.dtype)
+    views = views.to(engine.device)
+    names = list(_weighted(settings))
+    trace = torch.zeros(iterations, len(names), device=engine.device)
+    every = max(1, iterations // 100)
+    with _stepper(network, x, optimizer, target, bounds, settings, engine) as step:
+        for i in context.progress(range(first, iterations), what, iterations, first):
+            set_rate(optimizer, settings.lr * 0.5 * (1 + math.cos(math.pi * i / iterations)))
+            trace[i] = step(views[i])
+            if i % every == 0 or i + 1 == iterations:  # nothing else waits for the device
+                terms = dict(zip(names, trace[i].tolist(), strict=True))
+                context.log({"loss": (value := sum(terms.values()))} | terms, i)
                 if not math.isfinite(value):
                     raise WmddError(
                         f"the loss is not a number at iteration {i}; lower lr ({settings.lr}) or use precision fp32"
@@ -251,6 +342,40 @@ def _optimise(
                 inner = {"x": x.detach().cpu(), "adam": optimizer.state_dict(), "iteration": i + 1}
                 context.keeper.save(wrap(inner))
     return x.detach().cpu()
+
+
+@contextmanager
+def _stepper(
+    network: Network,
+    x: Tensor,
+    optimizer: torch.optim.Optimizer,
+    target: Target,
+    bounds: list[Tensor],
+    settings: "RecoverSettings",
+    engine: Engine,
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Yield one iteration: it takes a `View` [7], changes the images x in place, and returns the terms of the loss."""
+    with observed(network, target, settings, engine) as found:
+
+        def terms_of(images: Tensor, chosen: Tensor) -> Tensor:
+            # float32 outside of autocast: pixels are not rounded before the network sees them
+            seen = sampled(images, chosen) if engine.fast else view(images, View(*map(int, chosen.tolist())))
+            with engine.autocast():
+                return torch.stack(list(loss_terms(network, seen, target, settings, found).values()))
+
+        work = 2 * flop(network, x.shape[-1]) * len(x) * settings.iterations if engine.graphs else 0
+        compiled = engine.compiled(terms_of, work)
+
+        def step(chosen: Tensor) -> Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            terms = compiled(x, chosen)
+            terms.sum().backward()
+            optimizer.step()
+            with torch.no_grad():
+                torch.minimum(torch.maximum(x, bounds[0], out=x), bounds[1], out=x)
+            return terms.detach()
+
+        yield engine.captured(step)
 
 
 def _bound(value: float, mean: list[float], std: list[float], device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ The JSON schema that Snakemake validates against, the command-line flags and `py
 made from these classes. A default without a named source is this project's own choice.
 """
 
+import math
 import shlex
 from typing import Annotated, Any, Literal
 
@@ -51,8 +52,18 @@ class EngineSettings(Settings):
     """Where and how precisely to compute; shared by all stages that run a network."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="forward and backward passes; auto: bf16 where the hardware has it. Master copies are fp32"
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
+        "auto",
+        description="forward and backward passes; auto: bf16 where the hardware has it. Master copies are fp32. "
+        "tf32: on GPUs, products of float32 with 10 bits",
+    )
+    mode: Literal["auto", "plain", "eager", "compile"] = Field(
+        "auto",
+        description="plain: the reference, float32 and step by step; eager: fast; compile: and compiled by torch; "
+        "auto: compiled where that is repaid",
+    )
+    images_at_once: int = Field(
+        0, ge=0, description="in a pass whose result does not depend on it; 0: as many as caches or memory hold"
     )
 
 
@@ -121,6 +132,12 @@ class TrainingSettings(NetworkSettings):
     evaluate_every: Count = Field(
         10, description="epochs between two looks at the validation set; the last always counts"
     )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay a step of the moving average of the weights that is kept; 0: the last ones are",
+    )
 
 
 class AdoptedSettings(NetworkSettings):
@@ -153,12 +170,6 @@ class TeacherSettings(TrainingSettings, AdoptedSettings):
     sync_batchnorm: bool = Field(
         True,
         description="on several GPUs, BatchNorm over the images of all (as torch's SyncBatchNorm); else each its own",
-    )
-    ema: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="decay a step of the moving average of the weights that is kept; 0: the last ones are",
     )
     progressive_from: float = Field(
         1.0,
@@ -230,7 +241,7 @@ class RecoverSettings(Settings):
 
     iterations: Count = Field(2000, description="Adam steps (WMDD and SRe2L: 2,000)")
     batch_size: Count = Field(
-        100, description="images a step; decoupled losses do not depend on it, coupled ones (below) do"
+        100, description="images a step of a coupled loss (below); others do not depend on it: engine.images_at_once"
     )
     lr: Positive = Field(
         0.1, description="Adam, in units of normalised pixels; cosine to 0 (WMDD: 0.1 Tiny, 0.25 others)"
@@ -282,11 +293,51 @@ class AugmentationSettings(Settings):
     mix: Literal["cutmix", "none"] = "cutmix"
 
 
-class RelabelSettings(AugmentationSettings):
-    """Soft labels of augmented views (FKD, SRe2L's relabel stage)."""
+class LabelSettings(AugmentationSettings):
+    """What the relabel stage and the student must agree on: the views, and where their soft labels are."""
+
+    store: Literal["stored", "pruned", "online"] = Field(
+        "stored",
+        description="stored: the logits of all views, float16; pruned: the largest, in 8 bits, of fewer epochs; online: none, "
+        "the student asks the teacher",
+    )
+
+
+class RelabelSettings(LabelSettings):
+    """Soft labels of augmented views (FKD, SRe2L's relabel stage), kept whole, pruned or not at all."""
 
     epochs: Count = Field(300, description="views of every image, one a student epoch; at least the student's epochs")
     batch_size: Count = Field(256, description="images a forward pass; does not change the result")
+    keep_epochs: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="pruned: share of the epochs whose views are labelled; the student goes through them in turn. Xiao and He "
+        "2024 (LPLD) prune labels by epochs and batches, to a 40th",
+    )
+    top_k: int = Field(
+        50,
+        ge=0,
+        description="pruned: logits kept a view; 0: all. 50 of 1,000 are 50 bytes of values, 100 of classes and 6 of range and "
+        "remainder: 156 in place of 2,000, so with a quarter of the epochs 51 times less. 8 bits a logit are this project's "
+        "choice; LPQLD quantizes too",
+    )
+    temperature: Positive = Field(
+        20.0, description="pruned: at which the logits that are left out keep their mass; the student's"
+    )
+
+    @property
+    def labelled(self) -> int:
+        """For how many epochs there are labels in the file."""
+        return math.ceil(self.keep_epochs * self.epochs - 1e-9) if self.store == "pruned" else self.epochs
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unpruned(cls, values: Any) -> Any:
+        """Leave settings of the pruning at their defaults where there is none, so that changing them reruns nothing."""
+        if not isinstance(values, dict) or values.get("store") == "pruned":
+            return values
+        return {name: value for name, value in values.items() if name not in ("keep_epochs", "top_k", "temperature")}
 
 
 class StudentSettings(TrainingSettings):

@@ -1,6 +1,7 @@
 """Student: a network trained from scratch on the distilled images, with the teacher's soft labels or the hard ones."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Sequence
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,11 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wmdd import augment
+from wmdd.engine import Engine, flop
 from wmdd.errors import WmddError
+from wmdd.labels import Labels
 from wmdd.models import Network, build
-from wmdd.relabel import views_of
+from wmdd.relabel import ask, views_of
+from wmdd.relabel import seen as seen_of
 from wmdd.rng import generator
-from wmdd.training import Batch, Context, batches_of, cross_entropy, distillation, evaluate, fit
+from wmdd.training import Batch, Context, batches_of, cross_entropy, distillation, evaluate, fit_all
 
 if TYPE_CHECKING:
     from wmdd.feeding import Pictures
@@ -28,10 +32,9 @@ def mixed(labels: Tensor, views: augment.Views, classes: int, side: int) -> Tens
 
 def train(
     images: Tensor,
-    labels: Tensor,
+    own: Tensor,
     weights: Tensor,
-    logits: Tensor | None,
-    seeds: list[int],
+    labels: Labels,
     val_pictures: "Pictures",
     classes: int,
     mean: list[float],
@@ -39,20 +42,20 @@ def train(
     settings: "StudentSettings",
     augmentation: "AugmentationSettings",
     seed: int,
-    run: int,
+    runs: Sequence[int],
     context: Context,
-) -> tuple[Network, list[dict[str, float]]]:
-    r"""Train a student and return it with its history.
+) -> list[tuple[Network, list[dict[str, float]]]]:
+    r"""Train students of one distilled set side by side and return each with its history.
 
-    The loss is 1/B \sum_i w_i KL(softmax(t_i / T) || softmax(s_i / T)) over the views of a batch, t the stored logits of
-    the teacher, or the cross-entropy with `labels: hard`. The weights w have mean 1 over the distilled set.
+    The loss is 1/B \sum_i w_i KL(softmax(t_i / T) || softmax(s_i / T)) over the views of a batch, t the logits of the
+    teacher, stored or asked for as the student goes, or the cross-entropy with `labels: hard`. The weights w have mean 1
+    over the distilled set, which lies on the device as it is, uint8.
 
     Args:
-        images: the distilled set, normalised [N, 3, R, R].
-        labels: [N].
+        images: the distilled set, uint8 [N, 3, R, R].
+        own: the class of each image, [N].
         weights: [N], not negative, of any scale.
-        logits: the teacher's, [E, N, C] with E >= epochs; None with hard labels.
-        seeds: of the views of each epoch, [E].
+        labels: the seed of each epoch's views, and where their labels come from.
         val_pictures: of the real validation split.
         classes: C.
         mean: per channel, of the normalisation.
@@ -60,36 +63,95 @@ def train(
         settings: the optimisation.
         augmentation: what is random in a view; the relabel stage's.
         seed: of the distillation.
-        run: tells students of one distilled set apart.
+        runs: tell the students apart; what becomes of one does not depend on the others.
         context: engine, checkpoints, log, progress.
 
     Raises:
         WmddError: there are labels for fewer epochs than the student trains, or the loss is not a number.
     """
-    if len(seeds) < settings.epochs:
+    if labels.epochs < settings.epochs:
         raise WmddError(
-            f"there are labels for {len(seeds)} epochs but the student trains {settings.epochs}; raise relabel.epochs"
+            f"there are labels for {labels.epochs} epochs but the student trains {settings.epochs}; raise relabel.epochs"
         )
-    network = build(settings, classes, images.shape[-1], generator("student", "weights", seed, run))
-    context.engine.place(network)
-    images = context.engine.images(images)
-    share = weights / weights.mean()
-
-    def epoch_of(epoch: int) -> Iterable[Batch]:
-        views = views_of(augmentation, len(labels), seeds[epoch])
-        targets = mixed(labels, views, classes, images.shape[-1]) if logits is None else logits[epoch]
-        order = torch.randperm(len(labels), generator=generator("student", "order", seed, run, epoch))
-        for index in batches_of(order, settings.batch_size):
-            seen = augment.apply(images, views, index)
-            yield Batch(seen, targets[index].to(seen.device), share[index].to(seen.device))
-
-    history = fit(
-        network,
-        epoch_of,
-        len(batches_of(labels, settings.batch_size)),
-        cross_entropy() if logits is None else distillation(settings.temperature),
-        lambda net: evaluate(net, val_pictures, mean, std, context.engine),
+    engine = context.engine
+    networks = [build(settings, classes, images.shape[-1], generator("student", "weights", seed, run)) for run in runs]
+    for network in networks:
+        engine.place(network)
+    if labels.teacher is not None:
+        engine.place(labels.teacher).eval()
+    shown = _Shown(images, own, weights, labels, classes, mean, std, augmentation, engine)
+    steps = len(batches_of(own, settings.batch_size))
+    work = 3 * flop(networks[0], images.shape[-1]) * len(images) * settings.epochs if engine.graphs else 0
+    histories = fit_all(
+        networks,
+        [shown.to(network, settings.batch_size, seed, run) for network, run in zip(networks, runs, strict=True)],
+        steps,
+        distillation(settings.temperature) if labels.soft else cross_entropy(),
+        lambda network: evaluate(network, val_pictures, mean, std, engine),
         settings,
         context,
+        settings.ema,
+        work,
     )
-    return network, history
+    return list(zip(networks, histories, strict=True))
+
+
+class _Shown:
+    """The distilled set as students see it: views, labels and weights, all on the device."""
+
+    def __init__(
+        self,
+        images: Tensor,
+        own: Tensor,
+        weights: Tensor,
+        labels: Labels,
+        classes: int,
+        mean: list[float],
+        std: list[float],
+        augmentation: "AugmentationSettings",
+        engine: Engine,
+    ) -> None:
+        self._images, self._own = images.to(engine.device), own.to(engine.device)
+        self._share = (weights / weights.mean()).to(engine.device)
+        self._labels, self._classes, self._normalisation = labels, classes, (mean, std)
+        self._augmentation, self._engine = augmentation, engine
+        self._lock = Lock()
+        self._epoch: tuple[int, augment.Views, Tensor | None] | None = None
+
+    def to(self, network: Network, size: int, seed: int, run: int) -> Callable[[int], Iterator[Batch]]:
+        """Return a function that yields the batches of an epoch of a student, in its own order."""
+        asked = self._engine.captured(self._asked)  # of its own: its answers last to the next question
+
+        def batches(epoch: int) -> Iterator[Batch]:
+            views, targets = self._of(epoch)
+            order = torch.randperm(len(self._own), generator=generator("student", "order", seed, run, epoch))
+            parts = batches_of(order, size)
+            at_once = max(1, self._engine.at_once(self._images.shape[-1]) // len(parts[0]))  # small steps share a call
+            for first in range(0, len(parts), at_once):
+                index = torch.cat(parts[first : first + at_once]).to(self._engine.device)
+                seen = self._engine.arranged(seen_of(self._images, views, index, *self._normalisation), network)
+                sizes = [len(part) for part in parts[first : first + at_once]]
+                for x, i in zip(seen.split(sizes), index.split(sizes), strict=True):
+                    yield Batch(x, asked(x) if targets is None else targets[i], self._share[i])
+
+        return batches
+
+    def _of(self, epoch: int) -> tuple[augment.Views, Tensor | None]:
+        """Return the views of an epoch and their labels, None where a teacher is to be asked; made once for all students."""
+        with self._lock:
+            if self._epoch is None or self._epoch[0] != epoch:
+                views = views_of(self._augmentation, len(self._own), self._labels.seed(epoch))
+                views = views.to(self._engine.device)
+                self._epoch = epoch, views, self._targets(epoch, views)
+                if self._engine.device.type == "cuda":  # the students' streams may read it at once
+                    torch.cuda.current_stream().synchronize()
+            return self._epoch[1:]
+
+    def _targets(self, epoch: int, views: augment.Views) -> Tensor | None:
+        if self._labels.logits is not None:
+            return self._labels.logits(epoch).to(self._engine.device)
+        return None if self._labels.soft else mixed(self._own, views, self._classes, self._images.shape[-1])
+
+    def _asked(self, seen: Tensor) -> Tensor:
+        assert self._labels.teacher is not None
+        return ask(self._labels.teacher, seen, self._engine)

@@ -1,6 +1,7 @@
 """Teacher: a network trained on the real data (the squeeze stage of SRe2L), gated on its accuracy."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +28,7 @@ def views_of(settings: "TeacherSettings", count: int, resolution: int, seed: int
     if settings.crop != "pad":
         return views
     box = augment.shifted(draws, count, settings.pad, resolution)
-    return augment.Views(box, views.flip, views.partner, views.paste)
+    return replace(views, crop=box)
 
 
 def side_of(settings: "TeacherSettings", resolution: int, epoch: int) -> int:
@@ -56,7 +57,7 @@ def check_sizes(network: nn.Module, side: int, settings: "TeacherSettings", cont
     training = network.training
     try:
         with torch.inference_mode():
-            network.eval()(context.engine.images(torch.zeros(1, 3, side, side)))
+            network.eval()(context.engine.arranged(torch.zeros(1, 3, side, side), network))
     except (AssertionError, RuntimeError, ValueError):
         raise WmddError(
             f"{settings.architecture} takes images of one size only, not of {side} px; set progressive_from: 1"
@@ -87,18 +88,21 @@ def train(
     network = build(settings, classes, resolution, generator("teacher", "weights", seed))
     context.engine.place(network)
 
+    device = context.engine.device
+    classes_of = labels.to(device)
+
     def epoch_of(epoch: int) -> Iterable[Batch]:
-        views = views_of(settings, len(labels), resolution, seed, epoch)
+        views = views_of(settings, len(labels), resolution, seed, epoch).to(device)
         order = torch.randperm(len(labels), generator=generator("teacher", "order", seed, epoch))
         side = side_of(settings, resolution, epoch)
         steps = batches_of(order, settings.batch_size)
         parts = [part for step in steps for part in parts_of(step, settings.accumulate, context.world)]
         for (index, share, last), images in zip(parts, pictures.batches(p.positions for p in parts), strict=True):
-            chosen = normalise(context.engine.images(images), mean, std)
-            mine = views.of(index)
-            local = augment.Views(mine.crop, mine.flip, torch.arange(len(index)), mine.paste)
-            seen = augment.apply(chosen, local, torch.arange(len(index)), padded=settings.crop == "pad")
-            yield Batch(shrink(seen, side), labels[index].to(context.engine.device), share=share, last=last)
+            chosen, index = normalise(images.to(device), mean, std), index.to(device)
+            every = torch.arange(len(index), device=device)
+            seen = augment.apply(chosen, replace(views.of(index), partner=every), every, padded=settings.crop == "pad")
+            seen = context.engine.arranged(shrink(seen, side), network)
+            yield Batch(seen, classes_of[index], share=share, last=last)
 
     if settings.progressive_from < 1:
         check_sizes(network, side_of(settings, resolution, 0), settings, context)

@@ -1,9 +1,11 @@
 """The training loop that teacher and student share: optimiser, schedule, evaluation, checkpoints."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from wmdd.distributed import ALONE, World, unsent
-from wmdd.engine import Engine
+from wmdd.engine import Engine, set_rate
 from wmdd.errors import WmddError
 from wmdd.models import normalise
 
@@ -105,13 +107,13 @@ def learning_rate(settings: "TrainingSettings", epoch: float) -> float:
     return settings.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
-def optimizer_of(network: nn.Module, settings: "TrainingSettings") -> torch.optim.Optimizer:
+def optimizer_of(network: nn.Module, settings: "TrainingSettings", engine: Engine) -> torch.optim.Optimizer:
     """Return the optimiser over all parameters."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
+    options: dict[str, Any] = {"weight_decay": settings.weight_decay}
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=settings.momentum, nesterov=settings.momentum > 0, **common)
-    return (torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW)(parameters, **common)
+        options |= {"momentum": settings.momentum, "nesterov": settings.momentum > 0}
+    return engine.optimizer(settings.optimizer, parameters, settings.lr, **options)
 
 
 def batches_of(order: Tensor, size: int) -> tuple[Tensor, ...]:
@@ -134,12 +136,15 @@ def evaluate(
     network.eval()
     right = torch.zeros(2, dtype=torch.int64, device=engine.device)
     positions = [p for p in world.share(torch.arange(len(pictures.labels))).split(size) if len(p)]
-    for index, images in zip(positions, pictures.batches(positions), strict=True):
-        x = normalise(engine.images(images), mean, std)
-        with engine.autocast():
-            logits = network(x)
-        labels = pictures.labels[index, None].to(x.device)
-        ranked = logits.float().topk(min(5, logits.shape[1]), 1).indices == labels
+
+    def found(images: Tensor) -> Tensor:  # what is thought of them, best first
+        with torch.inference_mode(), engine.autocast():
+            logits = network(normalise(engine.arranged(images, network), mean, std))
+        return logits.float().topk(min(5, logits.shape[1]), 1).indices
+
+    labels = pictures.labels.to(engine.device)
+    for index, best in zip(positions, engine.passes(found, pictures.batches(positions)), strict=True):
+        ranked = best == labels[index.to(engine.device), None]
         right += torch.stack([ranked[:, 0].sum(), ranked.sum()])
     network.train(training)
     top1, top5 = (world.sum(right).double() / len(pictures.labels)).tolist()
@@ -153,124 +158,194 @@ class Trained:
     network: nn.Module
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None
+    history: list[dict[str, float]]
 
     @classmethod
-    def of(cls, network: nn.Module, settings: "TrainingSettings", ema: float) -> "Trained":
+    def of(cls, network: nn.Module, settings: "TrainingSettings", ema: float, engine: Engine) -> "Trained":
         """Begin; the average begins at the network after the first step."""
         average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
-        return cls(network, optimizer_of(network, settings), average)
+        return cls(network, optimizer_of(network, settings, engine), average, [])
 
     @property
     def networks(self) -> list[nn.Module]:
         """Return the network that is trained and, behind it, the average."""
         return [self.network] if self.average is None else [self.network, self.average.module]
 
-    def step(self) -> None:
-        """Change the network by its gradients."""
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+    def follow(self) -> None:
+        """Let the average follow a step."""
         if self.average is not None:
             self.average.update_parameters(self.network)
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` goes on from."""
-        state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+        }
         return state if self.average is None else state | {"average": self.average.state_dict()}
 
-    def restore(self, state: dict[str, Any] | None) -> list[dict[str, float]]:
-        """Go on from a kept state, or from nothing; return its history."""
-        if state is None:
-            return []
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a kept state."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        return list(state["history"])
+        self.history.extend(state["history"])
+
+
+Epoch = Callable[[int], Iterable[Batch]]
+Validate = Callable[[nn.Module], dict[str, float]]
 
 
 def fit(
     network: nn.Module,
-    epoch_of: Callable[[int], Iterable[Batch]],
+    epoch_of: Epoch,
     steps: int,
     loss_of: Callable[[Tensor, Tensor], Tensor],
-    validate: Callable[[nn.Module], dict[str, float]],
+    validate: Validate,
     settings: "TrainingSettings",
     context: Context,
     ema: float = 0.0,
+    work: float = 0.0,
 ) -> list[dict[str, float]]:
-    """Train `network` in place and return its history, one entry an epoch.
+    """Train one network in place and return its history; see `fit_all`."""
+    return fit_all([network], [epoch_of], steps, loss_of, validate, settings, context, ema, work)[0]
+
+
+def fit_all(
+    networks: Sequence[nn.Module],
+    epochs_of: Sequence[Epoch],
+    steps: int,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    validate: Validate,
+    settings: "TrainingSettings",
+    context: Context,
+    ema: float = 0.0,
+    work: float = 0.0,
+) -> list[list[dict[str, float]]]:
+    """Train networks in place, side by side, and return the history of each, one entry an epoch.
+
+    They know nothing of each other: what a network becomes does not depend on which others are trained beside it. On CPU each
+    has a thread, on a GPU a stream, so that steps too small for the device overlap.
 
     Args:
-        network: on the engine's device.
-        epoch_of: gives the batches of an epoch; must depend on the epoch's number alone, so that a resumed job is the same.
+        networks: on the engine's device.
+        epochs_of: of each network, gives the batches of an epoch; must depend on the epoch's number alone, so that a resumed
+            job is the same.
         steps: optimiser steps an epoch.
         loss_of: maps logits [B, C] and targets to one loss for each image [B].
-        validate: gives the accuracy of the network.
+        validate: gives the accuracy of a network.
         settings: the optimisation.
-        context: engine, checkpoints, log, progress, and the processes that train together.
-        ema: decay of the moving average of weights and buffers that is validated, and put into `network` at the end; 0: off.
+        context: engine, checkpoints, log, progress, and the processes that train together (one network only).
+        ema: decay of the moving average of weights and buffers that is validated, and put into the network at the end; 0: off.
+        work: FLOP of a network's training, by which the engine decides whether to compile it.
 
     Raises:
-        WmddError: the loss is not a number.
+        WmddError: a loss is not a number.
     """
-    trained = Trained.of(network, settings, ema)
-    history = trained.restore(context.keeper.load())
-    done = len(history)
+    every = [Trained.of(network, settings, ema, context.engine) for network in networks]
+    state = context.keeper.load()
+    for trained, kept in zip(every, state["networks"] if state else [], strict=state is not None):
+        trained.restore(kept)
+    done = len(every[0].history)
     context.world.agree(done, "the epochs that are done")
-    parallel = context.world.parallel(network)
+    passes = [_pass(trained, loss_of, context, work) for trained in every]
     for epoch in context.progress(range(done, settings.epochs), "training", settings.epochs, done, "epoch"):
         rates = [learning_rate(settings, epoch + step / steps) for step in range(steps)]
-        total = context.world.mean(_epoch(parallel, trained, epoch_of(epoch), rates, loss_of, context.engine))
-        entry = {"epoch": epoch + 1, "loss": float(total) / steps, "lr": rates[-1]}
-        if not math.isfinite(entry["loss"]):
-            raise WmddError(
-                f"the loss is not a number after epoch {epoch + 1}; lower lr ({settings.lr}) or set precision: fp32"
-            )
-        for each in trained.networks:
-            context.world.average_buffers(each)
-        if (epoch + 1) % settings.evaluate_every == 0 or epoch + 1 == settings.epochs:
-            entry |= validate(trained.networks[-1])
-        history.append(entry)
-        context.log({k: v for k, v in entry.items() if k != "epoch"}, epoch + 1)
+        totals = _side_by_side(
+            [partial(run, of, epoch, rates) for run, of in zip(passes, epochs_of, strict=True)], context.engine
+        )
+        for number, (trained, total) in enumerate(zip(every, totals, strict=True)):
+            entry = {"epoch": epoch + 1, "loss": float(context.world.mean(total)) / steps, "lr": rates[-1]}
+            if not math.isfinite(entry["loss"]):
+                raise WmddError(
+                    f"the loss is not a number after epoch {epoch + 1}; lower lr ({settings.lr}) or set precision: fp32"
+                )
+            for each in trained.networks:
+                context.world.average_buffers(each)
+            if (epoch + 1) % settings.evaluate_every == 0 or epoch + 1 == settings.epochs:
+                entry |= validate(trained.networks[-1])
+            trained.history.append(entry)
+            of = f"{number}/" if len(every) > 1 else ""
+            context.log({f"{of}{k}": v for k, v in entry.items() if k != "epoch"}, epoch + 1)
         if (
             context.keeper.due() or epoch + 1 == settings.epochs
         ):  # the end too: what follows, as a gate, may still stop the job
-            context.keeper.save(trained.state() | {"history": history})
-    if trained.average is not None:
-        network.load_state_dict(trained.average.module.state_dict())
-    return history
+            context.keeper.save({"networks": [trained.state() for trained in every]})
+    for trained in every:
+        if trained.average is not None:
+            trained.network.load_state_dict(trained.average.module.state_dict())
+    return [trained.history for trained in every]
 
 
-def _epoch(
-    network: nn.Module,
-    trained: Trained,
-    batches: Iterable[Batch],
-    rates: list[float],
-    loss_of: Callable[..., Tensor],
-    engine: Engine,
-) -> Tensor:
-    """Take the steps of an epoch, at the given learning rates; return the sum of their losses."""
-    network.train()
-    step, total = 0, torch.zeros((), device=engine.device)
-    for batch in batches:
-        with nullcontext() if batch.last else unsent(network):
-            total += _backward(network, batch, loss_of, engine)
-        if batch.last:
-            for group in trained.optimizer.param_groups:
-                group["lr"] = rates[step]
-            trained.step()
-            step += 1
-    return total
+def _side_by_side(runs: Sequence[Callable[[], Tensor]], engine: Engine) -> list[Tensor]:
+    """Return the results of functions that have nothing to do with each other, each in a thread or on a stream of its own."""
+    if len(runs) == 1:
+        return [runs[0]()]
+    if engine.device.type == "cpu":
+        with ThreadPoolExecutor(torch.get_num_threads(), initializer=lambda: torch.set_num_threads(1)) as pool:
+            return [done.result() for done in [pool.submit(run) for run in runs]]
+    now = torch.cuda.current_stream(engine.device)
+    streams = [torch.cuda.Stream(engine.device) for _ in runs]
+    found = []
+    for run, stream in zip(runs, streams, strict=True):
+        stream.wait_stream(now)
+        with torch.cuda.stream(stream):
+            found.append(run())
+    for stream in streams:
+        now.wait_stream(stream)
+    return found
 
 
-def _backward(network: nn.Module, batch: Batch, loss_of: Callable[..., Tensor], engine: Engine) -> Tensor:
-    """Add the gradients of a batch to those that the network has; return its share of the loss."""
-    with engine.autocast():
-        logits = network(batch.images)
-    losses = loss_of(logits.float(), batch.targets)
-    loss = (losses if batch.weights is None else losses * batch.weights).mean() * batch.share
-    loss.backward()
-    return loss.detach()
+def _pass(
+    trained: Trained, loss_of: Callable[..., Tensor], context: Context, work: float
+) -> Callable[[Epoch, int, list[float]], Tensor]:
+    """Return a function that takes the steps of an epoch, at the given rates, and returns the sum of their losses."""
+    engine, optimizer = context.engine, trained.optimizer
+    network = context.world.parallel(trained.network)
+
+    def loss(images: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        with engine.autocast():
+            logits = network(images)
+        return (loss_of(logits.float(), targets) * weights).mean()
+
+    compiled = engine.compiled(loss, work) if context.world.size == 1 else loss
+
+    def whole(images: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        found = compiled(images, targets, weights)
+        found.backward()
+        optimizer.step()
+        return found.detach()
+
+    captured = engine.captured(whole) if context.world.size == 1 else whole
+
+    def run(epoch_of: Epoch, epoch: int, rates: list[float]) -> Tensor:
+        network.train()
+        step, fresh, total = 0, True, torch.zeros((), device=engine.device)
+        for batch in epoch_of(epoch):
+            weights = torch.ones(len(batch.images), device=engine.device) if batch.weights is None else batch.weights
+            if batch.last:
+                set_rate(optimizer, rates[step])
+            if fresh and batch.last and batch.share == 1:
+                total += captured(batch.images, batch.targets, weights)
+            else:
+                if fresh:
+                    optimizer.zero_grad(set_to_none=True)
+                with nullcontext() if batch.last else unsent(network):
+                    part = loss(batch.images, batch.targets, weights) * batch.share
+                    part.backward()
+                total += part.detach()
+                if batch.last:
+                    optimizer.step()
+            fresh = batch.last
+            if batch.last:
+                trained.follow()
+                step += 1
+        return total
+
+    return run
 
 
 def cross_entropy(smoothing: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
