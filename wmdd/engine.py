@@ -20,7 +20,7 @@ N = TypeVar("N", bound=nn.Module)
 T = TypeVar("T")
 U = TypeVar("U")
 Function = Callable[..., Tensor]
-PIXELS = {"cpu": 2**17, "cuda": 2**24}  # of images at once; on CPU more of them do not fit into its caches
+AT_ONCE = {"cpu": (128, 2**21), "cuda": (2**14, 2**24)}  # images, and pixels of them, that a pass takes; benchmarks/stages.py
 WORK = 2e16  # FLOP from which compiling (about a minute) is repaid by what it saves on a GPU
 WARM = 3  # calls before a CUDA graph is captured: kernels are chosen, compiled and given their memory in the first ones
 
@@ -95,7 +95,8 @@ class Engine:
         if self.images_at_once:
             return self.images_at_once
         if self.device.type == "cpu" or not bytes_per_image:
-            return max(1, PIXELS[self.device.type] // resolution**2)
+            images, pixels = AT_ONCE[self.device.type]
+            return max(1, min(images, pixels // resolution**2))
         return max(1, torch.cuda.mem_get_info(self.device)[0] // 2 // bytes_per_image)
 
     def passes(self, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
