@@ -18,6 +18,7 @@ from wmdd.errors import WmddError
 from wmdd.provenance import code_digest
 from wmdd.settings import LabelSettings, flags as as_flags
 
+STUDENT = "results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/student/{student}/{protocol}"
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
 
 try:
@@ -139,7 +140,7 @@ def blocks_of(wildcards):
 
 def students():
     """The result of every student of the matrix."""
-    return [rules.student.output.result.format(**r._asdict()) for r in RUNS]
+    return [f"{STUDENT}/run{{run}}.json".format(**r._asdict()) for r in RUNS]
 
 
 def datasets():
@@ -179,7 +180,7 @@ def costs():
         cell = r._asdict()
         teacher = cell | {"seed": experiment.teacher_seed(r.seed)}
         recovered = experiment.family(r.method) == "recover"
-        made = [(rules.data, cell), (rules.teacher, teacher), (rules.features, teacher), (rules.student, cell)]
+        made = [(rules.data, cell), (rules.teacher, teacher), (rules.features, teacher)]
         parts = experiment.features_blocks(r.dataset)
         made += [(rules.features_part, teacher | {"block": block}) for block in parts if len(parts) > 1]
         for block in experiment.blocks(r.dataset, r.method, r.ipc) if recovered else []:
@@ -188,6 +189,9 @@ def costs():
         made += [] if recovered else [(rules.select, cell)]
         made += [(rules.relabel, cell)] if labels_of(r) else []
         found |= {rule.output.cost.format(**of) for rule, of in made}
+        found |= {
+            f"{STUDENT}/run{runs[0]}.cost.json".format(**cell) for runs in experiment.runs_of_jobs() if r.run in runs
+        }
     return sorted(found)
 
 

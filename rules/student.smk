@@ -30,35 +30,41 @@ rule relabel:
         " > {log} 2>&1"
 
 
-rule student:
-    input:
-        images="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.h5",
-        labels=labels_of,
-        teacher=asked_by,
-        data="data/{dataset}.h5",
-    output:
-        result="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/student/{student}/{protocol}/run{run}.json",
-        history="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/student/{student}/{protocol}/run{run}.csv",
-        cost="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/student/{student}/{protocol}/run{run}.cost.json",
-    log:
-        "logs/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/student/{student}/{protocol}/run{run}.log",
-    conda:
-        "../envs/wmdd.yaml"
-    threads: 1
-    params:
-        labels=optional("soft-labels", "labels"),
-        teacher=optional("teacher", "teacher"),
-        settings=settings("student", augmentation, ENGINE),
-        code=code_digest("student"),
-    shell:
-        "python -m wmdd student"
-        " --images {input.images}"
-        " --data {input.data}"
-        " {params.labels}"
-        " {params.teacher}"
-        " --output {output.result}"
-        " --seed {wildcards.seed}"
-        " --run {wildcards.run}"
-        " --threads {threads}"
-        " {params.settings}"
-        " > {log} 2>&1"
+# A rule for each group of runs that a job trains side by side (`runs_per_job`); with one run there is one rule.
+for runs in experiment.runs_of_jobs():
+
+    rule:
+        name:
+            "student" if runs[0] == 0 else f"student_{runs[0]}"
+        input:
+            images="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.h5",
+            labels=labels_of,
+            teacher=asked_by,
+            data="data/{dataset}.h5",
+        output:
+            result=[f"{STUDENT}/run{run}.json" for run in runs],
+            history=[f"{STUDENT}/run{run}.csv" for run in runs],
+            cost=f"{STUDENT}/run{runs[0]}.cost.json",
+        log:
+            f"{STUDENT}/run{runs[0]}.log".replace("results/", "logs/", 1),
+        conda:
+            "../envs/wmdd.yaml"
+        threads: 1
+        params:
+            runs=runs,
+            labels=optional("soft-labels", "labels"),
+            teacher=optional("teacher", "teacher"),
+            settings=settings("student", augmentation, ENGINE),
+            code=code_digest("student"),
+        shell:
+            "python -m wmdd student"
+            " --images {input.images}"
+            " --data {input.data}"
+            " {params.labels}"
+            " {params.teacher}"
+            " --output {output.result}"
+            " --seed {wildcards.seed}"
+            " --run {params.runs}"
+            " --threads {threads}"
+            " {params.settings}"
+            " > {log} 2>&1"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from wmdd.config import Experiment, Run, parse, presets, schema
 from wmdd.errors import WmddError
 from wmdd.resolved import resolved
-from wmdd.settings import STAGES, RecoverSettings, flags
+from wmdd.settings import STAGES, EngineSettings, RecoverSettings, flags
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "config/schema.json"
@@ -770,3 +770,27 @@ def test_resolved_settings_of_one_stage():
     assert set(found) & set(STAGES) == {"teacher"}
     with pytest.raises(WmddError, match="unknown stage 'techer'"):
         resolved(experiment(), "techer")
+
+
+# the engine and what a job trains
+
+
+def test_the_engine_may_be_a_word():
+    cell = {"datasets": ["digits"], "methods": ["wmdd"]}
+    for content in ({"engine": "plain"}, {"engine": {"mode": "plain"}}):
+        assert Experiment({"matrix": [cell], **content}).file.engine == EngineSettings(mode="plain")
+        jsonschema.validate({"matrix": [cell], **content}, schema())
+    for wrong in ({"engine": "fast"}, {"engine": {"mode": "fast"}}):
+        with pytest.raises(WmddError, match=r"engine.*'auto', 'plain', 'eager' or 'compile'"):
+            Experiment({"matrix": [cell], **wrong})
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"matrix": [cell], **wrong}, schema())
+
+
+def test_runs_are_trained_so_many_a_job():
+    cell = {"datasets": ["digits"], "methods": ["wmdd"]}
+    content = {"matrix": [cell | {"runs": 4}, cell | {"runs": 2, "ipc": [3]}]}
+    assert Experiment(content).runs_of_jobs() == [[0], [1], [2], [3]]
+    assert Experiment(content | {"runs_per_job": 2}).runs_of_jobs() == [[0, 1], [2, 3]]
+    with pytest.raises(WmddError, match="matrix: runs 2 cannot be trained 4 a job; make it a multiple of runs_per_job"):
+        Experiment(content | {"runs_per_job": 4})

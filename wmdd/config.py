@@ -23,6 +23,7 @@ from wmdd.settings import (
     STAGES,
     Count,
     EngineSettings,
+    Mode,
     NetworkSettings,
     RelabelSettings,
     Settings,
@@ -132,6 +133,11 @@ class Tracking(_Entry):
     project: str = "wmdd"
 
 
+def _engine(value: Any) -> Any:
+    """Take `engine: plain` for `engine: {mode: plain}`."""
+    return {"mode": value} if isinstance(value, str) else value
+
+
 _EXPERIMENT: dict[str, Any] = {
     "experiment": (Name, Field("wmdd", description="name of the experiment: the group of its runs on the dashboard")),
     "matrix": (list[Matrix], Field([], description="what is run")),
@@ -139,7 +145,17 @@ _EXPERIMENT: dict[str, Any] = {
         Annotated[int, Field(ge=0)] | Literal["same"],
         Field(0, description="one teacher for all seeds of the distillation, or `same`: one for each"),
     ),
-    "engine": (EngineSettings, EngineSettings()),
+    "runs_per_job": (
+        Count,
+        Field(
+            1,
+            description="students of a distilled set that one job trains side by side; matrix.runs is a multiple of it",
+        ),
+    ),
+    "engine": (
+        Annotated[EngineSettings, BeforeValidator(_engine, json_schema_input_type=EngineSettings | Mode)],
+        EngineSettings(),
+    ),
     "tracking": (Tracking, Tracking()),
     "datasets": (dict[Name, DatasetEntry], {}),
     "teachers": (dict[Name, TeacherEntry], {}),
@@ -324,6 +340,12 @@ class Experiment:
                     seen.add(cell)
                     yield Run(*cell)
 
+    def runs_of_jobs(self) -> list[list[int]]:
+        """Return the runs that a job trains side by side, for each job of a distilled set."""
+        size = self.file.runs_per_job
+        most = max((m.runs for m in self.file.matrix), default=1)
+        return [list(range(first, first + size)) for first in range(0, most, size)]
+
     def family(self, method: str) -> str:
         """Return the chain of rules that makes a method's images: recover or select."""
         for layer, name in itertools.product(self._layers[::-1], self._chain("methods", method)[::-1]):
@@ -406,6 +428,12 @@ class Experiment:
         for kind, name in ("methods", "teacher"), ("datasets", "report"):  # folders of these names hold something else
             if name in self.names(kind):
                 raise WmddError(f"{kind}.{name}: the name is taken; choose another")
+        for m in self.file.matrix:
+            if m.runs % self.file.runs_per_job:
+                raise WmddError(
+                    f"matrix: runs {m.runs} cannot be trained {self.file.runs_per_job} a job; make it a multiple of "
+                    "runs_per_job"
+                )
         for name, entry in self.file.methods.items():
             if entry.base in self.sweeps and entry.base not in presets().methods:
                 members = ", ".join(self.sweeps[entry.base])

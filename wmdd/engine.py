@@ -20,7 +20,10 @@ N = TypeVar("N", bound=nn.Module)
 T = TypeVar("T")
 U = TypeVar("U")
 Function = Callable[..., Tensor]
-AT_ONCE = {"cpu": (128, 2**21), "cuda": (2**14, 2**24)}  # images, and pixels of them, that a pass takes; benchmarks/stages.py
+AT_ONCE = {
+    "cpu": (128, 2**21),
+    "cuda": (2**14, 2**24),
+}  # images, and pixels of them, that a pass takes; benchmarks/stages.py
 WORK = 2e16  # FLOP from which compiling (about a minute) is repaid by what it saves on a GPU
 WARM = 3  # calls before a CUDA graph is captured: kernels are chosen, compiled and given their memory in the first ones
 

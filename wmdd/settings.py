@@ -28,6 +28,7 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
 
 Shares = Annotated[tuple[Fraction, Fraction], AfterValidator(_ordered)]
 Count = Annotated[int, Field(ge=1)]
+Mode = Literal["auto", "plain", "eager", "compile"]
 
 
 def _known(source: str) -> str:
@@ -57,7 +58,7 @@ class EngineSettings(Settings):
         description="forward and backward passes; auto: bf16 where the hardware has it. Master copies are fp32. "
         "tf32: on GPUs, products of float32 with 10 bits",
     )
-    mode: Literal["auto", "plain", "eager", "compile"] = Field(
+    mode: Mode = Field(
         "auto",
         description="plain: the reference, float32 and step by step; eager: fast; compile: and compiled by torch; "
         "auto: compiled where that is repaid",

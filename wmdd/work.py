@@ -418,6 +418,7 @@ class _Draft:
         return key
 
     def student(self, r: Run, scene: _Scene, cell: Key, images: Key) -> Key:
+        together = self.experiment.file.runs_per_job
         settings = self.resolve("student", dataset=r.dataset, method=r.method, protocol=r.protocol, student=r.student)
         labels = self.resolve("relabel", dataset=r.dataset, method=r.method, protocol=r.protocol)
         taught = labels.store if settings.labels == "soft" else "hard"
@@ -431,12 +432,12 @@ class _Draft:
         looks = evaluations(settings)
         seen, looked = settings.epochs * count, looks * scene.pictures.val
         return self.job(
-            ("student", *cell, r.student, r.protocol, str(r.run)), (r.dataset, r.method, r.ipc), needs,
-            images=seen + looked,
-            steps=settings.epochs * _batches(count, settings.batch_size),
-            flop=seen * (3 * flop + asked) + looked * flop,
-            moved=seen * (4 * scene.pixels + each) + looked * scene.pixels,
-            decoded=scene.pictures.decoded(0, looks),
+            ("student", *cell, r.student, r.protocol, str(r.run // together)), (r.dataset, r.method, r.ipc), needs,
+            images=together * (seen + looked),
+            steps=together * settings.epochs * _batches(count, settings.batch_size),
+            flop=together * (seen * (3 * flop + asked) + looked * flop),
+            moved=together * (seen * (4 * scene.pixels + each) + looked * scene.pixels),
+            decoded=together * scene.pictures.decoded(0, looks),
             **scene.runs(network),
         )  # fmt: skip
 

@@ -67,6 +67,23 @@ def test_images_do_not_depend_on_the_block_size(finished: Workspace, tmp_path) -
     assert (difference > 0).mean() < 0.01
 
 
+def test_students_of_a_job_are_those_of_jobs_of_their_own(finished: Workspace, run: Workspace) -> None:
+    config = run.config
+    config["matrix"][0] |= {"runs": 2, "methods": ["random"], "protocols": ["short"]}
+    run.config = config | {"runs_per_job": 2}
+    assert run.pending()["student"] == 1
+    student = "results/digits/nano/random/ipc2/seed0/student/nano/short/run{}.json"
+    run.snakemake()
+    first, second = (json.loads((run.root / student.format(number)).read_text()) for number in (0, 1))
+    alone = json.loads((finished.root / student.format(0)).read_text())
+    assert [first["identity"]["run"], second["identity"]["run"]] == [0, 1]
+    assert first["result"] == alone["result"]
+    assert second["result"] != alone["result"]
+    assert pd.read_csv(run.root / "results/report/table.csv")["n"].tolist() == [2]
+    run.config = config | {"runs_per_job": 1}
+    assert run.pending("--rerun-triggers", "mtime") == {}, "the files are the same ones"
+
+
 def test_every_artifact_says_what_made_it(finished: Workspace) -> None:
     results = finished.root / "results/digits/nano"
     files = [finished.root / "data/digits.h5", *results.glob("**/*.h5")]
