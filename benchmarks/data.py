@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from benchmarks.recover import processor
+from benchmarks.machine import processor
+from benchmarks.published import MEAN, STD
 from wmdd import artifacts
 from wmdd.batchnorm import layers
 from wmdd.data import pack
@@ -39,7 +40,6 @@ from wmdd.models import Network, build
 from wmdd.settings import DataSettings, FeaturesSettings, NetworkSettings
 from wmdd.shards import Shards, join_features, join_statistics
 
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 Hook = Callable[[str, Tensor, Tensor], None]
 
 

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from benchmarks.recover import processor
+from benchmarks.machine import processor
 from wmdd import artifacts
 from wmdd.data import pack
 from wmdd.feeding import opened

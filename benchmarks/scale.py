@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.recover import processor
+from benchmarks.machine import processor
 
 NETWORK = "--architecture resnet18 --width 8 --epochs 1 --batch-size 128 --lr 0.1"
 

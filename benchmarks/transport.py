@@ -13,7 +13,6 @@ squared distance to the nearest atom, for uniform weights the exact transport co
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import tempfile
@@ -33,6 +32,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
+from benchmarks.machine import processor
 from wmdd.transport import quantize, quantize_all, released
 from wmdd.transport.cells import Measures
 from wmdd.transport.measure import exact, squared_distances
@@ -304,15 +304,18 @@ def machine() -> dict[str, Any]:
     import scipy
     import sklearn as peer
 
-    names = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in names if line.startswith("model name")), platform.processor())
     versions = {
         "torch": torch.__version__,
         "numpy": np.__version__,
         "scipy": scipy.__version__,
         "scikit-learn": peer.__version__,
     }
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "POT": ot.__version__} | versions
+    return {
+        "cpu": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "POT": ot.__version__,
+    } | versions
 
 
 def main() -> None:

@@ -347,5 +347,8 @@ def test_only_layers_of_torch_can_be_watched(tiny_teacher):
 
     tiny_teacher.stem[1] = Other(4)
     assert not watchable(tiny_teacher)
+    with pytest.raises(ValueError, match="can't be watched"), watched(tiny_teacher, torch.ones(1, 1)):
+        pass
+    assert type(tiny_teacher.stem[1]) is Other
     tiny_teacher.stem[1] = torch.nn.BatchNorm2d(4, track_running_stats=False)
     assert not watchable(tiny_teacher)

@@ -261,7 +261,12 @@ def watched(network: nn.Module, weights: Tensor) -> Iterator[dict[str, tuple[Ten
     Args:
         network: in eval mode, `watchable`.
         weights: of the images, [C, K]; [1, B] for one group of all.
+
+    Raises:
+        ValueError: the network is not watchable.
     """
+    if not watchable(network):
+        raise ValueError("a library's own BatchNorm layers can't be watched")
     found: dict[str, tuple[Tensor, Tensor]] = {}
     alike = weights.shape[1] if bool((weights == weights[:, :1]).all()) else 1
     watched_layers = layers(network)

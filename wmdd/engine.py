@@ -60,6 +60,7 @@ class Engine:
         rounding = "ieee" if exact else "tf32"  # of what stays float32 beside bfloat16, too
         torch.backends.cuda.matmul.fp32_precision = rounding
         torch.backends.cudnn.conv.fp32_precision = rounding  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = settings.mode != "plain"  # shapes are few, and each is used a thousand times
         return cls(torch.device("cuda" if use_gpu else "cpu"), dtype, settings.mode, settings.images_at_once)
 
     @property
@@ -162,6 +163,14 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["lr"] = lr
 
 
+def resume(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Go on with the state of an optimiser; rates in memory stay where they are, for the graphs that read them."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
 def plain(dtype: torch.dtype = torch.float32) -> Engine:
     """Return the reference: CPU, one type throughout."""
     return Engine(torch.device("cpu"), dtype)
@@ -214,9 +223,9 @@ class Captured:
         """Take the step."""
         shapes = tuple(x.shape for x in inputs)
         calls = self._calls[shapes] = self._calls.get(shapes, 0) + 1
-        if self._refused or calls <= WARM:
-            return self._warm(inputs)
-        if calls == WARM + 1 and not self._capture(shapes, inputs):
+        if self._refused or (calls == WARM + 1 and not self._capture(shapes, inputs)):
+            return self._step(*inputs)
+        if calls <= WARM:
             return self._warm(inputs)
         graph, places, result = self._graphs[shapes]
         for place, x in zip(places, inputs, strict=True):

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from wmdd import augment
 from wmdd.batchnorm import Statistics, inputs_of, layers, moments, running, watchable, watched
-from wmdd.engine import Engine, flop, set_rate
+from wmdd.engine import Engine, flop, resume, set_rate
 from wmdd.errors import WmddError
 from wmdd.models import Network
 from wmdd.rng import generator
@@ -256,7 +256,7 @@ def recover(
     target = Target(labels, atoms, weights, running(network) if shared else statistics, shared)
     images = noise(labels, weights.shape[1], resolution, seed)
     count, k = weights.shape
-    parts = batches(count, k, settings, _at_once(network, k, resolution, settings, context.engine))
+    parts = batches(count, k, settings, _at_once(network, target, resolution, settings, context.engine))
     state = context.keeper.load() or {"part": 0, "images": images}
     images = state["images"]
     for part, (classes, members) in list(enumerate(parts))[state["part"] :]:
@@ -283,18 +283,20 @@ def _check(network: Network, atoms: Tensor | None, settings: "RecoverSettings") 
         raise WmddError("recover has no loss: set feature_weight, regularisation or cross_entropy above 0")
 
 
-def _at_once(network: Network, k: int, resolution: int, settings: "RecoverSettings", engine: Engine) -> int:
+def _at_once(network: Network, target: Target, resolution: int, settings: "RecoverSettings", engine: Engine) -> int:
     """Return how many images of a decoupled loss are optimised at once: what the reference is given, or the device takes."""
     if not engine.fast:
         return settings.batch_size
     if engine.device.type == "cpu":
         return engine.at_once(resolution)
+    k = target.weights.shape[1]
+    one = target.part(slice(0, 1), slice(0, k)).to(engine.device)
     sample = torch.zeros(k, 3, resolution, resolution, device=engine.device, requires_grad=True)
     before = torch.cuda.memory_allocated(engine.device)
     torch.cuda.reset_peak_memory_stats(engine.device)
-    with engine.autocast(), watched(network, torch.full((1, k), 1 / k, device=engine.device)) as found:
-        total = network.embed(sample).float().sum() + sum(mean.sum() + v.sum() for mean, v in found.values())
-    total.backward()
+    with observed(network, one, settings, engine) as found, engine.autocast():
+        terms = loss_terms(network, sample, one, settings, found)
+    torch.stack(list(terms.values())).sum().backward()
     needed = torch.cuda.max_memory_allocated(engine.device) - before
     return max(k, min(engine.at_once(resolution, max(1, needed // k)), LARGEST * 224**2 // resolution**2))
 
@@ -320,7 +322,7 @@ def _optimise(
     optimizer = engine.optimizer("adam", [x], settings.lr, betas=settings.betas)
     first = 0
     if resumed:
-        optimizer.load_state_dict(resumed["adam"])
+        resume(optimizer, resumed["adam"])
         first = int(resumed["iteration"])
     views = torch.tensor([drawn(settings, x.shape[-1], seed, i) for i in range(iterations)], dtype=x.dtype)
     views = views.to(engine.device)
@@ -355,6 +357,7 @@ def _stepper(
     engine: Engine,
 ) -> Iterator[Callable[[Tensor], Tensor]]:
     """Yield one iteration: it takes a `View` [7], changes the images x in place, and returns the terms of the loss."""
+    work = 2 * flop(network, x.shape[-1]) * len(x) * settings.iterations if engine.graphs else 0
     with observed(network, target, settings, engine) as found:
 
         def terms_of(images: Tensor, chosen: Tensor) -> Tensor:
@@ -363,7 +366,6 @@ def _stepper(
             with engine.autocast():
                 return torch.stack(list(loss_terms(network, seen, target, settings, found).values()))
 
-        work = 2 * flop(network, x.shape[-1]) * len(x) * settings.iterations if engine.graphs else 0
         compiled = engine.compiled(terms_of, work)
 
         def step(chosen: Tensor) -> Tensor:

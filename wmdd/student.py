@@ -125,10 +125,10 @@ class _Shown:
         def batches(epoch: int) -> Iterator[Batch]:
             views, targets = self._of(epoch)
             order = torch.randperm(len(self._own), generator=generator("student", "order", seed, run, epoch))
-            parts = batches_of(order, size)
+            parts = batches_of(order.to(self._engine.device), size)
             at_once = max(1, self._engine.at_once(self._images.shape[-1]) // len(parts[0]))  # small steps share a call
             for first in range(0, len(parts), at_once):
-                index = torch.cat(parts[first : first + at_once]).to(self._engine.device)
+                index = torch.cat(parts[first : first + at_once])
                 seen = self._engine.arranged(seen_of(self._images, views, index, *self._normalisation), network)
                 sizes = [len(part) for part in parts[first : first + at_once]]
                 for x, i in zip(seen.split(sizes), index.split(sizes), strict=True):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from wmdd.distributed import ALONE, World, unsent
-from wmdd.engine import Engine, set_rate
+from wmdd.engine import Engine, resume, set_rate
 from wmdd.errors import WmddError
 from wmdd.models import normalise
 
@@ -188,7 +188,7 @@ class Trained:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a kept state."""
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        resume(self.optimizer, state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.history.extend(state["history"])
