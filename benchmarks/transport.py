@@ -304,18 +304,16 @@ def machine() -> dict[str, Any]:
     import scipy
     import sklearn as peer
 
-    versions = {
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "scikit-learn": peer.__version__,
-    }
     return {
         "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "POT": ot.__version__,
-    } | versions
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "scikit-learn": peer.__version__,
+    }
 
 
 def main() -> None:

@@ -112,7 +112,7 @@ def test_comment_and_docstring_rerun_nothing(run: Workspace) -> None:
 
 
 def test_code_of_recover_reruns_recover_and_later(run: Workspace) -> None:
-    edit(run.root / "wmdd/recover.py", "settings.iterations // 100", "settings.iterations // 50")
+    edit(run.root / "wmdd/recover.py", "iterations // 100", "settings.iterations // 50")
     assert set(run.pending()) == {"recover", *LATER}
 
 

@@ -1,0 +1,274 @@
+"""What the benchmarks compare with computes the same, and what they keep is put together as it should be."""
+
+import inspect
+import json
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import machine, published, stages, stages_labels, stages_recover
+from benchmarks.rows import merged
+from benchmarks.stages_student import compared
+from wmdd import augment, relabel
+from wmdd import settings as known
+from wmdd.batchnorm import layers
+from wmdd.models import build, normalise
+from wmdd.rates import read
+from wmdd.rng import generator
+from wmdd.settings import AugmentationSettings, NetworkSettings, StudentSettings
+
+MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
+SIDE, WIDTH = 8, 4
+
+
+@pytest.fixture
+def options() -> Namespace:
+    return stages.parsed(["recover", "--threads", "1"])
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Pictures of noise, three of each of two classes."""
+    pixels = torch.randint(256, (6, SIDE, SIDE, 3), generator=generator("pictures"), dtype=torch.uint8)
+    paths = [tmp_path / f"{index}.png" for index in range(6)]
+    for path, picture in zip(paths, pixels, strict=True):
+        Image.fromarray(picture.numpy()).save(path)
+    return paths
+
+
+def always(items, *_, **__):
+    return iter(items)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"first_layer_weight": 10.0, "jitter": 2}, {"crop_scale": (1, 1), "flip": False}]
+)
+def test_published_recover_has_the_losses_of_ours(options, changes):
+    problem = stages_recover.Problem.of(SIDE, WIDTH, 3, 2)
+    expected = problem.ours(options, always, {"precision": "fp32", "mode": "plain"}, iterations=5, **changes)
+    found = problem.published(options, always, iterations=5, **changes)
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=0)
+    assert len(set(found)) == 5
+
+
+def test_published_recover_clamps_and_takes_its_hooks_off(options):
+    problem = stages_recover.Problem.of(SIDE, WIDTH, 3, 2)
+    images, _ = published.recover(
+        problem.network, torch.arange(3), problem.atoms, problem.statistics, SIDE, MEAN, STD,
+        machine.settings("RecoverSettings", iterations=2), 0, torch.device("cpu"),
+    )  # fmt: skip
+    pixels = images * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    torch.testing.assert_close(pixels.aminmax(), (torch.tensor(0.0), torch.tensor(1.0)))
+    assert not any(layer._forward_hooks for layer in layers(problem.network).values())
+
+
+@pytest.mark.parametrize("side", [SIDE, 32])
+def test_published_views_are_ours(tmp_path, side):
+    # Smooth, so that what is compared is where the pixels come from; Pillow rounds to whole numbers after each direction.
+    grid = torch.linspace(0, 3, side)
+    waves = torch.stack(
+        [grid.sin()[:, None] * grid.cos(), grid[:, None].cos() * grid.sin(), (grid[:, None] - grid).sin()]
+    )
+    picture = (127.5 * (1 + waves)).round().to(torch.uint8)
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "x.png")
+    views = relabel.views_of(AugmentationSettings(mix="none"), 12, 5)
+    images = normalise(picture.expand(12, -1, -1, -1), MEAN, STD)
+    expected = augment.apply(images, views, torch.arange(12))
+    parameters = zip(views.crop.tolist(), views.flip.tolist(), strict=True)
+    found = torch.stack([published.view_of(tmp_path / "x.png", crop, flip, MEAN, STD) for crop, flip in parameters])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1.5 / 255 / min(STD))
+    assert 0 < views.flip.sum() < 12
+
+
+def test_published_labels_are_the_logits_of_what_the_student_sees(tmp_path, files):
+    network = build(NetworkSettings(width=WIDTH), 2, SIDE, generator("teacher")).eval()
+    published.relabel(network, files, tmp_path, 2, 4, AugmentationSettings(), MEAN, STD, 7, torch.device("cpu"))
+    for epoch in range(2):
+        order = published.batches_in(6, 4, 7, epoch)
+        assert sorted(torch.cat(order).tolist()) == list(range(6))
+        data = published.Batches(files, tmp_path, epoch, order, MEAN, STD)
+        for images, mix, logits in (data[batch] for batch in range(len(data))):
+            plain_images = images.clone()
+            seen = published.mixed(images, mix)
+            partner, (top, left, bottom, right) = mix
+            inside = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+            inside[top:bottom, left:right] = True
+            torch.testing.assert_close(seen, torch.where(inside, plain_images[partner], plain_images))
+            with torch.no_grad():
+                torch.testing.assert_close(logits.float(), network(seen), rtol=2e-3, atol=1e-3)
+
+
+def test_published_student_learns_its_labels(tmp_path, files):
+    teacher, student = (
+        build(NetworkSettings(width=WIDTH), 2, SIDE, generator(name)) for name in ("teacher", "student")
+    )
+    made = StudentSettings(width=WIDTH, epochs=8, batch_size=6, temperature=1.0, lr=0.01)
+    published.relabel(
+        teacher.eval(), files, tmp_path, 8, 6, AugmentationSettings(crop_scale=(1, 1), mix="none"), MEAN, STD, 7,
+        torch.device("cpu"),
+    )  # fmt: skip
+    history = published.student(student, files, tmp_path, made, MEAN, STD, 7, torch.device("cpu"), 0)
+    assert history[-1] < 0.5 * history[0]
+    with torch.no_grad():
+        images = torch.stack([published.opened(file, MEAN, STD) for file in files])
+        classes = student.eval()(images).argmax(1).tolist()
+    data = published.Files(files, classes, MEAN, STD)
+    assert published.evaluate(student, data, torch.device("cpu"), 0, 4) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["EngineSettings", "RecoverSettings", "RelabelSettings", "StudentSettings", "TeacherSettings"]
+)
+def test_settings_without_pydantic_have_the_same_values(name):
+    expected, found = getattr(known, name)(), machine.unchecked(name)
+    assert vars(found) == {field: getattr(expected, field) for field in type(expected).model_fields}
+    for field, value in inspect.getmembers(type(expected)):
+        if isinstance(value, property) and not field.startswith(("_", "model_")) and field != "checkpoint":
+            assert getattr(found, field) == getattr(expected, field)
+
+
+def test_a_clock_ends_a_stage_and_times_what_follows_the_warm_up():
+    clock, done = stages_recover.Clock(2, 3), []
+    for item in clock(range(100), "what", 100, 0):
+        done.append(item)
+    assert done == [0, 1, 2, 3, 4]
+    once = clock.each
+    assert once > 0
+    assert clock.start > 0
+    list(clock(range(100)))
+    assert clock.each > once  # of all batches
+
+
+def test_stores_of_labels_are_as_large_as_they_should_be():
+    rows = {row["way"]: row for row in stages_labels.time_stores(1000, 1, 4, 1)}
+    sizes = {way: row["bytes an image and epoch"] for way, row in rows.items()}
+    assert 2000 <= sizes["stored"] < 2 * 2000
+    assert 2000 + 16 <= sizes[stages_labels.FILES] < 1.1 * 2000
+    assert sizes["pruned"] < 2000 / 40
+    assert sizes["online"] == 0
+    assert rows["online"].keys() == {"way", "classes", "ipc", "bytes an image and epoch"}
+
+
+def section(rows, **changes):
+    return {"machine": "A", "torch": "2", "threads": 1, "options": {}, "rows": rows} | changes
+
+
+def row(way: str, resolution: int, value: float):
+    return {"way": way, "resolution": resolution, "width": 64, "flops": value}
+
+
+def test_rows_replace_those_of_the_same_size_and_machine():
+    kept = merged({}, "recover", section([row("a", 32, 1), row("a", 64, 2)]))
+    kept = merged(kept, "labels", section([row("b", 32, 3)]))
+    kept = merged(kept, "recover", section([row("a", 64, 4)]))
+    assert kept["sections"]["recover"]["rows"] == [row("a", 32, 1), row("a", 64, 4)]
+    assert kept["sections"]["labels"]["rows"] == [row("b", 32, 3)]
+    kept = merged(kept, "recover", section([row("a", 64, 5)], machine="B"))
+    assert kept["sections"]["recover"]["rows"] == [row("a", 64, 5)]
+    assert kept["sections"]["labels"]["machine"] == "A"
+
+
+def test_ratios_are_against_the_faster_published_way_by_median():
+    times = {"a": [2.0, 4.0, 6.0], "b": [9.0, 3.0, 1.0], "ours": [1.0, 1.0, 1.0]}
+    found = compared("train", times, ["a", "b"])["ours"]
+    assert found == {
+        "train seconds": [1, 1, 1], "train times published": [3, 2, 6], "train against": "b",
+        "train times the slower": [4, 3, 5],
+    }  # fmt: skip
+    assert compared("train", times, ["a", "b"])["b"]["train times published"] == [1, 1, 1]
+    assert compared("train", times, ["a"])["ours"].keys() == found.keys() - {"train times the slower"}
+
+
+def test_the_command_keeps_rates_that_the_plan_reads(tmp_path, monkeypatch):
+    made = {way: [row(way, 32, 3e9), row(way, 224, 2e9)] for way in ("wmdd, fp32", "wmdd, bf16")}
+    monkeypatch.setattr(stages, "matrix_rates", lambda _: {"fp32": 1e10, "bf16": 2e10})
+    monkeypatch.setattr(stages, "copy_rate", lambda _: 5e9)
+    monkeypatch.setattr(stages, "default_ways", lambda _: {"recover": "wmdd, bf16", "student": "wmdd, auto"})
+    sections = {
+        "recover": lambda *_: made["wmdd, fp32"] + made["wmdd, bf16"],
+        "labels": lambda *_: [row("stored", 32, 1)],
+    }
+    monkeypatch.setattr(stages, "SECTIONS", stages.SECTIONS | sections)
+    path = tmp_path / "results" / "stages.json"
+    for name in "recover", "labels":
+        stages.main([name, "--output", str(path), "--data", "/some/where"])
+    content = json.loads(path.read_text())
+    assert content["sections"].keys() == {"recover", "labels"}
+    assert content["sections"]["recover"]["options"]["data"] == "where"
+    device = read(path)
+    assert (device.kind, device.flops, device.bandwidth) == ("cpu", 2e10, 5e9)
+    assert device.rates == {"recover": {32: 3e9, 224: 2e9}}
+    assert content["threads"] == 2
+    stages.main(
+        ["labels", "--output", str(path), "--threads", "1"]
+    )  # so the rates that are kept would be of another machine
+    content = json.loads(path.read_text())
+    assert (content["threads"], content["rates"]) == (1, {})
+    assert content["sections"]["recover"]["threads"] == 2
+
+
+def test_students_learn_both_ways_from_a_folder(tmp_path, monkeypatch):
+    draws = generator("folder")
+    for split, count in ("train", 4), ("val", 3):
+        for label in range(2):
+            (tmp_path / split / str(label)).mkdir(parents=True)
+            for index in range(count):
+                picture = torch.randint(128 * label, 128 * (label + 1), (SIDE, SIDE, 3), generator=draws).to(
+                    torch.uint8
+                )
+                Image.fromarray(picture.numpy()).save(tmp_path / split / str(label) / f"{index}.png")
+    monkeypatch.setattr(stages, "matrix_rates", lambda _: {"fp32": 1e10})
+    monkeypatch.setattr(stages, "copy_rate", lambda _: 5e9)
+    monkeypatch.setattr(stages_labels, "LABELS", {10: 4})
+    path = tmp_path / "results.json"
+    stages.main([
+        "student", "labels", "--data", str(tmp_path), "--output", str(path), "--threads", "1", "--ipc", "2", "--seeds", "2",
+        "--epochs", "2", "--teacher-epochs", "1", "--student-width", str(WIDTH), "--workers", "1",
+        "--repeats", "1", "--together", "2",
+    ])  # fmt: skip
+    content = json.loads(path.read_text())
+    rows = content["sections"]["student"]["rows"]
+    assert [row["way"] for row in rows] == [
+        "published, no workers", "published, 1 worker", "wmdd, fp32", "wmdd, auto", "wmdd, auto, 2 together",
+    ]  # fmt: skip
+    assert rows[0]["top1"] == rows[1]["top1"]
+    assert [row["students"] for row in rows] == [2, 2, 2, 2, 4]
+    for row in rows:
+        assert (row["n"], row["resolution"], row["ipc"]) == (2, SIDE, 2)
+        assert min(row["train seconds"] + row["evaluate seconds"]) > 0
+        assert 0 <= row["top1"] <= 1
+    assert content["rates"]["student"] == {str(SIDE): rows[3]["flops"]}
+    assert content["preliminary"] == ["student"]
+    stores = [row["way"] for row in content["sections"]["labels"]["rows"]]
+    assert stores[:4] == [stages_labels.FILES, "stored", "pruned", "online"]
+    assert stores[4:] == ["student, stored", "student, pruned", "student, online"]
+
+
+def test_it_runs_as_a_file_and_without_what_runs_no_network(tmp_path):
+    without = f"""
+import runpy, sys
+sys.modules |= dict.fromkeys(("pydantic", "cyclopts", "snakemake", "ot", "wandb"))
+from benchmarks import machine
+machine.matrix_rates, machine.copy_rate = lambda _: dict(fp32=1, bf16=1), lambda _: 1
+sys.argv += "recover --threads 1 --width 4 --iterations 1 --repeats 1 --resolutions 8 --output".split() + ["{tmp_path}/x.json"]
+runpy.run_path("{stages.__file__}", run_name="__main__")
+"""
+    root = Path(stages.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", without], check=True, cwd=root, capture_output=True, timeout=300)
+    rows = json.loads((tmp_path / "x.json").read_text())["sections"]["recover"]["rows"]
+    assert [row["way"] for row in rows] == ["published, fp32", "wmdd, plain", "wmdd, fp32", "wmdd, bf16"]
+
+
+def test_a_student_needs_data(capsys):
+    with pytest.raises(SystemExit):
+        stages.parsed(["student"])
+    assert "needs --data" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        stages.parsed(["studnet"])
+    assert "unknown section 'studnet'" in capsys.readouterr().err
+    assert stages.parsed([]).sections == ["recover", "labels"]
