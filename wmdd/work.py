@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from wmdd import artifacts, catalogue, rates
 from wmdd.batchnorm import layers
 from wmdd.config import Experiment, Run
+from wmdd.engine import flop
 from wmdd.errors import WmddError
 from wmdd.feeding import RESIDENT_MB
 from wmdd.models import CONVNETS, RESNETS, Network, build
@@ -69,13 +69,10 @@ def figures(settings: NetworkSettings, classes: int, resolution: int) -> Figures
 
 def _counted(settings: NetworkSettings, classes: int, resolution: int, device: str) -> Figures:
     with torch.device(device):
-        network: Network = build(settings, classes, resolution, torch.Generator("cpu")).eval()
-        image = torch.zeros(1, 3, resolution, resolution)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(image)
+        network: Network = build(settings, classes, resolution, torch.Generator("cpu"))
     channels = sum(layer.num_features for layer in layers(network).values())
     stored = sum(tensor.nbytes for tensor in network.state_dict().values())
-    return Figures(counter.get_total_flops(), network.head.in_features, channels, stored)
+    return Figures(flop(network, resolution), network.head.in_features, channels, stored)
 
 
 @dataclass(frozen=True)
