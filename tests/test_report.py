@@ -178,11 +178,12 @@ WILDCARDS = {
     "protocol": "paper.v2",
     "run": "1",
 }
+(STUDENT,) = re.findall(r'^STUDENT = "(.*)"$', RULES, re.MULTILINE)
 COSTS = {
     text.split(":")[0]: found[1]
     for text in re.split(r"^rule ", RULES, flags=re.MULTILINE)
     if (found := re.search(r'cost="([^"]+)"', text))
-}
+} | {"student": f"{STUDENT}/run{{run}}.cost.json"}  # whose rules are made in a loop
 OF_DATASET = ("data", "teacher", "features", "features_part", "gather")
 OF_METHOD = ("barycenter", "recover", "images", "select", "relabel", "student")
 

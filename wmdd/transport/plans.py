@@ -152,8 +152,9 @@ def _reduced(cost: Tensor, g: Tensor) -> Plan:
     else:  # not seen; the whole program needs no prices
         return _whole(cost)
     dual = float(f.mean()) + float(left.amin(0).mean(dtype=torch.float64))
-    gap = max(0.0, plan.cost - dual) / plan.cost if plan.cost > 0 else 0.0
-    return replace(plan, gap=gap)
+    excess = plan.cost - dual
+    rounding = 1e-12 * float(cost.abs().mean(dtype=torch.float64))  # a cost of 0 is found as a little more
+    return replace(plan, gap=excess / plan.cost if excess > rounding else 0.0)
 
 
 def _overfull(favourite: Tensor, free: Tensor, order: Tensor, k: int) -> Tensor:
