@@ -548,6 +548,12 @@ def test_features_of_other_data(here, mistake):
     assert "features.h5 is of other data than data.h5" in mistake(COMMANDS["select"])
 
 
+@pytest.mark.parametrize("runs", ["0 1", "0 0 --output o/run1.json"])
+def test_runs_need_a_file_each(here, mistake, runs):
+    line = COMMANDS["student"].replace("--run 0", f"--run {runs}")
+    assert "need one --output each, and none twice" in mistake(line)
+
+
 def test_labels_of_other_images(here, mistake):
     write_images(here / "images.h5", seed=5)
     assert mistake(COMMANDS["student"]) == (

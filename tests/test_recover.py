@@ -406,6 +406,19 @@ def test_a_killed_job_goes_on_to_the_same_bits(tiny_teacher, dying_keeper, setti
     assert again.chances == 10 - save_at  # only what was missing is done again
 
 
+def test_a_job_goes_on_in_the_batches_it_began_with(tiny_teacher, dying_keeper):
+    """How many images a GPU takes depends on what else is on it."""
+    settings = RecoverSettings(**SHORT)
+    first, later = (replace(FAST, images_at_once=n) for n in (4, 8))
+    whole = recovered(tiny_teacher, settings, engine=first)
+    keeper = dying_keeper(7, 8)
+    with pytest.raises(dying_keeper.Killed):
+        recovered(tiny_teacher, settings, keeper=keeper, engine=first)
+    again = dying_keeper()
+    again.content = keeper.content
+    assert torch.equal(recovered(tiny_teacher, settings, keeper=again, engine=later), whole)
+
+
 def normalised(pixels: Tensor) -> Tensor:
     return (pixels / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 

@@ -155,12 +155,10 @@ def moments(x: Tensor, weights: Tensor | None, dtype: torch.dtype = torch.float3
     mu_c = \sum_j w_cj m_cj and sigma^2_c = \sum_j w_cj (v_cj + (m_cj - mu_c)^2), m and v the moments of each image; with
     `weights` None all images are one group with equal weights ([1, ch]).
     """
+    if weights is None:
+        weights = torch.full((1, len(x)), 1 / len(x), dtype=dtype, device=x.device)
     variance, mean = torch.var_mean(x.to(dtype), (2, 3), correction=0)
-    return _of_classes(mean, variance, _weights(weights, x, dtype))
-
-
-def _weights(weights: Tensor | None, x: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.full((1, len(x)), 1 / len(x), dtype=dtype, device=x.device) if weights is None else weights
+    return _of_classes(mean, variance, weights)
 
 
 def _of_classes(mean: Tensor, variance: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -529,19 +529,20 @@ def student(
             settings, augmentation, seed, run, this.context,
         )  # fmt: skip
         this.figures["students"] = len(run)
-        for number, path, (_, history) in zip(run, output, found, strict=True):
-            _write_result(this, path, history, {"seed": seed, "run": number}, meta["classes"])
+        for place, (path, (_, history)) in enumerate(zip(output, found, strict=True)):
+            of = f"{place}/" if len(run) > 1 else ""  # as the training logs them
+            _write_result(this, path, history, {"seed": seed, "run": run[place]}, meta["classes"], of)
 
 
 def _write_result(
-    this: Job, path: Path, history: list[dict[str, float]], identity: dict[str, int], classes: list[str]
+    this: Job, path: Path, history: list[dict[str, float]], identity: dict[str, int], classes: list[str], of: str
 ) -> None:
-    """Write the scores of a student and, beside them, its history."""
+    """Write the scores of a student and, beside them, its history; `of` tells it apart on the tracker."""
     scored = [entry for entry in history if "top1" in entry]
     best = max(scored, key=lambda entry: entry["top1"])
     last = {"top1": scored[-1]["top1"], "top5": scored[-1]["top5"]}
     result = last | {"best_top1": best["top1"], "best_epoch": best["epoch"]}
-    this.tracker.log({f"final/{name}": value for name, value in result.items()})
+    this.tracker.log({f"{of}final/{name}": value for name, value in result.items()})
     _write_history(path.with_suffix(".csv"), history)
     artifacts.write_json(path, this.meta | {"identity": identity, "result": result, "classes": classes})
 

@@ -256,8 +256,12 @@ def recover(
     target = Target(labels, atoms, weights, running(network) if shared else statistics, shared)
     images = noise(labels, weights.shape[1], resolution, seed)
     count, k = weights.shape
-    parts = batches(count, k, settings, _at_once(network, target, resolution, settings, context.engine))
-    state = context.keeper.load() or {"part": 0, "images": images}
+    state = context.keeper.load()
+    if state is None:
+        at_once = _at_once(network, target, resolution, settings, context.engine)
+        state = {"part": 0, "images": images, "at_once": at_once}
+    at_once = int(state["at_once"])  # of the first attempt: how much of a GPU's memory is free may have changed
+    parts = batches(count, k, settings, at_once)
     images = state["images"]
     for part, (classes, members) in list(enumerate(parts))[state["part"] :]:
         inner = state.get("optimizer") if part == state["part"] else None
@@ -265,7 +269,8 @@ def recover(
         shape = start.shape
         result = _optimise(
             network, start.flatten(0, 1), target.part(classes, members), mean, std, settings, seed, context,
-            f"batch {part + 1} of {len(parts)}", inner, lambda s, p=part: {"part": p, "images": images, "optimizer": s},
+            f"batch {part + 1} of {len(parts)}", inner,
+            lambda s, p=part: {"part": p, "images": images, "at_once": at_once, "optimizer": s},
         )  # fmt: skip
         images[classes, members] = result.view(shape)
     return to_pixels(images, mean, std)
