@@ -8,10 +8,10 @@ python = $(shell for p in $(PYTHON); do "$$p" -c 'import sys; sys.exit(sys.versi
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format lock clean
+.PHONY: help setup profile demo test test-slurm lint format lock clean
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s%s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' Makefile
 
 .venv/.installed: requirements.lock
 	$(if $(python),,$(error wmdd needs Python 3.11 or newer: install it, or say where it is with PYTHON=/path/to/python3))
@@ -21,11 +21,23 @@ help:  ## list these commands
 
 setup: .venv/.installed  ## install the pinned packages into .venv
 
+# Snakemake looks for `--profile slurm` in the working folder, in the user's folder and in /etc/xdg, but not in profiles/.
+profile: place = $(if $(XDG_CONFIG_HOME),$(XDG_CONFIG_HOME),$(HOME)/.config)/snakemake
+profile:  ## let `snakemake --profile slurm` find profiles/slurm
+	@mkdir -p "$(place)"
+	@if [ -e "$(place)/slurm" ] && [ ! "$(place)/slurm" -ef profiles/slurm ]; then \
+		echo "$(place)/slurm is there already and is another profile: rename one, or use --profile profiles/slurm" >&2; exit 1; fi
+	@ln -sfn "$(CURDIR)/profiles/slurm" "$(place)/slurm"
+	@echo "$(place)/slurm -> $(CURDIR)/profiles/slurm; your cluster's partitions go into its config.v8+.yaml"
+
 demo: setup  ## run the whole workflow on a small dataset
 	.venv/bin/snakemake --configfile config/config.yaml
 
 test: setup  ## run the tests
 	.venv/bin/python -m pytest
+
+test-slurm: setup  ## run the workflow on a real SLURM, started here for it (as root, on Debian: see docs/cluster.md)
+	.venv/bin/python -m pytest -m slurm tests/cluster
 
 lint: setup  ## check style and types
 	.venv/bin/ruff check

@@ -1,0 +1,151 @@
+"""The workflow on a real SLURM: the bits of a local run, whatever happens to its jobs, to Snakemake and to the cluster."""
+
+import itertools
+import random
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from .conftest import STAGES, Campaign, campaigning, results
+from .slurm import DEAD, Cluster, Record
+
+pytestmark = [pytest.mark.workflow, pytest.mark.slow, pytest.mark.slurm]
+
+GPU_RULES = {"teacher", "features", "recover", "relabel", "student"}
+BITS = dict[str, bytes]
+
+
+def assert_same(found: BITS, alone: BITS) -> None:
+    assert found.keys() == alone.keys()
+    assert [name for name in found if found[name] != alone[name]] == []
+
+
+def most_at_once(records: list[Record]) -> int:
+    """Return how many jobs ran at the same time at most."""
+    events = sorted([(r.start, 1) for r in records] + [(r.end, -1) for r in records])
+    return max(itertools.accumulate(step for _, step in events), default=0)
+
+
+def test_same_bits_and_never_more_jobs_than_gpus(campaign: Campaign, alone: BITS) -> None:
+    """2 GPUs, three blocks of recover and more: jobs wait for a GPU while others use the processor alone."""
+    campaign.start()
+    assert_same(campaign.finish(), alone)
+    records = campaign.records()
+    assert {r.state for r in records} == {"COMPLETED"}
+    assert {r.rule for r in records} == set(STAGES), "what takes seconds stays beside Snakemake"
+    with_gpu = [r for r in records if r.gpus]
+    assert {r.rule for r in with_gpu} == GPU_RULES
+    assert most_at_once(with_gpu) == 2
+    assert any(a.start < b.end and b.start < a.end for a in with_gpu for b in records if not b.gpus)
+    assert all(r.memory >= 600 and r.minutes >= 10 for r in records)
+    assert len({r.id for r in records}) == len(records), "nothing ran twice"
+
+
+def test_cancelled_jobs_of_every_stage_and_25_kills_in_one_run(campaign: Campaign, alone: BITS) -> None:
+    """First one job of each stage as it comes, then whatever runs; by scancel, SIGKILL, SIGTERM, SIGUSR1 and requeue."""
+    draw = random.Random(0)
+    campaign.start("--retries", "30")
+    to_cancel, killed = set(STAGES), 0
+    while campaign.running and killed < 25:
+        jobs = {job: rule for job, rule in campaign.cluster.jobs().items() if job not in campaign.seen}
+        chosen = [job for job, rule in jobs.items() if rule in to_cancel] or [j for j in jobs if not to_cancel]
+        if chosen:
+            job = draw.choice(chosen)
+            time.sleep(draw.uniform(0, 6))
+            if jobs[job] in to_cancel:
+                campaign.cluster.cancel(job)
+                to_cancel.remove(jobs[job])
+            else:
+                flags = draw.choice([(), ("-s", "KILL"), ("-s", "KILL", "--batch"), ("-s", "TERM"), ("-s", "USR1")])
+                campaign.cluster.cancel(job, *flags)
+            killed += 1
+        time.sleep(0.5)
+    assert_same(campaign.finish(900), alone)
+    hurt = [r for r in campaign.records() if r.state in DEAD]
+    assert not to_cancel, f"never seen running: {to_cancel}"
+    assert {r.rule for r in hurt} >= {"teacher", "recover"}
+    again = {r.rule: r for r in campaign.records() if r.state == "COMPLETED"}
+    assert any(again[r.rule].memory > r.memory and again[r.rule].minutes > r.minutes for r in hurt if r.rule in again)
+
+
+def test_time_and_memory_that_do_not_suffice(campaign: Campaign, alone: BITS) -> None:
+    """A job that hangs until its time limit goes on from its checkpoint with more time, one over its memory with more."""
+    campaign.start(
+        "--set-resources", "recover:runtime=2 ** (attempt - 1)", "recover:slurm_extra='--signal=USR1@10'",
+        "select:mem_mb=150 * 4 ** (attempt - 1)",
+    )  # fmt: skip
+    campaign.process_of("recover").suspend()
+    assert_same(campaign.finish(), alone)
+    ends = {(r.rule, r.state) for r in campaign.records()}
+    assert ("select", "OUT_OF_MEMORY") in ends
+    assert ends & {("recover", "TIMEOUT"), ("recover", "FAILED")}
+    log = "".join(path.read_text() for path in campaign.run.root.glob("logs/**/recover/*.log"))
+    assert "going on from" in log
+
+
+def test_preemption_and_requeue(campaign: Campaign, alone: BITS) -> None:
+    """More urgent jobs take the machine, and a job is put back into the queue: SLURM's warning is enough to keep the state."""
+    campaign.start("--default-resources", "slurm_partition=scavenge")
+    campaign.process_of("recover")
+    urgent = ["sbatch", "-p", "urgent", "-c", "16", "-o", "/dev/null", "--wrap", "sleep 5"]
+    subprocess.run(urgent, check=True, capture_output=True)
+    campaign.until("the end of the preempted jobs", lambda: "recover" not in campaign.cluster.jobs().values())
+    campaign.process_of("student")
+    job = campaign.job("student")
+    subprocess.run(["scontrol", "requeue", str(job)], check=True)
+    assert_same(campaign.finish(), alone)
+    assert len([r for r in campaign.records() if r.id == job]) == 2, "SLURM itself started the requeued job again"
+
+
+def test_killed_snakemake_started_again(campaign: Campaign, alone: BITS) -> None:
+    """Its jobs run on; the same command completes the run beside them."""
+    campaign.start()
+    campaign.process_of("recover")
+    campaign.kill()
+    campaign.start()
+    assert_same(campaign.finish(), alone)
+    assert "is gone; its lock is removed" in campaign.log.read_text()
+
+
+def test_daemons_that_come_and_go(campaign: Campaign, alone: BITS) -> None:
+    """The node's daemon is stopped and started; the controller restarted; then out of reach for a minute."""
+    cluster = campaign.cluster
+    campaign.start()
+    campaign.job("teacher")
+    cluster.stop_daemon("slurmd")
+    time.sleep(5)
+    cluster.start_node()
+    campaign.job("recover")
+    cluster.stop_daemon("slurmctld")
+    cluster.start_controller()
+    campaign.job("student")
+    cluster.stop_daemon("slurmctld")
+    time.sleep(60)
+    cluster.start_controller()
+    assert_same(campaign.finish(), alone)
+
+
+def test_full_disk(small_disk: Path, cluster: Cluster, alone: BITS) -> None:
+    """Jobs end in one line that says so, whatever was finished stays, and with room the same command completes the run."""
+    with campaigning(small_disk / "run", cluster) as campaign:
+        campaign.start("--retries", "0")
+        campaign.process_of("recover", checkpoint=False)
+        ballast = small_disk / "ballast"
+        fill(ballast)
+        assert "disk full" in campaign.fail()
+        done = results(campaign.run)
+        assert any(name.endswith("features.h5") for name in done)
+        ballast.unlink()
+        campaign.start("--retries", "0")
+        assert_same(campaign.finish(), alone)
+        assert [r.rule for r in campaign.records()].count("teacher") == 1, "what was finished ran again"
+
+
+def fill(ballast: Path) -> None:
+    """Write until nothing more fits."""
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(2**16))
