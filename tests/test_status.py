@@ -1,0 +1,492 @@
+"""What the files of jobs say: each state from folders made by hand, tails of logs, progress, hints; and what Snakemake says."""
+
+import json
+import os
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from wmdd.__main__ import main
+from wmdd.checkpoint import Checkpoint
+from wmdd.errors import WmddError
+from wmdd.lock import Holder
+from wmdd.status import (
+    HINTS,
+    LINES,
+    SHOWN,
+    TAIL,
+    WIDTH,
+    Found,
+    Job,
+    hint,
+    holder,
+    jobs,
+    look,
+    markers,
+    render,
+    scheduled,
+    tail,
+)
+
+NOW = 1.7e9
+BEGUN = "wmdd recover: results/r.h5 on cpu with 1 thread(s), torch.float32\n"
+GOING = f"{BEGUN}\rbatch 1 of 1: 1200/4000 it, 9.33it/s, 02:08 gone, 05:00 left\n"
+ENDED = f"{GOING}\n\nwmdd recover: done in 428.8 s, peak memory 711 MB\n"
+BROKEN = (
+    f"{GOING}wmdd recover: error: the loss is not a number at iteration 1201; lower lr (0.1) or use precision fp32\n"
+)
+TRACE = f'{GOING}Traceback (most recent call last):\n  File "a.py", line 1, in f\nZeroDivisionError: division by zero\n'
+WARNED = f"{GOING}wmdd recover: SIGUSR1: checkpoint written, going on from it when started again\n"
+JOB = Job("recover", "d", "d_t_5", (Path("results/r.h5"), Path("results/r.cost.json")), Path("logs/r.log"))
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def put(path, content, age=0.0):
+    """Write a file as if some seconds ago."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    os.utime(path, (NOW - age, NOW - age))
+    return path
+
+
+def keep(job=JOB, age=0.0, **progress):
+    """Write the checkpoint of a job; 900 s were spent on it."""
+    job.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = Checkpoint(job.checkpoint, "key")
+    checkpoint.earlier = 900.0
+    checkpoint.save({}, **progress)
+    os.utime(job.checkpoint, (NOW - age, NOW - age))
+
+
+def state(job=JOB, marked=None, lives=False):
+    """The state of a job; `marked` so many seconds ago."""
+    (found,) = look([job], {} if marked is None else {job.outputs[0]: NOW - marked}, lives, NOW)
+    return found.state
+
+
+def shown(job=JOB, marked=None, lives=False, detail=False):
+    found = look([job], {} if marked is None else {job.outputs[0]: NOW - marked}, lives, NOW)
+    return render(found, "mine.yaml", detail=detail, now=NOW)
+
+
+# States
+
+
+@pytest.mark.parametrize(
+    ("log", "age", "marked", "lives", "expected"),
+    [
+        (None, 0, None, True, "ready"),
+        (None, 0, 5, True, "queued"),
+        (None, 0, 5, False, "ready"),  # Snakemake was killed before a cluster began it
+        (BROKEN, 300, 100, True, "queued"),  # the log is of the attempt before
+        (WARNED, 20, 900, True, "queued"),  # the cluster will start it again
+        ("", 1, 2, True, "running"),
+        (GOING, 10, 900, True, "running"),
+        (GOING, 10, 900, False, "running"),  # a cluster's jobs outlive Snakemake
+        (GOING, 10, None, False, "stopped"),  # Snakemake saw it die, and has ended since
+        (GOING, 1000, 2000, True, "running"),  # a long step, and Snakemake would know if it had died
+        (ENDED, 5, 900, True, "running"),  # Snakemake has not looked yet
+        (GOING, 10, None, True, "stopped"),  # Snakemake has seen it die
+        (GOING, 200, 900, False, "stopped"),
+        (GOING, 8000, 9000, True, "stopped"),
+        (GOING, 200, None, False, "stopped"),
+        ("", 200, 300, False, "stopped"),
+        ("", 200, None, False, "ready"),
+        (WARNED, 20, None, False, "stopped"),
+        (WARNED, 20, None, True, "stopped"),
+        (BROKEN, 10, None, True, "failed"),
+        (BROKEN, 10, 900, True, "failed"),
+        (BROKEN, 9e6, None, False, "failed"),
+        (TRACE, 10, None, False, "failed"),
+        ("  x\n" * TAIL + "torch.OutOfMemoryError: CUDA out of memory.\n", 9, None, False, "failed"),
+        ("/bin/bash: line 1: python: command not found\n", 9, None, False, "failed"),
+        ("/usr/bin/python: No module named wmdd\n", 9, None, False, "failed"),
+        (f"{BROKEN}{BEGUN}", 10, 900, True, "running"),  # another attempt in the same log
+        (ENDED, 10, None, False, "ready"),  # the output was deleted
+        (ENDED, 9e6, None, True, "ready"),
+    ],
+)
+def test_state_of_a_job_without_output(log, age, marked, lives, expected):
+    if log is not None:
+        put(JOB.log, log, age)
+    assert state(marked=marked, lives=lives) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "log", "age", "marked", "lives", "expected"),
+    [
+        (False, ENDED, 9e6, None, False, "done"),
+        (False, ENDED, 10, None, True, "done"),
+        (False, None, 0, None, False, "done"),
+        (True, ENDED, 10, None, False, "out of date"),
+        (True, BROKEN, 10, None, False, "out of date"),
+        (False, ENDED, 10, 900, True, "running"),  # it has just ended
+        (False, ENDED, 9000, 9900, False, "out of date"),  # nobody saw it end: it would be made anew
+        (True, GOING, 10, 900, True, "running"),
+    ],
+)
+def test_state_of_a_job_with_output(wanted, log, age, marked, lives, expected):
+    for path in JOB.outputs:
+        put(path, "")
+    if log is not None:
+        put(JOB.log, log, age)
+    assert state(replace(JOB, wanted=wanted), marked, lives) == expected
+
+
+def test_a_job_that_never_said_how_it_ended():
+    """That the report's output was deleted is likelier than that it was killed, unless the scheduler's log is there."""
+    put(JOB.log, "| a | table |", 9000)
+    assert state() == "ready"
+    assert state(replace(JOB, waits=True)) == "waiting"
+    put(".snakemake/slurm_logs/rule_recover/d_t_5/7.log", "slurmstepd: error: oom_kill", 8990)
+    assert state() == "stopped"
+
+
+def test_a_job_that_is_done_but_has_lost_files_that_nothing_needs():
+    assert state(replace(JOB, wanted=False)) == "done"
+
+
+def test_a_checkpoint_is_a_sign_of_life():
+    put(JOB.log, GOING, 1000)
+    assert state(marked=2000) == "stopped"
+    keep(age=30, done=1, total=2, unit="it")
+    assert state(marked=2000) == "running"
+
+
+def test_clocks_that_differ():
+    """A log from the future is the clock: what is older than it by enough has stopped."""
+    other = replace(JOB, outputs=(Path("results/s.h5"),), log=Path("logs/s.log"))
+    put(JOB.log, GOING, -3600)
+    put(other.log, GOING, 0)
+    marked = {job.outputs[0]: NOW - 5000 for job in (JOB, other)}
+    assert [f.state for f in look([JOB, other], marked, False, NOW)] == ["running", "stopped"]
+
+
+# Logs
+
+
+def test_tail_reads_the_end_only(tmp_path):
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        file.truncate(10**12)  # a hole: reading it all would not end
+        file.seek(0, os.SEEK_END)
+        file.write(b"\nlast line\n")
+    assert tail(path)[-1] == "last line"
+    assert tail(put("whole", "first\nlast")) == ["first", "last"]
+    assert tail(put("cut", "x" * 5 + "\n" + "abc\n" * TAIL))[0] == "abc"
+
+
+def test_tail_of_odd_logs():
+    assert tail(Path("nowhere")) == []
+    assert tail(Path(".")) == []
+    assert tail(put("empty", "")) == []
+    assert tail(put("odd", b"\xff\xfe\x00caf\xc3\xa9\r\r\n\n  \x1b[31mred\x1b[0m\x07 \n")) == ["��café", "  red"]
+    (line,) = tail(put("long", "x" * (TAIL + 5)))
+    assert len(line) < WIDTH + 5
+
+
+# Progress
+
+
+def test_progress_of_the_log():
+    put(JOB.log, GOING, 60)
+    text = shown(marked=100, lives=True)
+    said = "recover results/r.h5\n    batch 1 of 1: 1,200/4,000 it, 4.0 min left, last heard of 60 s ago"
+    assert said in text  # 5 min were left a minute ago
+    assert text.endswith("0 of 1 jobs done, 1 running")
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [("1:00:30", "1,200/4,000 it, 60 min left,"), ("?", "4,000 it, last"), ("00:05", "4,000 it, last")],
+)
+def test_time_left(left, said):
+    put(JOB.log, GOING.replace("05:00", left), 30)
+    assert said in shown(marked=100, lives=True)
+
+
+def test_progress_of_the_newer_of_log_and_checkpoint():
+    put(JOB.log, GOING, 20)
+    keep(age=10, done=3, total=12, unit="epoch")
+    assert "    3/12 epoch, 45 min left, last heard of 10 s ago" in shown(marked=100, lives=True)
+    keep(age=30, done=3, total=12, unit="epoch")
+    assert "    batch 1 of 1: 1,200/4,000 it, 4.7 min left, last heard of 20 s ago" in shown(marked=100, lives=True)
+    put(JOB.log, BEGUN, 20)
+    keep(age=30, done=2.5, total=12, unit="epoch")
+    assert "    2.5/12 epoch, 57 min left, last heard of 20 s ago" in shown(marked=100, lives=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_progress_without_any(content):
+    put(JOB.log, BEGUN, 20)
+    if content is None:
+        keep()  # of a job that does not say how far it is
+    else:
+        put(JOB.checkpoint, content, 10)
+    assert "    no progress to show yet, last heard of" in shown(marked=100, lives=True)
+
+
+# Jobs that ended early
+
+
+def test_a_failed_job_with_its_log_and_hint():
+    put(JOB.log, "".join(f"line {i}\n" for i in range(9)) + BROKEN, 7300)
+    keep(age=7320, done=1150, total=4000, unit="it")
+    text = shown()
+    lines = text[text.index("Failed:") :].splitlines()
+    assert lines[1:3] == ["  recover results/r.h5", "    logs/r.log, 2.0 h ago:"]
+    assert [line[:5] for line in lines[3 : 3 + LINES]] == ["    |"] * LINES
+    assert lines[3] == "    | line 7"
+    assert lines[2 + LINES].startswith("    | wmdd recover: error: the loss is not a number")
+    assert lines[3 + LINES].startswith("    → lower lr of this stage in the experiment")
+    assert lines[3 + LINES].endswith(" (1,150/4,000 it are kept)")
+    assert text.endswith("0 of 1 jobs done, 1 failed")
+
+
+def test_a_stopped_job_with_the_schedulers_log():
+    put(JOB.log, GOING, 500)
+    silent = shown()
+    assert "Stopped:\n  recover results/r.h5\n    logs/r.log, 8.3 min ago:\n    | wmdd recover: results" in silent
+    assert "it fell silent" in silent
+    assert ".snakemake/slurm_logs/rule_recover" in silent
+    folder = ".snakemake/slurm_logs/rule_recover/d_t_5"
+    put(f"{folder}/41.log", "slurmstepd: error: *** STEP 41.0 CANCELLED AT 1 DUE TO TIME LIMIT ***", 9000)
+    assert shown() == silent  # of an earlier attempt
+    newest = put(f"{folder}/42.log", "a\nslurmstepd: error: Detected 1 oom_kill event in StepId=42.0.\n", 470)
+    put(".snakemake/slurm_logs/rule_recover/d_t_50/43.log", "of another job", 0)
+    assert scheduled(JOB, NOW - 500) == newest
+    text = shown()
+    assert f"    {newest}:\n    | a\n    | slurmstepd: error: Detected 1 oom_kill" in text
+    assert "    → it ran out of memory: a retry asks for more" in text
+    assert "set-resources: {recover: {mem_mb: …}}" in text
+
+
+def test_a_warned_job_goes_on():
+    put(JOB.log, WARNED, 500)
+    keep(age=500, done=1201, total=4000, unit="it")
+    assert "→ run again: it goes on from its checkpoint (1,201/4,000 it are kept)" in shown()
+
+
+def test_a_log_that_is_empty():
+    put(JOB.log, "", 500)
+    assert "    | (empty)\n    → it fell silent" in shown(marked=600)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "memory of the GPU"),
+        (
+            "slurmstepd: error: Detected 1 oom_kill event in StepId=1.0. Some of the step tasks were OOM Killed",
+            "mem_mb",
+        ),
+        ("RuntimeError: [enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory", "mem_mb"),
+        ("numpy._core._exceptions._ArrayMemoryError: Unable to allocate 1 TiB", "mem_mb"),
+        ("slurmstepd: error: *** JOB 1 ON n CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***", "out of time"),
+        ("slurmstepd: error: *** JOB 1 ON n CANCELLED AT 2026-01-01T00:00:00 DUE TO PREEMPTION ***", "another job"),
+        ("slurmstepd: error: *** JOB 1 ON n CANCELLED AT 2026-01-01T00:00:00 ***", "it was cancelled"),
+        ("wmdd data: error: disk full (or file size limit reached) while writing data/d.h5; free", "free some space"),
+        ("OSError: [Errno 122] Disk quota exceeded", "free some space"),
+        ("wmdd student: error: the loss is not a number after epoch 3; lower lr (9.0)", "lower lr"),
+        ("/usr/bin/python: No module named wmdd", "docs/cluster.md"),
+        ("bash: line 1: python: command not found", "docs/cluster.md"),
+        ("wmdd teacher: error: top1 61.0% is below min_accuracy 65.0%", "the error says what to do"),
+        ("ZeroDivisionError: division by zero", "the log has the whole of it"),
+    ],
+)
+def test_hints(line, says):
+    assert says in hint("recover", ["before", line, "after"], "failed")
+
+
+def test_every_hint_is_a_line():
+    for _, remedy in HINTS:
+        assert "\n" not in remedy.format(rule="recover")
+        assert not remedy.endswith(".")
+
+
+# The whole
+
+
+def many(count, state):
+    return [Found(replace(JOB, outputs=(Path(f"r{i}"),)), state, ("x",), NOW - i) for i in range(count)]
+
+
+@pytest.mark.parametrize("state", ["running", "failed", "stopped"])
+def test_long_lists_are_cut(state):
+    short, whole = (render(many(SHOWN + 2, state), "f", detail=detail, now=NOW) for detail in (False, True))
+    assert short.count("  recover r") == SHOWN
+    assert "  recover r0\n" in short  # the latest first
+    assert "\n  and 2 more (--detail)\n" in short
+    assert whole.count("  recover r") == SHOWN + 2
+    assert "more" not in whole
+
+
+def test_the_table_and_the_totals():
+    groups = [("student_3", "d", "done", 2), ("student", "d", "ready", 1), ("teacher", "d", "running", 1)]
+    groups += [("report", "", "waiting", 1), ("grid", "a", "out of date", 1200)]
+    found = [
+        Found(replace(JOB, rule=r, dataset=d, reason="why"), s, (), NOW) for r, d, s, n in groups for _ in range(n)
+    ]
+    text = render(found, "mine.yaml", "pid 7 on login", now=NOW)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert rows[0] == ["dataset", "job", "jobs", "done", "running", "out of date", "ready", "waiting"]
+    assert rows[2:] == [
+        ["a", "grid", "1200", "", "", "1200", "", ""],
+        ["d", "teacher", "1", "", "1", "", "", ""],
+        ["d", "student", "3", "2", "", "", "1", ""],
+        ["", "report", "1", "", "", "", "", "1"],
+    ]
+    assert text.splitlines()[0].startswith("mine.yaml, ")
+    assert text.splitlines()[0].endswith(": snakemake runs (pid 7 on login)")
+    assert text.splitlines()[-1] == "2 of 1,205 jobs done, 1 running, 1,200 out of date, 2 left"
+    assert "why" not in text
+    assert "    why" in render(found, "mine.yaml", detail=True, now=NOW)
+    assert "no snakemake runs here" in render(found, "mine.yaml", now=NOW).splitlines()[0]
+
+
+# What Snakemake keeps
+
+
+def test_markers_are_those_of_snakemake(tmp_path):
+    persistence = pytest.importorskip("snakemake.persistence.file").FilePersistence(path=tmp_path / ".snakemake")
+    names = ["results/d/r.h5", "results/" + "long/" * 100 + "é.h5"]
+    for name in names:
+        persistence._mark_incomplete(name, "4711")
+    put(".snakemake/incomplete/migration_underway", "")
+    found = markers()
+    assert set(found) == set(map(Path, names))
+    assert all(abs(age - time.time()) < 60 for age in found.values())
+    persistence._unmark_incomplete(names[1])
+    assert list(markers()) == [Path(names[0])]
+    assert markers(Path("nowhere")) == {}
+
+
+def test_who_runs_the_workflow():
+    assert holder() == ""
+    put(".snakemake/locks/0.input.lock", "data/d.h5\n")
+    assert holder() == "it is not known where"
+    here = Holder.here()
+    name = Path(".snakemake/wmdd-holder.json")
+    put(name, json.dumps(asdict(here)))
+    assert holder().startswith(f"pid {os.getpid()} on {here.host}, since 20")
+    put(name, json.dumps(asdict(replace(here, started="another process of that number"))))
+    assert holder() == ""
+    put(name, "{")
+    assert holder() == "it is not known where"
+    Path(".snakemake/locks/0.input.lock").unlink()
+    assert holder() == ""
+
+
+SNAKEFILE = """
+rule all:
+    input: "results/b.txt"
+rule a:
+    output: "results/{dataset}/a.txt", "results/{dataset}/a2.txt"
+    log: "logs/{dataset}/a.log"
+    params: config["value"]
+    shell: "touch {output}"
+rule b:
+    input: "results/d/a.txt"
+    output: "results/b.txt"
+    shell: "touch {output}"
+"""
+
+
+@pytest.fixture
+def small():
+    """A workflow of two jobs."""
+    Path("Snakefile").write_text(SNAKEFILE)
+    Path("mine.yaml").write_text("value: 1")
+    return Path("mine.yaml")
+
+
+def test_jobs_are_those_of_snakemake(small):
+    first, second = sorted(jobs(small), key=lambda job: job.rule)
+    outputs = (Path("results/d/a.txt"), Path("results/d/a2.txt"))
+    assert replace(first, reason="") == Job("a", "d", "d", outputs, Path("logs/d/a.log"))
+    assert "results/d/a.txt" in first.reason
+    assert replace(second, reason="") == Job("b", "", "", (Path("results/b.txt"),), None, waits=True)
+    for path in (*outputs, "results/b.txt"):
+        put(path, "")
+    assert [job.wanted for job in jobs(small)] == [False, False]
+    put("results/d/a.txt", "", -5)
+    first, second = sorted(jobs(small), key=lambda job: job.rule)
+    assert (first.wanted, second.wanted, second.waits) == (False, True, False)
+    assert second.reason == "Updated input files: results/d/a.txt"
+
+
+def test_looking_changes_nothing_and_needs_no_lock(small):
+    jobs(small)  # makes the empty folders of .snakemake where nothing has run yet
+    put(".snakemake/locks/0.output.lock", "results/b.txt\nresults/d/a.txt\n")
+    before = {path: path.stat().st_mtime_ns for path in Path(".").rglob("*")}
+    assert len(jobs(small)) == 2
+    assert {path: path.stat().st_mtime_ns for path in Path(".").rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("rule all:\n    input: 'missing.txt'\n", "missing.txt"),
+        ("raise WorkflowError('it is\\n wrong')\n", "it is wrong"),
+        ("rule all\n", ""),
+    ],
+)
+def test_a_workflow_that_snakemake_can_not_read(small, capfd, content, says):
+    Path("Snakefile").write_text(f"from snakemake.exceptions import WorkflowError\n{content}")
+    with pytest.raises(WmddError) as error:
+        jobs(small)
+    assert str(error.value).startswith("snakemake can't read the workflow: ")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+# The command
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run a command line as `python -m wmdd` does; return what it prints, of a mistake its line."""
+
+    def run(line):
+        monkeypatch.setattr("sys.argv", ["wmdd", *line.split()])
+        capfd.readouterr()
+        try:
+            main()
+        except SystemExit as end:
+            if isinstance(end.code, str):
+                return end.code
+        out, err = capfd.readouterr()
+        assert err == ""
+        return out.rstrip("\n")
+
+    return run
+
+
+def test_the_command(small, run):
+    Path("Snakefile").write_text(SNAKEFILE.replace('"value"', '"experiment"'))
+    Path("config").mkdir()
+    Path("config/config.yaml").write_text("experiment: mine")
+    put("logs/d/a.log", "wmdd a: error: it is wrong\n")
+    text = run("status")
+    assert text.startswith("config.yaml, 20")
+    assert "    | wmdd a: error: it is wrong\n    → the error says what to do" in text
+    assert text.endswith("0 of 2 jobs done, 1 failed, 1 left")
+    Path("other.yaml").write_text("experiment: other")
+    for path in ("results/d/a.txt", "results/d/a2.txt", "results/b.txt"):
+        put(path, "")
+    assert run("status --configfile other.yaml --detail").endswith("2 of 2 jobs done")
+
+
+def test_the_command_on_a_wrong_file(small, run):
+    assert run("status").startswith("wmdd status: error: cannot read the experiment file config/config.yaml")
+    Path("mine.yaml").write_text("recover: {iteration: 3}")
+    says = "wmdd status: error: mine.yaml: unknown key recover.iteration; did you mean 'iterations'?"
+    assert run("status --configfile mine.yaml").startswith(says)

@@ -1,0 +1,397 @@
+"""Status: which jobs of an experiment are done, run, wait, failed or stopped, read from the folder that all machines share.
+
+Snakemake says which jobs there are and which it would run; it keeps a marker for each job that it has started or handed to
+a cluster (.snakemake/incomplete), and a lock while it lives. The log and the checkpoint of a job say how far it is and how it
+ended. Nothing is locked or changed, so that one may look while the workflow runs, from any machine.
+"""
+
+import binascii
+import io
+import json
+import re
+import time
+from base64 import urlsafe_b64decode
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tabulate import tabulate
+
+from wmdd.checkpoint import Progress, peek
+from wmdd.errors import WmddError
+from wmdd.lock import NAME as HELD
+from wmdd.lock import Holder
+from wmdd.plan import ORDER, seconds
+
+STATES = ("done", "running", "queued", "failed", "stopped", "out of date", "ready", "waiting")
+FRESH = 180.0  # seconds without a line, of which a job writes one a minute, after which it is taken for dead
+PATIENCE = 7200.0  # the same while a Snakemake waits for it, which sees its end: one step of a large job may take long
+TAIL = 8192  # bytes of a log that are read
+WIDTH = 240  # characters of a log's line that are shown
+LINES, SHOWN = 5, 20  # lines of a log, and jobs of a list
+
+PROGRESS = re.compile(r"(?P<what>.+): (?P<done>\d+)/(?P<total>\d+) (?P<unit>\S+), .*, \S+ gone, (?P<left>\S+) left")
+BEGUN = re.compile(r"wmdd \S+: .* on .* with .*thread|going on from ")
+ENDED = re.compile(r"wmdd \S+: done in ")
+BROKEN = re.compile(
+    r"wmdd \S*: error: |Traceback \(most recent call last\)|.*command not found|.*: No module named |╭─ Error"
+    r"|Segmentation fault|Bus error|Illegal instruction|Fatal Python error"
+)
+RAISED = re.compile(r"[\w.]+(Error|Exception)\b(:|$)")  # last line of a trace whose beginning is too far up
+SIGNALLED = re.compile(r"\bSIG(TERM|USR1|INT|HUP|KILL)\b|^Terminated\b|^Killed\b")  # wmdd.preemption, a shell
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+AGAIN = "run again: it goes on from its checkpoint"
+HINTS = (  # what a log says -> what to do
+    (
+        r"CUDA out of memory|CUDA error: out of memory",
+        "the memory of the GPU was too small: lower the batch size of this stage in the experiment, or ask for a larger GPU",
+    ),
+    (
+        r"oom[_-]kill|(?i:out of memory|can't allocate memory|cannot allocate memory)|MemoryError",
+        "it ran out of memory: a retry asks for more; or give it more at once in the profile, set-resources: {{{rule}: "
+        "{{mem_mb: …}}}}",
+    ),
+    (r"DUE TO TIME LIMIT", f"it ran out of time: a retry asks for more; {AGAIN}"),
+    (r"DUE TO PREEMPTION", f"its node was wanted by another job; {AGAIN}"),
+    (r"CANCELLED", f"it was cancelled, by a person or by the cluster; {AGAIN}"),
+    (
+        r"disk full|No space left|Disk quota exceeded|file size limit",
+        "free some space and run again: finished files are kept",
+    ),
+    (r"the loss is not a number", "lower lr of this stage in the experiment, or set precision: fp32, and run again"),
+    (
+        r"No module named|command not found",
+        "the environment of the workflow is not active where the job ran: activate it before snakemake (docs/cluster.md)",
+    ),
+    (r"wmdd \S*: error: ", "the error says what to do; then run again"),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Snakemake knows of a job.
+
+    Attributes:
+        rule: its name.
+        dataset: empty for the report.
+        wildcards: their values, as the SLURM plugin joins them in the names of its folders.
+        outputs: the first names the checkpoint.
+        log: of its command.
+        wanted: it would run if Snakemake were started now.
+        waits: for another job that would.
+        reason: why it is wanted.
+    """
+
+    rule: str
+    dataset: str
+    wildcards: str
+    outputs: tuple[Path, ...]
+    log: Path | None
+    wanted: bool = True
+    waits: bool = False
+    reason: str = ""
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where `wmdd.job` keeps its state."""
+        return self.outputs[0].with_name(f".{self.outputs[0].name}.checkpoint")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A job with its state, one of `STATES`, and what its files say; times are seconds since 1970, 0 where there is no file."""
+
+    job: Job
+    state: str
+    lines: tuple[str, ...] = ()
+    logged: float = 0.0
+    kept: float = 0.0
+
+
+def snakefile() -> Path:
+    """Return the workflow's file: in the current folder, or beside this package.
+
+    Raises:
+        WmddError: there is none.
+    """
+    for folder in (Path(), Path(__file__).parents[1]):
+        if (folder / "Snakefile").is_file():
+            return folder / "Snakefile"
+    raise WmddError("there is no Snakefile here; change to the folder in which you run snakemake")
+
+
+def jobs(configfile: Path) -> list[Job]:
+    """Return the jobs of an experiment in the current folder, as Snakemake sees them.
+
+    A change of the software environment does not count, as only the command line that ran a job tells whether it had one.
+
+    Raises:
+        WmddError: Snakemake can't tell; its words in one line.
+    """
+    from snakemake.api import SnakemakeApi
+    from snakemake.settings.types import (
+        ConfigSettings,
+        DAGSettings,
+        OutputSettings,
+        Quietness,
+        RerunTrigger,
+        ResourceSettings,
+    )
+
+    place = snakefile()
+    quiet = io.StringIO()
+    try:
+        with (
+            redirect_stdout(quiet),
+            redirect_stderr(quiet),
+            SnakemakeApi(OutputSettings(dryrun=True, quiet=frozenset({Quietness.ALL}))) as api,
+        ):
+            settings = ConfigSettings(configfiles=(configfile,))
+            workflow = api.workflow(ResourceSettings(cores=1), settings, snakefile=place)
+            triggers = RerunTrigger.all() - {RerunTrigger.SOFTWARE_ENV}
+            workflow.dag(DAGSettings(rerun_triggers=triggers)).summary()  # builds the DAG without a lock
+            dag = workflow._workflow.dag
+            return [
+                Job(
+                    rule=job.rule.name,
+                    dataset=job.wildcards_dict.get("dataset", ""),
+                    wildcards="_".join(job.wildcards).replace("/", "_"),
+                    outputs=tuple(map(Path, job.output)),
+                    log=Path(job.log[0]) if job.log else None,
+                    wanted=dag.needrun(job),
+                    waits=any(map(dag.needrun, dag.dependencies[job])),
+                    reason=str(dag.reason(job)),
+                )
+                for job in dag.jobs
+                if job.output
+            ]
+    except Exception as error:  # whatever the code of a workflow may raise
+        said = " ".join(f"{error}".split()).partition(" Traceback: ")[0].removeprefix("Error: ") or type(error).__name__
+        raise WmddError(f"snakemake can't read the workflow: {said}; `snakemake -n` says more") from error
+
+
+def markers(folder: Path = Path(".snakemake/incomplete")) -> dict[Path, float]:
+    """Return the outputs of the jobs that Snakemake has started or handed to a cluster, with the time when it did."""
+    found = {}
+    for path in folder.rglob("*"):
+        name = "".join(part.removeprefix("@") for part in path.relative_to(folder).parts)  # long names are split
+        with suppress(OSError, ValueError, binascii.Error):  # another file, or the job has just ended
+            if path.is_file():
+                found[Path(urlsafe_b64decode(name).decode())] = path.stat().st_mtime
+    return found
+
+
+def holder(folder: Path = Path(".snakemake")) -> str:
+    """Return which Snakemake runs the workflow here, or nothing; one that was killed on another machine can't be told."""
+    if not any((folder / "locks").glob("*.lock")):
+        return ""
+    with suppress(OSError, ValueError, TypeError):
+        known = Holder(**json.loads((folder / HELD).read_text()))
+        return "" if known.gone else f"pid {known.pid} on {known.host}, since {known.since}"
+    return "it is not known where"
+
+
+def tail(path: Path) -> list[str]:
+    """Return the last lines of a log that say something, without what a terminal would obey; of no log, none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, io.SEEK_END)
+            file.seek(max(size - TAIL, 0))
+            content = file.read(TAIL)
+    except OSError:
+        return []
+    lines = re.split(r"[\r\n]+", content.decode(errors="replace"))
+    if size > TAIL and len(lines) > 1:
+        lines = lines[1:]  # of which the beginning is cut
+    clean = (ESCAPES.sub("", line).rstrip() for line in lines)
+    return [line if len(line) <= WIDTH else f"{line[:WIDTH]} …" for line in clean if line.strip()]
+
+
+def _modified(path: Path | None) -> float:
+    """Return when a file was written to, 0 where there is none."""
+    try:
+        return path.stat().st_mtime if path else 0.0
+    except OSError:
+        return 0.0
+
+
+def _end(lines: Sequence[str]) -> str:
+    """Return how a log ends: well, badly, by a signal, in the middle, or (empty) with nothing that tells."""
+    going = [i for i, line in enumerate(lines) if PROGRESS.match(line) or BEGUN.match(line)]
+    after = lines[going[-1] + 1 :] if going else lines
+    if after and ENDED.match(after[-1]):
+        return "well"
+    if any(BROKEN.match(line) for line in after) or (after and RAISED.match(after[-1])):
+        return "badly"
+    if after and SIGNALLED.search(after[-1]):
+        return "signal"
+    return "middle" if going else ""
+
+
+def look(found: Iterable[Job], marked: dict[Path, float], lives: bool, now: float | None = None) -> list[Found]:
+    """Return the state of each job.
+
+    Args:
+        found: the jobs.
+        marked: of `markers`.
+        lives: whether a Snakemake runs the workflow.
+        now: of `time.time()` by default; a log from the future means that the machines' clocks differ, and is the clock.
+    """
+    seen = []
+    for job in found:
+        if not job.wanted and job.outputs[0] not in marked:
+            seen.append(Found(job, "done"))
+        elif (logged := _modified(job.log)) and job.log is not None:
+            seen.append(Found(job, "", tuple(tail(job.log)), logged, _modified(job.checkpoint)))
+        else:
+            seen.append(Found(job, ""))
+    clock = max([time.time() if now is None else now, *(f.logged for f in seen)])
+    return [f if f.state else replace(f, state=_state(f, marked.get(f.job.outputs[0]), lives, clock)) for f in seen]
+
+
+def _state(found: Found, since: float | None, lives: bool, now: float) -> str:
+    """Return the state of a job that is wanted or that Snakemake has started, at `since`."""
+    job, end = found.job, _end(found.lines)
+    made = all(path.exists() for path in job.outputs)
+    if since is None and made:
+        return "out of date"
+    if since is not None and lives and (found.logged < since or end == "signal"):
+        return "queued"  # of the attempt before there may be a log; after a warning, a cluster starts a job again by itself
+    if end == "badly" and not made:
+        return "failed"
+    heard = now - max(found.logged, found.kept)
+    if since is not None and found.logged and end != "signal" and heard < (PATIENCE if lives else FRESH):
+        return "running"
+    if made:
+        return "out of date"  # Snakemake was gone before it saw the job's end
+    if found.logged and (since is not None or end in ("middle", "signal") or scheduled(job, found.logged)):
+        return (
+            "stopped"  # else it ended well, as it says or (grid, report) as nobody denies, and its output was deleted
+        )
+    return "waiting" if job.waits else "ready"
+
+
+def render(found: Sequence[Found], name: str, holder: str = "", detail: bool = False, now: float | None = None) -> str:
+    """Return the table of an experiment file, the jobs that run or ended early, and the totals."""
+    now = max([time.time() if now is None else now, *(f.logged for f in found)])
+    of = {state: [f for f in found if f.state == state] for state in STATES}
+    at_work = f"snakemake runs ({holder})" if holder else "no snakemake runs here"
+    parts = [f"{name}, {time.strftime('%Y-%m-%d %H:%M')}: {at_work}", _table(found)]
+    runs = sorted(of["running"], key=lambda f: -f.logged)
+    parts += _list("Running", [_running(f, now) for f in _few(runs, detail)], len(runs))
+    for state in ("failed", "stopped"):
+        ended = sorted(of[state], key=lambda f: -f.logged)
+        parts += _list(state.capitalize(), [_ended(f, now) for f in _few(ended, detail)], len(ended))
+    if detail:
+        why = [f"  {_first(f.job)}\n    {f.job.reason[:WIDTH]}" for f in of["out of date"]]
+        parts += _list("Out of date", why, len(why))
+    left = len(of["ready"]) + len(of["waiting"])
+    counts = {state: len(of[state]) for state in STATES[1:6]} | {"left": left}
+    totals = [f"{count:,} {state}" for state, count in counts.items() if count]
+    return "\n\n".join([*parts, ", ".join([f"{len(of['done']):,} of {len(found):,} jobs done", *totals])])
+
+
+def _few(found: Sequence[Found], detail: bool) -> Sequence[Found]:
+    return found if detail else found[:SHOWN]
+
+
+def _list(title: str, shown: list[str], count: int) -> list[str]:
+    """Return a list under its title, or nothing of an empty one."""
+    more = [f"  and {count - len(shown):,} more (--detail)"] if count > len(shown) else []
+    return ["\n".join([f"{title}:", *shown, *more])] if shown else []
+
+
+def _kind(job: Job) -> str:
+    """Return the rule, one for all the rules of students that are trained side by side."""
+    return re.sub(r"_\d+$", "", job.rule)
+
+
+def _table(found: Sequence[Found]) -> str:
+    """Return how many jobs of each dataset and rule are in each state; states in which none is are left out."""
+    groups: dict[tuple[str, str], Counter[str]] = {}
+    for f in found:
+        groups.setdefault((f.job.dataset, _kind(f.job)), Counter())[f.state] += 1
+    place = {rule: i for i, rule in enumerate(ORDER)}
+    order = sorted(groups, key=lambda g: (not g[0], g[0], place.get(g[1], len(place)), g[1]))
+    states = [state for state in STATES if any(groups[g][state] for g in order)]
+    rows = [[*g, groups[g].total(), *(groups[g][state] or "" for state in states)] for g in order]
+    heads = ["dataset", "job", "jobs", *states]
+    return tabulate(rows, heads, "pipe", colalign=["left", "left", *["right"] * (len(heads) - 2)])
+
+
+def _first(job: Job) -> str:
+    return f"{_kind(job)} {job.outputs[0]}"
+
+
+def _running(found: Found, now: float) -> str:
+    said = [text for text in _progress(found, now) if text] or ["no progress to show yet"]
+    heard = seconds(max(round(now - max(found.logged, found.kept)), 1))
+    return f"  {_first(found.job)}\n    {', '.join(said)}, last heard of {heard} ago"
+
+
+def _progress(found: Found, now: float) -> tuple[str, str]:
+    """Return how far a job is and what time it has left, of the log or the checkpoint, whichever is newer."""
+    shown = next(filter(None, map(PROGRESS.match, reversed(found.lines))), None)
+    if (shown is None or found.kept > found.logged) and (kept := _kept(found.job)) is not None:
+        left = kept.seconds * (kept.total - kept.done) / kept.done if kept.done else 0
+        return _far(kept.done, kept.total, kept.unit), f"{seconds(left)} left" if left else ""
+    if shown is None:
+        return "", ""
+    said = shown["left"].split(":")
+    left = sum(60**i * int(part) for i, part in enumerate(reversed(said))) if said[0].isdigit() else 0
+    left = max(left - (now - found.logged), 0)
+    far = _far(int(shown["done"]), int(shown["total"]), shown["unit"])
+    return f"{shown['what']}: {far}", f"{seconds(left)} left" if left else ""
+
+
+def _kept(job: Job) -> Progress | None:
+    kept = peek(job.checkpoint)
+    return kept if kept is not None and kept.total else None
+
+
+def _far(done: float, total: float, unit: str) -> str:
+    return f"{done:,.{0 if done == int(done) else 1}f}/{total:,.0f} {unit}"
+
+
+def _ended(found: Found, now: float) -> str:
+    """Return where a job that failed or stopped has its log, the last lines of it and of the scheduler's, and what to do."""
+    job, lines = found.job, list(found.lines[-LINES:])
+    said = [*found.lines[-4 * LINES :]]
+    text = [f"  {_first(job)}", f"    {job.log}, {seconds(max(round(now - found.logged), 1))} ago:"]
+    text += [f"    | {line}" for line in lines or ["(empty)"]]
+    if found.state == "stopped" and (scheduler := scheduled(job, found.logged)) is not None:
+        ending = tail(scheduler)
+        said += ending
+        text += [f"    {scheduler}:", *(f"    | {line}" for line in ending[-LINES:])]
+    return "\n".join([*text, f"    → {hint(job.rule, said, found.state)}{_kept_text(found)}"])
+
+
+def _kept_text(found: Found) -> str:
+    kept = _kept(found.job) if found.kept else None
+    return f" ({_far(kept.done, kept.total, kept.unit)} are kept)" if kept is not None else ""
+
+
+def scheduled(job: Job, logged: float, folder: Path = Path(".snakemake/slurm_logs")) -> Path | None:
+    """Return the SLURM plugin's log of the attempt that wrote to its own log last at `logged`; it keeps those that failed."""
+    logs = [path for path in (folder / f"rule_{job.rule}" / job.wildcards).glob("*.log") if path.is_file()]
+    newest = max(logs, key=_modified, default=None)
+    return newest if newest is not None and _modified(newest) > logged - FRESH else None
+
+
+def hint(rule: str, lines: Sequence[str], state: str) -> str:
+    """Return what to do about a job that failed or stopped, by what its logs say."""
+    text = "\n".join(lines)
+    for pattern, remedy in HINTS:
+        if re.search(pattern, text):
+            return remedy.format(rule=rule)
+    if state == "failed":
+        return "the log has the whole of it; if it was a fault of the machine, run again"
+    if not any(map(SIGNALLED.search, lines)):
+        return (
+            "it fell silent: killed, or out of memory or time? The cluster's own log says it (SLURM's: "
+            f".snakemake/slurm_logs/rule_{rule}); {AGAIN}"
+        )
+    return AGAIN
