@@ -5,6 +5,14 @@ if not config:
 
 
 include: "rules/common.smk"
+
+
+# Built from envs/Dockerfile, for `snakemake --sdm conda apptainer` (docs/cluster.md).
+if IMAGE:
+
+    containerized: IMAGE
+
+
 include: "rules/data.smk"
 include: "rules/teacher.smk"
 include: "rules/recover.smk"
@@ -23,6 +31,12 @@ wildcard_constraints:
     seed=r"\d+",
     run=r"\d+",
     block=r"classes\d+-\d+",
+
+
+localrules:
+    all,
+    grid,
+    report,
 
 
 rule all:

@@ -1,9 +1,15 @@
 """Files are written whole or not at all, read with one clear line when they can't be, and never unpickled."""
 
+import ast
 import contextlib
+import errno
+import fcntl
 import os
 import pickle
 import re
+import shutil
+import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -127,8 +133,22 @@ def test_the_content_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda handle: (fsync(handle), seen.append(sorted(content(tmp_path)))))
     write_text(tmp_path / "x.txt", "x")
-    assert len(seen) == 1
-    assert "x.txt" not in seen[0]
+    before, after = seen  # the file, and then the folder, so that the name survives as well
+    assert "x.txt" not in before
+    assert after == ["x.txt"]
+
+
+def test_a_file_system_that_cannot_flush_folders(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def refuse(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(22, "Invalid argument")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_text(tmp_path / "x.txt", "x")
+    assert content(tmp_path) == {"x.txt": b"x"}
 
 
 def test_folders_are_made(tmp_path):
@@ -159,6 +179,110 @@ def test_other_faults_of_the_machine_keep_their_trace(tmp_path, kind, monkeypatc
     with pytest.raises(OSError, match="Input/output error"):
         WRITERS[kind](tmp_path / "file")
     assert content(tmp_path) == {}
+
+
+# Jobs that make the same file at once
+
+
+def test_processes_of_one_number_on_two_machines_do_not_meet(tmp_path, monkeypatch):
+    with atomic(tmp_path / "x.txt") as here:
+        monkeypatch.setattr(socket, "gethostname", lambda: "node7")
+        with atomic(tmp_path / "x.txt") as there:
+            here.write_text("the same")
+            there.write_text("the same")
+            assert there.name == f".x.txt.node7.{os.getpid()}.part"
+    assert content(tmp_path) == {"x.txt": b"the same"}
+
+
+def test_a_twin_changes_nothing(tmp_path):
+    """The other job begins earlier and ends in the middle, or the other way round."""
+    for first in (True, False):
+        with atomic(tmp_path / "x.txt") as part:
+            part.write_text("the same")
+            twin = tmp_path / ".x.txt.node7.12.part"
+            twin.write_text("the same")
+            if first:
+                twin.replace(tmp_path / "x.txt")
+        if not first:
+            twin.replace(tmp_path / "x.txt")
+        assert content(tmp_path) == {"x.txt": b"the same"}
+
+
+def rewritten_while_removed(kind, path, remove):
+    """Write a file, of which another job removes what is written so far."""
+    with atomic(path) as part:
+        part.write_text("half")
+        remove(part)
+        if kind == "hdf5":
+            part.open("w+b")
+        elif kind == "model":
+            save_file({"a": torch.rand(3)}, part)
+        elif kind == "text":
+            part.write_text("whole")
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "model", "text", "nothing more"])
+def test_a_folder_that_another_job_removes(tmp_path, kind):
+    path = tmp_path / "folder/file"
+    message = refused(rewritten_while_removed, kind, path, lambda part: shutil.rmtree(part.parent))
+    assert message.startswith(
+        f"cannot write {path}: another job, or a person, removed what was being written; run again"
+    )
+
+
+def test_a_temporary_that_another_job_removes(tmp_path):
+    (tmp_path / "file").write_text("old")
+    assert "removed what was being written" in refused(
+        rewritten_while_removed, "nothing more", tmp_path / "file", Path.unlink
+    )
+    assert content(tmp_path) == {"file": b"old"}
+
+
+def test_a_handle_that_became_stale(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    assert "removed what was being written" in refused(write_text, tmp_path / "file", "x")
+
+
+def test_a_file_of_somebody_else_that_is_missing_keeps_its_trace(tmp_path):
+    with pytest.raises(FileNotFoundError, match="other"), atomic(tmp_path / "file"):
+        (tmp_path / "other").read_text()
+
+
+# Network file systems
+
+
+def calls(name):
+    """Every call of a function in the package, with its module."""
+    for path in (ROOT / "wmdd").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == name:
+                yield path.name, node
+
+
+def test_no_file_is_locked():
+    """Some file systems have no locks. HDF5 takes none of a Python file object."""
+    found = list(calls("h5py.File"))
+    assert len(found) >= 2
+    for module, call in found:
+        unlocked = any(word.arg == "locking" and ast.unparse(word.value) == "False" for word in call.keywords)
+        sink = module == "artifacts.py" and ast.unparse(call.args[0]) == "sink"
+        assert unlocked or sink, f"{module}: {ast.unparse(call)}"
+    assert not list(calls("File"))
+
+
+def test_what_another_has_locked_is_written_and_read(tmp_path, monkeypatch):
+    monkeypatch.delenv("HDF5_USE_FILE_LOCKING", raising=False)
+    save(tmp_path / "x.h5", {"x": np.zeros(3)}, {})
+    with (tmp_path / "x.h5").open("r+b") as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="lock"):
+            h5py.File(tmp_path / "x.h5")
+        assert load(tmp_path / "x.h5")[0]["x"].tolist() == [0, 0, 0]
+        save(tmp_path / "x.h5", {"x": np.ones(3)}, {})
+        assert load(tmp_path / "x.h5")[0]["x"].tolist() == [1, 1, 1]
 
 
 # A full disk
@@ -488,17 +612,6 @@ def test_a_different_number_of_classes_is_named():
 
 
 # Checkpoints
-
-
-def test_a_checkpoint_takes_what_a_killed_job_left_with_it(tmp_path):
-    checkpoint = Checkpoint(tmp_path / ".run.json.checkpoint", "key")
-    checkpoint.save({"epoch": 1})
-    killed = tmp_path / "..run.json.checkpoint.123.part"
-    others = [tmp_path / "..run.json.checkpoint2.123.part", tmp_path / ".run.json.123.part", tmp_path / "run.json"]
-    for path in (killed, *others):
-        path.write_text("")
-    checkpoint.remove()
-    assert sorted(tmp_path.iterdir()) == sorted(others)
 
 
 def test_a_checkpoint_goes_on(tmp_path, capsys):

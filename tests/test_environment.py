@@ -67,3 +67,11 @@ def test_environment_pins_equal_the_lock(path):
 
 def test_conda_environment_has_every_runtime_package():
     assert {name(line) for line in pip_lines(ROOT / "envs/wmdd.yaml")} == {name(line) for line in RUNTIME}
+
+
+@pytest.mark.parametrize("definition", ["Dockerfile", "wmdd.def"])
+def test_images_hold_the_conda_environment(definition):
+    """That they are what Snakemake makes of it: tests/workflow/test_deployment.py."""
+    environment = (ROOT / "envs/wmdd.yaml").read_text().splitlines()
+    found = (ROOT / "envs" / definition).read_text()
+    assert "\n".join(f"#   {line}" for line in environment) in found

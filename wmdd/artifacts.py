@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -34,22 +35,35 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it, on failure remove it.
 
+    Its name carries host and process, so that jobs that make the same file at once, wherever they are, don't meet.
+
     Raises:
-        WmddError: the disk is full, or the folder can't be written.
+        WmddError: the disk is full, the folder can't be written, or another job removed what was being written.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         with part.open("rb") as written:
             os.fsync(written.fileno())
         part.replace(path)
+        _flush_folder(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise (_write_error(path, error) or error) from None
+        raise (_write_error(path, error, part) or error) from None
     finally:
         with suppress(OSError):  # not there, or its folder is not
             part.unlink()
+
+
+def _flush_folder(folder: Path) -> None:
+    """Bring the names in a folder to disk, where a file system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def make_room(path: Path) -> None:
@@ -66,7 +80,7 @@ def make_room(path: Path) -> None:
         raise (_write_error(path, error) or error) from None
 
 
-def _write_error(path: Path, error: Exception) -> WmddError | None:
+def _write_error(path: Path, error: Exception, part: Path | None = None) -> WmddError | None:
     if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
         error = error.__context__  # torch.save trips over what Python said first
     text = str(error)
@@ -81,7 +95,20 @@ def _write_error(path: Path, error: Exception) -> WmddError | None:
         return WmddError(f"cannot write {path}: a file stands where a folder is needed ({error.filename})")
     if isinstance(error, IsADirectoryError):
         return WmddError(f"cannot write {path}: a folder of that name is in the way; move it")
+    if part is not None and _is_gone(error, part):
+        return WmddError(
+            f"cannot write {path}: another job, or a person, removed what was being written; run again (of jobs that make "
+            "the same file, any may finish it)"
+        )
     return None
+
+
+def _is_gone(error: Exception, part: Path) -> bool:
+    """Return whether the file that was being written, or its folder, is there no more."""
+    if getattr(error, "errno", None) == errno.ESTALE:  # as network file systems put it
+        return True
+    named = getattr(error, "filename", None) == str(part) or not isinstance(error, OSError)
+    return named and "No such file or directory" in str(error)
 
 
 def digest_of(arrays: Mapping[str, np.ndarray]) -> str:

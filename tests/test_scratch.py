@@ -1,0 +1,300 @@
+"""A copy on the node's disk is read in place of the file, with the same numbers; when anything is wrong, the file itself is."""
+
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_artifacts import tmpfs
+
+from wmdd import artifacts, commands, scratch
+from wmdd.artifacts import load, save
+from wmdd.feeding import opened, read
+from wmdd.scratch import staged
+from wmdd.settings import EngineSettings, NetworkSettings, SelectSettings, StudentSettings, TeacherSettings
+
+RNG = np.random.default_rng(0)
+ARRAYS = {
+    f"{split}/{name}": array
+    for split in ("train", "val")
+    for name, array in (("images", RNG.integers(0, 255, (6, 3, 8, 8), dtype=np.uint8)), ("labels", np.arange(6) // 2))
+}
+CLASSES = ["a", "b", "c"]
+META = {"classes": CLASSES, "names": CLASSES, "resolution": 8, "mean": [0.5] * 3, "std": [0.25] * 3}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    save(tmp_path / "data/digits.h5", ARRAYS, META)
+    return tmp_path / "data/digits.h5"
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The node's disk."""
+    (tmp_path / "node").mkdir()
+    monkeypatch.setenv("WMDD_SCRATCH", str(tmp_path / "node"))
+    return tmp_path / "node"
+
+
+def own(node: Path) -> Path:
+    return node / f"wmdd-{os.geteuid()}"
+
+
+def files(node: Path) -> list[str]:
+    return sorted(path.name for path in node.rglob("*") if path.is_file())
+
+
+def refused(data: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Why the file itself is read: one line."""
+    assert staged(data) == data
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("WMDD_SCRATCH cannot be used (")
+    assert line.endswith(f"); {data} itself is read")
+    return line
+
+
+def test_without_the_variable_the_file_is_read(data, monkeypatch, capsys):
+    for value in (None, ""):
+        monkeypatch.delenv("WMDD_SCRATCH", raising=False) if value is None else monkeypatch.setenv(
+            "WMDD_SCRATCH", value
+        )
+        assert staged(data) == data
+    assert capsys.readouterr().err == ""
+
+
+def test_the_copy_is_the_file(data, node, capsys):
+    copy = staged(data)
+    assert copy.parent == own(node)
+    assert copy.read_bytes() == data.read_bytes()
+    assert own(node).stat().st_mode & 0o777 == 0o700
+    assert capsys.readouterr().err == f"copying {data} to {copy}\n"
+    for split in ("train", "val"):
+        with opened(copy, split, once=True) as (near, meta), opened(data, split, once=True) as (far, expected):
+            assert meta == expected
+            assert torch.equal(read(near, torch.arange(6)), read(far, torch.arange(6)))
+
+
+def test_it_is_copied_once(data, node, monkeypatch):
+    copy = staged(data)
+    monkeypatch.setattr(scratch, "_copy", lambda *_: pytest.fail("copied twice"))
+    assert staged(data) == copy
+
+
+def test_who_reads_little_copies_nothing_but_uses_a_copy(data, node):
+    assert staged(data, make=False) == data
+    assert files(node) == []
+    copy = staged(data)
+    assert staged(data, make=False) == copy
+
+
+def test_the_place_is_that_of_the_job(data, node, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(node))
+    monkeypatch.setenv("HOME", str(node))
+    for place in ("$TMPDIR", "${TMPDIR}/", "~"):
+        monkeypatch.setenv("WMDD_SCRATCH", place)
+        assert staged(data).parent == own(node)
+
+
+@pytest.mark.parametrize("place", ["relative", "$WMDD_NOWHERE", "$WMDD_NOWHERE/x", "/dev/null", "/nonexistent/folder"])
+def test_a_place_that_is_none(data, monkeypatch, capsys, place):
+    monkeypatch.delenv("WMDD_NOWHERE", raising=False)
+    monkeypatch.setenv("WMDD_SCRATCH", place)
+    refused(data, capsys)
+
+
+# A stale copy is never used
+
+
+@pytest.mark.parametrize("change", ["arrays", "meta"])
+def test_a_new_file_has_a_new_copy(data, node, change):
+    before = staged(data)
+    arrays, meta = dict(ARRAYS), dict(META)
+    if change == "arrays":
+        arrays["val/images"] = ARRAYS["val/images"] ^ 1
+    else:
+        meta["mean"] = [0.4] * 3  # as long as before, and not in the digest of the arrays
+    save(data, arrays, meta)
+    after = staged(data)
+    assert after != before
+    found, about = load(after)
+    assert about["mean"] == meta["mean"]
+    np.testing.assert_array_equal(found["val/images"], arrays["val/images"])
+
+
+@pytest.mark.parametrize("fault", ["shorter", "longer", "other", "rubbish"])
+def test_a_copy_that_is_not_whole_is_made_again(data, node, fault):
+    copy, whole = staged(data), data.read_bytes()
+    other = whole.replace(artifacts.load_meta(data)["digest"].encode(), b"0" * 64)
+    assert other != whole
+    faults = {"shorter": whole[:-1], "longer": whole + b"x", "other": other, "rubbish": bytes(len(whole))}
+    copy.write_bytes(faults[fault])
+    assert staged(data, make=False) == data
+    assert staged(data) == copy
+    assert copy.read_bytes() == whole
+
+
+def test_a_file_that_is_no_artifact_is_left_to_its_reader(node, tmp_path, capsys):
+    for path in (tmp_path / "missing.h5", tmp_path / "text.h5"):
+        (tmp_path / "text.h5").write_text("text")
+        refused(path, capsys)
+
+
+# Room and rights
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tmpfs is Linux's")
+def test_a_disk_that_is_too_small(data, node, capsys):
+    with tmpfs(node, "8k"):
+        assert "GB left" in refused(data, capsys)
+        assert files(node) == []
+
+
+def test_a_disk_that_fills_meanwhile(data, node, capsys, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(scratch.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, 10**9))
+    assert staged(data) == data
+    assert "disk full" in capsys.readouterr().err.splitlines()[-1]
+    assert files(node) == []
+
+
+@pytest.mark.parametrize("fault", ["link", "file", "open to all", "another's"])
+def test_a_folder_that_is_not_mine_alone(data, node, capsys, tmp_path, fault):
+    if fault == "link":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        own(node).symlink_to(tmp_path / "elsewhere")
+    elif fault == "file":
+        own(node).write_text("")
+    else:
+        own(node).mkdir()
+        own(node).chmod(0o777 if fault == "open to all" else 0o700)
+    if fault == "another's":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a folder away")
+        os.chown(own(node), 65534, 65534)
+    refused(data, capsys)
+    assert not list(tmp_path.rglob("digits-*"))
+
+
+def test_a_trap_in_place_of_the_copy(data, node, tmp_path):
+    """A link of the copy's name is replaced, not followed."""
+    copy = staged(data)
+    copy.unlink()
+    (tmp_path / "victim").write_text("precious")
+    copy.symlink_to(tmp_path / "victim")
+    assert staged(data) == copy
+    assert not copy.is_symlink()
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+# Several jobs of a node
+
+FORK = multiprocessing.get_context("fork")  # another process imports torch for seconds
+
+
+def stage(data, seconds, ready, said):
+    """Stage a file, slowly; say where it is, and whether this was the one that copied it."""
+    copied = []
+
+    def slow(*arguments):
+        copied.append(True)
+        time.sleep(seconds)
+        copy(*arguments)
+
+    copy, scratch._copy = scratch._copy, slow
+    ready.wait()
+    said.put((staged(data), bool(copied)))
+
+
+def start(data, seconds, ready):
+    said = FORK.SimpleQueue()
+    process = FORK.Process(target=stage, args=(data, seconds, ready, said))
+    process.start()
+    return process, said
+
+
+def test_of_several_at_once_one_copies(data, node):
+    ready = FORK.Barrier(4)
+    processes = [start(data, 0.2, ready) for _ in range(4)]
+    said = [queue.get() for _, queue in processes]
+    assert {path for path, _ in said} == {own(node) / copy_name(data)}
+    assert sorted(copied for _, copied in said) == [False, False, False, True]
+    assert files(node) == [copy_name(data)]
+    for process, _ in processes:
+        process.join()
+
+
+def test_one_that_was_killed_leaves_nothing_for_good(data, node):
+    ready = FORK.Barrier(2)
+    process, _ = start(data, 60, ready)
+    ready.wait()
+    while not own(node).exists():
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    (own(node) / f".{copy_name(data)}.node7.12.part").write_text("half")
+    (own(node) / ".other.h5.node7.12.part").write_text("another's half")
+    assert staged(data) == own(node) / copy_name(data)
+    assert files(node) == [".other.h5.node7.12.part", copy_name(data)]
+
+
+def copy_name(data: Path) -> str:
+    return f"digits-{scratch._content(data)[:32]}-{data.stat().st_size}.h5"
+
+
+def test_a_big_copy_shows_how_far_it_is(data, node, monkeypatch, capsys):
+    monkeypatch.setattr(scratch, "BIG", 0)
+    staged(data)
+    assert "copying: 1/1 16 MB" in capsys.readouterr().err
+
+
+def test_an_artifact_of_another_kind_is_staged_as_well(tmp_path, node):
+    save(tmp_path / "x.h5", {"x": np.arange(3)}, {})
+    assert artifacts.load(staged(tmp_path / "x.h5"))[0]["x"].tolist() == [0, 1, 2]
+
+
+# Commands
+
+
+def made(folder: Path, data: Path) -> dict[str, bytes]:
+    """What the stages that read a dataset make of it."""
+    model, images, small = folder / "model.safetensors", folder / "images.h5", NetworkSettings(width=2).model_dump()
+    engine = EngineSettings(device="cpu", precision="fp32")
+    commands.teacher(
+        data=data, output=model, seed=0, engine=engine,
+        settings=TeacherSettings(**small, epochs=1, batch_size=6, min_accuracy=0),
+    )  # fmt: skip
+    commands.features(
+        data=data, teacher=model, output=folder / "features.h5", statistics=folder / "statistics.h5", engine=engine
+    )
+    commands.select(data=data, output=images, ipc=1, seed=0, settings=SelectSettings(strategy="random"))
+    commands.student(
+        images=images, data=data, output=[folder / "student.json"], seed=0, run=[0], engine=engine,
+        settings=StudentSettings(**small, epochs=1, labels="hard"),
+    )  # fmt: skip
+    files = [path for path in folder.iterdir() if not path.name.endswith(".cost.json")]
+    return {path.name: path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("resident", ["4096", "0"])
+def test_results_and_what_they_say_of_themselves_are_the_same(tmp_path, data, node, monkeypatch, resident):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("WMDD_RESIDENT_MB", resident)
+    read = []
+    reading = artifacts.opened
+    monkeypatch.setattr(artifacts, "opened", lambda path: (read.append(path), reading(path))[1])
+    near = made(tmp_path / "near", data)
+    assert own(node) / copy_name(data) in read
+    monkeypatch.delenv("WMDD_SCRATCH")
+    read.clear()
+    assert near == made(tmp_path / "far", data)
+    assert not [path for path in read if node in path.parents]
+    assert len(near) >= 7

@@ -1,0 +1,126 @@
+"""Scratch: a dataset's file is copied to the disk of the node once, where reading it at random costs nothing to the others.
+
+WMDD_SCRATCH names a folder there; `~` and variables such as `$TMPDIR` are those of the job. Whatever is wrong with it, the
+file itself is read, and one line says so. Nothing is ever deleted but what a killed copy left half-written.
+"""
+
+import fcntl
+import glob
+import hashlib
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from wmdd import artifacts
+from wmdd.errors import WmddError
+from wmdd.progress import progress
+
+PIECE = 2**24  # bytes that are copied at once
+BIG = 2**30  # bytes; copies of this size show how far they are
+
+
+def staged(path: Path, make: bool = True) -> Path:
+    """Return the copy of an artifact on this node, or `path` where there is none.
+
+    Args:
+        path: of the artifact.
+        make: copy it if it is not there yet; else a copy is only used, which suits who reads little of the file.
+    """
+    place = os.environ.get("WMDD_SCRATCH")
+    if not place:
+        return path
+    try:
+        return _staged(path, Path(os.path.expandvars(os.path.expanduser(place))), make)
+    except (OSError, WmddError) as error:
+        reason = " ".join(str(error).split())
+        print(f"WMDD_SCRATCH cannot be used ({reason}); {path} itself is read", file=sys.stderr, flush=True)
+        return path
+
+
+def _staged(path: Path, place: Path, make: bool) -> Path:
+    folder = _own_folder(place)
+    content, size = _content(path), path.stat().st_size
+    copy = folder / f"{path.stem}-{content[:32]}-{size}.h5"
+    if _is_whole(copy, content, size):
+        return copy
+    if not make:
+        return path
+    with _alone(folder):
+        if not _is_whole(copy, content, size):  # by whoever was before us
+            _copy(path, copy, size)
+            if not _is_whole(copy, content, size):
+                raise OSError(f"{copy} is not what was copied")
+    return copy
+
+
+def _own_folder(place: Path) -> Path:
+    """Return the user's folder, made if need be; never one that others made, or may write to, or that leads elsewhere.
+
+    Raises:
+        OSError: it is such a one, or can't be made.
+    """
+    if not place.is_absolute() or "$" in str(place):
+        raise OSError(f"{place} is no absolute path")
+    folder = place / f"wmdd-{os.geteuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise OSError(f"{folder} is a link, or others may write to it")
+    return folder
+
+
+def _content(path: Path) -> str:
+    """Return the SHA-256 of what an artifact says of itself: the digest of its arrays, and its meta data."""
+    with artifacts.reading(path) as file:
+        digest = str(file.attrs["digest"]).encode()
+        return hashlib.sha256(digest + file[artifacts.META][()].tobytes()).hexdigest()
+
+
+def _is_whole(copy: Path, content: str, size: int) -> bool:
+    if not copy.exists() or copy.stat().st_size != size:
+        return False
+    try:
+        return _content(copy) == content
+    except WmddError:
+        return False
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process of the node copy at a time; the lock goes with the process."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for the process that copies to {folder}", file=sys.stderr, flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _copy(path: Path, copy: Path, size: int) -> None:
+    """Copy a file; under its name it is whole.
+
+    Raises:
+        OSError: there is no room.
+        WmddError: the disk became full meanwhile.
+    """
+    for left in copy.parent.glob(
+        f".{glob.escape(copy.name)}.*.part"
+    ):  # of a job that was killed, as nobody else copies
+        left.unlink()
+    free = shutil.disk_usage(copy.parent).free
+    if free < size:
+        raise OSError(f"{copy.parent} has {free / 1e9:.1f} GB left, {path} has {size / 1e9:.1f}")
+    print(f"copying {path} to {copy}", file=sys.stderr, flush=True)
+    with artifacts.atomic(copy) as part, path.open("rb") as source, part.open("wb") as target:
+        pieces = iter(lambda: source.read(PIECE), b"")
+        shown = progress(pieces, "copying", -(-size // PIECE), unit=f"{PIECE >> 20} MB") if size > BIG else pieces
+        for piece in shown:
+            target.write(piece)
