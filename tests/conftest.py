@@ -35,7 +35,7 @@ class DyingKeeper:
             raise Killed
         return self.chances == self.save_at
 
-    def save(self, state) -> None:
+    def save(self, state, *_) -> None:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         self.content = buffer.getvalue()

@@ -27,6 +27,7 @@ from wmdd.engine import plain
 from wmdd.errors import WmddError
 from wmdd.feeding import Resident
 from wmdd.launch import check_gpus
+from wmdd.preemption import AGAIN
 from wmdd.rng import generator
 from wmdd.settings import EngineSettings, TeacherSettings
 from wmdd.training import evaluate, quiet
@@ -120,7 +121,7 @@ class Kept:
     def due(self) -> bool:
         return False
 
-    def save(self, state) -> None:
+    def save(self, state, *_) -> None:
         """Keep nothing."""
 
 
@@ -183,7 +184,7 @@ def half():
         def due(self) -> bool:
             return True
 
-        def save(self, state) -> None:
+        def save(self, state, *_) -> None:
             states.append(state)
             if len(states) == 1:
                 raise InterruptedError
@@ -318,7 +319,7 @@ def here(tmp_path_factory) -> Path:
 def start(here: Path, output: str, flags: str, processes: int) -> subprocess.Popen[str]:
     """Start the command `teacher`."""
     line = (
-        f"-m wmdd teacher --data data.h5 --output {output}/model.safetensors --seed 0 --architecture convnet3 --width 8"
+        f"-m wmdd teacher --data data.h5 --output '{output}/model.safetensors' --seed 0 --architecture convnet3 --width 8"
         f" --batch-size 16 --device cpu --precision fp32 --processes {processes} {flags}"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "WMDD_REVISION": "test", "WMDD_CHECKPOINT_SECONDS": "0"}
@@ -380,13 +381,14 @@ def test_two_processes_train_the_network_of_one(here):
 
 
 @pytest.mark.slow
-def test_a_training_on_two_processes_survives_anything(here):
-    """A killed process ends all, a stopped or killed launcher too; then it goes on to the bytes of an undisturbed run."""
-    flags = "--epochs 12 --lr 0.02 --accumulate 2 --ema 0.9 --no-sync-batchnorm"
-    assert finish(start(here, "undisturbed", flags, 2))[0] == 0
+@pytest.mark.parametrize("group", [False, True])
+def test_a_training_on_two_processes_survives_anything(here, group):
+    """Whatever ends it, a kill of any process or a warning to some, it goes on to the bytes of an undisturbed run."""
+    flags = "--epochs 20 --lr 0.02 --accumulate 2 --ema 0.9 --no-sync-batchnorm"
+    assert finish(start(here, f"undisturbed{group}", flags, 2))[0] == 0
 
-    process = start(here, "killed", flags, 2)
-    children = under_way(here, "killed", process)
+    process = start(here, f"killed{group}", flags, 2)
+    children = under_way(here, f"killed{group}", process)
     children[1].kill()
     code, _, err = finish(process)
     assert code == 1
@@ -394,25 +396,41 @@ def test_a_training_on_two_processes_survives_anything(here):
     assert re.match(r"wmdd teacher: error: process [12] of 2 was killed by SIGKILL; run again", mistakes(err)[0])
     assert ended(children)
 
-    process = start(here, "killed", flags, 2)
+    again = "going on from its last checkpoint when started again"
+    process = start(here, f"killed{group}", flags, 2)
     while len(children := psutil.Process(process.pid).children()) < 2:
         time.sleep(0.01)
-    process.terminate()
+    process.terminate()  # before the training has begun
     code, _, err = finish(process)
-    assert (code, mistakes(err)) == (143, [])
+    assert (code, mistakes(err)) == (AGAIN, [f"wmdd teacher: SIGTERM: {again}"])
     assert ended(children)
 
-    process = start(here, "killed", flags, 2)
-    children = under_way(here, "killed", process)
+    process = start(here, f"killed{group}", flags, 2)
+    children = under_way(here, f"killed{group}", process)
+    for told in (process, *children) if group else (process,):
+        told.send_signal(signal.SIGUSR1)
+    code, _, err = finish(process)
+    assert (code, mistakes(err)) == (AGAIN, [f"wmdd teacher: SIGUSR1: {again}"])
+    assert ended(children)
+
+    process = start(here, f"killed{group}", flags, 2)
+    children = under_way(here, f"killed{group}", process)
+    children[1].send_signal(signal.SIGUSR1)  # one of them alone
+    code, _, err = finish(process)
+    assert (code, mistakes(err)) == (AGAIN, [f"wmdd teacher: a signal to a process: {again}"])
+    assert ended(children)
+
+    process = start(here, f"killed{group}", flags, 2)
+    children = under_way(here, f"killed{group}", process)
     process.kill()
     assert finish(process)[0] == -signal.SIGKILL
     assert ended(children), "a process outlives its launcher"
-    assert not (here / "killed/model.safetensors").exists()
+    assert not (here / f"killed{group}/model.safetensors").exists()
 
-    code, out, err = finish(start(here, "killed", flags, 2))
+    code, out, err = finish(start(here, f"killed{group}", flags, 2))
     assert (code, out.count("going on from"), mistakes(err)) == (0, 1, [])
     for name in "model.safetensors", "model.csv":
-        assert (here / "killed" / name).read_bytes() == (here / "undisturbed" / name).read_bytes()
+        assert (here / f"killed{group}" / name).read_bytes() == (here / f"undisturbed{group}" / name).read_bytes()
 
 
 def test_a_mistake_that_all_processes_meet_is_one_line(here):

@@ -21,9 +21,10 @@ from wmdd.errors import WmddError
 from wmdd.features import Shard, extract
 from wmdd.feeding import Resident, batches_by_class
 from wmdd.models import normalise
+from wmdd.pieces import Pieces
 from wmdd.rng import generator
 from wmdd.settings import EngineSettings, FeaturesSettings
-from wmdd.shards import Shards
+from wmdd.shards import keep, taken_up
 
 COUNT = [7, 1, 4, 12, 3]
 LABELS = torch.arange(5).repeat_interleave(torch.tensor(COUNT))
@@ -250,7 +251,6 @@ def test_a_killed_pass_goes_on_to_the_same_bytes(files):
     whole = content(files)
     for name in whole:
         (files / name).unlink()
-    shards = files / ".features.h5.shards"
     command = [sys.executable, "-c", SLOW, "features", "--batch-size", "4", "--device", "cpu", "--precision", "fp32"]
     for flag, name in {
         "data": "data.h5",
@@ -261,46 +261,42 @@ def test_a_killed_pass_goes_on_to_the_same_bytes(files):
         command += [f"--{flag}", str(files / name)]
     environment = os.environ | {"WMDD_CHECKPOINT_SECONDS": "0"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    while len(list(shards.glob("*.h5"))) < 3:
+    while len(kept := sorted(files.glob(".features.h5.*.pieces/*.h5"))) < 3:
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (files / "features.h5").exists()
-    kept = sorted(shards.glob("*.h5"))
+    kept = sorted(files.glob(".features.h5.*.pieces/*.h5"))
     kept[-1].write_bytes(kept[-1].read_bytes()[:500])  # one that the disk lost; it is made anew
-    (shards / ".000000000099.h5.1.part").write_text("half")
-    times = {path: path.stat().st_mtime_ns for path in kept[:-1]}
-    assert len(times) >= 2
-    restored = Shards(files / "features.h5", artifacts.load_meta(kept[0])["key"])
-    stop, _ = restored.restore()
-    assert restored.files == list(times)
+    (kept[0].parent / ".000000000099.h5.1.part").write_text("half")
+    assert len(kept) >= 3
+    restored = Pieces(files / "features.h5", artifacts.load_meta(kept[0])["key"])
+    stop, _ = taken_up(restored)
+    assert [path.name for path in restored.files] == [path.name for path in kept[:-1]]
     assert stop > 0
     make(files)
     assert content(files) == whole
-    assert not shards.exists()
+    assert not list(files.glob(".*"))
 
 
 def test_the_cost_counts_what_earlier_jobs_have_spent(files, tiny_teacher, pictures):
-    shards = Shards(files / "features.h5", "a key")
+    pieces = Pieces(files / "features.h5", "a key")
     for index, shard in enumerate(passed(tiny_teacher, pictures, due=lambda: True)):
-        shards.add(shard, 1000.0 + index)
-    again = Shards(files / "features.h5", "a key")
+        keep(pieces, shard, 1000.0 + index)
+    again = Pieces(files / "features.h5", "a key")
     again.restore()
-    assert again.seconds == 1000 + len(shards.files) - 1
-    Shards(files / "features.h5", "another").restore()
+    assert again.seconds == 1000 + len(pieces.files) - 1
     make(files)
     assert json.loads((files / "features.cost.json").read_text())["seconds"] < 900
 
 
-def test_shards_of_other_settings_are_left_aside(files, tiny_teacher, pictures):
-    shards = Shards(files / "features.h5", "a key")
+def test_a_pass_goes_on_with_the_moments_of_the_class_that_it_was_at(files, tiny_teacher, pictures):
+    pieces = Pieces(files / "features.h5", "a key")
     for shard in passed(tiny_teacher, pictures, due=lambda: True):
-        shards.add(shard)
-    same, other = Shards(files / "features.h5", "a key"), Shards(files / "features.h5", "another")
-    stop, moments = same.restore()
+        keep(pieces, shard)
+    stop, moments = taken_up(Pieces(files / "features.h5", "a key"))
     assert stop == len(LABELS)
     assert moments is not None
     assert moments.count == {4: 3}
-    assert other.restore() == (0, None)
-    assert not list(other.folder.glob("*"))
+    assert taken_up(Pieces(files / "features.h5", "another")) == (0, None)

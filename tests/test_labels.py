@@ -15,7 +15,7 @@ from wmdd import artifacts, augment, student
 from wmdd.engine import plain
 from wmdd.errors import WmddError
 from wmdd.feeding import Resident
-from wmdd.labels import Renormalised, append, hard, online, opened, prune, pruned, restore, stored
+from wmdd.labels import Renormalised, append, hard, online, opened, prune, pruned, restore, rows_of, stored
 from wmdd.models import normalise
 from wmdd.relabel import relabel, seeds_of, views_of
 from wmdd.rng import generator
@@ -145,7 +145,7 @@ def test_by_default_pruned_labels_of_a_thousand_classes_are_forty_times_smaller(
     for settings in (RelabelSettings(epochs=8), RelabelSettings(epochs=8, store="pruned")):
         written = Sizes()
         for epoch in range(settings.labelled):
-            append(written, logits_of(4, 1000) + epoch, settings)
+            append(written, rows_of(logits_of(4, 1000) + epoch, settings))
         sizes[settings.store] = written.bytes
     assert sizes["stored"] == 8 * 4 * 1000 * 2
     assert sizes["stored"] / sizes["pruned"] == pytest.approx(4 * 2000 / 156)
@@ -162,7 +162,7 @@ def written(path, logits, settings):
     with artifacts.writing(path) as writer:
         writer.meta = {"settings": settings.model_dump(mode="json"), "classes": ["x"] * logits.shape[2]}
         for epoch in range(settings.labelled):
-            append(writer, logits[epoch], settings)
+            append(writer, rows_of(logits[epoch], settings))
         writer.put("seeds", np.array(seeds))
     with opened(path) as (labels, _):
         yield labels

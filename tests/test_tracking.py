@@ -14,6 +14,7 @@ from wmdd import tracking
 from wmdd.checkpoint import Checkpoint
 from wmdd.errors import WmddError
 from wmdd.job import cost_path, job
+from wmdd.preemption import AGAIN
 from wmdd.settings import EngineSettings, SelectSettings
 from wmdd.tracking import NullTracker, WandbTracker, run_id, start
 
@@ -172,11 +173,11 @@ def test_no_key_is_written_anywhere(offline):
 
 def test_a_terminated_job_loses_nothing(tmp_path):
     done = python(TERMINATED, tmp_path, WANDB_MODE="offline")
-    assert done.returncode == 143, done.stderr
+    assert done.returncode == AGAIN, done.stderr
     (run,) = [p for p in tmp_path.glob("wandb/offline-run-*") if p.is_dir()]
     found = records(run)
     assert [(r["item"]["step"], r["item"]["loss"]) for r in found["history"]] == [(7, 0.125)]
-    assert [end["exit_code"] for end in found["exit"]] == [1]
+    assert [end["exit_code"] for end in found["exit"]] == [AGAIN]
     assert not (tmp_path / "killed.cost.json").exists()
 
 
@@ -193,7 +194,6 @@ def test_run_ids_differ_by_group_and_path_and_by_nothing_else():
 def test_the_mode_is_offline_unless_set(monkeypatch):
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setattr(tracking, "WandbTracker", lambda *arguments: arguments)
-    monkeypatch.setattr("signal.signal", lambda *_: None)
     assert start(Path("x"), "recover", {"a": 1}) == (Path("x"), "recover", {"a": 1})
     assert os.environ["WANDB_MODE"] == "offline"
 

@@ -191,8 +191,8 @@ def fit_linear(settings: TrainingSettings, loss_of=None, keeper=None, log=None, 
         torch.manual_seed(0)
         network = nn.Linear(5, 3)
 
-    def epoch_of(epoch: int):
-        for step in range(4):
+    def epoch_of(epoch: int, first: int):
+        for step in range(first, 4):
             x = normal(8, 5, key=f"{epoch} {step}")
             yield Batch(x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long(), weights)
 
@@ -204,7 +204,7 @@ def fit_linear(settings: TrainingSettings, loss_of=None, keeper=None, log=None, 
 
 
 @pytest.mark.parametrize(("optimizer", "ema"), [("sgd", 0.0), ("adam", 0.0), ("adamw", 0.0), ("sgd", 0.9)])
-@pytest.mark.parametrize(("save_at", "die_at"), [(1, 2), (3, 3 + 2), (5, 6)])
+@pytest.mark.parametrize(("save_at", "die_at"), [(1, 2), (2, 9), (4, 5), (5, 6), (14, 14 + 5)])  # 5 chances an epoch
 def test_a_killed_training_goes_on_to_the_same_bits(dying_keeper, optimizer, ema, save_at, die_at):
     settings = TrainingSettings(epochs=7, lr=0.1, optimizer=optimizer, warmup_epochs=1)
     whole, history = fit_linear(settings, ema=ema)
@@ -216,7 +216,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(dying_keeper, optimizer, ema
     network, found = fit_linear(settings, keeper=again, log=lambda _, step: logged.append(step), ema=ema)
     assert equal(network, whole)
     assert found == history
-    assert logged == list(range(save_at + 1, 8))  # only what was missing is done again
+    assert logged == list(range(save_at // 5 + 1, 8))  # only what was missing is done again
 
 
 def test_the_first_step_of_sgd_by_hand():
@@ -274,7 +274,7 @@ def test_the_average_is_what_is_validated_with_its_own_statistics():
 
     batches = [Batch(normal(4, 2, key=f"statistics {i}"), torch.tensor([0, 1, 0, 1])) for i in range(3)]
     settings = TrainingSettings(epochs=1, lr=0.1)
-    fit(network, lambda _: batches, 3, cross_entropy(), validate, settings, quiet(plain()), 0.5)
+    fit(network, lambda *_: batches, 3, cross_entropy(), validate, settings, quiet(plain()), 0.5)
     assert seen[0] is not network
     assert equal(network, seen[0])
     torch.testing.assert_close(network[0].running_mean, means[0] / 4 + means[1] / 4 + means[2] / 2)
@@ -291,7 +291,7 @@ def test_parts_of_a_step_add_up_to_one_step():
             cut = zip(x.tensor_split(parts), (x[:, 0] > 0).long().tensor_split(parts), strict=True)
             batches += [Batch(a, b, share=len(a) / 9, last=i == parts) for i, (a, b) in enumerate(cut, 1)]
         settings = TrainingSettings(epochs=3, lr=0.1)
-        return network, fit(network, lambda _: batches, 4, cross_entropy(), lambda _: {}, settings, quiet(plain()))
+        return network, fit(network, lambda *_: batches, 4, cross_entropy(), lambda _: {}, settings, quiet(plain()))
 
     whole, history = train(1)
     for parts in 2, 4:
@@ -312,7 +312,7 @@ def test_every_epoch_trains_in_training_mode():
     settings = TrainingSettings(epochs=3, lr=0.1, evaluate_every=1)
     fit(
         network,
-        lambda _: [Batch(normal(4, 2), torch.tensor([0, 1, 0, 1]))],
+        lambda *_: [Batch(normal(4, 2), torch.tensor([0, 1, 0, 1]))],
         1,
         cross_entropy(),
         validate,
@@ -363,7 +363,7 @@ def test_a_teacher_learns_a_separable_problem(crop):
 def test_a_killed_teacher_goes_on_to_the_same_bits(dying_keeper):
     settings = EASY.model_copy(update={"epochs": 3, "min_accuracy": 0.0, "crop": "resized"})
     whole, history = taught(settings)
-    keeper = dying_keeper(1, 2)
+    keeper = dying_keeper(6, 7)  # of six chances an epoch
     with pytest.raises(dying_keeper.Killed):
         taught(settings, keeper=keeper)
     again = dying_keeper()
@@ -372,6 +372,30 @@ def test_a_killed_teacher_goes_on_to_the_same_bits(dying_keeper):
     assert equal(network, whole)
     assert found == history
     assert not equal(taught(settings, seed=1)[0], whole)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("save_at", "die_at"), [(1, 2), (8, 10), (9, 9 + 4), (11, 12)])  # 5 steps and an end an epoch
+def test_a_teacher_that_is_killed_in_the_middle_of_an_epoch_goes_on_from_there(
+    dying_keeper, monkeypatch, optimizer, save_at, die_at
+):
+    changes = {"epochs": 3, "min_accuracy": 0.0, "ema": 0.9, "accumulate": 3, "optimizer": optimizer, "crop": "resized"}
+    settings = EASY.model_copy(update=changes)
+    whole, history = taught(settings)
+    keeper = dying_keeper(save_at, die_at)
+    with pytest.raises(dying_keeper.Killed):
+        taught(settings, keeper=keeper)
+    again = dying_keeper()
+    again.content = keeper.content
+    decoded = []
+    batches = Resident.batches
+    monkeypatch.setattr(Resident, "batches", lambda self, at: batches(self, (decoded.append(len(p)) or p for p in at)))
+    network, found = taught(settings, keeper=again)
+    assert equal(network, whole)
+    assert found == history
+    epochs, step = divmod(save_at, 6)
+    trained = [n for n in decoded if n <= 5]  # parts of a third of 15; the validation set is seen whole
+    assert len(trained) == 3 * (5 * (3 - epochs) - step)  # what was done is not even decoded again
 
 
 def test_accumulation_changes_nothing_without_batchnorm():
@@ -458,7 +482,7 @@ def test_an_epoch_of_the_teacher_shows_every_image_in_its_own_view(monkeypatch, 
     batches: list[Batch] = []
 
     def keep(_network, epoch_of, *_):
-        batches.extend(epoch_of(4))
+        batches.extend(epoch_of(4, 0))
         return [{"top1": 1.0}]
 
     monkeypatch.setattr(teacher, "fit", keep)
@@ -706,7 +730,7 @@ def test_runs_differ_and_repeat(dying_keeper):
     again, _ = studied(images, classes, [1.0] * 12, None, settings)
     assert equal(one, again)
     assert not equal(one, studied(images, classes, [1.0] * 12, None, settings, run=1)[0])
-    keeper = dying_keeper(2, 0)
+    keeper = dying_keeper(6, 0)  # of three steps and an end an epoch: after the second step of the second
     studied(images, classes, [1.0] * 12, None, settings, context=replace(quiet(plain()), keeper=keeper))
     resumed = dying_keeper()
     resumed.content = keeper.content

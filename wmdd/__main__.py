@@ -1,4 +1,4 @@
-"""`python -m wmdd STAGE …`: a user's mistake ends in one line, anything else in its trace."""
+"""`python -m wmdd STAGE …`: a user's mistake, and a scheduler's warning, end in one line, anything else in its trace."""
 
 import os
 import sys
@@ -7,6 +7,28 @@ import sys
 def main() -> None:
     """Run a command."""
     os.environ.setdefault("POT_BACKEND_DISABLE_PYTORCH", "1")
+    from wmdd import launch
+    from wmdd.preemption import AGAIN, Notice, Preempted, listening
+
+    notice = Notice("ended before it began; starts anew when started again")
+    try:
+        with listening(notice):
+            try:
+                _run()
+            except Exception as error:
+                end = notice.end(error)
+                if end is None:
+                    raise
+                raise end from None
+    except Preempted as preempted:
+        if launch.launched():  # the launcher says it
+            launch.end(AGAIN)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"wmdd {next(iter(sys.argv[1:]), '')}: {preempted}", file=sys.stderr, flush=True)
+        raise
+
+
+def _run() -> None:
     from wmdd import launch
 
     if launch.launched():  # one of several processes

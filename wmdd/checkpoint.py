@@ -1,12 +1,29 @@
 """Checkpoints: the state of an unfinished job, kept beside its output until that is in place."""
 
+import os
+import re
+import socket
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from wmdd.artifacts import atomic
+from wmdd.errors import WmddError
+from wmdd.preemption import KEPT, Notice, Preempted
+
+SECONDS = 60.0  # between two checkpoints at least; WMDD_CHECKPOINT_SECONDS changes it
+HOUR = 3600.0
+
+
+class Progress(NamedTuple):
+    """How far a job was at its last checkpoint: `done` of `total` units, after `seconds` of all attempts."""
+
+    done: float
+    total: float
+    unit: str
+    seconds: float
 
 
 class Checkpoint:
@@ -14,20 +31,23 @@ class Checkpoint:
 
     `key` is everything that the result depends on: a checkpoint made under another key is stale and left aside.
     `seconds` is the least time between two writes; 0 writes at every chance. `earlier` is the time that the jobs before
-    this one have spent.
+    this one have spent. `notice` says when to end: a checkpoint is then due, and once it is written the job ends. Two jobs
+    that make the same output may share the file: each writes it whole, and goes on without it.
     """
 
-    def __init__(self, path: Path, key: str, seconds: float = 60.0) -> None:
+    def __init__(self, path: Path, key: str, seconds: float = SECONDS, notice: Notice | None = None) -> None:
         self.path, self.key, self.seconds = path, key, seconds
+        self.notice = notice or Notice()
         self.earlier = 0.0
         self._begun = self._last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
         """Return the state to go on from, or None for a fresh start (said on the log when a file was set aside)."""
+        self.notice.keeps = True
         if not self.path.exists():
             return None
         try:
-            content = torch.load(self.path, weights_only=True, map_location="cpu")
+            content = _content(self.path)
             key, state, earlier = content["key"], dict(content["state"]), float(content["seconds"])
         except Exception as error:
             print(f"checkpoint {self.path} cannot be read ({type(error).__name__}); starting over", flush=True)
@@ -39,27 +59,100 @@ class Checkpoint:
         print(f"going on from {self.path}, after {self.earlier:.0f} s of earlier work", flush=True)
         return state
 
+    def begin(self, earlier: float) -> None:
+        """Begin a job that keeps what it has done elsewhere, and here how far it is; `earlier` seconds were spent on that."""
+        self.notice.keeps, self.earlier = True, earlier
+
     def due(self) -> bool:
         """Return whether it is time to save again."""
-        return time.monotonic() - self._last >= self.seconds
-
-    def touch(self) -> None:
-        """Count the time to the next write from now, as what is done was kept elsewhere."""
-        self._last = time.monotonic()
+        return bool(self.notice.signal) or time.monotonic() - self._last >= self.seconds
 
     def spent(self) -> float:
         """Return the seconds since the work began, by this job and the ones before it."""
         return self.earlier + time.monotonic() - self._begun
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Write tensors, numbers and strings."""
+    def save(self, state: dict[str, Any], done: float = 0.0, total: float = 0.0, unit: str = "") -> None:
+        """Write tensors, numbers and strings, and how far this is: `done` of `total` units.
+
+        Raises:
+            Preempted: the job was told to end.
+        """
+        progress = {"done": float(done), "total": float(total), "unit": unit}
         with atomic(self.path) as part, part.open("wb") as file:
-            torch.save({"key": self.key, "state": state, "seconds": self.spent()}, file)
+            torch.save({"key": self.key, "state": state, "seconds": self.spent(), "progress": progress}, file)
         self._last = time.monotonic()
+        if self.notice.signal:
+            raise Preempted(f"{self.notice.signal}: {KEPT}", agreed=True)
 
     def remove(self) -> None:
-        """Forget the state, once the output is in place, and what a job that was killed while it wrote one left behind."""
+        """Forget the state, once the output is in place, and what jobs that were killed while they wrote one left behind."""
         self.path.unlink(missing_ok=True)
         for left in self.path.parent.iterdir():
-            if left.name.startswith(f".{self.path.name}.") and left.name.endswith(".part"):
+            if left.name.startswith(f".{self.path.name}.") and left.name.endswith(".part") and abandoned(left):
                 left.unlink(missing_ok=True)
+
+
+def peek(path: Path) -> Progress | None:
+    """Return how far a job is, from its checkpoint, of which only that is read; None where there is none to be read."""
+    try:
+        content = _content(path, mmap=True)
+        done, total, unit = (content["progress"][name] for name in ("done", "total", "unit"))
+        return Progress(float(done), float(total), str(unit), float(content["seconds"]))
+    except Exception:  # another version's, damaged, or removed a moment ago
+        return None
+
+
+def _content(path: Path, mmap: bool = False) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
+    return found
+
+
+def owner() -> str:
+    """Return the name of this process in those of its temporary files."""
+    return f"{socket.gethostname()}.{os.getpid()}"
+
+
+def owned_here(path: Path) -> int | None:
+    """Return the process, if it is one of this machine, that a temporary file `.{name}.{host}.{pid}.{kind}` belongs to."""
+    match = re.search(rf"\.{re.escape(socket.gethostname())}\.(\d+)\.\w+$", path.name)
+    return int(match[1]) if match else None
+
+
+def abandoned(path: Path) -> bool:
+    """Return whether no job goes on with a temporary file: its process was on this machine and is gone, or it is an hour old.
+
+    One of this process's own number was left by an earlier process of that number.
+    """
+    process = owned_here(path)
+    if process is not None and (process == os.getpid() or not _runs(process)):
+        return True
+    try:
+        return time.time() - path.stat().st_mtime > HOUR
+    except OSError:  # gone already
+        return True
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def seconds_between() -> float:
+    """Return the least time between two checkpoints that the environment asks for.
+
+    Raises:
+        WmddError: it isn't a number of seconds.
+    """
+    text = os.environ.get("WMDD_CHECKPOINT_SECONDS", str(SECONDS))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not seconds >= 0:
+        raise WmddError(f"WMDD_CHECKPOINT_SECONDS is {text!r}; set it to a number of seconds, 0 or more, or not at all")
+    return seconds

@@ -17,6 +17,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from wmdd.errors import WmddError
+from wmdd.preemption import Preempted
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class World:
         for buffer in network.buffers() if self.size > 1 else ():
             if buffer.is_floating_point():
                 buffer.copy_(self.mean(buffer))
+
+    def any(self, said: bool) -> bool:
+        """Return whether any of the processes says so."""
+        return bool(self.sum(torch.tensor(float(said), device=_device()))) if self.size > 1 else said
 
     def agree(self, number: int, what: str) -> None:
         """Refuse to go on when the processes have different numbers.
@@ -155,7 +160,12 @@ def world(device: str = "auto") -> Iterator[World]:
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if gpu else "gloo", device_id=torch.device("cuda", local) if gpu else None)
     found = World(dist.get_rank(), dist.get_world_size())
-    yield found
+    try:
+        yield found
+    except Preempted as end:
+        if end.agreed:
+            found.wait()
+        raise
     found.wait()  # no process ends before what the main one writes is whole
     dist.destroy_process_group()  # not after an exception: NCCL would wait for those that wait for this process
 

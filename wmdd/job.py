@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -15,13 +15,16 @@ from typing import Any
 import torch
 
 from wmdd import artifacts, tracking
-from wmdd.checkpoint import Checkpoint
+from wmdd.checkpoint import Checkpoint, seconds_between
 from wmdd.distributed import ALONE, World
 from wmdd.engine import Engine, plain
+from wmdd.preemption import AGAIN, NOTHING, Notice, listening
 from wmdd.progress import progress
 from wmdd.provenance import code_digest, git_revision, versions
 from wmdd.settings import EngineSettings, Settings
 from wmdd.training import Context, Reader, quiet
+
+BEFORE = "going on from its checkpoint when started again"
 
 
 @dataclass
@@ -40,10 +43,13 @@ class Job:
     @property
     def context(self) -> Context:
         """Return what a long stage is given; of several processes, only the main one keeps, logs and shows."""
+        notice = self.checkpoint.notice
         if not self.world.main:
-            return replace(quiet(self.engine), keeper=Reader(self.checkpoint), world=self.world)
+            return replace(quiet(self.engine), keeper=Reader(self.checkpoint, notice), world=self.world, notice=notice)
         log = self.tracker.log
-        return Context(self.engine, self.checkpoint, lambda metrics, step: log(metrics, step), progress, self.world)
+        return Context(
+            self.engine, self.checkpoint, lambda metrics, step: log(metrics, step), progress, self.world, notice
+        )
 
 
 @contextmanager
@@ -59,6 +65,8 @@ def job(
 ) -> Iterator[Job]:
     """Run a stage: what is yielded carries the provenance, and on success the cost is written and the checkpoint removed.
 
+    A scheduler's warning ends it: at once as long as it keeps nothing, then with its next checkpoint (`wmdd.preemption`).
+
     Args:
         stage: name of the command.
         output: the (first) file that is made; names the checkpoint, the cost file and the tracked run.
@@ -68,6 +76,10 @@ def job(
         threads: of the CPU.
         world: the processes that do it together; all but the main one are silent and leave nothing behind.
         identity: what else the result depends on: seeds, images per class, block.
+
+    Raises:
+        WmddError: the output can't be written, or WMDD_CHECKPOINT_SECONDS is no number.
+        Preempted: the job was told to end before it was done.
     """
     begun = time.monotonic()
     artifacts.make_room(output)
@@ -85,25 +97,40 @@ def job(
     decisive = meta | {"settings": {k: v for k, v in merged.items() if k != "min_accuracy"}}  # a gate changes no result
     key = sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     meta |= {"versions": versions(), "revision": git_revision()}
-    seconds = float(os.environ.get("WMDD_CHECKPOINT_SECONDS", "60"))
-    checkpoint = Checkpoint(output.with_name(f".{output.name}.checkpoint"), key, seconds)
-    if not world.main:
-        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-            yield Job(stage, output, meta, computing, tracking.NullTracker(), checkpoint, world=world)
-        return
+    path = output.with_name(f".{output.name}.checkpoint")
+    # of several processes none ends but with the others, at a place on which they agree
+    notice = Notice(BEFORE if path.exists() else NOTHING, keeps=world.size > 1)
+    checkpoint = Checkpoint(path, key, seconds_between(), notice)
+    done = Job(stage, output, meta, computing, tracking.NullTracker(), checkpoint, world=world)
+    with listening(notice):
+        if world.main:
+            yield from _main(done, merged | identity, threads, begun)
+        else:
+            with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+                yield done
+
+
+def _main(done: Job, config: dict[str, Any], threads: int, begun: float) -> Iterator[Job]:
+    """Run a job in the process that tracks and speaks."""
+    stage, output, world, computing, checkpoint = done.stage, done.output, done.world, done.engine, done.checkpoint
     together = f"{world.size} processes of " if world.size > 1 else ""
     print(
         f"wmdd {stage}: {output} on {computing.device} with {together}{threads} thread(s), {computing.dtype}",
         file=sys.stderr,
         flush=True,
     )
-    tracker = tracking.start(output, stage, merged | identity)
-    done = Job(stage, output, meta, computing, tracker, checkpoint, world=world)
+    done.tracker = tracker = tracking.start(output, stage, config)
     try:
         yield done
-    except BaseException:
-        tracker.finish(1)
-        raise
+    except BaseException as error:
+        end = checkpoint.notice.end(error)
+        if end is None:
+            tracker.finish(1)
+            raise
+        with suppress(Exception):  # wandb may have had the same warning
+            tracker.finish(AGAIN)
+        raise end from None
+    checkpoint.notice.keeps = True  # the output is in place: what is left is done in a moment
     cost = {"stage": stage} | _cost(checkpoint.earlier + time.monotonic() - begun, computing) | done.figures
     tracker.log({f"cost/{name}": value for name, value in cost.items() if isinstance(value, int | float)})
     tracker.finish()

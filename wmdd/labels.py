@@ -152,8 +152,17 @@ def pruned(code_of: Callable[[int], Pruned], seeds: list[int], classes: int, epo
     )
 
 
-def append(writer: artifacts.Writer, logits: Tensor, settings: "RelabelSettings") -> None:
-    """Add the logits [N, C] of an epoch to a file, pruned or whole; an epoch is a chunk of its own.
+def rows_of(logits: Tensor, settings: "RelabelSettings") -> dict[str, np.ndarray]:
+    """Return what is kept of the logits [N, C] of an epoch, pruned or whole: a row [1, N, ...] of each array."""
+    if settings.store == "pruned":
+        arrays = prune(logits, settings.top_k, settings.temperature).arrays()
+    else:
+        arrays = {"logits": logits.half().cpu().numpy()}
+    return {name: array[None] for name, array in arrays.items()}
+
+
+def append(writer: artifacts.Writer, rows: dict[str, np.ndarray]) -> None:
+    """Add the rows of an epoch to a file; they are chunks of their own.
 
     Pruned ones are compressed, because their classes ascend. Whole ones are not once they count: of Gaussian logits gzip saves
     8 % (14 % with the bytes shuffled, lzf nothing), and a student would read each epoch ten times slower.
@@ -161,12 +170,8 @@ def append(writer: artifacts.Writer, logits: Tensor, settings: "RelabelSettings"
     Raises:
         OSError: the disk is full.
     """
-    if settings.store == "pruned":
-        for name, part in prune(logits, settings.top_k, settings.temperature).arrays().items():
-            writer.append(name, part[None], compressed=True)
-    else:
-        rows = logits.half().cpu().numpy()[None]
-        writer.append("logits", rows, compressed=rows.nbytes < artifacts.CHUNK)
+    for name, row in rows.items():
+        writer.append(name, row, compressed=name != "logits" or row.nbytes < artifacts.CHUNK)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Starting a command on several processes of this machine, as torchrun does, and ending with one line when it fails.
 
 The launcher holds no data and no network. Whatever ends one process ends all: the launcher stops the others, and each
-process stops when its launcher is gone.
+process stops when its launcher is gone. A scheduler's warning is no end yet: the launcher passes it on, by a file that the
+processes look for, because they are in sessions of their own, and waits for them.
 """
 
 import logging
@@ -12,9 +13,11 @@ import tempfile
 import threading
 import time
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from wmdd.errors import WmddError
+from wmdd.preemption import AGAIN, Notice, Preempted, listening
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from wmdd.settings import EngineSettings
 
 LAUNCHER = "WMDD_LAUNCHER"  # process id of the launcher, in the environment of what it starts
+WARNING = "WMDD_WARNING"  # and the file that appears when the launcher was warned; holds the signal's name
 STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # how a process ends that the launcher stops because of another
 
 
@@ -35,7 +39,8 @@ def launch(processes: int, engine: "EngineSettings", arguments: list[str]) -> No
 
     Raises:
         WmddError: there are too few GPUs; or the first mistake or violent end of a process, in one line.
-        SystemExit: a process met a bug, whose trace is printed, or the launcher was told to stop.
+        Preempted: a scheduler's warning came, and the processes have ended.
+        SystemExit: a process met a bug, whose trace is printed, or the launcher was interrupted.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -46,15 +51,16 @@ def launch(processes: int, engine: "EngineSettings", arguments: list[str]) -> No
     quiet = logging.getLogger("torch.distributed.elastic")
     quiet.addHandler(logging.NullHandler())  # what it has to say of a failure is said below, in one line
     quiet.propagate = False
-    with tempfile.TemporaryDirectory(prefix="wmdd-") as folder:
+    with tempfile.TemporaryDirectory(prefix="wmdd-") as folder, listening(notice := _Passed(Path(folder) / "warning")):
         config = LaunchConfig(
             1, 1, processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
             local_addr="localhost", logs_specs=DefaultLogsSpecs(log_dir=folder),
+            signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
         )  # fmt: skip
         try:
             elastic_launch(config, sys.executable)("-m", "wmdd", *arguments)
         except ChildFailedError as error:
-            explain(dict(error.failures), processes)
+            explain(dict(error.failures), processes, notice.signal)
         except SignalException as stop:
             sys.exit(128 + stop.sigval)
 
@@ -75,11 +81,29 @@ def check_gpus(processes: int, engine: "EngineSettings") -> None:
         )
 
 
-def explain(failures: "dict[int, ProcessFailure]", processes: int) -> None:
-    """End as the process did that failed first.
+class _Passed(Notice):
+    """A warning that is passed on to the processes."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(keeps=True)
+        self._file = file
+        os.environ[WARNING] = str(file)
+
+    def give(self, name: str) -> None:
+        """Take a warning."""
+        if not self.signal:
+            super().give(name)
+            part = self._file.with_suffix(".part")
+            part.write_text(name)
+            part.replace(self._file)
+
+
+def explain(failures: "dict[int, ProcessFailure]", processes: int, warned: str = "") -> None:
+    """End as the process did that failed first; `warned` is the signal of a scheduler's warning, if one came.
 
     Raises:
         WmddError: it met a mistake, or something killed it.
+        Preempted: it ended because of a warning.
         SystemExit: it met a bug, whose trace is printed.
     """
     rank = min(failures, key=lambda rank: _order(failures[rank]))
@@ -91,6 +115,8 @@ def explain(failures: "dict[int, ProcessFailure]", processes: int) -> None:
             raise WmddError(text)
         print(recorded["extraInfo"]["py_callstack"], file=sys.stderr)
         sys.exit(1)
+    if warned or first.exitcode == AGAIN:
+        raise Preempted(f"{warned or 'a signal to a process'}: going on from its last checkpoint when started again")
     how = f"was killed by {first.signal_name()}" if first.exitcode < 0 else f"ended with exit status {first.exitcode}"
     raise WmddError(
         f"process {rank + 1} of {processes} {how}; run again: the training goes on from its last checkpoint"
@@ -110,11 +136,14 @@ def launched() -> bool:
 
 
 def follow() -> None:
-    """End this process when its launcher is gone, even by SIGKILL, so that none trains on beside a later job."""
-    launcher = int(os.environ[LAUNCHER])
+    """Take the launcher's warning, and end when it is gone, even by SIGKILL, so that none trains on beside a later job."""
+    launcher, warning = int(os.environ[LAUNCHER]), Path(os.environ[WARNING])
 
     def watch() -> None:
+        warned = False
         while os.getppid() == launcher:
+            if not warned and (warned := warning.exists()):
+                os.kill(os.getpid(), getattr(signal, warning.read_text()))
             time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -122,13 +151,15 @@ def follow() -> None:
 
 
 def leave(error: BaseException) -> NoReturn:
-    """End this process and leave the exception to the launcher, which prints it if it is the first.
-
-    At once, because NCCL takes its time, and complains, when a process ends in the middle of a conversation.
-    """
+    """End this process and leave the exception to the launcher, which prints it if it is the first."""
     from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
     ErrorHandler().record_exception(error)
+    end(1)
+
+
+def end(code: int) -> NoReturn:
+    """End this process at once, because NCCL takes its time, and complains, when one ends in the middle of a conversation."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(code)

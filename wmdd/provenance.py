@@ -13,8 +13,8 @@ from typing import Any
 PACKAGE = Path(__file__).parent
 # The modules that no number depends on.
 GROUND = (  # decide no number: what is downloaded and unpacked is checked
-    "artifacts", "checkpoint", "config", "download", "errors", "job", "launch", "progress", "provenance", "settings",
-    "tracking", "unpack",
+    "artifacts", "checkpoint", "config", "download", "errors", "job", "launch", "lock", "pieces", "preemption", "progress",
+    "provenance", "scratch", "settings", "status", "tracking", "unpack",
 )  # fmt: skip
 VERSIONED = ("wmdd", "torch", "torchvision", "POT", "h5py", "numpy", "pillow", "snakemake")
 

@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -263,6 +264,12 @@ def recover(
     at_once = int(state["at_once"])  # of the first attempt: how much of a GPU's memory is free may have changed
     parts = batches(count, k, settings, at_once)
     images = state["images"]
+
+    def keep(part: int, inner: dict[str, Any]) -> None:
+        kept = {"part": part, "images": images, "at_once": at_once, "optimizer": inner}
+        done = part * settings.iterations + inner["iteration"]
+        context.keeper.save(kept, done, len(parts) * settings.iterations, "iteration")
+
     for part, (classes, members) in list(enumerate(parts))[state["part"] :]:
         inner = state.get("optimizer") if part == state["part"] else None
         start = images[classes, members]
@@ -270,7 +277,7 @@ def recover(
         result = _optimise(
             network, start.flatten(0, 1), target.part(classes, members), mean, std, settings, seed, context,
             f"batch {part + 1} of {len(parts)}", inner,
-            lambda s, p=part: {"part": p, "images": images, "at_once": at_once, "optimizer": s},
+            partial(keep, part),
         )  # fmt: skip
         images[classes, members] = result.view(shape)
     return to_pixels(images, mean, std)
@@ -317,7 +324,7 @@ def _optimise(
     context: Context,
     what: str,
     resumed: dict[str, Any] | None,
-    wrap: Any,
+    keep: Callable[[dict[str, Any]], None],
 ) -> Tensor:
     """Run Adam on one batch of normalised images [B, 3, R, R] and return them."""
     engine, iterations = context.engine, settings.iterations
@@ -346,8 +353,7 @@ def _optimise(
                         f"the loss is not a number at iteration {i}; lower lr ({settings.lr}) or use precision fp32"
                     )
             if context.keeper.due():
-                inner = {"x": x.detach().cpu(), "adam": optimizer.state_dict(), "iteration": i + 1}
-                context.keeper.save(wrap(inner))
+                keep({"x": x.detach().cpu(), "adam": optimizer.state_dict(), "iteration": i + 1})
     return x.detach().cpu()
 
 

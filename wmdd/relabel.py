@@ -66,6 +66,7 @@ def relabel(
     settings: "AugmentationSettings",
     batch_size: int,
     context: Context,
+    start: int = 0,
 ) -> Iterator[Tensor]:
     """Yield the teacher's logits on the views of one epoch after the other, each [N, C] float16 on the engine's device.
 
@@ -78,6 +79,7 @@ def relabel(
         settings: what is random in a view.
         batch_size: images a forward pass; the result does not depend on it beyond rounding.
         context: engine, progress.
+        start: epochs that an earlier job has done.
 
     Raises:
         WmddError: a logit is no number, or too large for float16.
@@ -86,8 +88,8 @@ def relabel(
     context.engine.place(network)
     images = images.to(context.engine.device)
     engine, everything = context.engine, torch.arange(len(images), device=images.device)
-    for epoch, seed in enumerate(context.progress(seeds, "relabelling", len(seeds), unit="epoch")):
-        views = views_of(settings, len(images), seed).to(images.device)
+    for epoch in context.progress(range(start, len(seeds)), "relabelling", len(seeds), start, "epoch"):
+        views = views_of(settings, len(images), seeds[epoch]).to(images.device)
 
         def said(index: Tensor, views: augment.Views = views) -> Tensor:
             return ask(network, seen(images, views, index, mean, std), engine).half()

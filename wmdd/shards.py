@@ -1,4 +1,4 @@
-"""Shards of a features pass: what is done is kept while the pass goes on, and parts made by several jobs are joined.
+"""Shards of a features pass: they are kept while the pass goes on (`wmdd.pieces`), and parts of several jobs are joined.
 
 A shard and a part are the same kind of file: `features` [n, D], `labels` [n], and of the classes in it `moments/classes` [c],
 `moments/count` [c] and `moments/sums` [c, 2, all channels] (see `wmdd.batchnorm.ClassMoments`).
@@ -14,75 +14,34 @@ from wmdd import artifacts
 from wmdd.batchnorm import ClassMoments, statistics_of
 from wmdd.errors import WmddError
 from wmdd.features import Shard
+from wmdd.pieces import Pieces
 
 ROWS = 4096  # that are copied at once
 
 
-class Shards:
-    """The shards of an unfinished pass, in a folder beside its output.
-
-    Args:
-        output: of the pass.
-        key: all that the result depends on; shards of another key are stale.
-    """
-
-    def __init__(self, output: Path, key: str) -> None:
-        self.folder = output.with_name(f".{output.name}.shards")
-        self.key = key
-        self.files: list[Path] = []
-        self.seconds = 0.0  # that were spent on them
-
-    def restore(self) -> tuple[int, ClassMoments | None]:
-        """Take up what earlier jobs have done: the position behind it, and the moments of the class they were at."""
-        self.files, self.seconds, stop, moments = [], 0.0, 0, None
-        for path in sorted(self.folder.glob("*.h5")):
-            try:
-                meta, count, moments_of = _read(path)
-            except WmddError as error:
-                print(f"{error}; going on from before it", flush=True)
-                break
-            if meta["key"] != self.key or (self.files and meta["first"] != stop):
-                print(f"{path} is of other settings, code or inputs; it is left aside", flush=True)
-                break
-            self.files.append(path)
-            stop, moments, self.seconds = meta["first"] + count, moments_of.last(), meta["seconds"]
-        for path in {*self.folder.glob("*")} - {*self.files}:
-            path.unlink()
-        if self.files:
-            print(f"going on from {self.folder}, with {len(self.files)} shards of earlier work", flush=True)
-        return stop, moments
-
-    def add(self, shard: Shard, seconds: float = 0.0) -> None:
-        """Keep a shard, with the seconds that were spent on all up to it."""
-        path = self.folder / f"{shard.first:012d}.h5"
-        moments = shard.moments
-        arrays = {
-            "features": shard.features.numpy(),
-            "labels": shard.labels.numpy(),
-            "moments/classes": np.array(list(moments.count)),
-            "moments/count": np.array(list(moments.count.values())),
-            "moments/sums": torch.stack(list(moments.sums.values())).numpy(),
-        }
-        meta = {"key": self.key, "first": shard.first, "widths": list(moments.widths.items()), "seconds": seconds}
-        artifacts.save(path, arrays, meta)
-        self.files.append(path)
-
-    def remove(self) -> None:
-        """Forget them, once the output is in place."""
-        if self.folder.is_dir():
-            for path in self.folder.iterdir():
-                path.unlink()
-            self.folder.rmdir()
+def keep(pieces: Pieces, shard: Shard, seconds: float = 0.0) -> None:
+    """Keep a shard, with the seconds that were spent on all up to it."""
+    moments = shard.moments
+    arrays = {
+        "features": shard.features.numpy(),
+        "labels": shard.labels.numpy(),
+        "moments/classes": np.array(list(moments.count)),
+        "moments/count": np.array(list(moments.count.values())),
+        "moments/sums": torch.stack(list(moments.sums.values())).numpy(),
+    }
+    pieces.add(shard.first, len(shard.labels), arrays, seconds, widths=list(moments.widths.items()))
 
 
-def _read(path: Path) -> tuple[dict[str, Any], int, ClassMoments]:
-    """Read all of a shard but its features: meta data, number of pictures, moments."""
-    with artifacts.reading(path, "labels", "moments/classes", "moments/count", "moments/sums") as file:
-        meta = artifacts.meta_of(file)
+def taken_up(pieces: Pieces) -> tuple[int, ClassMoments | None]:
+    """Return where an earlier job was: the position behind what it had done, and the moments of the class it was at."""
+    stop = pieces.restore()
+    if not pieces.files:
+        return stop, None
+    with artifacts.reading(pieces.files[-1], "moments/classes", "moments/count", "moments/sums") as file:
         classes, count = (file[f"moments/{name}"][()].tolist() for name in ("classes", "count"))
         sums = dict(zip(classes, torch.from_numpy(file["moments/sums"][()]), strict=True))
-        moments = ClassMoments(dict(zip(classes, count, strict=True)), sums, dict(meta["widths"]))
-        return meta, len(file["labels"]), moments
+        widths = dict(artifacts.meta_of(file)["widths"])
+    return stop, ClassMoments(dict(zip(classes, count, strict=True)), sums, widths).last()
 
 
 def join_features(files: list[Path], output: Path, meta: dict[str, Any]) -> None:

@@ -118,21 +118,22 @@ class _Shown:
         self._lock = Lock()
         self._epoch: tuple[int, augment.Views, Tensor | None] | None = None
 
-    def to(self, network: Network, size: int, seed: int, run: int) -> Callable[[int], Iterator[Batch]]:
-        """Return a function that yields the batches of an epoch of a student, in its own order."""
+    def to(self, network: Network, size: int, seed: int, run: int) -> Callable[[int, int], Iterator[Batch]]:
+        """Return a function that yields the batches of an epoch of a student, from a step on, in its own order."""
         asked = self._engine.captured(self._asked)  # of its own: its answers last to the next question
 
-        def batches(epoch: int) -> Iterator[Batch]:
+        def batches(epoch: int, begin: int) -> Iterator[Batch]:
             views, targets = self._of(epoch)
             order = torch.randperm(len(self._own), generator=generator("student", "order", seed, run, epoch))
             parts = batches_of(order.to(self._engine.device), size)
             at_once = max(1, self._engine.at_once(self._images.shape[-1]) // len(parts[0]))  # small steps share a call
-            for first in range(0, len(parts), at_once):
+            for first in range(begin - begin % at_once, len(parts), at_once):
                 index = torch.cat(parts[first : first + at_once])
                 seen = self._engine.arranged(seen_of(self._images, views, index, *self._normalisation), network)
                 sizes = [len(part) for part in parts[first : first + at_once]]
-                for x, i in zip(seen.split(sizes), index.split(sizes), strict=True):
-                    yield Batch(x, asked(x) if targets is None else targets[i], self._share[i])
+                for step, (x, i) in enumerate(zip(seen.split(sizes), index.split(sizes), strict=True), first):
+                    if step >= begin:
+                        yield Batch(x, asked(x) if targets is None else targets[i], self._share[i])
 
         return batches
 

@@ -77,6 +77,8 @@ def train(
 ) -> tuple[Network, list[dict[str, float]]]:
     """Train a teacher on the pictures of the training split; return it with its history.
 
+    One process keeps it after any step, several at the end of an epoch only (see `wmdd.training.fit_all`).
+
     The learning rate, the views and the order of the images depend on seed and epoch alone, so several processes, each of
     which takes its share of each step, compute what one does, up to the order of sums. Without `sync_batchnorm` each
     normalises its own share, and the running statistics that are validated and saved are the mean of theirs.
@@ -91,12 +93,12 @@ def train(
     device = context.engine.device
     classes_of = labels.to(device)
 
-    def epoch_of(epoch: int) -> Iterable[Batch]:
+    def epoch_of(epoch: int, first: int) -> Iterable[Batch]:
         views = views_of(settings, len(labels), resolution, seed, epoch).to(device)
         order = torch.randperm(len(labels), generator=generator("teacher", "order", seed, epoch))
         side = side_of(settings, resolution, epoch)
         steps = batches_of(order, settings.batch_size)
-        parts = [part for step in steps for part in parts_of(step, settings.accumulate, context.world)]
+        parts = [part for step in steps[first:] for part in parts_of(step, settings.accumulate, context.world)]
         for (index, share, last), images in zip(parts, pictures.batches(p.positions for p in parts), strict=True):
             chosen, index = normalise(images.to(device), mean, std), index.to(device)
             every = torch.arange(len(index), device=device)

@@ -6,8 +6,6 @@ WANDB_MODE=disabled wandb is not even imported.
 
 import hashlib
 import os
-import signal
-import sys
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,5 +83,4 @@ def start(output: Path, stage: str, settings: dict[str, Any]) -> Tracker:
     os.environ.setdefault("WANDB_MODE", "offline")
     if os.environ["WANDB_MODE"] == "disabled":
         return NullTracker()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # wandb flushes at exit, but not on a plain SIGTERM
     return WandbTracker(output, stage, settings)

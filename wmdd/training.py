@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +17,7 @@ from wmdd.distributed import ALONE, World, unsent
 from wmdd.engine import Engine, resume, set_rate
 from wmdd.errors import WmddError
 from wmdd.models import normalise
+from wmdd.preemption import KEPT, Notice, Preempted
 
 if TYPE_CHECKING:
     from wmdd.feeding import Pictures
@@ -34,8 +35,8 @@ class Keeper(Protocol):
     def due(self) -> bool:
         """Return whether it is time to save."""
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Keep a state."""
+    def save(self, state: dict[str, Any], done: float = 0.0, total: float = 0.0, unit: str = "") -> None:
+        """Keep a state, and how far it is: `done` of `total` units."""
 
 
 class Forgetful:
@@ -49,19 +50,28 @@ class Forgetful:
         """Return False."""
         return False
 
-    def save(self, state: dict[str, Any]) -> None:
+    def save(self, state: dict[str, Any], done: float = 0.0, total: float = 0.0, unit: str = "") -> None:
         """Do nothing."""
 
 
 class Reader(Forgetful):
-    """Goes on from what another process keeps."""
+    """Goes on from what another process keeps, and ends with it."""
 
-    def __init__(self, keeper: Keeper) -> None:
-        self._keeper = keeper
+    def __init__(self, keeper: Keeper, notice: Notice) -> None:
+        self._keeper, self._notice = keeper, notice
 
     def load(self) -> dict[str, Any] | None:
         """Return the state to go on from, or None."""
         return self._keeper.load()
+
+    def due(self) -> bool:
+        """Return whether the processes have agreed to end."""
+        return bool(self._notice.signal)
+
+    def save(self, state: dict[str, Any], done: float = 0.0, total: float = 0.0, unit: str = "") -> None:
+        """End, if the processes have agreed to."""
+        if self._notice.signal:
+            raise Preempted(f"{self._notice.signal}: {KEPT}", agreed=True)
 
 
 @dataclass(frozen=True)
@@ -81,13 +91,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Context:
-    """What a long stage is given beside its arrays: the engine, a place for checkpoints, a log, a progress bar."""
+    """What a long stage is given beside its arrays: the engine, a place for checkpoints, a log, a progress bar.
+
+    `world` are the processes that do it together, `notice` says whether this one was told to end.
+    """
 
     engine: Engine
     keeper: Keeper
     log: Log
     progress: Callable[..., Iterator[Any]]
     world: World = ALONE
+    notice: Notice = field(default_factory=Notice)
 
 
 def quiet(engine: Engine) -> Context:
@@ -194,7 +208,7 @@ class Trained:
         self.history.extend(state["history"])
 
 
-Epoch = Callable[[int], Iterable[Batch]]
+Epoch = Callable[[int, int], Iterable[Batch]]  # of an epoch, the batches from one of its steps on
 Validate = Callable[[nn.Module], dict[str, float]]
 
 
@@ -229,10 +243,14 @@ def fit_all(
     They know nothing of each other: what a network becomes does not depend on which others are trained beside it. On CPU each
     has a thread, on a GPU a stream, so that steps too small for the device overlap.
 
+    One network in one process may be kept after any step, and goes on from there. Several are in the middle of different steps,
+    and of several processes each has BatchNorm statistics of its own until the end of an epoch: they are kept then only, and
+    there the processes agree whether one of them was told to end.
+
     Args:
         networks: on the engine's device.
-        epochs_of: of each network, gives the batches of an epoch; must depend on the epoch's number alone, so that a resumed
-            job is the same.
+        epochs_of: of each network, gives the batches of an epoch from one of its steps on; must depend on the epoch's number
+            alone, so that a resumed job is the same.
         steps: optimiser steps an epoch.
         loss_of: maps logits [B, C] and targets to one loss for each image [B].
         validate: gives the accuracy of a network.
@@ -243,21 +261,36 @@ def fit_all(
 
     Raises:
         WmddError: a loss is not a number.
+        Preempted: the job was told to end.
     """
     every = [Trained.of(network, settings, ema, context.engine) for network in networks]
     state = context.keeper.load()
     for trained, kept in zip(every, state["networks"] if state else [], strict=state is not None):
         trained.restore(kept)
     done = len(every[0].history)
-    context.world.agree(done, "the epochs that are done")
-    passes = [_pass(trained, loss_of, context, work) for trained in every]
+    first = int(state["step"]) if state else 0
+    total = state["total"].to(context.engine.device) if state else torch.zeros((), device=context.engine.device)
+    context.world.agree(done * steps + first, "the steps that are done")
+
+    def keep(step: int, total: Tensor) -> None:
+        state = {"networks": [trained.state() for trained in every], "step": step, "total": total}
+        context.keeper.save(state, len(every[0].history) + step / steps, settings.epochs, "epoch")
+
+    def stepped(step: int, total: Tensor) -> None:
+        if context.keeper.due():
+            keep(step, total)
+
+    alone = context.world.size == len(every) == 1
+    passes = [_pass(trained, loss_of, context, work, stepped if alone else None) for trained in every]
     for epoch in context.progress(range(done, settings.epochs), "training", settings.epochs, done, "epoch"):
         rates = [learning_rate(settings, epoch + step / steps) for step in range(steps)]
         totals = _side_by_side(
-            [partial(run, of, epoch, rates) for run, of in zip(passes, epochs_of, strict=True)], context.engine
+            [partial(run, of, epoch, rates, first, total) for run, of in zip(passes, epochs_of, strict=True)],
+            context.engine,
         )
-        for number, (trained, total) in enumerate(zip(every, totals, strict=True)):
-            entry = {"epoch": epoch + 1, "loss": float(context.world.mean(total)) / steps, "lr": rates[-1]}
+        first, total = 0, torch.zeros_like(total)
+        for number, (trained, summed) in enumerate(zip(every, totals, strict=True)):
+            entry = {"epoch": epoch + 1, "loss": float(context.world.mean(summed)) / steps, "lr": rates[-1]}
             if not math.isfinite(entry["loss"]):
                 raise WmddError(
                     f"the loss is not a number after epoch {epoch + 1}; lower lr ({settings.lr}) or set precision: fp32"
@@ -269,10 +302,10 @@ def fit_all(
             trained.history.append(entry)
             of = f"{number}/" if len(every) > 1 else ""
             context.log({f"{of}{k}": v for k, v in entry.items() if k != "epoch"}, epoch + 1)
-        if (
-            context.keeper.due() or epoch + 1 == settings.epochs
-        ):  # the end too: what follows, as a gate, may still stop the job
-            context.keeper.save({"networks": [trained.state() for trained in every]})
+        if context.world.any(bool(context.notice.signal)):
+            context.notice.give("a signal to another process")
+        if context.keeper.due() or epoch + 1 == settings.epochs:
+            keep(0, total)  # at the end too: what follows, as a gate, may still stop the job
     for trained in every:
         if trained.average is not None:
             trained.network.load_state_dict(trained.average.module.state_dict())
@@ -299,9 +332,16 @@ def _side_by_side(runs: Sequence[Callable[[], Tensor]], engine: Engine) -> list[
 
 
 def _pass(
-    trained: Trained, loss_of: Callable[..., Tensor], context: Context, work: float
-) -> Callable[[Epoch, int, list[float]], Tensor]:
-    """Return a function that takes the steps of an epoch, at the given rates, and returns the sum of their losses."""
+    trained: Trained,
+    loss_of: Callable[..., Tensor],
+    context: Context,
+    work: float,
+    stepped: Callable[[int, Tensor], None] | None,
+) -> Callable[[Epoch, int, list[float], int, Tensor], Tensor]:
+    """Return a function that takes the steps of an epoch, at the given rates, and returns the sum of their losses.
+
+    It begins at one of the steps, with the sum up to there; `stepped` is told the number of steps and the sum after each.
+    """
     engine, optimizer = context.engine, trained.optimizer
     network = context.world.parallel(trained.network)
 
@@ -321,10 +361,10 @@ def _pass(
 
     captured = engine.captured(whole) if context.world.size == 1 else whole
 
-    def run(epoch_of: Epoch, epoch: int, rates: list[float]) -> Tensor:
+    def run(epoch_of: Epoch, epoch: int, rates: list[float], step: int, total: Tensor) -> Tensor:
         network.train()
-        step, fresh, total = 0, True, torch.zeros((), device=engine.device)
-        for batch in epoch_of(epoch):
+        fresh, total = True, total.clone()
+        for batch in epoch_of(epoch, step):
             weights = torch.ones(len(batch.images), device=engine.device) if batch.weights is None else batch.weights
             if batch.last:
                 set_rate(optimizer, rates[step])
@@ -343,6 +383,8 @@ def _pass(
             if batch.last:
                 trained.follow()
                 step += 1
+                if stepped is not None:
+                    stepped(step, total)
         return total
 
     return run
