@@ -1,10 +1,13 @@
 # Helpers only: the checked experiment, and functions that turn wildcards into inputs, flags and digests.
 import os
 import re
+import shlex
+import signal
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
 from snakemake.utils import validate
 
 ROOT = Path(workflow.basedir)
@@ -13,10 +16,32 @@ sys.path.insert(0, str(ROOT))
 for variable, place in ("PATH", Path(sys.executable).parent), ("PYTHONPATH", ROOT):
     os.environ[variable] = os.pathsep.join([str(place), *filter(None, [os.environ.get(variable)])])
 
+# A scheduler's warning (SIGTERM, SIGUSR1) reaches every process of a job: what runs the command must outlive the command,
+# which keeps its state and leaves.
+OUTLIVE = "set -euo pipefail; trap : TERM USR1; "
+shell.prefix(OUTLIVE)
+if not workflow.is_main_process:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
 from wmdd.config import Experiment
 from wmdd.errors import WmddError
-from wmdd.provenance import code_digest
+from wmdd.lock import guard
+from wmdd.provenance import code_digest, git_revision
+from wmdd.resources import Requests
 from wmdd.settings import LabelSettings, flags as as_flags
+
+if workflow.is_main_process:
+    guard()
+os.environ.setdefault("WMDD_REVISION", git_revision())  # there may be no git where the jobs run
+
+DEPLOYMENT = workflow.deployment_settings.deployment_method  # --sdm
+IMAGE = os.environ.get("WMDD_IMAGE")
+if DeploymentMethod.APPTAINER in DEPLOYMENT and not IMAGE:
+    raise WorkflowError("--sdm apptainer needs an image; build one from envs/ (docs/cluster.md), name it in WMDD_IMAGE")
+if DeploymentMethod.CONDA in DEPLOYMENT:
+    # Snakemake drops PYTHONPATH here, and any other active environment may stay ahead of the job's own in PATH.
+    beside = shlex.quote(str(ROOT)).replace("{", "{{").replace("}", "}}")
+    shell.prefix(OUTLIVE + f'export PYTHONPATH={beside} PATH="$CONDA_PREFIX/bin:$PATH"; ')
 
 STUDENT = "results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/student/{student}/{protocol}"
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
@@ -36,6 +61,7 @@ RUNS = list(experiment.runs())
 if not RUNS:
     raise WorkflowError("the experiment has an empty matrix; list datasets, methods and ipc under `matrix:`")
 ENGINE = experiment.file.engine
+REQUESTS = Requests(experiment)
 
 
 def settings(stage, *more):
@@ -93,8 +119,13 @@ def from_teacher(file):
     return path
 
 
-def gpus_of(wildcards):
-    """On how many GPUs a teacher is trained."""
+def asked(rule, resource):
+    """What jobs ask a scheduler for (mem_mb, runtime in minutes, or gpu), twice as much at each retry."""
+    return lambda wildcards, attempt, threads: getattr(REQUESTS.of(rule, wildcards, attempt, threads), resource)
+
+
+def gpus_of(wildcards, threads):
+    """On how many GPUs a teacher is trained. It takes `threads`, because what does is not among what a rerun is decided by."""
     return experiment.gpus(wildcards.teacher)
 
 
@@ -134,7 +165,7 @@ def optional(flag, name):
 
 def blocks_of(wildcards):
     """The recovered blocks of a distilled set."""
-    blocks = experiment.blocks(wildcards.dataset, wildcards.method, int(wildcards.ipc))
+    blocks = experiment.blocks(wildcards.dataset, wildcards.teacher, wildcards.method, int(wildcards.ipc))
     return expand(rules.recover.output.images, block=blocks, **wildcards)
 
 
@@ -165,7 +196,8 @@ def solved(run):
     """The barycenters that a run of the matrix uses: the wildcards of each block."""
     if experiment.family(run.method) != "recover" or not barycenter_of(run):
         return []
-    return [run._asdict() | {"block": block} for block in experiment.blocks(run.dataset, run.method, run.ipc)]
+    blocks = experiment.blocks(run.dataset, run.teacher, run.method, run.ipc)
+    return [run._asdict() | {"block": block} for block in blocks]
 
 
 def barycenters():
@@ -183,7 +215,7 @@ def costs():
         made = [(rules.data, cell), (rules.teacher, teacher), (rules.features, teacher)]
         parts = experiment.features_blocks(r.dataset)
         made += [(rules.features_part, teacher | {"block": block}) for block in parts if len(parts) > 1]
-        for block in experiment.blocks(r.dataset, r.method, r.ipc) if recovered else []:
+        for block in experiment.blocks(r.dataset, r.teacher, r.method, r.ipc) if recovered else []:
             made += [(rules.recover, cell | {"block": block})]
         made += [(rules.barycenter, of) for of in solved(r)]
         made += [] if recovered else [(rules.select, cell)]

@@ -11,6 +11,9 @@ rule data:
     conda:
         "../envs/wmdd.yaml"
     threads: 1
+    resources:
+        mem_mb=asked("data", "mem_mb"),
+        runtime=asked("data", "runtime"),
     params:
         settings=settings("data"),
         code=code_digest("data"),

@@ -15,6 +15,9 @@ rule barycenter:
     conda:
         "../envs/wmdd.yaml"
     threads: 1
+    resources:
+        mem_mb=asked("barycenter", "mem_mb"),
+        runtime=asked("barycenter", "runtime"),
     params:
         settings=settings("barycenter"),
         code=code_digest("barycenter"),
@@ -43,6 +46,10 @@ rule recover:
     conda:
         "../envs/wmdd.yaml"
     threads: 1
+    resources:
+        mem_mb=asked("recover", "mem_mb"),
+        runtime=asked("recover", "runtime"),
+        gpu=asked("recover", "gpu"),
     params:
         barycenter=optional("barycenter", "barycenter"),
         settings=settings("recover", ENGINE),
@@ -74,6 +81,9 @@ rule images:
     conda:
         "../envs/wmdd.yaml"
     threads: 1
+    resources:
+        mem_mb=asked("images", "mem_mb"),
+        runtime=asked("images", "runtime"),
     params:
         code=code_digest("images"),
     shell:

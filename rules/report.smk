@@ -19,6 +19,9 @@ rule grid:
     conda:
         "../envs/wmdd.yaml"
     threads: 1
+    resources:
+        mem_mb=asked("grid", "mem_mb"),
+        runtime=asked("grid", "runtime"),
     params:
         code=code_digest("grid"),
     shell:
@@ -44,6 +47,9 @@ rule report:
     conda:
         "../envs/wmdd.yaml"
     threads: 1
+    resources:
+        mem_mb=asked("report", "mem_mb"),
+        runtime=asked("report", "runtime"),
     params:
         barycenters=optional("barycenters", "barycenters"),
         code=code_digest("report"),

@@ -15,6 +15,9 @@ rule select:
     conda:
         "../envs/wmdd.yaml"
     threads: 1
+    resources:
+        mem_mb=asked("select", "mem_mb"),
+        runtime=asked("select", "runtime"),
     params:
         features=optional("features", "features"),
         settings=settings("select", solver),

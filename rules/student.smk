@@ -16,6 +16,10 @@ rule relabel:
     conda:
         "../envs/wmdd.yaml"
     threads: 1
+    resources:
+        mem_mb=asked("relabel", "mem_mb"),
+        runtime=asked("relabel", "runtime"),
+        gpu=asked("relabel", "gpu"),
     params:
         settings=settings("relabel", ENGINE),
         code=code_digest("relabel"),
@@ -50,6 +54,10 @@ for runs in experiment.runs_of_jobs():
         conda:
             "../envs/wmdd.yaml"
         threads: 1
+        resources:
+            mem_mb=asked("student", "mem_mb"),
+            runtime=asked("student", "runtime"),
+            gpu=asked("student", "gpu"),
         params:
             runs=runs,
             labels=optional("soft-labels", "labels"),

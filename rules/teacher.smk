@@ -19,8 +19,11 @@ rule teacher:
         "../envs/wmdd.yaml"
     threads: 1
     resources:
-        gpu=gpus_of,
+        mem_mb=asked("teacher", "mem_mb"),
+        runtime=asked("teacher", "runtime"),
+        gpu=asked("teacher", "gpu"),
     params:
+        processes=gpus_of,
         settings=settings("teacher", ENGINE),
         code=code_digest("teacher"),
     shell:
@@ -28,7 +31,7 @@ rule teacher:
         " --data {input.data}"
         " --output {output.model}"
         " --seed {wildcards.seed}"
-        " --processes {resources.gpu}"
+        " --processes {params.processes}"
         " --threads {threads}"
         " {params.settings}"
         " > {log} 2>&1"
@@ -49,6 +52,10 @@ rule features:
     conda:
         "../envs/wmdd.yaml"
     threads: 1
+    resources:
+        mem_mb=asked("features", "mem_mb"),
+        runtime=asked("features", "runtime"),
+        gpu=asked("features", "gpu"),
     params:
         settings=settings("features", ENGINE),
         code=code_digest("features"),
@@ -75,6 +82,10 @@ rule features_part:
     conda:
         "../envs/wmdd.yaml"
     threads: 1
+    resources:
+        mem_mb=asked("features_part", "mem_mb"),
+        runtime=asked("features_part", "runtime"),
+        gpu=asked("features_part", "gpu"),
     params:
         settings=settings("features", ENGINE),
         code=code_digest("features"),
@@ -103,6 +114,9 @@ rule gather:
     conda:
         "../envs/wmdd.yaml"
     threads: 1
+    resources:
+        mem_mb=asked("gather", "mem_mb"),
+        runtime=asked("gather", "runtime"),
     params:
         code=code_digest("gather"),
     shell:

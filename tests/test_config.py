@@ -12,10 +12,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wmdd.config import Experiment, Run, parse, presets, schema
+from wmdd import rates
+from wmdd.config import PIXELS_PER_BLOCK, Experiment, Run, coarse, parse, presets, schema
 from wmdd.errors import WmddError
+from wmdd.plan import estimate
 from wmdd.resolved import resolved
 from wmdd.settings import STAGES, EngineSettings, RecoverSettings, flags
+from wmdd.work import work
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "config/schema.json"
@@ -520,19 +523,134 @@ def test_a_file_that_is_no_experiment(tmp_path, monkeypatch, content, says):
 
 def sizes(content, method="mine", ipc=1, classes=100):
     data = {"datasets": {"d": {"data": {"classes": classes}}}}
-    blocks = Experiment(merged(data, {"methods": {"mine": {"base": "wmdd"}}}, content)).blocks("d", method, ipc)
+    made = Experiment(merged(data, {"methods": {"mine": {"base": "wmdd"}}}, content))
+    blocks = made.blocks("d", "resnet18", method, ipc)
     bounds = [tuple(map(int, re.fullmatch(r"classes(\d+)-(\d+)", name).groups())) for name in blocks]
     assert [c for a, b in bounds for c in range(a, b + 1)] == list(range(classes))
     return [b - a + 1 for a, b in bounds]
 
 
-def test_a_block_has_a_thousand_images_unless_set():
+def test_a_block_has_a_thousand_images_where_their_side_is_not_known():
     assert sizes({}) == [100]
     assert sizes({}, ipc=10, classes=1000) == [100] * 10
     assert sizes({}, ipc=100) == [10] * 10
     assert sizes({}, ipc=2000) == [1] * 100
     assert sizes({"datasets": {"d": {"classes_per_block": 30}}}) == [30, 30, 30, 10]
-    assert Experiment({}).blocks("digits", "wmdd", 10) == ["classes0-9"]
+    assert Experiment({}).blocks("digits", "resnet18", "wmdd", 10) == ["classes0-9"]
+
+
+def minutes(size, ipc, content=None, side=64):
+    """Of recover for a block of so many classes of `d`, by the estimate of the plan."""
+    data = {"datasets": {"d": {"classes_per_block": size, "data": {"classes": 1000, "resolution": side}}}}
+    cell = {"datasets": ["d"], "teachers": ["resnet18"], "methods": ["wmdd"], "ipc": [ipc]}
+    made = Experiment(merged(data, {"matrix": [cell]}, content or {}))
+    job = next(job for key, job in work(made, assume=True).jobs.items() if key[0] == "recover")
+    return (estimate(job, made.device).seconds - rates.table()["start"]) / 60
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"jobs": {"minutes": 60}},
+        {"jobs": {"device": "h200"}},
+        {"engine": {"device": "cpu"}},
+        {"engine": {"device": "cpu", "precision": "fp32"}},
+        {"engine": "plain"},
+        {"recover": {"iterations": 300}},
+        {"teachers": {"resnet18": {"width": 16}}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("ipc", [1, 10, 100])
+def test_a_block_is_the_largest_of_the_series_that_takes_the_minutes(content, ipc):
+    known = {"datasets": {"d": {"data": {"resolution": 64}}}}
+    size, target = sizes(merged(known, content), ipc=ipc, classes=1000)[0], content.get("jobs", {}).get("minutes", 15)
+    assert size == coarse(size)
+    larger = next(s for s in (2 * size, 5 * size // 2) if coarse(s) == s)
+    assert minutes(size, ipc, content) <= target or size == 1
+    assert minutes(larger, ipc, content) > target or size == 1000 or larger * ipc * 12 * 64**2 > PIXELS_PER_BLOCK
+
+
+@given(st.floats(0, 1e6))
+def test_sizes_are_coarse(value):
+    found = coarse(value)
+    assert found == 1 or found <= value * (1 + 1e-8)
+    assert value < 2.5 * found or found == 1
+    assert re.fullmatch("[125]0*", str(found))
+    assert coarse(found) == found
+
+
+def test_a_rate_that_is_measured_anew_seldom_cuts_blocks_anew(monkeypatch):
+    known = {"datasets": {"d": {"data": {"resolution": 224}}}}
+    before = [sizes(known, ipc=ipc, classes=1000) for ipc in (1, 10, 50, 100)]
+    rate = rates.Device.rate
+    monkeypatch.setattr(rates.Device, "rate", lambda *a: (0.95 * rate(*a)[0], rate(*a)[1]))
+    assert [sizes(known, ipc=ipc, classes=1000) for ipc in (1, 10, 50, 100)] == before
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"), [("a100", [1, 2, 10, 20]), ("h100", [1, 1, 5, 10]), ("h200", [1, 1, 5, 10])]
+)
+def test_the_jobs_of_imagenet(device, expected):
+    found = Experiment({"jobs": {"device": device}})
+    assert [len(found.blocks("imagenet-1k", "resnet18", "wmdd", ipc)) for ipc in (1, 10, 50, 100)] == expected
+
+
+def test_the_images_of_a_block_fit_into_memory():
+    known = {"datasets": {"d": {"data": {"resolution": 224}}}, "jobs": {"minutes": 1e9}}
+    for ipc in (1, 10, 100, 1000):
+        size = sizes(known, ipc=ipc, classes=100_000)[0]
+        assert 12 * 224**2 * size * ipc <= PIXELS_PER_BLOCK < 2.5 * 12 * 224**2 * size * ipc
+    assert sizes(known, ipc=100_000, classes=2) == [1, 1]
+
+
+def test_blocks_of_a_librarys_network_have_a_thousand_images():
+    known = {"datasets": {"d": {"data": {"resolution": 64}}}, "jobs": {"minutes": 1e9}}
+    assert sizes(known, ipc=100) == [100]
+    library = nested("teachers.resnet18", {"architecture": "timm:resnet18"})
+    assert sizes(merged(known, library), ipc=100) == [10] * 10
+
+
+def test_classes_per_block_wins_over_the_minutes():
+    entry = {"classes_per_block": 30, "data": {"resolution": 64}}
+    for jobs in {}, {"minutes": 1}, {"minutes": 1000}:
+        assert sizes({"datasets": {"d": entry}, "jobs": jobs}) == [30, 30, 30, 10]
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ({}, "a100"),
+        ({"engine": {"device": "cuda"}}, "a100"),
+        ({"engine": {"device": "cpu"}}, "cpu-core"),
+        ({"engine": {"device": "cpu", "precision": "fp32"}}, "cpu-core-fp32"),
+        ({"engine": {"device": "cpu", "mode": "plain"}}, "cpu-core-fp32"),
+        ({"jobs": {"device": "h100"}}, "h100"),
+    ],
+)
+def test_the_device_that_jobs_are_sized_for(content, name):
+    assert Experiment(content).device.name == name
+
+
+def test_a_gpu_in_other_precisions():
+    peaks = [Experiment({"engine": {"precision": p}}).device.flops for p in ("auto", "bf16", "tf32", "fp32")]
+    assert peaks[0] == peaks[1] == 2 * peaks[2] == 16 * peaks[3]
+    assert Experiment({"engine": "plain"}).device.flops == peaks[3]
+
+
+def test_a_device_that_there_is_not_or_that_does_not_fit():
+    assert mistake({"jobs": {"device": "h300"}}).startswith(
+        "configuration: jobs.device: there is no such device; known: cpu-core, cpu-core-fp32, a100, h100, h200 (got 'h300')"
+    )
+    assert "jobs.device h100 is of kind cuda but engine.device is cpu; leave jobs.device out" in mistake(
+        {"jobs": {"device": "h100"}, "engine": {"device": "cpu"}}
+    )
+    assert "jobs.device cpu-core is of kind cpu but engine.device is cuda" in mistake(
+        {"jobs": {"device": "cpu-core"}, "engine": {"device": "cuda"}}
+    )
+    assert "unknown key jobs.minute; did you mean 'minutes'?" in mistake({"jobs": {"minute": 3}})
+    assert "jobs.minutes: Input should be greater than 0" in mistake({"jobs": {"minutes": 0}})
 
 
 def test_jobs_share_the_classes_of_a_features_pass_evenly():
@@ -575,7 +693,8 @@ def test_the_batch_cuts_the_blocks_of_a_coupled_method(coupling):
     per_block = {"datasets": {"d": {"classes_per_block": 7}}}
     assert sizes(merged(across, per_block), ipc=10) == [40, 40, 20]
     assert sizes(merged(within, per_block), ipc=10) == [4] * 25
-    assert sizes(within, ipc=50) == [1] * 100
+    assert sizes(merged(within, {"datasets": {"d": {"classes_per_block": 11}}}), ipc=10) == [8] * 12 + [4]
+    assert sizes(merged(within, {"datasets": {"d": {"classes_per_block": 1}}}), ipc=10) == [4] * 25
 
 
 @given(
@@ -591,7 +710,9 @@ def test_blocks_partition_the_classes(classes, per_block, ipc, batch, statistics
     recover = {"statistics": statistics, "composition": composition, "batch_size": batch}
     content = {"datasets": {"d": {"classes_per_block": per_block}}, "recover": recover}
     found = sizes(content, ipc=ipc, classes=classes)  # which asserts that they do
-    limit = per_block if statistics == "per-class" else batch if composition == "across" else max(1, batch // ipc)
+    alone = max(1, batch // ipc)  # classes of a batch
+    whole = alone * max(1, per_block // alone)
+    limit = per_block if statistics == "per-class" else batch if composition == "across" else whole
     assert set(found[:-1]) <= {limit}
     assert found[-1] <= limit
 
@@ -646,7 +767,7 @@ def test_every_preset_runs_with_every_other(dataset, method):
     assert all(
         re.fullmatch(WILDCARD, part) for r in runs for part in (r.dataset, r.teacher, r.method, r.student, r.protocol)
     )
-    assert found.blocks(dataset, method, 10)
+    assert found.blocks(dataset, "resnet18", method, 10)
 
 
 def test_the_five_rows_of_the_ablation():

@@ -20,6 +20,7 @@ from wmdd.errors import WmddError
 from wmdd.job import Job, cost_path, job
 from wmdd.models import Network, restore
 from wmdd.progress import progress
+from wmdd.scratch import staged
 from wmdd.settings import (
     BarycenterSettings,
     DataSettings,
@@ -141,8 +142,8 @@ def teacher(
     with (
         world(engine.device) as together,
         job("teacher", output, [settings], {"data": meta["digest"]}, engine, threads, together, seed=seed) as this,
-        opened(data, "train", device=this.engine.device) as (pictures, _),
-        opened(data, "val", device=this.engine.device) as (val_pictures, _),
+        opened(near := staged(data), "train", device=this.engine.device) as (pictures, _),
+        opened(near, "val", device=this.engine.device) as (val_pictures, _),
     ):
         network, history = train(
             pictures, val_pictures, len(manifest["classes"]), manifest["mean"], manifest["std"], settings, seed,
@@ -172,7 +173,7 @@ def _adopt(
     manifest = _manifest(about) | found.about
     with (
         job("teacher", output, [found.settings], inputs, engine, threads, seed=seed) as this,
-        opened(data, "val", once=True) as (pictures, _),
+        opened(staged(data, make=False), "val", once=True) as (pictures, _),
     ):
         network = this.engine.place(found.network)
         accuracy = evaluate(network, pictures, manifest["mean"], manifest["std"], this.engine)
@@ -207,7 +208,8 @@ def features(
     """
     from wmdd.features import extract
     from wmdd.feeding import opened
-    from wmdd.shards import Shards, join_part
+    from wmdd.pieces import Pieces
+    from wmdd.shards import join_part, keep, taken_up
 
     if (block is None) == (statistics is None):
         raise WmddError("give --statistics for the whole training set, or --block for a part of it")
@@ -218,24 +220,32 @@ def features(
     identity: dict[str, Any] = {} if block is None else {"block": block}
     with (
         job("features", output, [settings], inputs, engine, threads, **identity) as this,
-        opened(data, "train", once=True) as (pictures, _),
+        opened(staged(data, make=block is None), "train", once=True) as (pictures, _),
     ):
-        shards = Shards(output, this.checkpoint.key)
-        start, moments = shards.restore()
-        this.checkpoint.earlier = shards.seconds
+        pieces = Pieces(output, this.checkpoint.key)
+        start, moments = taken_up(pieces)
+        this.checkpoint.begin(pieces.seconds)
+        wanted = None if block is None else _block(block, known["classes"])
+        begin, end = _rows(pictures.labels, wanted)
         for shard in extract(
             this.engine.place(network), pictures, known["mean"], known["std"], settings, this.engine,
-            None if block is None else _block(block, known["classes"]), start, moments, this.checkpoint.due,
-            this.context.progress,
+            wanted, start, moments, this.checkpoint.due, this.context.progress,
         ):  # fmt: skip
-            shards.add(shard, this.checkpoint.spent())
-            this.checkpoint.touch()
+            keep(pieces, shard, this.checkpoint.spent())
+            this.checkpoint.save({}, shard.first + len(shard.labels) - begin, end - begin, "picture")
         about = this.meta | _manifest(known)
         if statistics is None:
-            join_part(shards.files, output, about, len(known["classes"]))
+            join_part(pieces.whole(), output, about, len(known["classes"]))
         else:
-            _join(shards.files, output, statistics, about)
-        shards.remove()
+            _join(pieces.whole(), output, statistics, about)
+        pieces.remove()
+
+
+def _rows(labels: torch.Tensor, classes: range | None) -> tuple[int, int]:
+    """Return where the rows of some classes (None: all) begin and end, of labels sorted by class."""
+    if classes is None:
+        return 0, len(labels)
+    return int((labels < classes.start).sum()), int((labels < classes.stop).sum())
 
 
 def _join(files: list[Path], output: Path, statistics: Path, meta: dict[str, Any]) -> None:
@@ -418,7 +428,7 @@ def select(
     from wmdd.select import select as run
 
     with ExitStack() as files:
-        pictures, meta = files.enter_context(opened(data, "train", once=True))
+        pictures, meta = files.enter_context(opened(staged(data, make=False), "train", once=True))
         inputs, cloud = {"data": meta["digest"]}, None
         if features is not None:
             found = files.enter_context(artifacts.reading(features, "features", "labels"))
@@ -450,7 +460,8 @@ def relabel(
     engine: EngineSettings = ENGINE,
 ) -> None:
     """Label random views of the distilled images by the teacher; one epoch of labels is in memory at a time."""
-    from wmdd.labels import append
+    from wmdd.labels import append, rows_of
+    from wmdd.pieces import Pieces, gathered
     from wmdd.relabel import relabel as run
     from wmdd.relabel import seeds_of
 
@@ -463,13 +474,23 @@ def relabel(
     with job("relabel", output, [settings], inputs, engine, threads, seed=seed) as this:
         seeds = seeds_of(seed, settings.labelled)
         pixels = torch.from_numpy(arrays["images"]).flatten(0, 1)
+        pieces = Pieces(output, this.checkpoint.key)
+        done = pieces.restore()
+        this.checkpoint.begin(pieces.seconds)
+        logits = run(
+            network, pixels, known["mean"], known["std"], seeds, settings, settings.batch_size, this.context, done
+        )
+        for rows in gathered((rows_of(part, settings) for part in logits), this.checkpoint.due):
+            count = len(next(iter(rows.values())))
+            pieces.add(done, count, rows, this.checkpoint.spent())
+            done += count
+            this.checkpoint.save({}, done, len(seeds), "epoch")
         with artifacts.writing(output) as writer:
             writer.meta = this.meta | _manifest(known) | {"teacher_accuracy": known["accuracy"]}
-            for logits in run(
-                network, pixels, known["mean"], known["std"], seeds, settings, settings.batch_size, this.context
-            ):
-                append(writer, logits, settings)
+            for rows in pieces.rows():
+                append(writer, rows)
             writer.put("seeds", np.array(seeds))
+        pieces.remove()
         size = output.stat().st_size / len(pixels)
         this.figures["bytes_per_image"] = round(size)
         this.figures["bytes_per_image_and_epoch"] = round(size / settings.epochs, 2)
@@ -521,7 +542,7 @@ def student(
         this = files.enter_context(
             job("student", output[0], [settings, augmentation], inputs, engine, threads, **identity)
         )
-        val_pictures, _ = files.enter_context(opened(data, "val", device=this.engine.device))
+        val_pictures, _ = files.enter_context(opened(staged(data, make=False), "val", device=this.engine.device))
         count, k = arrays["weights"].shape
         found = train(
             torch.from_numpy(arrays["images"]).flatten(0, 1), torch.arange(count).repeat_interleave(k),
@@ -695,7 +716,7 @@ def plan(
     parallel: Processes = 1,
     detail: bool = False,
 ) -> None:
-    """Print what an experiment will cost before it runs: jobs, FLOP, time, GPU-hours, bytes, each beside its floor.
+    """Print what an experiment will cost before it runs: jobs, FLOP, time, GPU-hours, bytes; and what its jobs ask for.
 
     Args:
         configfile: the experiment file.
@@ -708,6 +729,8 @@ def plan(
     from wmdd.config import Experiment
     from wmdd.plan import plan as build
     from wmdd.plan import render
+    from wmdd.resources import Requests
+    from wmdd.resources import render as sizes
     from wmdd.work import work
 
     if rates is not None and device is not None:
@@ -715,4 +738,22 @@ def plan(
     experiment = Experiment.read(configfile)
     usual = "cpu-core-fp32" if experiment.file.engine.precision == "fp32" else "cpu-core"
     on = known.device(device or usual) if rates is None else known.read(rates)
-    print(render(build(work(experiment), on, detail), configfile.name, parallel))
+    found = work(experiment)
+    print(render(build(found, on, detail), configfile.name, parallel), "", sep="\n")
+    print(sizes(Requests(experiment), found, on))
+
+
+@app.command
+def status(*, configfile: Path = Path("config/config.yaml"), detail: bool = False) -> None:
+    """Print what is done, runs, waits, has failed or stopped, from the current folder; also while the workflow runs.
+
+    Args:
+        configfile: the experiment file.
+        detail: all jobs that run or ended early, and why those out of date are.
+    """
+    from wmdd.config import Experiment
+    from wmdd.status import holder, jobs, look, markers, render
+
+    Experiment.read(configfile)
+    at_work = holder()
+    print(render(look(jobs(configfile), markers(), bool(at_work)), configfile.name, at_work, detail))

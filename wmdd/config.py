@@ -7,24 +7,36 @@ teacher's < the method's (its base first) < the protocol's (its base first) < th
 
 import difflib
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+)
 
-from wmdd import catalogue
+from wmdd import catalogue, rates
 from wmdd.errors import WmddError
+from wmdd.figures import by_hand, rated_width, recovering, stated_side
 from wmdd.settings import (
     STAGES,
     Count,
     EngineSettings,
     Mode,
     NetworkSettings,
+    Positive,
     RelabelSettings,
     Settings,
     StudentSettings,
@@ -34,7 +46,9 @@ from wmdd.settings import (
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 Names = Annotated[list[Name], Field(min_length=1)]
 
-IMAGES_PER_BLOCK = 1000  # of a barycenter or recover job; ImageNet-1K at 10 images per class is ten jobs
+IMAGES_PER_BLOCK = 1000  # of a barycenter or recover job, where nothing is known that its time could be told by
+PIXELS_PER_BLOCK = 2**33  # bytes of its images as float32, of which it holds up to four copies: 14,000 of 224 px
+COARSE = (1, 2, 5)  # times powers of ten: the sizes of blocks, so that a rate measured anew seldom cuts them anew
 
 
 class _Entry(BaseModel):
@@ -72,7 +86,9 @@ class _DatasetEntry(_Entry):
     """A dataset: its `data` section, and overrides of any stage for it."""
 
     classes_per_block: Count | None = Field(
-        None, description=f"classes a barycenter or recover job; as many as have {IMAGES_PER_BLOCK} images unless set"
+        None,
+        description="classes a barycenter or recover job; unless set, as many as take `jobs.minutes`, or have "
+        f"{IMAGES_PER_BLOCK} images where the side of the images or the network's FLOP is not known beforehand",
     )
     features_jobs: Count | None = Field(
         None, description="jobs that share the pass over the training set, each a range of classes; 1 unless set"
@@ -126,6 +142,30 @@ class Matrix(_Entry):
     runs: Count = Field(1, description="students trained on each distilled set, with different seeds")
 
 
+def _listed(device: str) -> str:
+    if device not in rates.table()["devices"]:
+        raise ValueError(f"there is no such device; known: {', '.join(rates.table()['devices'])}")
+    return device
+
+
+DeviceName = Annotated[
+    str, AfterValidator(_listed), WithJsonSchema({"enum": list(rates.table()["devices"]), "type": "string"})
+]
+
+
+class Jobs(_Entry):
+    """The size of jobs, and the device that it is reckoned for. No result depends on these, nor on where Snakemake runs."""
+
+    minutes: Positive = Field(
+        15, description="that recover takes for a block of classes, at most unless a single class takes longer"
+    )
+    device: DeviceName | None = Field(
+        None,
+        description="of wmdd/rates.yaml, for which blocks, time limits and memory are reckoned; unless set a100, or with "
+        "engine.device cpu a core of a CPU in the engine's precision",
+    )
+
+
 class Tracking(_Entry):
     """wandb; the environment variables WANDB_MODE and WANDB_PROJECT win over these."""
 
@@ -156,6 +196,7 @@ _EXPERIMENT: dict[str, Any] = {
         Annotated[EngineSettings, BeforeValidator(_engine, json_schema_input_type=EngineSettings | Mode)],
         EngineSettings(),
     ),
+    "jobs": (Jobs, Jobs()),
     "tracking": (Tracking, Tracking()),
     "datasets": (dict[Name, DatasetEntry], {}),
     "teachers": (dict[Name, TeacherEntry], {}),
@@ -308,6 +349,7 @@ class Experiment:
         self.file = parse(content, name)
         methods, self.sweeps = _expand(self.file.methods)
         self._layers = [_Layer(presets(), _expand(presets().methods)[0]), _Layer(self.file, methods)]
+        self._resolved: dict[tuple[Any, ...], Any] = {}
         self._check()
 
     @classmethod
@@ -366,9 +408,48 @@ class Experiment:
         """Return on how many GPUs a teacher is trained."""
         return self._of("teachers", teacher, "gpus") or 1
 
-    def classes_per_block(self, dataset: str, ipc: int) -> int:
-        """Return how many classes a barycenter or recover job of a decoupled method takes."""
-        return self._of("datasets", dataset, "classes_per_block") or max(1, IMAGES_PER_BLOCK // ipc)
+    @cached_property
+    def device(self) -> rates.Device:
+        """The device that jobs are sized for, in the precision that the engine computes in on it."""
+        engine = self.file.engine
+        exact = engine.precision == "fp32" or (engine.mode == "plain" and engine.precision == "auto")
+        core = "cpu-core-fp32" if exact else "cpu-core"
+        found = rates.device(self.file.jobs.device or (core if engine.device == "cpu" else "a100"))
+        return found.computing("fp32" if exact else engine.precision)
+
+    def classes_per_block(self, dataset: str, teacher: str, method: str, ipc: int) -> int:
+        """Return how many classes a barycenter or recover job takes.
+
+        The dataset's setting counts, or the largest size of the series 1, 2, 5, 10, 20, ... with which recover takes no
+        more than `jobs.minutes` on `jobs.device` and its images no more than `PIXELS_PER_BLOCK` bytes. Nothing but the
+        settings decides: not the machine, nor which files are there. The batches of coupled losses are part of the method:
+        with `composition: across` a block is the classes of a batch, with `within` whole batches.
+        """
+        recover = self.resolve("recover", dataset=dataset, method=method)
+        if recover.coupled and recover.composition == "across":
+            return int(recover.batch_size)
+        size = self._size_of_block(dataset, teacher, method, ipc)
+        batch = max(1, recover.batch_size // ipc) if recover.coupled else 1
+        return batch * max(1, size // batch)
+
+    def _size_of_block(self, dataset: str, teacher: str, method: str, ipc: int) -> int:
+        if (chosen := self._of("datasets", dataset, "classes_per_block")) is not None:
+            return chosen
+        side = stated_side(self.resolve("data", dataset=dataset))
+        each = self._seconds_of_class(dataset, teacher, method, ipc)
+        if not side or math.isnan(each):
+            return max(1, IMAGES_PER_BLOCK // ipc)
+        return coarse(min(60 * self.file.jobs.minutes / each, PIXELS_PER_BLOCK / (12 * side**2 * ipc)))
+
+    def _seconds_of_class(self, dataset: str, teacher: str, method: str, ipc: int) -> float:
+        """Return the seconds that recover takes for a class, or NaN where the network is not one of ours."""
+        data, network = self.resolve("data", dataset=dataset), self.resolve("teacher", dataset=dataset, teacher=teacher)
+        recover, side = self.resolve("recover", dataset=dataset, method=method), stated_side(data)
+        if (found := by_hand(network, data.classes, side)) is None:
+            return math.nan
+        flop, moved = recovering(recover, ipc, found.flop, side)
+        rate, _ = self.device.rate("recover", side, rated_width(network))
+        return max(flop / rate, moved / self.device.bandwidth)
 
     def features_blocks(self, dataset: str) -> list[str]:
         """Return the class blocks of the jobs that share the features pass; one block: no sharing."""
@@ -377,17 +458,20 @@ class Experiment:
         cuts = [job * classes // jobs for job in range(jobs + 1)]
         return [f"classes{a}-{b - 1}" for a, b in itertools.pairwise(cuts)]
 
-    def blocks(self, dataset: str, method: str, ipc: int) -> list[str]:
-        """Return the class blocks of a method, e.g. `["classes0-4", "classes5-9"]`; coupled losses fix their size."""
+    def blocks(self, dataset: str, teacher: str, method: str, ipc: int) -> list[str]:
+        """Return the class blocks of a method, e.g. `["classes0-4", "classes5-9"]`."""
         classes = self.resolve("data", dataset=dataset).classes
-        recover = self.resolve("recover", dataset=dataset, method=method)
-        size = self.classes_per_block(dataset, ipc)
-        if recover.coupled:
-            size = recover.batch_size if recover.composition == "across" else max(1, recover.batch_size // ipc)
+        size = self.classes_per_block(dataset, teacher, method, ipc)
         return [f"classes{a}-{min(a + size, classes) - 1}" for a in range(0, classes, size)]
 
     def resolve(self, stage: str, **of: str) -> Any:
         """Return the settings of a stage; `of` names the dataset, teacher, method, protocol and student it belongs to."""
+        key = (stage, *sorted(of.items()))
+        if key not in self._resolved:
+            self._resolved[key] = self._resolve(stage, of)
+        return self._resolved[key]
+
+    def _resolve(self, stage: str, of: Mapping[str, str]) -> Any:
         merged: dict[str, Any] = {}
         for layer in self._layers:
             merged |= _chosen(getattr(layer.content, stage))
@@ -399,6 +483,13 @@ class Experiment:
             return STAGES[stage](**merged)
         except ValidationError as error:
             raise WmddError(f"settings of {stage} for {', '.join(of.values())}: {_explain(error)}") from None
+
+    def _check_device(self) -> None:
+        """Refuse jobs that are sized for a kind of device that the engine is told not to use."""
+        wanted, kind = self.file.engine.device, self.device.kind
+        if wanted not in ("auto", kind):
+            remedy = "leave jobs.device out, or change one of them"
+            raise WmddError(f"jobs.device {self.device.name} is of kind {kind} but engine.device is {wanted}; {remedy}")
 
     @staticmethod
     def _section(entry: Any, kind: str, stage: str) -> Any:
@@ -428,6 +519,7 @@ class Experiment:
         for kind, name in ("methods", "teacher"), ("datasets", "report"):  # folders of these names hold something else
             if name in self.names(kind):
                 raise WmddError(f"{kind}.{name}: the name is taken; choose another")
+        self._check_device()
         for m in self.file.matrix:
             if m.runs % self.file.runs_per_job:
                 raise WmddError(
@@ -450,6 +542,12 @@ class Experiment:
             student = self.resolve("student", dataset=d, method=m, protocol=p, student=s)
             if student.labels == "soft":
                 _check_labels(labels, student, f"protocol {p} on {d}: ")
+
+
+def coarse(value: float) -> int:
+    """Return the largest of 1, 2, 5, 10, 20, 50, ... that is not above a value, and at least 1."""
+    power = 10 ** max(0, math.floor(math.log10(max(value, 1)) + 1e-9))
+    return max([1, *(step * power for step in COARSE if step * power <= value * (1 + 1e-9))])
 
 
 def _check_teacher(settings: TeacherSettings, where: str) -> None:

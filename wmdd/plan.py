@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from tabulate import tabulate
-
 from wmdd import rates
 from wmdd.rates import Device
 from wmdd.work import Job, Key, Work
@@ -46,9 +44,9 @@ class Estimate:
     how: str = ""
 
 
-def estimate(job: Job, on: Device, core: Device) -> Estimate:
-    """Return what a job takes on a device, or on a `core` of the CPU beside it if it runs no network."""
-    start = float(rates.table()["start"])
+def estimate(job: Job, on: Device) -> Estimate:
+    """Return what a job takes on a device, or if it runs no network on a core of the CPU."""
+    start, core = float(rates.table()["start"]), on if on.kind == "cpu" else rates.device("cpu-core")
     if job.stage is None:
         moving = job.moved / core.bandwidth
         return Estimate(start + max(job.seconds, moving), job.flop / core.flops, moving)
@@ -113,8 +111,7 @@ class Plan:
 
 def plan(work: Work, on: Device, detail: bool = False) -> Plan:
     """Return what the jobs cost on a device; what runs no network, on a core of a CPU."""
-    core = on if on.kind == "cpu" else rates.device("cpu-core")
-    found = {key: (job, estimate(job, on, core)) for key, job in work.jobs.items()}
+    found = {key: (job, estimate(job, on)) for key, job in work.jobs.items()}
     groups: dict[tuple[str, str, str, str], list[Key]] = {}
     for key, job in work.jobs.items():
         dataset, method, ipc = (*job.of, "", "", "")[:3]
@@ -165,6 +162,8 @@ def _chain(found: dict[Key, tuple[Job, Estimate]]) -> float:
 
 def render(plan: Plan, name: str, parallel: int = 1) -> str:
     """Return the plan of an experiment file as a table in Markdown, with its totals in words."""
+    from tabulate import tabulate
+
     on, rows = plan.device, [*plan.rows, plan.total]
     known = {
         "dataset": [row.dataset for row in rows],

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class Device:
         preliminary: stages whose rates are to be measured again.
         width: of the network that the rates are of.
         narrow: exponent by which they fall for narrower ones.
+        peaks: FLOP/s in other precisions, by name.
     """
 
     name: str
@@ -46,6 +47,16 @@ class Device:
     preliminary: tuple[str, ...] = ()
     width: int = 64
     narrow: float = 0.0
+    peaks: Mapping[str, float] = field(default_factory=dict)
+
+    def computing(self, precision: str) -> "Device":
+        """Return the device in a precision whose peak the data sheet tells; else as it is.
+
+        Rates that were measured are of the usual precision, so they don't count for another.
+        """
+        if precision not in self.peaks:
+            return self
+        return replace(self, flops=self.peaks[precision], rates={}, preliminary=())
 
     def rate(self, stage: str, resolution: int, width: int = 0) -> tuple[float, str]:
         """Return the FLOP/s of a stage, and how they are known: measured, scaled (to a width), preliminary or assumed.
@@ -71,6 +82,7 @@ def nearest(rates: Mapping[int, float], resolution: int) -> float:
     return rates[min(rates, key=lambda known: abs(math.log(known / resolution)))] if resolution else math.nan
 
 
+@cache
 def device(name: str) -> Device:
     """Return a device of the table.
 
@@ -111,6 +123,7 @@ def _device(name: str, content: Any, where: str) -> Device:
             tuple(content.get("preliminary", ())),
             int(_positive(content.get("width", 64))),
             float(content.get("narrow", 0)),
+            {name: _positive(peak) for name, peak in content["peak"].items() if name in ("fp32", "tf32")},
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else error

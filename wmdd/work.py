@@ -9,25 +9,22 @@ pass, counted on the network itself at its resolution, a job computes
     relabel    E n F                   E epochs for which labels are kept
     student    E n (3 F + F') + V M F  F' of the teacher, where labels are made as the student goes, else 0
 
-(docs/cost.md). What is not known is NaN, and stays it.
+(docs/cost.md). What is not known is NaN, and stays it; or, for the workflow, it is assumed. No torch is imported for what
+`wmdd.figures` counts by hand.
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-
-from wmdd import artifacts, catalogue, rates
-from wmdd.batchnorm import layers
+from wmdd import catalogue, rates
 from wmdd.config import Experiment, Run
-from wmdd.engine import flop
 from wmdd.errors import WmddError
-from wmdd.feeding import RESIDENT_MB
-from wmdd.models import CONVNETS, RESNETS, Network, build
+from wmdd.figures import UNKNOWN, Figures, by_hand, rated_width, recovering, stated_side
 from wmdd.settings import (
     BarycenterSettings,
     DataSettings,
@@ -41,26 +38,40 @@ Key = tuple[str, ...]  # a rule and its wildcards
 NAN = math.nan
 DIGITS = {"train": 1438, "val": 359}  # of scikit-learn's 1,797, a fifth of each class validates
 SAMPLE = 100  # files whose mean size stands for all
-
-
-class Figures(NamedTuple):
-    """Of a network at a resolution."""
-
-    flop: float  # of the forward pass of one image
-    features: float  # D
-    channels: float  # of all BatchNorm layers
-    bytes: float  # of parameters and buffers
+# Of the stages, whose modules import torch; a test compares them.
+RESIDENT_MB = 4096  # wmdd.feeding
+PIXELS = 2**32  # wmdd.data
+SHARD, CACHED = 2**24, 2**19  # wmdd.features
+AT_ONCE = (128, 2**21)  # images and pixels of a pass on CPU: wmdd.engine
+LARGEST = 400  # images of 224 px at once on a GPU: wmdd.recover
+LOOKED = 500  # pictures that are evaluated at once: wmdd.training
 
 
 @cache
 def figures(settings: NetworkSettings, classes: int, resolution: int) -> Figures:
-    """Build a network without its numbers and count: 2 FLOP a multiplication with addition, in convolutions and products.
+    """Count a network by hand, or a library's on itself, built without its numbers.
 
     Raises:
         WmddError: there is no such network, or it does not take images of this size.
     """
     if not resolution:
-        return Figures(NAN, NAN, NAN, NAN)
+        return UNKNOWN
+    return by_hand(settings, classes, resolution) or counted(settings, classes, resolution)
+
+
+@cache
+def assumed_figures(settings: NetworkSettings, classes: int, resolution: int) -> Figures:
+    """Count a network by hand; the network of `unknown` stands for a library's."""
+    other = NetworkSettings(architecture=rates.table()["asked"]["unknown"]["architecture"])
+    return by_hand(settings, classes, resolution) or by_hand(other, classes, resolution) or UNKNOWN
+
+
+def counted(settings: NetworkSettings, classes: int, resolution: int) -> Figures:
+    """Build a network without its numbers and count: 2 FLOP a multiplication with addition, in convolutions and products.
+
+    Raises:
+        WmddError: there is no such network, or it does not take images of this size.
+    """
     try:
         return _counted(settings, classes, resolution, "meta")
     except (NotImplementedError, RuntimeError):  # it does something that needs numbers
@@ -68,11 +79,17 @@ def figures(settings: NetworkSettings, classes: int, resolution: int) -> Figures
 
 
 def _counted(settings: NetworkSettings, classes: int, resolution: int, device: str) -> Figures:
+    import torch
+
+    from wmdd.batchnorm import layers
+    from wmdd.engine import flop
+    from wmdd.models import build
+
     with torch.device(device):
-        network: Network = build(settings, classes, resolution, torch.Generator("cpu"))
+        network = build(settings, classes, resolution, torch.Generator("cpu"))
     channels = sum(layer.num_features for layer in layers(network).values())
     stored = sum(tensor.nbytes for tensor in network.state_dict().values())
-    return Figures(flop(network, resolution), network.head.in_features, channels, stored)
+    return Figures(flop(network, resolution), network.head.in_features, channels, stored, NAN)
 
 
 @dataclass(frozen=True)
@@ -90,12 +107,23 @@ class Pictures:
 
         A split that fits into memory is decoded once.
         """
-        limit = RESIDENT_MB * 2**20 / (3 * self.resolution**2) if self.resolution else NAN
         times = [
-            (1.0 if count <= limit and looks else looks) * count
+            (1.0 if looks and self.held(count) else looks) * count
             for count, looks in ((self.train, train), (self.val, val))
         ]
         return sum(times) if self.encoded else 0
+
+    def held(self, count: float) -> float:
+        """Return the bytes of a split in memory: all of it if it fits (`wmdd.feeding`), else nothing."""
+        size = 3 * count * self.resolution**2
+        return size if size <= _resident_mb() * 2**20 else 0
+
+
+def _resident_mb() -> float:
+    try:
+        return float(os.environ.get("WMDD_RESIDENT_MB", RESIDENT_MB))
+    except ValueError:  # the stages will say so
+        return RESIDENT_MB
 
 
 def pictures(name: str, settings: DataSettings, note: Callable[[str], None], folder: Path = Path("data")) -> Pictures:
@@ -103,14 +131,12 @@ def pictures(name: str, settings: DataSettings, note: Callable[[str], None], fol
 
     Folders of one's own are listed. What is missing is told to `note`.
     """
-    from wmdd.data import PIXELS
-
     path, entry = folder / f"{name}.h5", catalogue.known(settings.source)
-    if path.is_file() and (meta := artifacts.load_meta(path)).get("settings") == settings.model_dump(mode="json"):
+    if path.is_file() and (meta := _meta(path)).get("settings") == settings.model_dump(mode="json"):
         train, val = (sum(meta["counts"][split]) for split in ("train", "val"))
         return Pictures(train, val, meta["resolution"], path.stat().st_size, meta["storage"] == "encoded")
     train, val, reason = _stated(settings, entry, "train"), _stated(settings, entry, "val"), ""
-    resolution, each = settings.resolution or (32 if entry.layout in ("cifar", "digits") else 0), _archived(entry)
+    resolution, each = stated_side(settings), _archived(entry)
     if settings.source == "imagefolder":
         try:
             train, val, side, each = _listed(settings)
@@ -124,9 +150,30 @@ def pictures(name: str, settings: DataSettings, note: Callable[[str], None], fol
             f"{name}: its pictures are not known yet{reason}; make data/{name}.h5, or set data.train_images, "
             "val_images and resolution"
         )
+    return _stored(settings, train, val, resolution, each)
+
+
+def assumed_pictures(settings: DataSettings) -> Pictures:
+    """Return what the settings and the table tell of a dataset, and `unknown` for the rest; no file is looked at."""
+    entry, unknown = catalogue.known(settings.source), rates.table()["asked"]["unknown"]
+    stated = {split: _stated(settings, entry, split) for split in ("train", "val")}
+    train, val = (unknown[split] * settings.classes if math.isnan(n) else n for split, n in stated.items())
+    train = min(train, (settings.images_per_class or math.inf) * settings.classes)
+    resolution, each = stated_side(settings) or unknown["resolution"], _archived(entry)
+    return _stored(settings, train, val, resolution, 3 * resolution**2 if math.isnan(each) else each)
+
+
+def _stored(settings: DataSettings, train: float, val: float, resolution: int, each: float) -> Pictures:
+    """Return pictures as the data stage will store them; `each` is the mean size of their files."""
     pixels = (train + val) * 3 * (resolution or NAN) ** 2
     encoded = pixels > PIXELS if settings.storage == "auto" else settings.storage == "encoded"
     return Pictures(train, val, resolution, (train + val) * each if encoded else pixels, encoded)
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    from wmdd import artifacts
+
+    return artifacts.load_meta(path)
 
 
 def _stated(settings: DataSettings, entry: catalogue.Known, split: str) -> float:
@@ -176,6 +223,8 @@ class Job:
         decoded: pictures that are decoded beside it.
         seconds: of work that runs no network, on one core.
         gpus: that share it.
+        memory: bytes of the arrays that it holds in the memory of the CPU.
+        passed: bytes of the images and layers of its largest pass through a network, on the GPU if there is one.
     """
 
     rule: str
@@ -191,6 +240,8 @@ class Job:
     decoded: float = 0
     seconds: float = 0
     gpus: int = 1
+    memory: float = 0
+    passed: float = 0
 
     @property
     def stage(self) -> str | None:
@@ -212,19 +263,24 @@ class Work:
             self.notes.append(line)
 
 
-def work(experiment: Experiment) -> Work:
+def work(experiment: Experiment, assume: bool = False) -> Work:
     """Return all jobs of an experiment.
+
+    Args:
+        experiment: its matrix is run.
+        assume: what the settings don't tell, as the workflow does: no file is looked at and no network built.
 
     Raises:
         WmddError: the matrix is empty, or a network is unknown or does not take the images.
     """
-    draft = _Draft(experiment)
+    draft = _Draft(experiment, assume)
     for r in experiment.runs():
         draft.add(r)
     found = draft.found
     if not found.jobs:
         raise WmddError("the experiment has an empty matrix; list datasets, methods and ipc under `matrix:`")
-    found.jobs[("report",)] = Job("report", needs=tuple(key for key in found.jobs if key[0] != "grid"))
+    needs = tuple(key for key in found.jobs if key[0] != "grid")
+    found.jobs[("report",)] = Job("report", needs=needs, memory=2**27 + 2**18 * len(needs))  # the JSON of each
     return found
 
 
@@ -258,27 +314,40 @@ class _Scene:
 
     def runs(self, network: NetworkSettings) -> dict[str, int]:
         """Return what decides the rate of a job that runs a network."""
-        width = network.width if network.architecture in (*RESNETS, *CONVNETS) else 0
-        return {"resolution": self.pictures.resolution, "width": width}
+        return {"resolution": self.pictures.resolution, "width": rated_width(network)}
+
+    def training(self, images: float, network: Figures) -> float:
+        """Return the bytes of a step: images and the copies that views make, and the layers' outputs with normalised ones."""
+        return images * (24 * self.pixels + 8 * network.outputs)
+
+    def looking(self, images: float, network: Figures) -> float:
+        """Return the bytes of a pass without a gradient, in which outputs are soon forgotten."""
+        return images * (12 * self.pixels + 4 * network.outputs)
+
+    def solving(self, atoms: int, features: float) -> float:
+        """Return the bytes of the barycenter of a class: its points and some copies, plans; and the labels of all."""
+        return self.points * 16 * (features + atoms) + 24 * self.pictures.train
 
 
 class _Draft:
     """Collects the jobs, each once."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment, self.found = experiment, Work()
-        self.resolve = cache(experiment.resolve)
+    def __init__(self, experiment: Experiment, assume: bool = False) -> None:
+        self.experiment, self.found, self.assume = experiment, Work(), assume
+        self.resolve = experiment.resolve
         self.scene = cache(self._scene)
         self.pictures = cache(self._pictures)
+        self.figures = assumed_figures if assume else figures
         self.first = min((r.seed for r in experiment.runs()), default=0)
 
     def _pictures(self, dataset: str) -> Pictures:
-        return pictures(dataset, self.resolve("data", dataset=dataset), self.found.note)
+        settings = self.resolve("data", dataset=dataset)
+        return assumed_pictures(settings) if self.assume else pictures(dataset, settings, self.found.note)
 
     def _scene(self, dataset: str, teacher: str) -> _Scene:
         known, classes = self.pictures(dataset), self.resolve("data", dataset=dataset).classes
         network = network_of(self.resolve("teacher", dataset=dataset, teacher=teacher))
-        found = figures(network, classes, known.resolution)
+        found = self.figures(network, classes, known.resolution)
         return _Scene(classes, known, network, found, 3 * known.resolution**2 or NAN)
 
     def job(self, key: Key, of: tuple[Any, ...], needs: list[Key], **about: Any) -> Key:
@@ -292,14 +361,16 @@ class _Draft:
         recovered = self.experiment.family(r.method) == "recover"
         images = (self.images if recovered else self.select)(r, scene, cell)
         if r.seed == self.first:
-            self.job(("grid", *cell), (r.dataset, r.method, r.ipc), [images])
+            self.job(("grid", *cell), (r.dataset, r.method, r.ipc), [images], memory=2**28)
         self.student(r, scene, cell, images)
 
     def data(self, dataset: str) -> Key:
         if (key := ("data", dataset)) not in self.found.jobs:
             known = self.pictures(dataset)
             seconds = (known.train + known.val) / rates.nearest(rates.table()["cpu"]["data"], known.resolution)
-            self.job(key, (dataset,), [], seconds=seconds, moved=2 * known.disk, disk=known.disk)
+            pixels = 3 * (known.train + known.val) * known.resolution**2
+            memory = 2.5 * min(pixels, 2**28)  # read by pieces, but for CIFAR's few files
+            self.job(key, (dataset,), [], seconds=seconds, moved=2 * known.disk, disk=known.disk, memory=memory)
         return key
 
     def teacher(self, r: Run, scene: _Scene) -> Key:
@@ -308,7 +379,8 @@ class _Draft:
             settings, known = self.resolve("teacher", dataset=r.dataset, teacher=r.teacher), scene.pictures
             epochs, looks = (0, 1) if settings.weights else (settings.epochs, evaluations(settings))
             seen, looked = epochs * known.train, looks * known.val
-            epoch = _mean_flop(settings, scene) if epochs else 0
+            epoch = self.mean_flop(settings, scene) if epochs else 0
+            step = scene.training(epochs and settings.batch_size / settings.accumulate, scene.teacher)
             self.job(
                 key, (r.dataset,), [self.data(r.dataset)],
                 images=seen + looked,
@@ -317,7 +389,10 @@ class _Draft:
                 moved=(seen + looked) * scene.pixels,
                 disk=scene.teacher.bytes,
                 decoded=known.decoded(epochs, looks),
-                gpus=self.experiment.gpus(r.teacher),
+                gpus=self.experiment.gpus(r.teacher) if epochs else 1,
+                memory=(known.held(known.train) if epochs else 0) + known.held(known.val)
+                + 6 * scene.teacher.bytes + 16 * LOOKED * scene.pixels,
+                passed=max(step, scene.looking(LOOKED, scene.teacher)),
                 **scene.runs(scene.network),
             )  # fmt: skip
         return key
@@ -329,8 +404,10 @@ class _Draft:
         if (key := ("gather" if shared else "features", *of)) in self.found.jobs:
             return key
         needs, count = [self.data(r.dataset), self.teacher(r, scene)], scene.pictures.train
-        disk = count * (4 * scene.teacher.features + 8) + 16 * scene.classes * scene.teacher.channels
-        runs = scene.runs(scene.network)
+        moments = 16 * scene.classes * scene.teacher.channels
+        disk = count * (4 * scene.teacher.features + 8) + moments
+        runs, size = scene.runs(scene.network), self.resolve("features", dataset=r.dataset).batch_size
+        at_once = min(size, max(1, CACHED // max(1, scene.pictures.resolution) ** 2))
 
         def part(key: Key, share: float) -> Key:
             images, written = share * count, share * disk
@@ -341,42 +418,54 @@ class _Draft:
                 moved=images * scene.pixels + written,
                 disk=written,
                 decoded=share * scene.pictures.decoded(1, 0),
+                memory=5 * SHARD + 3 * moments + 16 * count + 16 * size * scene.pixels + scene.teacher.bytes,
+                passed=scene.looking(at_once, scene.teacher),
                 **runs,
             )  # fmt: skip
 
         if not shared:
             return part(key, 1)
-        parts = [part(("features_part", *of, block), _size(block) / scene.classes) for block in blocks]
-        return self.job(key, (r.dataset,), parts, moved=2 * disk, disk=disk)
+        parts = [part(("features_part", *of, block), size_of(block) / scene.classes) for block in blocks]
+        return self.job(
+            key, (r.dataset,), parts, moved=2 * disk, disk=disk, memory=5 * SHARD + 3 * moments + 16 * count
+        )
 
     def images(self, r: Run, scene: _Scene, cell: Key) -> Key:
         """Add barycenter and recover of each block, and the job that joins them."""
         key, of = ("images", *cell), (r.dataset, r.method, r.ipc)
         if key not in self.found.jobs:
-            blocks = self.experiment.blocks(r.dataset, r.method, r.ipc)
+            blocks = self.experiment.blocks(r.dataset, r.teacher, r.method, r.ipc)
             parts = [self.recover(r, scene, (*cell, block)) for block in blocks]
             disk = scene.classes * r.ipc * scene.pixels
-            self.job(key, of, parts, moved=2 * disk, disk=disk)
+            largest = max(map(size_of, blocks)) * r.ipc * scene.pixels
+            self.job(key, of, parts, moved=2 * disk, disk=disk, memory=3 * largest)
         return key
 
     def recover(self, r: Run, scene: _Scene, cell: Key) -> Key:
-        settings, count = self.resolve("recover", dataset=r.dataset, method=r.method), _size(cell[-1])
+        settings, count = self.resolve("recover", dataset=r.dataset, method=r.method), size_of(cell[-1])
         needs = [self.teacher(r, scene), self.features(r, scene)]
         needs += [self.barycenter(r, scene, cell)] if settings.feature_weight > 0 else []
-        passes = settings.iterations * count * r.ipc
+        flop, moved = recovering(settings, count * r.ipc, scene.teacher.flop, scene.pictures.resolution)
+        pixels = scene.pixels / 3
+        few, many = min(AT_ONCE[0], AT_ONCE[1] / pixels), LARGEST * 224**2 / pixels
+        at_once = settings.batch_size if settings.coupled else max(r.ipc, few)
         return self.job(
             ("recover", *cell), (r.dataset, r.method, r.ipc), needs,
-            images=passes,
+            images=settings.iterations * count * r.ipc,
             steps=settings.iterations * _recover_batches(count, r.ipc, settings),
-            flop=2 * passes * scene.teacher.flop,
-            moved=24 * passes * scene.pixels,  # float32 pixels and Adam's two moments, read and written
+            flop=flop,
+            moved=moved,
             disk=count * r.ipc * scene.pixels,
+            # four copies of the block as float32 in the end, three of the images at once in a checkpoint; statistics, atoms
+            memory=4 * scene.pixels * (4 * count * r.ipc + 3 * min(count * r.ipc, many)) + 2 * scene.teacher.bytes
+            + count * (32 * scene.teacher.channels + 8 * r.ipc * scene.teacher.features),
+            passed=scene.training(min(count * r.ipc, at_once), scene.teacher),
             **scene.runs(scene.network),
         )  # fmt: skip
 
     def barycenter(self, r: Run, scene: _Scene, cell: Key) -> Key:
         """Add the barycenters of a block. At least every point meets every atom once."""
-        solver, count = self.resolve("barycenter", dataset=r.dataset, method=r.method), _size(cell[-1])
+        solver, count = self.resolve("barycenter", dataset=r.dataset, method=r.method), size_of(cell[-1])
         features, disk = count * scene.points * scene.teacher.features, 4 * count * r.ipc * (scene.teacher.features + 1)
         return self.job(
             ("barycenter", *cell), (r.dataset, r.method, r.ipc), [self.features(r, scene)],
@@ -384,6 +473,7 @@ class _Draft:
             flop=2 * features * r.ipc,
             moved=4 * features + disk,
             disk=disk,
+            memory=2 * disk + scene.solving(r.ipc, scene.teacher.features),
         )  # fmt: skip
 
     def seconds(self, solver: BarycenterSettings, scene: _Scene, atoms: int) -> float:
@@ -403,7 +493,7 @@ class _Draft:
                 self.resolve("select", dataset=r.dataset, method=r.method),
                 scene.classes * r.ipc * scene.pixels,
             )
-            needs, about = [self.data(r.dataset)], {"moved": 2 * disk}
+            needs, about = [self.data(r.dataset)], {"moved": 2 * disk, "memory": 2 * disk}
             if settings.strategy != "random":
                 needs.append(self.features(r, scene))
                 solver = self.resolve("barycenter", dataset=r.dataset, method=r.method)
@@ -411,6 +501,7 @@ class _Draft:
                 features = scene.classes * scene.points * scene.teacher.features
                 about = {"moved": 2 * disk + 4 * features, "flop": 2 * features * r.ipc}
                 about["seconds"] = scene.classes * self.seconds(free, scene, r.ipc)
+                about["memory"] = 2 * disk + scene.solving(r.ipc, scene.teacher.features)
             self.job(key, (r.dataset, r.method, r.ipc), needs, disk=disk, **about)
         return key
 
@@ -425,9 +516,10 @@ class _Draft:
         elif taught != "hard":
             needs, each = [*needs, self.relabel(r, scene, cell, images)], bytes_of_view(labels, scene.classes)
         network, count = network_of(settings), scene.classes * r.ipc
-        flop = figures(network, scene.classes, scene.pictures.resolution).flop
-        looks = evaluations(settings)
+        mine, looks = self.figures(network, scene.classes, scene.pictures.resolution), evaluations(settings)
+        flop, size = mine.flop, min(count, settings.batch_size)
         seen, looked = settings.epochs * count, looks * scene.pictures.val
+        step = scene.training(size, mine) + (scene.looking(size, scene.teacher) if taught == "online" else 0)
         return self.job(
             ("student", *cell, r.student, r.protocol, str(r.run // together)), (r.dataset, r.method, r.ipc), needs,
             images=together * (seen + looked),
@@ -435,8 +527,21 @@ class _Draft:
             flop=together * (seen * (3 * flop + asked) + looked * flop),
             moved=together * (seen * (4 * scene.pixels + each) + looked * scene.pixels),
             decoded=together * scene.pictures.decoded(0, looks),
+            memory=1.25 * count * scene.pixels + scene.pictures.held(scene.pictures.val) + 16 * LOOKED * scene.pixels
+            + 6 * together * mine.bytes + 8 * count * scene.classes,
+            passed=together * max(step, scene.looking(LOOKED, mine)),
             **scene.runs(network),
         )  # fmt: skip
+
+    def mean_flop(self, settings: Any, scene: _Scene) -> float:
+        """Return the FLOP of a forward pass in training, the mean over epochs, whose images may grow; assumed full."""
+        side = scene.pictures.resolution
+        if settings.progressive_from == 1 or not side or self.assume:
+            return scene.teacher.flop
+        from wmdd.teacher import side_of
+
+        sides = [side_of(settings, side, epoch) for epoch in range(settings.epochs)]
+        return sum(figures(scene.network, scene.classes, each).flop for each in sides) / len(sides)
 
     def relabel(self, r: Run, scene: _Scene, cell: Key, images: Key) -> Key:
         if (key := ("relabel", *cell, r.protocol)) not in self.found.jobs:
@@ -448,6 +553,8 @@ class _Draft:
                 flop=seen * scene.teacher.flop,
                 moved=seen * (4 * scene.pixels + each),
                 disk=seen * each,
+                memory=scene.classes * r.ipc * (1.25 * scene.pixels + 16 * scene.classes) + 2 * scene.teacher.bytes,
+                passed=2 * scene.looking(min(scene.classes * r.ipc, settings.batch_size), scene.teacher),
                 **scene.runs(scene.network),
             )  # fmt: skip
         return key
@@ -456,15 +563,6 @@ class _Draft:
 def network_of(settings: NetworkSettings) -> NetworkSettings:
     """Return those of a teacher's or student's settings that its network depends on."""
     return NetworkSettings(**{name: getattr(settings, name) for name in NetworkSettings.model_fields})
-
-
-def _mean_flop(settings: Any, scene: _Scene) -> float:
-    """Return the FLOP of a forward pass in training, the mean over epochs, whose images may grow."""
-    from wmdd.teacher import side_of
-
-    side = scene.pictures.resolution
-    sides = [side_of(settings, side, epoch) if side else 0 for epoch in range(settings.epochs)]
-    return sum(figures(scene.network, scene.classes, each).flop for each in sides) / len(sides)
 
 
 def _recover_batches(classes: int, k: int, settings: RecoverSettings) -> int:
@@ -478,7 +576,7 @@ def _batches(images: float, size: int) -> float:
     return NAN if math.isnan(images) else math.ceil(images / size)
 
 
-def _size(block: str) -> int:
+def size_of(block: str) -> int:
     """Return how many classes a block `classes{first}-{last}` has."""
     first, _, last = block.removeprefix("classes").partition("-")
     return int(last) - int(first) + 1

@@ -1,5 +1,6 @@
 """Design property 1: a change reruns exactly the stages that use it, and what follows from them."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,18 @@ def test_gpus_of_a_teacher_rerun_nothing(run: Workspace) -> None:
     assert run.pending() == {}
     forced = run.snakemake("--dry-run", "--forcerun", "teacher", "--printshellcmds")
     assert " --processes 8 " in forced.stdout + forced.stderr
+
+
+def test_the_size_of_jobs_reruns_nothing_while_the_blocks_stay(run: Workspace) -> None:
+    """Time limits, memory and GPUs are asked for, and no result depends on them."""
+    config = run.config
+    run.config = config | {"jobs": {"minutes": 60, "device": "cpu-core"}}
+    assert run.pending() == {}
+    for device, gpus in {"auto": 1, "cpu": 0}.items():
+        run.config = config | {"engine": config["engine"] | {"device": device}}
+        forced = run.snakemake("--dry-run", "--forcerun", "recover")
+        asked = re.search(r"rule recover:.*?resources: (.*?)\n", forced.stdout + forced.stderr, re.DOTALL)[1]
+        assert re.search(rf"\bruntime=10\b.*\bgpu={gpus}\b.*\bmem_mb=\d{{4}}\b", asked)
 
 
 def edit(path: Path, old: str, new: str) -> None:

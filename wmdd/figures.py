@@ -1,0 +1,154 @@
+"""Figures: what a network has and does at a resolution, counted by hand, without torch, so that a workflow can ask cheaply.
+
+Of the networks of `wmdd.models` that have a name of their own; libraries' are counted on themselves (`wmdd.work.figures`).
+A convolution from a to b channels with k x k weights and h x h outputs is 2 a b k^2 h^2 FLOP; nothing but convolutions and
+products counts. Tests compare all of it with `torch.utils.flop_counter` and with the networks' own parameters.
+"""
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from wmdd import catalogue
+
+if TYPE_CHECKING:
+    from wmdd.settings import DataSettings, NetworkSettings, RecoverSettings
+
+RESNETS = {  # name -> (bottleneck, blocks a stage); as in wmdd.models, which imports torch
+    "resnet18": (False, (2, 2, 2, 2)),
+    "resnet34": (False, (3, 4, 6, 3)),
+    "resnet50": (True, (3, 4, 6, 3)),
+    "resnet101": (True, (3, 4, 23, 3)),
+}
+CONVNETS = {"convnet3": 3, "convnet4": 4}
+VIT = (192, 12, 3)  # vit-tiny: width, layers, heads
+NAN = math.nan
+
+
+class Figures(NamedTuple):
+    """Of a network at a resolution."""
+
+    flop: float  # of the forward pass of one image
+    features: float  # D
+    channels: float  # of all BatchNorm layers
+    bytes: float  # of parameters and buffers
+    outputs: float  # numbers that the convolutions and products of one image make
+
+
+UNKNOWN = Figures(NAN, NAN, NAN, NAN, NAN)
+
+
+class _Count:
+    """Adds up the layers of a network."""
+
+    def __init__(self) -> None:
+        self.flop = self.outputs = self.numbers = self.channels = self.norms = 0
+
+    def convolution(self, inputs: int, outputs: int, size: int, side: int, bias: bool = False) -> None:
+        self.flop += 2 * inputs * outputs * size**2 * side**2
+        self.outputs += outputs * side**2
+        self.numbers += inputs * outputs * size**2 + outputs * bias
+
+    def batchnorm(self, channels: int) -> None:
+        self.channels += channels
+        self.norms += 1
+
+    def linear(self, inputs: int, outputs: int, rows: int = 1) -> None:
+        self.flop += 2 * rows * inputs * outputs
+        self.outputs += rows * outputs
+        self.numbers += inputs * outputs + outputs
+
+    def figures(self, features: int) -> Figures:
+        """Return the sums; a BatchNorm has four numbers a channel and counts its batches in eight bytes."""
+        stored = 4 * (self.numbers + 4 * self.channels) + 8 * self.norms
+        return Figures(self.flop, features, self.channels, stored, self.outputs)
+
+
+def by_hand(settings: "NetworkSettings", classes: int, resolution: int) -> Figures | None:
+    """Count a network, or return None if it is a library's, unknown, or does not take images of this side."""
+    name = settings.architecture
+    if resolution and name in RESNETS:
+        return _resnet(settings, classes, resolution)
+    if resolution and name in CONVNETS and resolution >> CONVNETS[name]:
+        return _convnet(settings, classes, resolution)
+    if resolution > 1 and name == "vit-tiny":
+        return _vit(classes, resolution)
+    return None
+
+
+def _resnet(settings: "NetworkSettings", classes: int, resolution: int) -> Figures:
+    bottleneck, depth = RESNETS[settings.architecture]
+    small = "cifar" if resolution <= 48 else "tiny" if resolution <= 112 else "imagenet"
+    stem = small if settings.stem == "auto" else settings.stem
+    size, stride = {"cifar": (3, 1), "tiny": (3, 2), "imagenet": (7, 2)}[stem]
+    count, side, inputs = _Count(), -(-resolution // stride), settings.width
+    count.convolution(3, inputs, size, side)
+    count.batchnorm(inputs)
+    side = -(-side // 2) if stem == "imagenet" else side
+    for stage, blocks in enumerate(depth):
+        width = settings.width << stage
+        outputs = 4 * width if bottleneck else width
+        for block in range(blocks):
+            stride = 2 if stage and not block else 1
+            after = -(-side // stride)
+            layers = [(inputs, width, 3, after), (width, width, 3, after)]
+            if bottleneck:
+                layers = [(inputs, width, 1, side), (width, width, 3, after), (width, outputs, 1, after)]
+            if stride > 1 or inputs != outputs:
+                layers.append((inputs, outputs, 1, after))
+            for a, b, k, h in layers:
+                count.convolution(a, b, k, h)
+                count.batchnorm(b)
+            side, inputs = after, outputs
+    count.linear(inputs, classes)
+    return count.figures(inputs)
+
+
+def _convnet(settings: "NetworkSettings", classes: int, resolution: int) -> Figures:
+    count, width = _Count(), settings.width
+    for layer in range(CONVNETS[settings.architecture]):
+        count.convolution(width if layer else 3, width, 3, resolution >> layer, bias=True)
+        if settings.norm == "batch":
+            count.batchnorm(width)
+        else:
+            count.numbers += 2 * width
+    features = width * (resolution >> CONVNETS[settings.architecture]) ** 2
+    count.linear(features, classes)
+    return count.figures(features)
+
+
+def _vit(classes: int, resolution: int) -> Figures:
+    width, layers, heads = VIT
+    patch = next(p for p in range(max(2, math.ceil(resolution / 16)), resolution + 1) if resolution % p == 0)
+    tokens, count = (resolution // patch) ** 2 + 1, _Count()
+    count.convolution(3, width, patch, resolution // patch, bias=True)
+    count.numbers += (1 + tokens) * width  # of the class and of places
+    for _ in range(layers):
+        count.linear(width, 3 * width, tokens)
+        count.flop += 2 * 2 * tokens**2 * width
+        count.outputs += tokens**2 * heads + tokens * width
+        for inputs, outputs in (width, width), (width, 4 * width), (4 * width, width):
+            count.linear(inputs, outputs, tokens)
+        count.numbers += 2 * 2 * width
+    count.numbers += 2 * width
+    count.linear(width, classes)
+    return count.figures(width)
+
+
+def rated_width(settings: "NetworkSettings") -> int:
+    """Return the width by which the rates of a device are scaled; 0 for networks that have none."""
+    return settings.width if settings.architecture in (*RESNETS, *CONVNETS) else 0
+
+
+def stated_side(settings: "DataSettings") -> int:
+    """Return the side of a dataset's images, as far as its settings tell; 0: they don't."""
+    return settings.resolution or (32 if catalogue.known(settings.source).layout in ("cifar", "digits") else 0)
+
+
+def recovering(settings: "RecoverSettings", images: float, flop: float, resolution: int) -> tuple[float, float]:
+    """Return FLOP and bytes that move through memory (at least) of recovering some images.
+
+    Each iteration is a forward pass and the gradient of the image, of a network whose forward pass is `flop`; float32 pixels
+    and Adam's two moments are read and written.
+    """
+    passes = settings.iterations * images
+    return 2 * passes * flop, 24 * passes * (3 * resolution**2 or NAN)
