@@ -37,7 +37,7 @@ test: setup  ## run the tests
 	.venv/bin/python -m pytest
 
 test-slurm: setup  ## run the workflow on a real SLURM, started here for it (as root, on Debian: see docs/cluster.md)
-	.venv/bin/python -m pytest -m slurm tests/cluster
+	.venv/bin/python -m pytest -rs -m slurm tests/cluster
 
 lint: setup  ## check style and types
 	.venv/bin/ruff check
