@@ -120,7 +120,7 @@ def from_teacher(file):
 
 
 def asked(rule, resource):
-    """What jobs ask a scheduler for (mem_mb, runtime in minutes, or gpu), twice as much at each retry."""
+    """What jobs ask a scheduler for (mem_mb, runtime in minutes, or gpu), more at a retry."""
     return lambda wildcards, attempt, threads: getattr(REQUESTS.of(rule, wildcards, attempt, threads), resource)
 
 

@@ -1,9 +1,9 @@
 r"""Resources: the time, memory and GPUs that a job asks a scheduler for, from the estimate of its work (wmdd/work.py, plan.py).
 
-At the a-th attempt a job asks for
+At the a-th attempt a job asks, with r = 1, 2, 4, 4, ..., for
 
-    runtime = 2^(a-1) (3 T + start)                  minutes; T is its time on `jobs.device`, at least 10 in all
-    mem_mb  = 2^(a-1) 1.3 (base + cuda + A)          A is what it holds: data, images, labels, weights; on a CPU its passes too
+    runtime = r (3 T + start)                  minutes; T is its time on `jobs.device`, at least 10 in all
+    mem_mb  = r 1.3 (base + cuda + A)          A is what it holds: data, images, labels, weights; on a CPU its passes too
 
 (the numbers: `asked` in rates.yaml; docs/cost.md). T is that of the plan, but no less than the decoding of pictures takes on
 the job's threads, nor than a GPU's steps take to be launched; and images are compressed. Memory is that of the CPU. All depends
@@ -39,6 +39,7 @@ WILDCARDS = {  # of each rule, in the order of the keys of `wmdd.work`
     "grid": CELL,
     "report": (),
 }
+MOST = 2  # doublings: a job that is preempted again and again must stay one that a node can take
 IMAGES = ("recover", "images", "select")  # that write compressed images
 
 
@@ -69,13 +70,13 @@ class Requests:
         Args:
             rule: of the job; student, whichever runs it trains.
             wildcards: of the job.
-            attempt: 1, 2, ...: each asks for twice as much as the one before.
+            attempt: 1, 2, 3, ...: once, twice and from then on four times as much.
             threads: of the CPU, that the job is given.
         """
         key = (rule, *(str(wildcards[name]) for name in WILDCARDS[rule]))
         if (found := self._found.get((key, threads))) is None:
             found = self._found[key, threads] = self.asked(self.jobs.get(key) or self._stranger(rule), threads)
-        times = 2 ** (attempt - 1)
+        times = 2 ** min(attempt - 1, MOST)
         return Request(times * found.runtime, times * found.mem_mb, found.gpu)
 
     def _stranger(self, rule: str) -> Job:

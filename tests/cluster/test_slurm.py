@@ -54,7 +54,7 @@ def test_cancelled_jobs_of_every_stage_and_25_kills_in_one_run(campaign: Campaig
         chosen = [job for job, rule in jobs.items() if rule in to_cancel] or [j for j in jobs if not to_cancel]
         if chosen:
             job = draw.choice(chosen)
-            time.sleep(draw.uniform(0, 6))
+            time.sleep(draw.uniform(0, 5))
             if jobs[job] in to_cancel:
                 campaign.cluster.cancel(job)
                 to_cancel.remove(jobs[job])
