@@ -139,6 +139,11 @@ class Campaign:
         assert not left, "checkpoints or temporary files were left"
         return results(self.run)
 
+    def status(self) -> str:
+        """Return what `python -m wmdd status` says."""
+        command = [sys.executable, "-m", "wmdd", "status", "--configfile", "tiny.yaml"]
+        return subprocess.run(command, cwd=self.run.root, check=True, capture_output=True, text=True).stdout
+
     def records(self) -> list[slurm.Record]:
         """Return the accounts of this campaign's jobs."""
         return [r for r in self.cluster.records() if r.id not in self.seen]

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 import subprocess
 import time
 from contextlib import suppress
@@ -105,10 +106,13 @@ def test_killed_snakemake_started_again(campaign: Campaign, alone: BITS) -> None
     """Its jobs run on; the same command completes the run beside them."""
     campaign.start()
     campaign.process_of("recover")
+    said = campaign.status()
+    assert re.search(r"^Running:\n  recover .*\n    .*iteration", said, re.MULTILINE), said
     campaign.kill()
     campaign.start()
     assert_same(campaign.finish(), alone)
     assert "is gone; its lock is removed" in campaign.log.read_text()
+    assert re.search(r"^(\d+) of \1 jobs done", campaign.status(), re.MULTILINE)
 
 
 def test_daemons_that_come_and_go(campaign: Campaign, alone: BITS) -> None:
