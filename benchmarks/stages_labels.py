@@ -28,7 +28,7 @@ def written(path: Path, made: Any, logits: Iterable[Tensor], seed: int, classes:
     with artifacts.writing(path) as writer:
         writer.meta = {"classes": [str(c) for c in range(classes)], "settings": {"epochs": made.epochs}}
         for part in logits:
-            labels.append(writer, part, made)
+            labels.append(writer, labels.rows_of(part, made))
         writer.put("seeds", np.array(relabel.seeds_of(seed, made.labelled)))
 
 
