@@ -37,6 +37,8 @@ def cluster() -> Iterator[slurm.Cluster]:
     try:
         with slurm.cluster(folder) as made:
             yield made
+    except slurm.NoSlurmError as error:
+        pytest.skip(str(error))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -128,7 +130,7 @@ class Campaign:
         assert self.process.wait(seconds) != 0, self.tail()
         return self.log.read_text(errors="replace")
 
-    def finish(self, seconds: float = 600) -> dict[str, bytes]:
+    def finish(self, seconds: float = 1200) -> dict[str, bytes]:
         """Wait for the end, which must be a good one, and return the results."""
         assert self.process is not None
         with suppress(subprocess.TimeoutExpired):

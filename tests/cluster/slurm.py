@@ -12,11 +12,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 ETC = Path("/etc/slurm")  # compiled in; Snakemake's plugin removes SLURM_CONF from a job's environment
 MARK = "ClusterName=wmdd"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmdbd", "sbatch", "sacct", "mariadbd", "mariadb-install-db")
 PACKAGES = "slurm-wlm munge slurmdbd mariadb-server"
 DEAD = ("CANCELLED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED")
+
+
+class NoSlurmError(Exception):
+    """There is no SLURM to be had; says why."""
 
 
 def why_not() -> str | None:
@@ -39,7 +45,8 @@ def _path() -> str:
 
 
 def _process(name: str) -> bool:
-    return subprocess.run(["pgrep", "-x", name], capture_output=True, check=False).returncode == 0
+    found = [process.info for process in psutil.process_iter(["name", "status"])]
+    return any(each["name"] == name and each["status"] != psutil.STATUS_ZOMBIE for each in found)
 
 
 def wait(what: str, true: Callable[[], object], seconds: float = 60) -> None:
@@ -230,10 +237,17 @@ def _gone(pid: int) -> bool:
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
-    """Start a cluster, and stop it in the end."""
+    """Start a cluster, and stop it in the end.
+
+    Raises:
+        NoSlurmError: it does not start.
+    """
     made = Cluster(folder)
     try:
-        made.start()
+        try:
+            made.start()
+        except (OSError, subprocess.SubprocessError) as error:  # TimeoutError is an OSError
+            raise NoSlurmError(f"SLURM does not start here: {' '.join(str(error).split())}") from None
         yield made
     finally:
         made.stop()
