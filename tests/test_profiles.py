@@ -1,7 +1,9 @@
 """profiles/: what a site edits is read by the plugin as it stands, and the rules know nothing of any scheduler."""
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,19 @@ def test_retries_stand_in_the_profile_alone() -> None:
 def test_rules_name_no_scheduler(path: Path) -> None:
     code = "\n".join(line.partition("#")[0] for line in path.read_text().splitlines())
     assert not re.search(r"slurm|sbatch|partition|qos|pbs\b|lsf\b|kubernetes", code, re.IGNORECASE)
+
+
+def test_snakemake_takes_the_profile_by_its_name(tmp_path: Path) -> None:
+    subprocess.run(["make", "profile", f"XDG_CONFIG_HOME={tmp_path}"], cwd=ROOT, check=True, capture_output=True)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--dry-run", "--profile", "slurm", "--configfile", str(ROOT / "config/config.yaml")],
+        cwd=tmp_path, env=os.environ | {"XDG_CONFIG_HOME": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "Using profiles slurm and" in said
+    assert "slurm_extra=--signal=USR1@120" in said
 
 
 def test_make_profile_lets_snakemake_find_it(tmp_path: Path) -> None:

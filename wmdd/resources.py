@@ -107,9 +107,8 @@ class Requests:
     def _memory(self, job: Job, on_gpu: bool, threads: int) -> int:
         asked = rates.table()["asked"]["memory"]
         held = 0.0 if math.isnan(job.memory) else job.memory
-        if (
-            job.stage is not None and self.device.kind == "cpu"
-        ):  # whose threads run passes of their own, but of one batch
+        if job.stage is not None and self.device.kind == "cpu":
+            # its threads run passes of their own, but in recover of one batch
             passed = job.passed * (1 if job.stage == "recover" else max(1, threads))
             held += 0.0 if math.isnan(passed) else passed
         more = asked.get(job.rule.removesuffix("_part"), 0) + (asked["cuda"] if on_gpu else 0)

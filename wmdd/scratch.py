@@ -111,9 +111,8 @@ def _copy(path: Path, copy: Path, size: int) -> None:
         OSError: there is no room.
         WmddError: the disk became full meanwhile.
     """
-    for left in copy.parent.glob(
-        f".{glob.escape(copy.name)}.*.part"
-    ):  # of a job that was killed, as nobody else copies
+    # of a job that was killed, as nobody else copies
+    for left in copy.parent.glob(f".{glob.escape(copy.name)}.*.part"):
         left.unlink()
     free = shutil.disk_usage(copy.parent).free
     if free < size:

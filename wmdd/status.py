@@ -268,9 +268,8 @@ def _state(found: Found, since: float | None, lives: bool, now: float) -> str:
     if made:
         return "out of date"  # Snakemake was gone before it saw the job's end
     if found.logged and (since is not None or end in ("middle", "signal") or scheduled(job, found.logged)):
-        return (
-            "stopped"  # else it ended well, as it says or (grid, report) as nobody denies, and its output was deleted
-        )
+        return "stopped"
+    # else it ended well, as it says or (grid, report) as nobody denies, and its output was deleted
     return "waiting" if job.waits else "ready"
 
 

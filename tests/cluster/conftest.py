@@ -61,10 +61,10 @@ class Campaign:
 
     def __init__(self, run: Workspace, cluster: slurm.Cluster) -> None:
         self.run, self.cluster = run, cluster
-        self.begun = int(time.time())
         self.log = run.root / "snakemake.log"
         self.process: subprocess.Popen[bytes] | None = None
-        self.seen: set[int] = set(cluster.jobs("ALL"))
+        # of earlier campaigns: the queue forgets them after minutes, the accounts know of them a moment later
+        self.seen = {*cluster.jobs("ALL"), *(record.id for record in cluster.records())}
 
     def command(self, *arguments: str) -> list[str]:
         """Poll faster than the profile does on a real cluster; otherwise the profile as it is."""
