@@ -17,6 +17,7 @@ include: "rules/data.smk"
 include: "rules/teacher.smk"
 include: "rules/recover.smk"
 include: "rules/select.smk"
+include: "rules/latent.smk"
 include: "rules/student.smk"
 include: "rules/report.smk"
 
@@ -24,6 +25,7 @@ include: "rules/report.smk"
 wildcard_constraints:
     dataset=NAME,
     teacher=NAME,
+    generator=NAME,
     method=NAME,
     student=NAME,
     protocol=NAME,
@@ -35,6 +37,7 @@ wildcard_constraints:
 
 localrules:
     all,
+    distances,
     grid,
     report,
 
@@ -43,6 +46,7 @@ rule all:
     default_target: True
     input:
         rules.report.output,
+        rules.distances.output if measurements() else [],
         grids(),
 
 
@@ -52,5 +56,6 @@ onsuccess:
         "results/report/datasets.md",
         "results/report/cost.md",
         "results/report/barycenters.md",
+        *(["results/report/distances.md"] if measurements() else []),
         "results/report/images/",
     )

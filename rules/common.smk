@@ -60,16 +60,18 @@ os.environ.setdefault("WANDB_RUN_GROUP", experiment.file.experiment)
 RUNS = list(experiment.runs())
 if not RUNS:
     raise WorkflowError("the experiment has an empty matrix; list datasets, methods and ipc under `matrix:`")
+METHODS = experiment.methods()
 ENGINE = experiment.file.engine
 REQUESTS = Requests(experiment)
 
 
 def settings(stage, *more):
     """Flags of a stage's settings for the wildcards of a job; `more` are further settings, or functions that give them."""
-    kinds = ("dataset", "teacher", "method", "protocol", "student")
+    kinds = ("dataset", "teacher", "generator", "method", "protocol", "student")
 
     def resolve(wildcards):
         of = {kind: wildcards[kind] for kind in kinds if kind in wildcards.keys()}
+        of |= {"generator": experiment.generator(of["method"])} if stage == "decode" else {}
         return as_flags(experiment.resolve(stage, **of), *(extra(of) if callable(extra) else extra for extra in more))
 
     return resolve
@@ -92,9 +94,14 @@ def solver(of):
     return experiment.resolve("barycenter", dataset=of["dataset"], method=of["method"])
 
 
-def family(name):
-    """A pattern for the methods of a family."""
-    methods = sorted({r.method for r in RUNS if experiment.family(r.method) == name})
+def generator(of):
+    """A generator's kind and model."""
+    return experiment.resolve("generator", dataset=of["dataset"], generator=of["generator"])
+
+
+def family(*names):
+    """A pattern for the methods of some families, of the matrix or that one of it starts from."""
+    methods = sorted(method for method in METHODS if experiment.family(method) in names)
     return "|".join(map(re.escape, methods)) or r"(?!)"
 
 
@@ -146,10 +153,70 @@ def features_of(wildcards):
     return from_teacher("features.h5")(wildcards) if select.strategy != "random" else []
 
 
+def start_of(wildcards):
+    """The images that recover begins with, where they are another method's."""
+    method = experiment.resolve("recover", dataset=wildcards.dataset, method=wildcards.method).start
+    return expand(rules.images.output.images, **dict(wildcards) | {"method": method})[0] if method else []
+
+
+def from_generator(file):
+    """A file of the generator of a job: the one in its path, or its method's; of the diffusion's encoder, if it has the file."""
+
+    def path(wildcards, encoder=True):
+        name = dict(wildcards).get("generator") or experiment.generator(wildcards.method)
+        name = experiment.encoder(name, wildcards.dataset) if encoder else name
+        # the seed in the path of a generator is its own, in that of a method the distillation's
+        seed = wildcards.seed if "generator" in wildcards.keys() else experiment.teacher_seed(int(wildcards.seed))
+        return f"results/{wildcards.dataset}/latent/{name}/seed{seed}/{file}"
+
+    return path
+
+
+def generator_of(wildcards, encoder=False):
+    """The settings of the generator of a job, or of the one that encodes for it."""
+    name = dict(wildcards).get("generator") or experiment.generator(wildcards.method)
+    name = experiment.encoder(name, wildcards.dataset) if encoder else name
+    return generator({"dataset": wildcards.dataset, "generator": name})
+
+
+def autoencoder_of(wildcards):
+    """The autoencoder, for the kinds that have one."""
+    return from_generator("autoencoder.safetensors")(wildcards) if generator_of(wildcards).kind != "ldm" else []
+
+
+def diffusion_of(wildcards):
+    """The diffusion model, for the kind that has one."""
+    mine = generator_of(wildcards).kind == "latent-diffusion"
+    return from_generator("diffusion.safetensors")(wildcards, encoder=False) if mine else []
+
+
+def model_of(wildcards):
+    """What names the parts of a pipeline of the diffusers library, where its model is a folder: a changed model reruns."""
+    index = Path(generator_of(wildcards).model or "-").expanduser() / "model_index.json"
+    return str(index) if index.is_file() else []
+
+
+def latents_of(wildcards):
+    """The latents of the blocks that hold the classes of a job, or of all."""
+    first, last = map(int, dict(wildcards).get("block", "classes0-999999999").removeprefix("classes").split("-"))
+    found = []
+    for block in experiment.features_blocks(wildcards.dataset):
+        begin, end = map(int, block.removeprefix("classes").split("-"))
+        found += [from_generator(f"latents/{block}.h5")(wildcards)] if begin <= last and end >= first else []
+    return found
+
+
 def labels_of(wildcards):
-    """The file of soft labels, for students that learn from one."""
+    """The file of soft labels, for students that learn from one: the first protocol's that has such labels."""
     of = {kind: getattr(wildcards, kind) for kind in ("dataset", "method", "protocol", "student")}
-    return rules.relabel.output.labels if taught(of) in ("stored", "pruned") else []
+    if taught(of) not in ("stored", "pruned"):
+        return []
+    return rules.relabel.output.labels.replace("{protocol}", labelled(wildcards))
+
+
+def labelled(run):
+    """The protocol whose labels a run learns from."""
+    return experiment.labelled(run.dataset, run.method, run.protocol)
 
 
 def asked_by(wildcards):
@@ -164,9 +231,10 @@ def optional(flag, name):
 
 
 def blocks_of(wildcards):
-    """The recovered blocks of a distilled set."""
+    """The recovered or decoded blocks of a distilled set."""
     blocks = experiment.blocks(wildcards.dataset, wildcards.teacher, wildcards.method, int(wildcards.ipc))
-    return expand(rules.recover.output.images, block=blocks, **wildcards)
+    made = rules.recover.output if experiment.family(wildcards.method) == "recover" else rules.decode.output
+    return expand(made.images, block=blocks, **wildcards)
 
 
 def students():
@@ -205,21 +273,61 @@ def barycenters():
     return sorted({rules.barycenter.output.barycenter.format(**of) for r in RUNS for of in solved(r)})
 
 
+def quantized():
+    """The atoms of every run of the matrix that quantizes latents."""
+    runs = [r for r in RUNS if experiment.family(r.method) == "latent"]
+    of = [r._asdict() | {"block": b} for r in runs for b in experiment.blocks(r.dataset, r.teacher, r.method, r.ipc)]
+    return sorted({rules.quantize.output.atoms.format(**each) for each in of})
+
+
+def measured(run):
+    """Whether the distance of a run's distilled set to the real data is measured."""
+    return experiment.file.distances or experiment.family(run.method) == "latent"
+
+
+def measurements():
+    """The distances of every run of the matrix that are measured."""
+    return sorted({rules.distance.output.distance.format(**r._asdict()) for r in RUNS if measured(r)})
+
+
+def encoders():
+    """The generators whose latents the runs of the matrix quantize: the wildcards of each."""
+    runs = [r for r in RUNS if experiment.family(r.method) == "latent"]
+    return sorted(
+        {
+            (r.dataset, experiment.encoder(experiment.generator(r.method), r.dataset), experiment.teacher_seed(r.seed))
+            for r in runs
+        }
+    )
+
+
+def decays():
+    """How W2 falls with the number of atoms, for every generator that encodes."""
+    return [rules.decay.output.decay.format(dataset=d, generator=g, seed=s) for d, g, s in encoders()]
+
+
 def costs():
     """The cost of every job of the matrix."""
     found = set()
     for r in RUNS:
-        cell = r._asdict()
+        cell, family = r._asdict(), experiment.family(r.method)
         teacher = cell | {"seed": experiment.teacher_seed(r.seed)}
-        recovered = experiment.family(r.method) == "recover"
         made = [(rules.data, cell), (rules.teacher, teacher), (rules.features, teacher)]
         parts = experiment.features_blocks(r.dataset)
         made += [(rules.features_part, teacher | {"block": block}) for block in parts if len(parts) > 1]
-        for block in experiment.blocks(r.dataset, r.teacher, r.method, r.ipc) if recovered else []:
-            made += [(rules.recover, cell | {"block": block})]
+        for block in experiment.blocks(r.dataset, r.teacher, r.method, r.ipc):
+            steps = {"recover": [rules.recover], "latent": [rules.quantize, rules.decode]}.get(family, [])
+            made += [(rule, cell | {"block": block}) for rule in steps]
         made += [(rules.barycenter, of) for of in solved(r)]
-        made += [] if recovered else [(rules.select, cell)]
-        made += [(rules.relabel, cell)] if labels_of(r) else []
+        made += [(rules.select, cell)] if family == "select" else []
+        made += [(rules.distance, cell)] if measured(r) else []
+        made += [(rules.relabel, cell | {"protocol": labelled(r)})] if labels_of(r) else []
+        if family == "latent":
+            name = experiment.generator(r.method)
+            used, encoder = teacher | {"generator": name}, teacher | {"generator": experiment.encoder(name, r.dataset)}
+            made += [(rules.encode, encoder | {"block": block}) for block in parts] + [(rules.decay, encoder)]
+            made += [(rules.autoencoder, encoder)] if generator(used).kind != "ldm" else []
+            made += [(rules.diffusion, used)] if generator(used).kind == "latent-diffusion" else []
         found |= {rule.output.cost.format(**of) for rule, of in made}
         found |= {
             f"{STUDENT}/run{runs[0]}.cost.json".format(**cell) for runs in experiment.runs_of_jobs() if r.run in runs

@@ -1,7 +1,7 @@
 # The family `recover`, per class block: features.h5 -> barycenter/{block}.h5 -> recover/{block}.h5; then images.h5
 #   barycenter: Wasserstein barycenter of each class, IPC atoms, and how good it is
 #   recover:    images that match it under BatchNorm statistics
-#   images:     the blocks joined, every class once
+#   images:     the blocks joined, every class once; those of the family `latent` too
 
 
 rule barycenter:
@@ -38,6 +38,7 @@ rule recover:
         teacher=from_teacher("model.safetensors"),
         statistics=from_teacher("statistics.h5"),
         barycenter=barycenter_of,
+        start=start_of,
     output:
         images="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/recover/{block}.h5",
         cost="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/recover/{block}.cost.json",
@@ -52,6 +53,7 @@ rule recover:
         gpu=asked("recover", "gpu"),
     params:
         barycenter=optional("barycenter", "barycenter"),
+        start=optional("start", "start"),
         settings=settings("recover", ENGINE),
         code=code_digest("recover"),
     shell:
@@ -59,6 +61,7 @@ rule recover:
         " --teacher {input.teacher}"
         " --class-statistics {input.statistics}"
         " {params.barycenter}"
+        " {params.start}"
         " --output {output.images}"
         " --block {wildcards.block}"
         " --ipc {wildcards.ipc}"
@@ -77,7 +80,7 @@ rule images:
     log:
         "logs/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.log",
     wildcard_constraints:
-        method=family("recover"),
+        method=family("recover", "latent"),
     conda:
         "../envs/wmdd.yaml"
     threads: 1

@@ -1,6 +1,7 @@
 # grid:   images.h5 -> a picture, a row a class
 # report: all students of the matrix -> table.md, table.csv; cost.md; its barycenters -> barycenters.md, barycenters.csv;
 #         its data -> datasets.md
+# distances: W2 of atoms and distilled sets to the real data, and its decay -> distances.md, distances.csv, distances.png
 
 
 rule grid:
@@ -66,4 +67,36 @@ rule report:
         " --barycenter-table {output.barycenters}"
         " --barycenter-csv {output.barycenters_csv}"
         " --dataset-table {output.datasets}"
+        " > {log} 2>&1"
+
+
+rule distances:
+    input:
+        distances=measurements(),
+        atoms=quantized(),
+        decays=decays(),
+    output:
+        table=report("results/report/distances.md", caption="captions/distances.rst", category="Results"),
+        csv=report("results/report/distances.csv", caption="captions/distances.rst", category="Results"),
+        figure=report("results/report/distances.png", caption="captions/distances.rst", category="Results"),
+    log:
+        "logs/report/distances.log",
+    conda:
+        "../envs/wmdd.yaml"
+    threads: 1
+    resources:
+        mem_mb=asked("distances", "mem_mb"),
+        runtime=asked("distances", "runtime"),
+    params:
+        atoms=optional("atoms", "atoms"),
+        decays=optional("decays", "decays"),
+        code=code_digest("distances"),
+    shell:
+        "python -m wmdd distances"
+        " --distances {input.distances}"
+        " {params.atoms}"
+        " {params.decays}"
+        " --table {output.table}"
+        " --csv {output.csv}"
+        " --figure {output.figure}"
         " > {log} 2>&1"

@@ -33,7 +33,7 @@ def _run() -> None:
 
     if launch.launched():  # one of several processes
         launch.follow()
-    from wmdd.commands import app
+    from wmdd.commands_latent import app  # and, through it, all the others
     from wmdd.errors import WmddError
 
     try:

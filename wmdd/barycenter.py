@@ -11,7 +11,7 @@ import torch
 from wmdd.errors import WmddError
 from wmdd.points import Cloud, Rows
 from wmdd.rng import generator
-from wmdd.transport import Barycenter, cuturi_doucet, quantize, released, stream
+from wmdd.transport import Barycenter, cuturi_doucet, minibatch, quantize, released, stream
 from wmdd.transport.measure import exact
 
 if TYPE_CHECKING:
@@ -107,6 +107,8 @@ def _solver(cloud: Cloud, rows: Rows, k: int, settings: "BarycenterSettings", pr
         return _repeated(lambda draws: cuturi_doucet(points, k, draws, weights, steps, tolerance))
     if settings.solver == "released":
         return _repeated(lambda draws: released(points, k, draws, weights))
+    if settings.solver == "d4m":
+        return _repeated(lambda draws: minibatch(points, k, generator=draws, weights=weights, expand=settings.expand))
     return lambda draws, restarts: quantize(
         points, k, weights=weights, generator=draws, max_iterations=steps, tolerance=tolerance, restarts=restarts,
         exchanges=settings.exchanges,

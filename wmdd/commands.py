@@ -343,11 +343,26 @@ def recover(
     ipc: Ipc,
     seed: int,
     barycenter: Path | None = None,
+    start: Path | None = None,
     threads: int = 1,
     settings: RecoverSettings = RecoverSettings(),
     engine: EngineSettings = ENGINE,
 ) -> None:
-    """Optimise the images of a block of classes until their features are the barycenter's atoms."""
+    """Optimise the images of a block of classes until their features are the barycenter's atoms.
+
+    Args:
+        teacher: of the teacher stage.
+        class_statistics: of the features stage.
+        output: of the images.
+        block: of classes, as in classes0-4.
+        ipc: images per class.
+        seed: of the distillation.
+        barycenter: whose atoms are to be matched, where the loss has such a term.
+        start: a distilled set to begin with, where `init` names a method.
+        threads: of the CPU.
+        settings: the loss and its optimisation.
+        engine: device, precision.
+    """
     from wmdd.recover import recover as run
 
     network, known = _teacher(teacher)
@@ -372,12 +387,30 @@ def recover(
             raise WmddError(f"{barycenter} is of the features of another teacher than {teacher}; rebuild it")
         atoms, weights = torch.from_numpy(arrays["atoms"]), torch.from_numpy(arrays["weights"])
         inputs["barycenter"] = about["digest"]
+    begin = None
+    if (start is None) != (settings.init == "noise"):
+        raise WmddError(f"recover with init {settings.init} takes {'no ' if start else ''}--start; make them agree")
+    if start is not None:
+        begin, inputs["start"] = _start(start, known, wanted, ipc)
     with job("recover", output, [settings], inputs, engine, threads, block=block, ipc=ipc, seed=seed) as this:
         images = run(
             network, labels, atoms, weights, moments, known["resolution"], known["mean"], known["std"],
-            settings, seed, this.context,
+            settings, seed, this.context, begin,
         )  # fmt: skip
         _save_images(this, images, weights, labels.tolist(), known)
+
+
+def _start(path: Path, known: dict[str, Any], wanted: range, ipc: int) -> tuple[torch.Tensor, str]:
+    """Read the images [C, K, 3, R, R] of some classes that recover begins with, and the digest of their file."""
+    with artifacts.reading(path, "images") as file:
+        about = artifacts.meta_of(file)
+        check_classes(known["classes"], about["classes"], "the teacher", str(path))
+        if file["images"].shape[1] != ipc or about["resolution"] != known["resolution"]:
+            raise WmddError(
+                f"{path} has {file['images'].shape[1]} images per class of {about['resolution']} px, but {ipc} of "
+                f"{known['resolution']} px are to be recovered; rebuild it"
+            )
+        return torch.from_numpy(file["images"][wanted.start : wanted.stop]), str(about["digest"])
 
 
 def _save_images(
@@ -401,7 +434,7 @@ def images(*, blocks: Several, output: Path, threads: int = 1) -> None:
         weights, labels = (np.concatenate([arrays[name] for arrays, _ in parts]) for name in ("weights", "labels"))
         if labels.tolist() != list(range(len(first["classes"]))):
             raise WmddError(f"the blocks of {output} hold the classes {labels.tolist()}, not each class once in order")
-        made = {"recover": {name: first[name] for name in ("settings", "identity", "code")}}
+        made = {first["stage"]: {name: first[name] for name in ("settings", "identity", "code")}}
         with artifacts.writing(output) as writer:
             writer.meta = this.meta | made | _manifest(first)
             for path in blocks:
@@ -527,7 +560,7 @@ def student(
         engine: device, precision.
     """
     from wmdd.feeding import opened
-    from wmdd.student import train
+    from wmdd.student import train, weighted
 
     if len(run) != len(output) or len(set(run)) < len(run):
         raise WmddError(f"the runs {run} need one --output each, and none twice; {len(output)} are given")
@@ -546,7 +579,8 @@ def student(
         count, k = arrays["weights"].shape
         found = train(
             torch.from_numpy(arrays["images"]).flatten(0, 1), torch.arange(count).repeat_interleave(k),
-            torch.from_numpy(arrays["weights"]).flatten(), labels, val_pictures, count, about["mean"], about["std"],
+            weighted(torch.from_numpy(arrays["weights"]), settings.weights).flatten(), labels, val_pictures, count,
+            about["mean"], about["std"],
             settings, augmentation, seed, run, this.context,
         )  # fmt: skip
         this.figures["students"] = len(run)

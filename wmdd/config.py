@@ -34,6 +34,7 @@ from wmdd.settings import (
     STAGES,
     Count,
     EngineSettings,
+    GeneratorSettings,
     Mode,
     NetworkSettings,
     Positive,
@@ -41,6 +42,7 @@ from wmdd.settings import (
     Settings,
     StudentSettings,
     TeacherSettings,
+    WeightsSettings,
 )
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
@@ -79,7 +81,12 @@ def _partial(model: type[Settings], sweep: bool = False) -> Any:
 
 
 _OVERRIDES = {stage: (_partial(model) | None, None) for stage, model in STAGES.items()}
-_SWEEPS = {stage: (_partial(STAGES[stage], sweep=True) | None, None) for stage in ("barycenter", "recover", "select")}
+_OF_METHODS = ("barycenter", "recover", "select", "quantize", "decode")
+_SWEEPS = {stage: (_partial(STAGES[stage], sweep=True) | None, None) for stage in _OF_METHODS}
+# All that a student may know of a method is how much its images count.
+_SWEEPS |= {"student": (_partial(WeightsSettings, sweep=True) | None, None)}
+_OF_GENERATORS = ("autoencoder", "diffusion", "encode", "decode")
+FAMILIES = ("recover", "select", "latent")
 
 
 class _DatasetEntry(_Entry):
@@ -91,7 +98,8 @@ class _DatasetEntry(_Entry):
         f"{IMAGES_PER_BLOCK} images where the side of the images or the network's FLOP is not known beforehand",
     )
     features_jobs: Count | None = Field(
-        None, description="jobs that share the pass over the training set, each a range of classes; 1 unless set"
+        None,
+        description="jobs that share a pass over the training set (features, encode), each a range of classes; 1 unless set",
     )
 
 
@@ -107,7 +115,18 @@ class _MethodEntry(_Entry):
     """A method: a base and overrides. A list of values is a sweep: one method for each."""
 
     base: Name | None = Field(None, description="the method whose settings this one starts from")
-    family: Literal["recover", "select"] | None = Field(None, description="its chain of rules; inherited from base")
+    family: Literal["recover", "select", "latent"] | None = Field(
+        None, description="its chain of rules; inherited from base"
+    )
+    generator: Name | None = Field(
+        None, description="latent: what encodes the images and decodes the atoms; inherited from base"
+    )
+
+
+class _GeneratorEntry(_Entry):
+    """A generator: its kind and model, and overrides of the stages that train and use it."""
+
+    base: Name | None = Field(None, description="the generator whose settings this one starts from")
 
 
 class _ProtocolEntry(_Entry):
@@ -122,6 +141,12 @@ def _model(name: str, base: type[_Entry], fields: Mapping[str, Any]) -> Any:
 
 TeacherEntry: Any = create_model(
     "Teacher", __base__=(_TeacherEntry, _partial(TeacherSettings)), __doc__=_TeacherEntry.__doc__
+)
+GeneratorEntry: Any = create_model(
+    "Generator",
+    __base__=(_GeneratorEntry, _partial(GeneratorSettings)),
+    __doc__=_GeneratorEntry.__doc__,
+    **{stage: _OVERRIDES[stage] for stage in _OF_GENERATORS},
 )
 StudentEntry: Any = _partial(NetworkSettings)
 DatasetEntry: Any = _model("Dataset", _DatasetEntry, _OVERRIDES)
@@ -196,10 +221,18 @@ _EXPERIMENT: dict[str, Any] = {
         Annotated[EngineSettings, BeforeValidator(_engine, json_schema_input_type=EngineSettings | Mode)],
         EngineSettings(),
     ),
+    "distances": (
+        bool,
+        Field(
+            False,
+            description="measure W2 of every distilled set to the real data in the teacher's features; of latent methods always",
+        ),
+    ),
     "jobs": (Jobs, Jobs()),
     "tracking": (Tracking, Tracking()),
     "datasets": (dict[Name, DatasetEntry], {}),
     "teachers": (dict[Name, TeacherEntry], {}),
+    "generators": (dict[Name, GeneratorEntry], {}),
     "methods": (dict[Name, MethodEntry], {}),
     "protocols": (dict[Name, ProtocolEntry], {}),
     "students": (dict[Name, StudentEntry], {}),
@@ -389,17 +422,52 @@ class Experiment:
         return [list(range(first, first + size)) for first in range(0, most, size)]
 
     def family(self, method: str) -> str:
-        """Return the chain of rules that makes a method's images: recover or select."""
-        for layer, name in itertools.product(self._layers[::-1], self._chain("methods", method)[::-1]):
-            if (entry := layer.entry("methods", name)) is not None and entry.family:
-                return str(entry.family)
+        """Return the chain of rules that makes a method's images: recover, select or latent."""
+        if found := self._of("methods", method, "family"):
+            return str(found)
         raise WmddError(f"method {method} has no family; give it a base, one of {', '.join(self.names('methods'))}")
+
+    def methods(self) -> list[str]:
+        """Return the methods whose images are made: those of the matrix, and what they start from."""
+        found: list[str] = []
+        todo = [(r.dataset, r.method) for r in self.runs()]
+        for dataset, method in todo:
+            if method not in found:
+                found.append(method)
+            if self.family(method) == "recover" and (start := self.resolve("recover", dataset=dataset, method=method).start):
+                if (dataset, start) not in todo:
+                    todo.append((dataset, start))
+        return sorted(found)
+
+    def generator(self, method: str) -> str:
+        """Return the generator of a method of the family latent.
+
+        Raises:
+            WmddError: it names none.
+        """
+        if found := self._of("methods", method, "generator"):
+            return str(found)
+        raise WmddError(f"method {method} has no generator; set it to one of {', '.join(self.names('generators'))}")
+
+    def encoder(self, generator: str, dataset: str) -> str:
+        """Return the generator whose latents a generator decodes: itself, or the one that it is a diffusion model for."""
+        settings = self.resolve("generator", dataset=dataset, generator=generator)
+        return settings.encoder if settings.kind == "latent-diffusion" else generator
+
+    def labelled(self, dataset: str, method: str, protocol: str) -> str:
+        """Return the protocol whose soft labels a protocol's students learn from: the first it is based on that makes the same."""
+        wanted = self.resolve("relabel", dataset=dataset, method=method, protocol=protocol)
+        return next(
+            name
+            for name in self._chain("protocols", protocol)
+            if self.resolve("relabel", dataset=dataset, method=method, protocol=name) == wanted
+        )
 
     def teacher_seed(self, seed: int) -> int:
         """Return the seed of the teacher used by a distillation with this seed."""
         return seed if self.file.teacher_seed == "same" else int(self.file.teacher_seed)
 
-    def _of(self, kind: str, name: str, key: str) -> int | None:
+    def _of(self, kind: str, name: str, key: str) -> Any:
         """Return a setting of the workflow that stands in an entry, or in what it is based on."""
         entries = [layer.entry(kind, each) for layer in self._layers[::-1] for each in self._chain(kind, name)[::-1]]
         return next((getattr(e, key) for e in entries if e is not None and getattr(e, key)), None)
@@ -425,6 +493,8 @@ class Experiment:
         settings decides: not the machine, nor which files are there. The batches of coupled losses are part of the method:
         with `composition: across` a block is the classes of a batch, with `within` whole batches.
         """
+        if self.family(method) != "recover":
+            return int(self._of("datasets", dataset, "classes_per_block") or max(1, IMAGES_PER_BLOCK // ipc))
         recover = self.resolve("recover", dataset=dataset, method=method)
         if recover.coupled and recover.composition == "across":
             return int(recover.batch_size)
@@ -452,7 +522,7 @@ class Experiment:
         return max(flop / rate, moved / self.device.bandwidth)
 
     def features_blocks(self, dataset: str) -> list[str]:
-        """Return the class blocks of the jobs that share the features pass; one block: no sharing."""
+        """Return the class blocks of the jobs that share a pass over the training set; one block: no sharing."""
         classes = self.resolve("data", dataset=dataset).classes
         jobs = min(self._of("datasets", dataset, "features_jobs") or 1, classes)
         cuts = [job * classes // jobs for job in range(jobs + 1)]
@@ -465,7 +535,7 @@ class Experiment:
         return [f"classes{a}-{min(a + size, classes) - 1}" for a in range(0, classes, size)]
 
     def resolve(self, stage: str, **of: str) -> Any:
-        """Return the settings of a stage; `of` names the dataset, teacher, method, protocol and student it belongs to."""
+        """Return the settings of a stage; `of` names what it belongs to: dataset, teacher, generator, method, protocol, student."""
         key = (stage, *sorted(of.items()))
         if key not in self._resolved:
             self._resolved[key] = self._resolve(stage, of)
@@ -475,12 +545,12 @@ class Experiment:
         merged: dict[str, Any] = {}
         for layer in self._layers:
             merged |= _chosen(getattr(layer.content, stage))
-            for kind in ("dataset", "teacher", "method", "protocol", "student"):
+            for kind in ("dataset", "teacher", "generator", "method", "protocol", "student"):
                 for name in self._chain(kind + "s", of[kind]) if kind in of else ():
                     merged |= _chosen(self._section(layer.entry(kind + "s", name), kind, stage))
-        merged.pop("gpus", None)  # of the workflow, not of the stage
+        known = STAGES[stage].model_fields  # entries have keys of the workflow beside those of the stage
         try:
-            return STAGES[stage](**merged)
+            return STAGES[stage](**{name: value for name, value in merged.items() if name in known})
         except ValidationError as error:
             raise WmddError(f"settings of {stage} for {', '.join(of.values())}: {_explain(error)}") from None
 
@@ -491,9 +561,35 @@ class Experiment:
             remedy = "leave jobs.device out, or change one of them"
             raise WmddError(f"jobs.device {self.device.name} is of kind {kind} but engine.device is {wanted}; {remedy}")
 
+    def _check_latent(self, dataset: str, method: str) -> None:
+        """Refuse a method whose latents, atoms or decoder can't be made."""
+        name, where = self.generator(method), f"method {method} on {dataset}: "
+        settings = self.resolve("generator", dataset=dataset, generator=name)
+        settings.check(f"{where}generator {name}: ")
+        encoder = self.encoder(name, dataset)
+        kind = self.resolve("generator", dataset=dataset, generator=encoder).kind
+        if encoder != name and kind != "vae":
+            raise WmddError(f"{where}generator {name}: its encoder {encoder} is of kind {kind}; name one of kind vae")
+        for stage in _OF_GENERATORS:
+            self.resolve(stage, dataset=dataset, generator=name, method=method)
+        self.resolve("quantize", dataset=dataset, method=method).check(f"{where}quantize: ")
+
+    def _check_start(self, dataset: str, method: str) -> None:
+        """Refuse a method that would start from itself, through others or not."""
+        chain = [method]
+        while self.family(chain[-1]) == "recover":
+            start = self.resolve("recover", dataset=dataset, method=chain[-1]).start
+            if not start:
+                return
+            if start in chain:
+                raise WmddError(f"method {method} on {dataset}: recover.init goes round: {' -> '.join([*chain, start])}")
+            chain.append(start)
+            if self.family(start) == "latent":
+                self._check_latent(dataset, start)
+
     @staticmethod
     def _section(entry: Any, kind: str, stage: str) -> Any:
-        if kind in ("teacher", "student"):  # flat entries that belong to the stage of the same name
+        if kind == stage or kind in ("teacher", "student"):  # flat entries that belong to the stage of the same name
             return entry if kind == stage else None
         return getattr(entry, stage, None)
 
@@ -516,7 +612,8 @@ class Experiment:
 
     def _check(self) -> None:
         """Resolve every run once, so that a mistake shows before anything is computed."""
-        for kind, name in ("methods", "teacher"), ("datasets", "report"):  # folders of these names hold something else
+        taken = ("methods", "teacher"), ("datasets", "report"), ("teachers", "latent")
+        for kind, name in taken:  # folders of these names hold something else
             if name in self.names(kind):
                 raise WmddError(f"{kind}.{name}: the name is taken; choose another")
         self._check_device()
@@ -538,6 +635,9 @@ class Experiment:
             solver, recover, _ = (self.resolve(s, dataset=d, method=m) for s in ("barycenter", "recover", "select"))
             if self.family(m) == "recover" and recover.feature_weight > 0:
                 solver.check(f"barycenter for {d}, {m}: ")
+            if self.family(m) == "latent":
+                self._check_latent(d, m)
+            self._check_start(d, m)
             labels = self.resolve("relabel", dataset=d, method=m, protocol=p)
             student = self.resolve("student", dataset=d, method=m, protocol=p, student=s)
             if student.labels == "soft":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from wmdd import catalogue
 
 if TYPE_CHECKING:
-    from wmdd.settings import DataSettings, NetworkSettings, RecoverSettings
+    from wmdd.settings import AutoencoderSettings, DataSettings, DiffusionSettings, NetworkSettings, RecoverSettings
 
 RESNETS = {  # name -> (bottleneck, blocks a stage); as in wmdd.models, which imports torch
     "resnet18": (False, (2, 2, 2, 2)),
@@ -21,6 +21,7 @@ RESNETS = {  # name -> (bottleneck, blocks a stage); as in wmdd.models, which im
 }
 CONVNETS = {"convnet3": 3, "convnet4": 4}
 VIT = (192, 12, 3)  # vit-tiny: width, layers, heads
+FINE = 16  # channels at the full resolution: wmdd.latent.vae
 NAN = math.nan
 
 
@@ -132,6 +133,72 @@ def _vit(classes: int, resolution: int) -> Figures:
     count.numbers += 2 * width
     count.linear(width, classes)
     return count.figures(width)
+
+
+def autoencoder(settings: "AutoencoderSettings", resolution: int) -> tuple[Figures, Figures]:
+    """Count encoder and decoder of `wmdd.latent.vae`; `features` is the size of a latent."""
+    sides = [resolution >> level for level in range(1, int(math.log2(settings.factor)) + 1)]
+    widths = [settings.width] + [2 * settings.width] * (len(sides) - 1)
+    down, up = _Count(), _Count()
+    for inputs, outputs, side in zip([3, *widths], widths, sides, strict=False):
+        down.convolution(inputs, outputs, 4, side, bias=True)
+        _residual(down, outputs, side)
+    down.convolution(widths[-1], 2 * settings.channels, 3, sides[-1], bias=True)
+    up.convolution(settings.channels, widths[-1], 3, sides[-1], bias=True)
+    _residual(up, widths[-1], sides[-1])
+    for inputs, outputs, side in zip(widths[::-1], [*widths[-2::-1], 0], sides[::-1], strict=True):
+        up.convolution(inputs, 4 * (outputs or FINE), 3, side, bias=True)
+        if outputs:
+            _residual(up, outputs, 2 * side)
+    up.convolution(FINE, 3, 3, resolution, bias=True)
+    up.numbers += 2 * settings.channels
+    size = settings.channels * sides[-1] ** 2
+    return down.figures(size), up.figures(size)
+
+
+def _residual(count: _Count, width: int, side: int) -> None:
+    for _ in range(2):
+        count.convolution(width, width, 3, side, bias=True)
+
+
+def denoiser(settings: "DiffusionSettings", channels: int, side: int, classes: int) -> Figures:
+    """Count the UNet of `wmdd.latent.denoiser` for latents of some channels and side."""
+    count, width, layers = _Count(), settings.width, settings.layers
+    embedded, half = 4 * width, side // 2
+
+    def block(inputs: int, outputs: int, side: int, attention: bool = False) -> None:
+        count.convolution(inputs, outputs, 3, side, bias=True)
+        count.linear(embedded, outputs)
+        count.convolution(outputs, outputs, 3, side, bias=True)
+        count.numbers += 2 * (inputs + outputs)
+        if inputs != outputs:
+            count.convolution(inputs, outputs, 1, side, bias=True)
+        if attention:
+            for _ in range(4):
+                count.linear(outputs, outputs, side**2)
+            count.flop += 2 * 2 * side**4 * outputs
+            count.outputs += side**4 + side**2 * outputs
+            count.numbers += 2 * outputs
+
+    count.convolution(channels, width, 3, side, bias=True)
+    count.linear(width, embedded)
+    count.linear(embedded, embedded)
+    count.numbers += (classes + 1) * embedded
+    for _ in range(layers):
+        block(width, width, side)
+    count.convolution(width, width, 3, half, bias=True)
+    for layer in range(layers):
+        block(2 * width if layer else width, 2 * width, half, attention=True)
+    for _ in range(2):
+        block(2 * width, 2 * width, half)
+    for skipped in [2 * width] * layers + [width]:
+        block(2 * width + skipped, 2 * width, half, attention=True)
+    count.convolution(2 * width, 2 * width, 3, side, bias=True)
+    for layer in range(layers + 1):
+        block(2 * width if layer else 3 * width, width, side)
+    count.numbers += 2 * width
+    count.convolution(width, channels, 3, side, bias=True)
+    return count.figures(channels * side**2)
 
 
 def rated_width(settings: "NetworkSettings") -> int:

@@ -18,8 +18,8 @@ from wmdd.rates import Device
 from wmdd.work import Job, Key, Work
 
 ORDER = (  # of the rules in the table
-    "data", "teacher", "features_part", "gather", "features", "barycenter", "recover", "images", "select", "relabel",
-    "student", "grid", "report",
+    "data", "teacher", "features_part", "gather", "features", "autoencoder", "encode", "diffusion", "quantize", "decode",
+    "barycenter", "recover", "images", "select", "distance", "decay", "relabel", "student", "grid", "distances", "report",
 )  # fmt: skip
 
 

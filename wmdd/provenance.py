@@ -16,7 +16,8 @@ GROUND = (  # decide no number: what is downloaded and unpacked is checked
     "artifacts", "checkpoint", "config", "download", "errors", "job", "launch", "lock", "pieces", "preemption", "progress",
     "provenance", "scratch", "settings", "status", "tracking", "unpack",
 )  # fmt: skip
-VERSIONED = ("wmdd", "torch", "torchvision", "POT", "h5py", "numpy", "pillow", "snakemake")
+COMMANDS = ("commands", "commands_latent")  # of which each stage counts its own functions
+VERSIONED = ("wmdd", "torch", "torchvision", "POT", "h5py", "numpy", "pillow", "diffusers", "transformers", "snakemake")
 
 
 class _Strip(ast.NodeTransformer):
@@ -60,8 +61,8 @@ def _module(path: Path) -> tuple[ast.Module, str, set[str]]:
 
 def _command(stage: str, root: Path) -> tuple[list[ast.FunctionDef], set[str]]:
     """Return the command of a stage with the helpers it calls (their names begin with `_`), and the modules they use."""
-    tree, _, _ = _module(root / "commands.py")
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    body = [node for name in COMMANDS for node in _module(root / f"{name}.py")[0].body]
+    functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
     found: dict[str, ast.FunctionDef] = {}
     used: set[str] = set()
     todo = [stage]
@@ -72,7 +73,7 @@ def _command(stage: str, root: Path) -> tuple[list[ast.FunctionDef], set[str]]:
             names = {node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)}
             used |= names
             todo += [name for name in names if name.startswith("_")]
-    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    imports = [node for node in body if isinstance(node, ast.ImportFrom)]
     needed = [node for node in imports if used & {alias.asname or alias.name for alias in node.names}]
     return list(found.values()), set().union(*map(_imports, [*found.values(), *needed]))
 
@@ -81,7 +82,7 @@ def _command(stage: str, root: Path) -> tuple[list[ast.FunctionDef], set[str]]:
 def code_digest(stage: str, root: Path = PACKAGE) -> str:
     """Return a digest of all the code of this package that a stage runs, without comments and docstrings.
 
-    It covers the stage's command in `wmdd.commands` with its helpers, the module `wmdd.{stage}`, and what these import
+    It covers the stage's command (in `COMMANDS`) with its helpers, the module `wmdd.{stage}`, and what these import
     from `wmdd` (and so on); not the modules that no number depends on (`GROUND`; the settings' values reach a stage as flags).
     """
     functions, modules = _command(stage, root)
@@ -90,7 +91,7 @@ def code_digest(stage: str, root: Path = PACKAGE) -> str:
     while todo:
         name = todo.pop()
         path = _module_path(name, root)
-        if name in seen or path is None or path == root / "__init__.py" or name.split(".")[1] in GROUND:
+        if name in seen or path is None or path == root / "__init__.py" or name.split(".")[1] in (*GROUND, *COMMANDS):
             continue
         seen.add(name)
         _, text, imports = _module(path)

@@ -12,7 +12,9 @@ import yaml
 
 from wmdd.errors import WmddError
 
-RATED = ("teacher", "features", "recover", "relabel", "student")  # the stages that run a network
+RATED = (  # the stages that run a network
+    "teacher", "features", "recover", "relabel", "student", "autoencoder", "encode", "diffusion", "decode", "distance",
+)  # fmt: skip
 
 
 @cache

@@ -12,6 +12,9 @@ variants do not separate (`RecoverSettings.coupled`): with `statistics: global` 
 batch against the teacher's running statistics, and with `feature_loss: norm` (WMDD's released code) Eq. 5 is the norm of
 the whole batch's residual. For these the batch is part of the method, and a block is cut to fit it.
 
+Images begin as noise, or as another method's (`init`), which of each class are matched to the atoms by the assignment that is
+cheapest in all, \sum_j ||f(x_s(j)) - b_j||^2 over permutations s, so that none crosses the way of another.
+
 Every iteration sees one random view (crop, flip, cyclic shift) of all images, drawn for (seed, iteration).
 """
 
@@ -24,13 +27,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from wmdd import augment
 from wmdd.batchnorm import Statistics, inputs_of, layers, moments, running, watchable, watched
 from wmdd.engine import Engine, flop, resume, set_rate
 from wmdd.errors import WmddError
-from wmdd.models import Network
+from wmdd.models import Network, normalise
 from wmdd.rng import generator
 from wmdd.training import Context
 
@@ -77,6 +81,18 @@ def noise(labels: Tensor, k: int, resolution: int, seed: int) -> Tensor:
     """Return standard normal start images [C, K, 3, R, R], drawn for (seed, class)."""
     shape = (k, 3, resolution, resolution)
     return torch.stack([torch.randn(shape, generator=generator("recover", "noise", seed, int(c))) for c in labels])
+
+
+@torch.no_grad()
+def matched(network: Network, images: Tensor, atoms: Tensor, engine: Engine) -> Tensor:
+    """Return normalised images [C, K, 3, R, R], those of each class in the order that suits its atoms [C, K, D] best."""
+    placed = []
+    for mine, targets in zip(images, atoms, strict=True):
+        with engine.autocast():
+            found = torch.cat([network.embed(engine.arranged(x, network)) for x in mine.split(128)]).float().cpu()
+        _, order = linear_sum_assignment(torch.cdist(targets.float(), found).square().numpy())
+        placed.append(mine[torch.from_numpy(order)])
+    return torch.stack(placed)
 
 
 class View(NamedTuple):
@@ -231,6 +247,7 @@ def recover(
     settings: "RecoverSettings",
     seed: int,
     context: Context,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Return the images of a block of classes, [C, K, 3, R, R] uint8.
 
@@ -246,6 +263,7 @@ def recover(
         settings: the loss and its optimisation.
         seed: of the distillation.
         context: engine, checkpoints, log, progress.
+        start: images to begin with, uint8 [C, K, 3, R, R]; None for noise.
 
     Raises:
         WmddError: a term of the loss has nothing to match, there is no term, or the loss is not a number.
@@ -255,10 +273,12 @@ def recover(
     context.engine.place(network)
     shared = settings.statistics == "global"
     target = Target(labels, atoms, weights, running(network) if shared else statistics, shared)
-    images = noise(labels, weights.shape[1], resolution, seed)
     count, k = weights.shape
     state = context.keeper.load()
     if state is None:
+        images = noise(labels, k, resolution, seed) if start is None else normalise(start, mean, std)
+        if start is not None and atoms is not None:
+            images = matched(network, images, atoms, context.engine)
         at_once = _at_once(network, target, resolution, settings, context.engine)
         state = {"part": 0, "images": images, "at_once": at_once}
     at_once = int(state["at_once"])  # of the first attempt: how much of a GPU's memory is free may have changed

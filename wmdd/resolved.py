@@ -26,9 +26,15 @@ def resolved(experiment: Experiment, stage: str | None = None) -> dict[str, Any]
         put("data", "data", dataset=r.dataset)
         put("teacher", "teacher", dataset=r.dataset, teacher=r.teacher)
         put("features", "features", dataset=r.dataset)
-        recovers = experiment.family(r.method) == "recover"
-        for name in ("barycenter", "recover") if recovers else ("select", "barycenter"):
+        family = experiment.family(r.method)
+        for name in {"recover": ("barycenter", "recover"), "select": ("select", "barycenter")}.get(family, ()):
             put(name, name, dataset=r.dataset, method=r.method)
+        if family == "latent":
+            generator = experiment.generator(r.method)
+            put("quantize", "quantize", dataset=r.dataset, method=r.method)
+            put("decode", "decode", dataset=r.dataset, generator=generator, method=r.method)
+            for name in ("generator", "autoencoder", "diffusion", "encode"):
+                put(name, name, dataset=r.dataset, generator=generator)
         put("relabel", "relabel", dataset=r.dataset, method=r.method, protocol=r.protocol)
         put("student", "student", dataset=r.dataset, method=r.method, protocol=r.protocol, student=r.student)
     content["runs"] = len(list(experiment.runs()))

@@ -24,6 +24,7 @@ from wmdd.work import Job, Key, Work, size_of, work
 
 TEACHER = ("dataset", "teacher", "seed")
 CELL = ("dataset", "teacher", "method", "ipc", "seed")
+GENERATOR = ("dataset", "generator", "seed")
 WILDCARDS = {  # of each rule, in the order of the keys of `wmdd.work`
     "data": ("dataset",),
     "teacher": TEACHER,
@@ -34,13 +35,21 @@ WILDCARDS = {  # of each rule, in the order of the keys of `wmdd.work`
     "recover": (*CELL, "block"),
     "images": CELL,
     "select": CELL,
+    "autoencoder": GENERATOR,
+    "encode": (*GENERATOR, "block"),
+    "diffusion": GENERATOR,
+    "quantize": (*CELL, "block"),
+    "decode": (*CELL, "block"),
+    "distance": CELL,
+    "decay": GENERATOR,
     "relabel": (*CELL, "protocol"),
     "student": (*CELL, "student", "protocol"),
     "grid": CELL,
+    "distances": (),
     "report": (),
 }
 MOST = 2  # doublings: a job that is preempted again and again must stay one that a node can take
-IMAGES = ("recover", "images", "select")  # that write compressed images
+IMAGES = ("recover", "decode", "images", "select")  # that write compressed images
 
 
 class Request(NamedTuple):

@@ -115,8 +115,8 @@ class NetworkSettings(Settings):
     norm: Literal["batch", "instance"] = Field("batch", description="normalisation layers of a ConvNet")
 
 
-class TrainingSettings(NetworkSettings):
-    """Optimisation, shared by teacher and student."""
+class OptimisationSettings(Settings):
+    """Stochastic gradient descent, shared by all networks that are trained."""
 
     epochs: Count = Field(50, description="passes over the training set")
     batch_size: Count = Field(128, description="images a step, at most; over all GPUs")
@@ -139,6 +139,10 @@ class TrainingSettings(NetworkSettings):
         lt=1,
         description="decay a step of the moving average of the weights that is kept; 0: the last ones are",
     )
+
+
+class TrainingSettings(NetworkSettings, OptimisationSettings):
+    """A network and its optimisation, shared by teacher and student."""
 
 
 class AdoptedSettings(NetworkSettings):
@@ -207,11 +211,13 @@ class BarycenterSettings(Settings):
     weights: Literal["uniform", "free"] = Field(
         "uniform", description="1/K each (what the published code runs), or optimised with the atoms (the paper's text)"
     )
-    solver: Literal["quantize", "stream", "cuturi-doucet", "released"] = Field(
+    solver: Literal["quantize", "stream", "cuturi-doucet", "released", "d4m"] = Field(
         "quantize",
         description="quantize: ours; stream: mini-batch CLVQ for points too large for memory, free weights only; "
-        "cuturi-doucet: the alternation that WMDD's paper prescribes; released: what its published code computes",
+        "cuturi-doucet: the alternation that WMDD's paper prescribes; released: what its published code computes; "
+        "d4m: mini-batch k-means in one pass, as D4M's code runs it",
     )
+    expand: Count = Field(10, description="d4m: points of a mini-batch for each atom (D4M's km_expand)")
     max_iterations: Count = Field(
         300, description="steps, at most (stream: passes after the learning, never more than 10; released: has its own)"
     )
@@ -237,9 +243,110 @@ class BarycenterSettings(Settings):
             raise WmddError(f"{where}the solver stream has free weights only; set weights: free, or solver: quantize")
 
 
+class GeneratorSettings(Settings):
+    """What turns images into latents, and latents into images."""
+
+    kind: Literal["vae", "latent-diffusion", "ldm"] = Field(
+        "vae",
+        description="vae: a small autoencoder that the workflow trains; latent-diffusion: a small class-conditional diffusion "
+        "model of its latents, trained too; ldm: a latent diffusion pipeline of the diffusers library (Stable Diffusion, DiT)",
+    )
+    encoder: str = Field("", description="latent-diffusion: the generator of kind vae whose latents it is a model of")
+    model: str = Field("", description="ldm: a folder with the pipeline's parts, or its id on the Hugging Face hub")
+    revision: str = Field("", description="ldm: commit or tag of a hub id; empty: its main branch")
+    size: int = Field(
+        0, ge=0, description="ldm: side in pixels of its images (Stable Diffusion 1.5: 512; DiT-XL/2: 256); 0: the dataset's"
+    )
+
+    def check(self, where: str = "") -> None:
+        """Refuse a kind that lacks what it needs; the message begins with `where`.
+
+        Raises:
+            WmddError: an ldm without a model, or a latent-diffusion without an encoder.
+        """
+        if self.kind == "ldm" and not self.model:
+            raise WmddError(f"{where}kind ldm needs model: a folder with the pipeline, or its id on the hub")
+        if self.kind == "latent-diffusion" and not self.encoder:
+            raise WmddError(f"{where}kind latent-diffusion needs encoder: the name of a generator of kind vae")
+
+
+class AutoencoderSettings(OptimisationSettings):
+    """A small convolutional variational autoencoder (Kingma and Welling 2014), trained on the dataset's images."""
+
+    width: Count = Field(32, description="channels at half the resolution; twice as many from a quarter on")
+    channels: Count = Field(4, description="of a latent (Stable Diffusion: 4)")
+    factor: Literal[2, 4, 8, 16] = Field(4, description="side of an image over that of its latent (Stable Diffusion: 8)")
+    divergence: NonNegative = Field(
+        1e-3, description="weight of the Kullback-Leibler term; twice the variance of the noise in pixels from -1 to 1"
+    )
+    flip: bool = Field(True, description="mirror left-right with probability 1/2")
+    epochs: Count = Field(10, description="passes over the training set")
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: Positive = Field(2e-3, description="peak learning rate")
+    weight_decay: NonNegative = 0.0
+    warmup_epochs: NonNegative = Field(0.2, description="linear rise of the learning rate")
+
+
+class DiffusionSettings(OptimisationSettings):
+    """A small class-conditional diffusion model of latents (Ho et al. 2020; Nichol and Dhariwal 2021; Salimans and Ho 2022)."""
+
+    width: Count = Field(64, description="channels of the UNet at the latents' side; twice as many at half of it")
+    layers: Count = Field(2, description="residual blocks at each side")
+    label_dropout: Fraction = Field(
+        0.1, description="share of the images whose class is hidden in training, for guidance (Ho and Salimans 2022)"
+    )
+    epochs: Count = Field(50, description="passes over the latents")
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: Positive = Field(1e-3, description="peak learning rate")
+    weight_decay: NonNegative = 0.0
+    warmup_epochs: NonNegative = Field(0.5, description="linear rise of the learning rate")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay a step of the moving average of the weights that is kept")
+
+
+class EncodeSettings(Settings):
+    """One pass of the encoder over the training set."""
+
+    batch_size: Count = Field(64, description="images a forward pass, at most; does not change the result")
+
+
+class QuantizeSettings(BarycenterSettings):
+    """Optimal quantization of the latents of each class by K atoms (DDOQ, Section 3; D4M)."""
+
+    weights: Literal["uniform", "free"] = Field(
+        "free", description="free: the masses of the cells (DDOQ); uniform: 1/K each (D4M)"
+    )
+
+
+class DecodeSettings(Settings):
+    """Images of the atoms: image-to-image from the noised latent, conditioned on the class. A vae has no use for these."""
+
+    strength: Fraction = Field(
+        0.7, description="share of the diffusion that is undone from the noised latent; 0: none, the latent as it is (D4M: 0.7)"
+    )
+    guidance: NonNegative = Field(
+        8.0, description="classifier-free: 1 follows the class as trained, 0 leaves it out (D4M: 8; DiT's paper: 4)"
+    )
+    steps: Count = Field(50, description="of the whole diffusion, of which the strength's share is done")
+    prompt: str = Field("{name}", description="text pipelines: {name} stands for the readable name of the class (D4M)")
+    negative_prompt: str = Field("", description="text pipelines: what to stay away from")
+    batch_size: Count = Field(16, description="images a forward pass, at most; does not change the result beyond rounding")
+
+
+class DecaySettings(Settings):
+    """How fast W2 falls with the number of atoms, against the intrinsic dimension of the latents."""
+
+    most: Count = Field(64, description="atoms: 1, 2, 4, ... up to this many")
+    classes: Count = Field(10, description="that are looked at, evenly from the first to the last")
+
+
 class RecoverSettings(Settings):
     """Images optimised to match the barycenter under BatchNorm statistics (WMDD, Eq. 5-7)."""
 
+    init: str = Field(
+        "noise",
+        pattern=r"^(noise|method:[A-Za-z0-9][A-Za-z0-9_.+-]*)$",
+        description="where to start: noise (WMDD, SRe2L), or method:NAME, the images of another method of the same cell",
+    )
     iterations: Count = Field(2000, description="Adam steps (WMDD and SRe2L: 2,000)")
     batch_size: Count = Field(
         100, description="images a step of a coupled loss (below); others do not depend on it: engine.images_at_once"
@@ -271,6 +378,11 @@ class RecoverSettings(Settings):
     )
     flip: bool = Field(True, description="mirror with probability 1/2, one draw an iteration")
     jitter: int = Field(32, ge=0, description="cyclic shift by up to this many pixels (32 at 224 px)")
+
+    @property
+    def start(self) -> str:
+        """The method whose images are the start, or nothing."""
+        return self.init.removeprefix("method:") if self.init != "noise" else ""
 
     @property
     def coupled(self) -> bool:
@@ -341,7 +453,17 @@ class RelabelSettings(LabelSettings):
         return {name: value for name, value in values.items() if name not in ("keep_epochs", "top_k", "temperature")}
 
 
-class StudentSettings(TrainingSettings):
+class WeightsSettings(Settings):
+    """How much each distilled image counts in a student's loss, normalised to mean 1 over the distilled set."""
+
+    weights: Literal["mass", "sqrt-mass", "variance-reduced", "uniform"] = Field(
+        "mass",
+        description="of the masses w that a method leaves: w; their square roots; half-way to equal ones, (w + 1/K) / 2; none. "
+        "Where a method's masses are equal, all are the same",
+    )
+
+
+class StudentSettings(TrainingSettings, WeightsSettings):
     """A network trained from scratch on the distilled images."""
 
     epochs: Count = Field(300, description="passes over the distilled set")
@@ -361,6 +483,13 @@ STAGES: dict[str, type[Settings]] = {
     "teacher": TeacherSettings,
     "features": FeaturesSettings,
     "barycenter": BarycenterSettings,
+    "generator": GeneratorSettings,
+    "autoencoder": AutoencoderSettings,
+    "diffusion": DiffusionSettings,
+    "encode": EncodeSettings,
+    "quantize": QuantizeSettings,
+    "decode": DecodeSettings,
+    "decay": DecaySettings,
     "recover": RecoverSettings,
     "select": SelectSettings,
     "relabel": RelabelSettings,

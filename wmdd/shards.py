@@ -48,7 +48,7 @@ def join_features(files: list[Path], output: Path, meta: dict[str, Any]) -> None
     """Write `features` [N, D] and `labels` [N] of files that follow each other."""
     with artifacts.writing(output) as writer:
         writer.meta = meta
-        _copy_rows(files, writer)
+        copy_rows(files, writer)
 
 
 def join_statistics(files: list[Path], output: Path, meta: dict[str, Any], classes: int) -> None:
@@ -79,7 +79,7 @@ def join_part(files: list[Path], output: Path, meta: dict[str, Any], classes: in
     mine = np.flatnonzero(count)
     with artifacts.writing(output) as writer:
         writer.meta = meta | {"widths": artifacts.load_meta(files[0])["widths"]}
-        _copy_rows(files, writer)
+        copy_rows(files, writer)
         writer.put("moments/classes", mine)
         writer.put("moments/count", count[mine])
         writer.put("moments/sums", _by_class(files, "moments/sums", classes)[mine])
@@ -104,9 +104,11 @@ def check_parts(files: list[Path], classes: int) -> None:
         raise WmddError(f"the parts end before class {expected} of {classes}; give all of them, in order")
 
 
-def _copy_rows(files: list[Path], writer: artifacts.Writer) -> None:
-    """Copy features and labels, one array after the other, so that the bytes do not depend on how the files are cut."""
-    for name in ("features", "labels"):
+def copy_rows(
+    files: list[Path], writer: artifacts.Writer, names: tuple[str, ...] = ("features", "labels")
+) -> None:
+    """Copy arrays, one after the other, so that the bytes do not depend on how the files are cut."""
+    for name in names:
         for path in files:
             with artifacts.reading(path) as file:
                 for start in range(0, len(file[name]), ROWS):

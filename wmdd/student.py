@@ -23,6 +23,24 @@ if TYPE_CHECKING:
     from wmdd.settings import AugmentationSettings, StudentSettings
 
 
+def weighted(masses: Tensor, how: str) -> Tensor:
+    r"""Return how much each image counts in the loss, [C, K] with mean 1 over the set, of the masses [C, K] that a method left.
+
+    With w the masses of a class, sum 1, an image counts in proportion to
+
+        mass                w                   the measure itself: \sum_k w_k l(x_k) estimates the mean loss over the class
+        sqrt-mass           w^(1/2)             a reading of DDOQ's weights that others have given
+        variance-reduced    (w + 1/K) / 2       half-way to equal ones: half the standard deviation, a quarter of the variance
+        uniform             1/K                 D4M
+
+    DDOQ reduces the variance of its weights, but we found no formula for it; the third row is this project's.
+    """
+    w = masses / masses.sum(1, keepdim=True)
+    equal = torch.full_like(w, 1 / w.shape[1])
+    found = {"mass": w, "sqrt-mass": w.sqrt(), "variance-reduced": (w + equal) / 2, "uniform": equal}[how]
+    return found / found.mean()
+
+
 def mixed(labels: Tensor, views: augment.Views, classes: int, side: int) -> Tensor:
     """Return the hard labels of the views as probabilities [N, C]: the shares of the pixels that image and partner show."""
     own = F.one_hot(labels, classes).float()

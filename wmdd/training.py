@@ -21,7 +21,7 @@ from wmdd.preemption import KEPT, Notice, Preempted
 
 if TYPE_CHECKING:
     from wmdd.feeding import Pictures
-    from wmdd.settings import TrainingSettings
+    from wmdd.settings import OptimisationSettings
 
 Log = Callable[[dict[str, Any], int], None]
 
@@ -78,7 +78,7 @@ class Reader(Forgetful):
 class Batch:
     """Normalised images [B, 3, H, W], targets (whatever the loss takes) and weights [B] of mean about 1.
 
-    It may be a part of a step's images. The step's loss is then the mean, over the processes, of the sum over parts of
+    `more` are further inputs of the network, [B, ...] each. It may be a part of a step's images. The step's loss is then the mean, over the processes, of the sum over parts of
     `share` times a part's mean loss; `last` marks the part with which the step is complete.
     """
 
@@ -87,6 +87,7 @@ class Batch:
     weights: Tensor | None = None
     share: float = 1.0
     last: bool = True
+    more: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def quiet(engine: Engine) -> Context:
     return Context(engine, Forgetful(), lambda _metrics, _step: None, lambda items, *_, **__: iter(items))
 
 
-def learning_rate(settings: "TrainingSettings", epoch: float) -> float:
+def learning_rate(settings: "OptimisationSettings", epoch: float) -> float:
     r"""Return the rate at a (fractional) epoch: lr/2 (1 + cos(pi t / (zeta T))) after a linear warm-up.
 
     zeta = `schedule_stretch`; zeta = 1 is the usual cosine to zero, zeta = 2 ends at half the rate (EDC, NeurIPS 2024).
@@ -121,7 +122,7 @@ def learning_rate(settings: "TrainingSettings", epoch: float) -> float:
     return settings.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
-def optimizer_of(network: nn.Module, settings: "TrainingSettings", engine: Engine) -> torch.optim.Optimizer:
+def optimizer_of(network: nn.Module, settings: "OptimisationSettings", engine: Engine) -> torch.optim.Optimizer:
     """Return the optimiser over all parameters."""
     parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
     options: dict[str, Any] = {"weight_decay": settings.weight_decay}
@@ -175,7 +176,7 @@ class Trained:
     history: list[dict[str, float]]
 
     @classmethod
-    def of(cls, network: nn.Module, settings: "TrainingSettings", ema: float, engine: Engine) -> "Trained":
+    def of(cls, network: nn.Module, settings: "OptimisationSettings", ema: float, engine: Engine) -> "Trained":
         """Begin; the average begins at the network after the first step."""
         average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
         return cls(network, optimizer_of(network, settings, engine), average, [])
@@ -218,7 +219,7 @@ def fit(
     steps: int,
     loss_of: Callable[[Tensor, Tensor], Tensor],
     validate: Validate,
-    settings: "TrainingSettings",
+    settings: "OptimisationSettings",
     context: Context,
     ema: float = 0.0,
     work: float = 0.0,
@@ -233,7 +234,7 @@ def fit_all(
     steps: int,
     loss_of: Callable[[Tensor, Tensor], Tensor],
     validate: Validate,
-    settings: "TrainingSettings",
+    settings: "OptimisationSettings",
     context: Context,
     ema: float = 0.0,
     work: float = 0.0,
@@ -345,16 +346,16 @@ def _pass(
     engine, optimizer = context.engine, trained.optimizer
     network = context.world.parallel(trained.network)
 
-    def loss(images: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    def loss(images: Tensor, targets: Tensor, weights: Tensor, *more: Tensor) -> Tensor:
         with engine.autocast():
-            logits = network(images)
+            logits = network(images, *more)
         return (loss_of(logits.float(), targets) * weights).mean()
 
     compiled = engine.compiled(loss, work) if context.world.size == 1 else loss
 
-    def whole(images: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    def whole(images: Tensor, targets: Tensor, weights: Tensor, *more: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        found = compiled(images, targets, weights)
+        found = compiled(images, targets, weights, *more)
         found.backward()
         optimizer.step()
         return found.detach()
@@ -369,12 +370,12 @@ def _pass(
             if batch.last:
                 set_rate(optimizer, rates[step])
             if fresh and batch.last and batch.share == 1:
-                total += captured(batch.images, batch.targets, weights)
+                total += captured(batch.images, batch.targets, weights, *batch.more)
             else:
                 if fresh:
                     optimizer.zero_grad(set_to_none=True)
                 with nullcontext() if batch.last else unsent(network):
-                    part = loss(batch.images, batch.targets, weights) * batch.share
+                    part = loss(batch.images, batch.targets, weights, *batch.more) * batch.share
                     part.backward()
                 total += part.detach()
                 if batch.last:
@@ -388,6 +389,11 @@ def _pass(
         return total
 
     return run
+
+
+def own_loss(losses: Tensor, targets: Tensor) -> Tensor:
+    """Return the losses [B] of a network that computes its own; it has no use for targets."""
+    return losses
 
 
 def cross_entropy(smoothing: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:

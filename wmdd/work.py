@@ -8,6 +8,10 @@ pass, counted on the network itself at its resolution, a job computes
     recover    T n 2 F                 T iterations on n images; 2: forward, gradient of the image, none of parameters
     relabel    E n F                   E epochs for which labels are kept
     student    E n (3 F + F') + V M F  F' of the teacher, where labels are made as the student goes, else 0
+    autoencoder, diffusion             as teacher, F of autoencoder or UNet
+    encode     N F                     of the encoder
+    decode     n (S G F' + F)          S steps of the UNet F', G = 2 with guidance; F of the decoder
+    distance   n F                     of the teacher
 
 (docs/cost.md). What is not known is NaN, and stays it; or, for the workflow, it is assumed. No torch is imported for what
 `wmdd.figures` counts by hand.
@@ -24,7 +28,7 @@ from typing import Any
 from wmdd import catalogue, rates
 from wmdd.config import Experiment, Run
 from wmdd.errors import WmddError
-from wmdd.figures import UNKNOWN, Figures, by_hand, rated_width, recovering, stated_side
+from wmdd.figures import UNKNOWN, Figures, autoencoder, by_hand, denoiser, rated_width, recovering, stated_side
 from wmdd.settings import (
     BarycenterSettings,
     DataSettings,
@@ -45,6 +49,7 @@ SHARD, CACHED = 2**24, 2**19  # wmdd.features
 AT_ONCE = (128, 2**21)  # images and pixels of a pass on CPU: wmdd.engine
 LARGEST = 400  # images of 224 px at once on a GPU: wmdd.recover
 LOOKED = 500  # pictures that are evaluated at once: wmdd.training
+MEASURED = 2000  # points whose intrinsic dimension is measured: wmdd.transport.dimension
 
 
 @cache
@@ -279,7 +284,10 @@ def work(experiment: Experiment, assume: bool = False) -> Work:
     found = draft.found
     if not found.jobs:
         raise WmddError("the experiment has an empty matrix; list datasets, methods and ipc under `matrix:`")
-    needs = tuple(key for key in found.jobs if key[0] != "grid")
+    measured = tuple(key for key in found.jobs if key[0] in ("distance", "quantize", "decay"))
+    if any(key[0] == "distance" for key in measured):
+        found.jobs[("distances",)] = Job("distances", needs=measured, memory=2**27 + 2**18 * len(measured))
+    needs = tuple(key for key in found.jobs if key[0] not in ("grid", "distances"))
     found.jobs[("report",)] = Job("report", needs=needs, memory=2**27 + 2**18 * len(needs))  # the JSON of each
     return found
 
@@ -329,6 +337,37 @@ class _Scene:
         return self.points * 16 * (features + atoms) + 24 * self.pictures.train
 
 
+@dataclass(frozen=True)
+class _Coder:
+    """A generator: its kind, numbers of a latent, and its networks, as far as they are known."""
+
+    name: str
+    kind: str
+    size: float
+    encoder: Figures = UNKNOWN
+    decoder: Figures = UNKNOWN
+    unet: Figures = UNKNOWN
+
+    @property
+    def both(self) -> Figures:
+        """Encoder and decoder as one network."""
+        return Figures(*(a + b for a, b in zip(self.encoder, self.decoder, strict=True)))
+
+    @property
+    def bytes(self) -> float:
+        """Of its weights in memory."""
+        if self.kind == "ldm":
+            return float(rates.table()["asked"]["memory"]["ldm"]) * 2**20
+        return 2 * sum(_known(part.bytes) for part in (self.encoder, self.decoder, self.unet))
+
+
+def _known(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
+
+
+_FREE = BarycenterSettings(weights="free")
+
+
 class _Draft:
     """Collects the jobs, each once."""
 
@@ -358,11 +397,143 @@ class _Draft:
         """Add the jobs of a run that are not there yet."""
         scene, cell = self.scene(r.dataset, r.teacher), (r.dataset, r.teacher, r.method, str(r.ipc), str(r.seed))
         self.features(r, scene)  # the report counts its cost, whether a method uses it or not
-        recovered = self.experiment.family(r.method) == "recover"
-        images = (self.images if recovered else self.select)(r, scene, cell)
+        images = self.distilled(r, scene, cell)
         if r.seed == self.first:
             self.job(("grid", *cell), (r.dataset, r.method, r.ipc), [images], memory=2**28)
         self.student(r, scene, cell, images)
+
+    def distilled(self, r: Run, scene: _Scene, cell: Key) -> Key:
+        """Add what makes the images of a method, and measures them."""
+        family = self.experiment.family(r.method)
+        images = (self.select if family == "select" else self.images)(r, scene, cell)
+        if self.experiment.file.distances or family == "latent":
+            self.distance(r, scene, cell, images)
+        return images
+
+    def distance(self, r: Run, scene: _Scene, cell: Key, images: Key) -> Key:
+        count = scene.classes * r.ipc
+        return self.job(
+            ("distance", *cell), (r.dataset, r.method, r.ipc), [images, self.teacher(r, scene), self.features(r, scene)],
+            images=count,
+            flop=count * scene.teacher.flop,
+            moved=count * scene.pixels + 4 * scene.pictures.train * scene.teacher.features,
+            memory=2 * count * scene.pixels + scene.solving(r.ipc, scene.teacher.features) + 2 * scene.teacher.bytes,
+            passed=scene.looking(min(count, 128), scene.teacher),
+            **scene.runs(scene.network),
+        )  # fmt: skip
+
+    def coder(self, r: Run, scene: _Scene, name: str) -> _Coder:
+        """Return what is known of a generator."""
+        settings = self.resolve("generator", dataset=r.dataset, generator=name)
+        side = scene.pictures.resolution
+        if settings.kind == "ldm":
+            return _Coder(name, "ldm", 4 * ((settings.size or side) // 8) ** 2)
+        trained = self.resolve("autoencoder", dataset=r.dataset, generator=settings.encoder or name)
+        if not side:
+            return _Coder(name, settings.kind, NAN)
+        encoder, decoder = autoencoder(trained, side)
+        unet = UNKNOWN
+        if settings.kind == "latent-diffusion":
+            model = self.resolve("diffusion", dataset=r.dataset, generator=name)
+            unet = denoiser(model, trained.channels, side // trained.factor, scene.classes)
+        return _Coder(name, settings.kind, encoder.features, encoder, decoder, unet)
+
+    def trained(self, r: Run, scene: _Scene, coder: _Coder) -> list[Key]:
+        """Add the networks of a generator that the workflow trains; return them."""
+        if coder.kind == "ldm":
+            return []
+        seed, known = str(self.experiment.teacher_seed(r.seed)), scene.pictures
+        encoder = self.experiment.encoder(coder.name, r.dataset)
+        made = [("autoencoder", r.dataset, encoder, seed)]
+        if made[0] not in self.found.jobs:
+            settings = self.resolve("autoencoder", dataset=r.dataset, generator=encoder)
+            self.training(made[0], settings, scene, [self.data(r.dataset)], coder.both, known.decoded(settings.epochs, 1))
+        if coder.kind == "latent-diffusion":
+            made.append(("diffusion", r.dataset, coder.name, seed))
+            if made[1] not in self.found.jobs:
+                settings = self.resolve("diffusion", dataset=r.dataset, generator=coder.name)
+                needs = [*self.latents(r, scene, encoder), made[0], self.data(r.dataset)]
+                self.training(made[1], settings, scene, needs, coder.unet, 0, 8 * known.train * coder.size)
+        return made
+
+    def training(
+        self, key: Key, settings: Any, scene: _Scene, needs: list[Key], network: Figures, decoded: float, more: float = 0
+    ) -> Key:
+        """Add the training of a part of a generator."""
+        known, looks = scene.pictures, evaluations(settings)
+        seen, looked = settings.epochs * known.train, looks * known.val
+        return self.job(
+            key, key[1:2], needs,
+            images=seen + looked,
+            steps=settings.epochs * _batches(known.train, settings.batch_size),
+            flop=(3 * seen + looked) * network.flop,
+            moved=(seen + looked) * scene.pixels,
+            disk=network.bytes,
+            decoded=decoded,
+            memory=known.held(known.train) + known.held(known.val) + 6 * network.bytes + 16 * LOOKED * scene.pixels + more,
+            passed=max(scene.training(settings.batch_size, network), scene.looking(LOOKED, network)),
+            resolution=known.resolution, width=settings.width,
+        )  # fmt: skip
+
+    def latents(self, r: Run, scene: _Scene, encoder: str) -> list[Key]:
+        """Add the jobs that encode the training images, and the one that looks at how W2 falls; return the former."""
+        seed, known = str(self.experiment.teacher_seed(r.seed)), scene.pictures
+        blocks = self.experiment.features_blocks(r.dataset)
+        keys: list[Key] = [("encode", r.dataset, encoder, seed, block) for block in blocks]
+        if keys[0] in self.found.jobs:
+            return keys
+        coder = self.coder(r, scene, encoder)
+        needs = [self.data(r.dataset), *self.trained(r, scene, coder)]
+        size = self.resolve("encode", dataset=r.dataset, generator=encoder).batch_size
+        for key in keys:
+            share = known.train * size_of(key[-1]) / scene.classes
+            self.job(
+                key, (r.dataset,), needs,
+                images=share,
+                flop=share * coder.encoder.flop,
+                moved=share * (scene.pixels + 2 * coder.size),
+                disk=2 * share * coder.size,
+                decoded=known.decoded(1, 0) / len(keys),
+                memory=5 * SHARD + 16 * share + 16 * size * scene.pixels + coder.bytes,
+                passed=scene.looking(size, coder.encoder),
+                resolution=known.resolution,
+            )  # fmt: skip
+        settings = self.resolve("decay", dataset=r.dataset, generator=encoder)
+        seconds = min(settings.classes, scene.classes) * 2 * self.seconds(_FREE, scene, settings.most, coder.size)
+        self.job(
+            ("decay", r.dataset, encoder, seed), (r.dataset,), keys, seconds=seconds,
+            memory=scene.solving(settings.most, coder.size) + 16 * MEASURED * coder.size,
+        )  # fmt: skip
+        return keys
+
+    def decode(self, r: Run, scene: _Scene, cell: Key) -> Key:
+        """Add the atoms and the images of a block."""
+        name, count = self.experiment.generator(r.method), size_of(cell[-1])
+        coder, solver = self.coder(r, scene, name), self.resolve("quantize", dataset=r.dataset, method=r.method)
+        encoded = self.latents(r, scene, self.experiment.encoder(name, r.dataset))
+        atoms = 4 * count * r.ipc * (coder.size + 1)
+        quantized = self.job(
+            ("quantize", *cell), (r.dataset, r.method, r.ipc), encoded,
+            seconds=count * self.seconds(solver, scene, r.ipc, coder.size),
+            flop=2 * count * scene.points * coder.size * r.ipc,
+            moved=2 * count * scene.points * coder.size + atoms,
+            disk=atoms,
+            memory=2 * atoms + scene.solving(r.ipc, coder.size) + 16 * MEASURED * coder.size,
+        )  # fmt: skip
+        how = self.resolve("decode", dataset=r.dataset, generator=name, method=r.method)
+        steps = math.ceil(how.strength * how.steps) * (1 if how.guidance in (0, 1) else 2)
+        flop = coder.decoder.flop + (steps * coder.unet.flop if coder.kind == "latent-diffusion" else 0)
+        images = count * r.ipc
+        return self.job(
+            ("decode", *cell), (r.dataset, r.method, r.ipc), [quantized, *self.trained(r, scene, coder)],
+            images=images,
+            flop=images * (NAN if coder.kind == "ldm" else flop),
+            moved=images * (scene.pixels + 4 * coder.size),
+            disk=images * scene.pixels,
+            memory=3 * images * scene.pixels + 2 * atoms + coder.bytes,
+            passed=scene.looking(how.batch_size, coder.decoder) + 2 * how.batch_size * 4 * _known(coder.unet.outputs),
+            resolution=scene.pictures.resolution,
+        )  # fmt: skip
 
     def data(self, dataset: str) -> Key:
         if (key := ("data", dataset)) not in self.found.jobs:
@@ -431,11 +602,12 @@ class _Draft:
         )
 
     def images(self, r: Run, scene: _Scene, cell: Key) -> Key:
-        """Add barycenter and recover of each block, and the job that joins them."""
+        """Add what makes each block of the families recover and latent, and the job that joins them."""
         key, of = ("images", *cell), (r.dataset, r.method, r.ipc)
         if key not in self.found.jobs:
             blocks = self.experiment.blocks(r.dataset, r.teacher, r.method, r.ipc)
-            parts = [self.recover(r, scene, (*cell, block)) for block in blocks]
+            make = self.recover if self.experiment.family(r.method) == "recover" else self.decode
+            parts = [make(r, scene, (*cell, block)) for block in blocks]
             disk = scene.classes * r.ipc * scene.pixels
             largest = max(map(size_of, blocks)) * r.ipc * scene.pixels
             self.job(key, of, parts, moved=2 * disk, disk=disk, memory=3 * largest)
@@ -445,6 +617,7 @@ class _Draft:
         settings, count = self.resolve("recover", dataset=r.dataset, method=r.method), size_of(cell[-1])
         needs = [self.teacher(r, scene), self.features(r, scene)]
         needs += [self.barycenter(r, scene, cell)] if settings.feature_weight > 0 else []
+        needs += [self.start(r, scene, settings.start)] if settings.start else []
         flop, moved = recovering(settings, count * r.ipc, scene.teacher.flop, scene.pictures.resolution)
         pixels = scene.pixels / 3
         few, many = min(AT_ONCE[0], AT_ONCE[1] / pixels), LARGEST * 224**2 / pixels
@@ -463,6 +636,12 @@ class _Draft:
             **scene.runs(scene.network),
         )  # fmt: skip
 
+    def start(self, r: Run, scene: _Scene, method: str) -> Key:
+        """Add what makes the images that a method starts from."""
+        other = r._replace(method=method)
+        make = self.select if self.experiment.family(method) == "select" else self.images
+        return make(other, scene, (r.dataset, r.teacher, method, str(r.ipc), str(r.seed)))
+
     def barycenter(self, r: Run, scene: _Scene, cell: Key) -> Key:
         """Add the barycenters of a block. At least every point meets every atom once."""
         solver, count = self.resolve("barycenter", dataset=r.dataset, method=r.method), size_of(cell[-1])
@@ -476,15 +655,15 @@ class _Draft:
             memory=2 * disk + scene.solving(r.ipc, scene.teacher.features),
         )  # fmt: skip
 
-    def seconds(self, solver: BarycenterSettings, scene: _Scene, atoms: int) -> float:
-        """Return the seconds of one class, by the law that was fitted to measurements of its solver."""
-        names = {"quantize": solver.weights, "stream": "free", "released": f"released-{solver.weights}"}
+    def seconds(self, solver: BarycenterSettings, scene: _Scene, atoms: int, features: float = 0) -> float:
+        """Return the seconds of one class, by the law that was fitted to measurements of its solver; D is the teacher's or given."""
+        names = {"quantize": solver.weights, "stream": "free", "d4m": "free", "released": f"released-{solver.weights}"}
         law = rates.table()["cpu"]["barycenter"].get(names.get(solver.solver))
         if law is None:
             self.found.note(f"barycenter: nothing was measured of solver {solver.solver}, weights {solver.weights}")
             return NAN
         starts = solver.restarts + solver.compare_restarts
-        size = scene.points ** law["points"] * scene.teacher.features ** law["features"] * atoms ** law["atoms"]
+        size = scene.points ** law["points"] * (features or scene.teacher.features) ** law["features"] * atoms ** law["atoms"]
         return float(starts * law["scale"] * size)
 
     def select(self, r: Run, scene: _Scene, cell: Key) -> Key:
@@ -544,8 +723,9 @@ class _Draft:
         return sum(figures(scene.network, scene.classes, each).flop for each in sides) / len(sides)
 
     def relabel(self, r: Run, scene: _Scene, cell: Key, images: Key) -> Key:
-        if (key := ("relabel", *cell, r.protocol)) not in self.found.jobs:
-            settings = self.resolve("relabel", dataset=r.dataset, method=r.method, protocol=r.protocol)
+        protocol = self.experiment.labelled(r.dataset, r.method, r.protocol)
+        if (key := ("relabel", *cell, protocol)) not in self.found.jobs:
+            settings = self.resolve("relabel", dataset=r.dataset, method=r.method, protocol=protocol)
             seen, each = settings.labelled * scene.classes * r.ipc, bytes_of_view(settings, scene.classes)
             self.job(
                 key, (r.dataset, r.method, r.ipc), [images, self.teacher(r, scene)],
