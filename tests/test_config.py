@@ -395,7 +395,10 @@ def test_an_unknown_base_names_the_nearest():
         ),
         (nested("methods.mine.recover.statistics", "pc"), "methods.mine.recover.statistics: .*'per-class' or 'global'"),
         (nested("methods.mine.recover.flip", "maybe"), "methods.mine.recover.flip: Input should be a valid boolean"),
-        (nested("methods.mine.family", "latent"), "methods.mine.family: Input should be 'recover' or 'select'"),
+        (
+            nested("methods.mine.family", "match"),
+            "methods.mine.family: Input should be 'recover', 'select' or 'latent'",
+        ),
         (nested("teacher_seed", "sam"), "teacher_seed: .*'same'"),
         (nested("engine.device", "gpu"), "engine.device: Input should be 'auto', 'cpu' or 'cuda' .got 'gpu'"),
         (nested("tracking.mode", "off"), "tracking.mode: Input should be 'offline', 'online' or 'disabled'"),
@@ -877,11 +880,16 @@ def test_every_file_is_an_experiment_that_runs_something(path):
 
 
 def test_resolved_settings_are_complete_and_named_by_where_they_apply():
-    found = resolved(experiment(methods=["wmdd", "random"], protocols=["paper"]))
+    found = resolved(experiment(methods=["wmdd", "random", "ddoq"], protocols=["paper"]))
     assert set(found["recover"]) == {"digits wmdd"}
+    assert set(found["quantize"]) == {"digits ddoq"}
+    assert set(found["decode"]) == {"digits latent-diffusion ddoq"}
+    assert set(found["generator"]) == {"digits latent-diffusion", "digits vae"}
+    assert set(found["autoencoder"]) == set(found["encode"]) == {"digits vae"}
+    assert set(found["diffusion"]) == {"digits latent-diffusion"}
     assert set(found["select"]) == {"digits random"}
     assert set(found["barycenter"]) == {"digits wmdd", "digits random"}
-    assert set(found["student"]) == {"digits wmdd paper resnet18", "digits random paper resnet18"}
+    assert set(found["student"]) == {f"digits {method} paper resnet18" for method in ("wmdd", "random", "ddoq")}
     for stage, kind in STAGES.items():
         assert all(set(entry) == set(kind.model_fields) for entry in found[stage].values())
 

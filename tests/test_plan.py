@@ -19,11 +19,14 @@ from wmdd import artifacts, rates
 from wmdd.__main__ import main
 from wmdd.config import Experiment
 from wmdd.errors import WmddError
+from wmdd.figures import autoencoder, denoiser
 from wmdd.labels import prune
+from wmdd.latent.denoiser import build as build_denoiser
+from wmdd.latent.vae import build as build_vae
 from wmdd.models import build
 from wmdd.plan import count, estimate, hours, plan, render, seconds, size
 from wmdd.rng import generator
-from wmdd.settings import DataSettings, NetworkSettings, RelabelSettings
+from wmdd.settings import AutoencoderSettings, DataSettings, DiffusionSettings, NetworkSettings, RelabelSettings
 from wmdd.work import DIGITS, bytes_of_view, figures, pictures, work
 
 ROOT = Path(__file__).parents[1]
@@ -196,6 +199,8 @@ def test_what_is_shared_by_jobs_is_the_whole():
          "recover 12 images 12 report 1"),
         ("imagenet", "data 1 teacher 1 features_part 8 gather 1 barycenter 33 recover 33 "
          "images 4 grid 4 relabel 4 student 4 report 1"),
+        ("latent", "data 1 select 12 teacher 1 features 1 autoencoder 1 encode 1 diffusion 1 decay 1 quantize 12 decode 12 "
+         "barycenter 6 recover 6 images 18 distance 30 grid 10 relabel 30 student 60 distances 1 report 1"),
     ],
 )  # fmt: skip
 def test_the_jobs_are_those_of_the_dag(name, expected):
@@ -204,6 +209,70 @@ def test_the_jobs_are_those_of_the_dag(name, expected):
         rule: int(number) for rule, number in re.findall(r"(\w+) (\d+)", expected)
     }
     assert all(need in found for job in found.values() for need in job.needs)
+
+
+@pytest.mark.parametrize(("width", "channels", "factor"), [(8, 4, 4), (16, 3, 8), (8, 2, 2)])
+def test_an_autoencoder_by_hand(width, channels, factor):
+    settings = AutoencoderSettings(width=width, channels=channels, factor=factor)
+    network = build_vae(settings, 32, generator("flop"))
+    encoder, decoder = autoencoder(settings, 32)
+    with FlopCounterMode(display=False) as counter:
+        latents = network.encode(torch.zeros(1, 3, 32, 32))
+    assert (counter.get_total_flops(), latents.numel()) == (encoder.flop, encoder.features)
+    with FlopCounterMode(display=False) as counter:
+        network.decode(latents)
+    assert counter.get_total_flops() == decoder.flop
+    assert sum(tensor.nbytes for tensor in network.state_dict().values()) == encoder.bytes + decoder.bytes
+
+
+@pytest.mark.parametrize(("width", "layers", "side"), [(8, 1, 8), (16, 2, 4)])
+def test_a_denoiser_by_hand(width, layers, side):
+    settings = DiffusionSettings(width=width, layers=layers)
+    network = build_denoiser(settings, (4, side, side), 10, generator("flop"))
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 4, side, side), torch.zeros(1), torch.zeros(1, dtype=torch.long))
+    attention = (
+        (2 * layers + 1) * 2 * 2 * (side // 2) ** 4 * 2 * width
+    )  # its two products, which the counter leaves out on CPU
+    found = denoiser(settings, 4, side, 10)
+    assert found.flop - attention == counter.get_total_flops()
+    assert found.bytes == sum(tensor.nbytes for tensor in network.state_dict().values())
+
+
+LATENT = {"methods": ["ddoq"]}
+
+
+def test_the_work_of_the_latent_family():
+    encoder, decoder = autoencoder(AutoencoderSettings(), 32)
+    unet = denoiser(DiffusionSettings(), 4, 8, 10)
+    assert total("encode", "flop", **LATENT) == 50_000 * encoder.flop
+    assert total("autoencoder", "flop", **LATENT) == (10 * 3 * 50_000 + 10_000) * (encoder.flop + decoder.flop)
+    assert total("diffusion", "flop", **LATENT) == (50 * 3 * 50_000 + 5 * 10_000) * unet.flop
+    assert total("decode", "flop", **LATENT) == 20 * (
+        35 * 2 * unet.flop + decoder.flop
+    )  # 0.7 of 50 steps, with guidance
+    unguided = {"generators": {"latent-diffusion": {"decode": {"guidance": 1, "strength": 1}}}}
+    assert total("decode", "flop", unguided, **LATENT) == 20 * (50 * unet.flop + decoder.flop)
+    assert total("decode", "flop", methods=["ddoq-vae"]) == 20 * decoder.flop
+    assert not jobs("diffusion", methods=["ddoq-vae"])
+    assert total("encode", "disk", **LATENT) == 50_000 * 2 * 4 * 8 * 8
+    assert math.isnan(total("decode", "flop", methods=["ddoq-sd"]))
+    assert not jobs("autoencoder", methods=["ddoq-sd"])
+
+
+def test_what_a_method_starts_from_is_made_once():
+    both = Counter(job.rule for job in work(experiment(methods=["ddoq", "ddoq-recover"])).jobs.values())
+    alone = Counter(job.rule for job in work(experiment(methods=["ddoq-recover"])).jobs.values())
+    assert (both["decode"], both["recover"], both["images"], both["student"]) == (1, 1, 2, 2)
+    assert (alone["decode"], alone["recover"], alone["images"], alone["student"]) == (1, 1, 2, 1)
+
+
+def test_protocols_with_the_same_labels_share_them():
+    weights = {f"w-{how}": {"base": "paper", "student": {"weights": how}} for how in ("mass", "uniform")}
+    other = {"other": {"base": "paper", "relabel": {"mix": "none"}}}
+    found = experiment({"protocols": weights | other}, protocols=["paper", *weights, *other])
+    keys = [key for key in work(found).jobs if key[0] == "relabel"]
+    assert sorted(key[-1] for key in keys) == ["other", "paper"]
 
 
 def test_jobs_are_counted_once():

@@ -43,6 +43,12 @@ FOLLOWS = [
     ("select", "points"),
     ("grid", "report"),  # has no module of its own
     ("images", None),
+    ("autoencoder", "latent/vae"),
+    ("encode", "latent/ldm"),  # imported inside a helper of its command
+    ("decode", "latent/denoiser"),
+    ("quantize", "transport/quantization"),
+    ("quantize", "barycenter"),
+    ("distance", "transport/measure"),
 ]
 # stage -> modules that are none of its business
 IGNORES = [
@@ -70,7 +76,20 @@ IGNORES = [
     ("images", "recover"),
     ("recover", "plan"),
     ("student", "work"),
+    ("autoencoder", "latent/ldm"),
+    ("quantize", "latent/vae"),
+    ("student", "decode"),
 ]
+LATENT = {
+    "autoencoder",
+    "diffusion",
+    "encode",
+    "quantize",
+    "decode",
+    "distance",
+    "decay",
+    "distances",
+}  # in commands_latent.py
 FUNCTION = "\n\ndef added_by_a_test():\n    return 1\n"
 
 
@@ -235,7 +254,8 @@ def test_the_module_of_another_stage_changes_nothing(package, before, stage, mod
 
 @pytest.mark.parametrize("other", STAGES)
 def test_a_command_changes_its_own_stage_alone(package, before, other):
-    edit(package / "commands.py", lambda text: in_function(text, other, "added_by_a_test = 1"))
+    module = "commands_latent.py" if other in LATENT else "commands.py"
+    edit(package / module, lambda text: in_function(text, other, "added_by_a_test = 1"))
     after = digests(package)
     assert {stage for stage in STAGES if after[stage] != before[stage]} == {other}
 
@@ -318,16 +338,20 @@ def test_modules_that_import_each_other_end(package):
 @pytest.mark.parametrize(
     ("helper", "stages"),
     [
-        ("_block", {"barycenter", "features", "recover"}),
+        ("_block", {"barycenter", "encode", "features", "quantize", "recover"}),
         ("_statistics", {"recover"}),
         ("_save_barycenters", {"barycenter"}),
-        ("_quality", {"report"}),
+        ("_quality", {"distances", "report"}),
         ("_check_labels", {"student"}),
-        ("_save_images", {"recover", "select"}),
+        ("_save_images", {"decode", "recover", "select"}),
+        ("_start", {"recover"}),
+        ("_coder", {"decode", "encode"}),
+        ("_latents", {"decay", "quantize"}),
     ],
 )
 def test_a_helper_changes_the_commands_that_call_it(package, before, helper, stages):
-    edit(package / "commands.py", lambda text: in_function(text, helper, "added_by_a_test = 1"))
+    module = next(p for p in sorted(package.glob("commands*.py")) if f"def {helper}(" in p.read_text())
+    edit(module, lambda text: in_function(text, helper, "added_by_a_test = 1"))
     after = digests(package)
     assert {stage for stage in STAGES if after[stage] != before[stage]} == stages
 

@@ -13,6 +13,7 @@ from wmdd.engine import Engine, plain
 from wmdd.errors import WmddError
 from wmdd.models import build
 from wmdd.recover import Target, batches, drawn, loss_terms, noise, observed, recover, sampled, to_pixels, view
+from wmdd.recover import matched as matched_starts
 from wmdd.rng import generator
 from wmdd.settings import NetworkSettings, RecoverSettings
 from wmdd.training import quiet
@@ -306,6 +307,7 @@ def recovered(
     block: slice = slice(0, 4),
     k=2,
     engine=PLAIN,
+    start=None,
 ):
     """Recover a block of the tiny problem's classes."""
     target = targets(network, uniform=False, k=k)
@@ -323,6 +325,7 @@ def recovered(
         settings,
         seed,
         context,
+        start,
     )
 
 
@@ -335,6 +338,49 @@ def test_images_are_pixels_and_the_same_bits_again(tiny_teacher):
     assert one.shape == (4, 2, 3, SIDE, SIDE)
     assert torch.equal(recovered(tiny_teacher, RecoverSettings(**SHORT)), one)
     assert not torch.equal(recovered(tiny_teacher, RecoverSettings(**SHORT), seed=4), one)
+
+
+def starts(k=2):
+    return torch.randint(0, 256, (4, k, 3, SIDE, SIDE), generator=generator("starts"), dtype=torch.uint8)
+
+
+def test_starts_go_to_the_atoms_that_they_are_nearest_to_in_all(tiny_teacher):
+    images = (starts(3).float() / 255 - 0.5) / 0.25
+    features = torch.stack([tiny_teacher.embed(mine) for mine in images]).detach()
+    order = torch.tensor([2, 0, 1])
+    assert torch.equal(matched_starts(tiny_teacher, images, features[:, order], PLAIN), images[:, order])
+    # 0 and 1 both want the first; the assignment is the cheapest in all, not the first come
+    line = torch.zeros(1, 2, features.shape[2])
+    line[0, :, 0] = torch.tensor([0.0, 10.0])
+    far = torch.nn.functional.pad(torch.tensor([[[1.0], [-5.0]]]), (0, features.shape[2] - 1))
+
+    class Coordinates:
+        @staticmethod
+        def embed(x):
+            return far[0][(x[:, 0, 0, 0] > 0).long()]
+
+        @staticmethod
+        def modules():
+            return []
+
+    two = torch.stack([torch.full((3, 4, 4), -1.0), torch.full((3, 4, 4), 1.0)])[None]  # features 1 and -5
+    assert torch.equal(matched_starts(Coordinates, two, line, PLAIN)[0], two[0].flip(0))
+
+
+def test_recover_begins_where_it_is_told(tiny_teacher):
+    """With a rate that moves nothing, the images are the starts, each class's in the order of its atoms."""
+    images = starts()
+    still = recovered(tiny_teacher, RecoverSettings(**SHORT | {"lr": 1e-9}), start=images)
+    pairs = [(mine, before) for mine, before in zip(still, images, strict=True)]
+    for mine, before in pairs:
+        assert any((mine.int() - before[list(order)].int()).abs().max() <= 1 for order in ((0, 1), (1, 0)))
+    assert not torch.equal(recovered(tiny_teacher, RecoverSettings(**SHORT | {"lr": 1e-9})), still)
+
+
+def test_a_block_begins_at_its_own_starts(tiny_teacher):
+    settings = RecoverSettings(**SHORT | {"batch_size": 2})
+    whole = recovered(tiny_teacher, settings, start=starts())
+    assert torch.equal(recovered(tiny_teacher, settings, block=slice(1, 3), start=starts()[1:3]), whole[1:3])
 
 
 def test_a_class_recovered_in_another_block_has_the_same_bits(tiny_teacher):

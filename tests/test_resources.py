@@ -20,7 +20,10 @@ from wmdd.work import Job
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "config").glob("*.yaml"))
-ON_GPU = {"teacher", "features", "features_part", "recover", "relabel", "student"}
+ON_GPU = {
+    "teacher", "features", "features_part", "recover", "relabel", "student", "autoencoder", "encode", "diffusion", "decode",
+    "distance",
+}  # fmt: skip
 
 
 def requests(content=None, **cell):
@@ -255,7 +258,7 @@ def test_gpus_are_asked_for_unless_the_engine_is_told_not_to():
     gpus = {"teachers": {"resnet18-w8": {"gpus": 4}}}
     for rule in ORDER:
         share = {"datasets": {"cifar10": {"features_jobs": 2 if rule in ("features_part", "gather") else 1}}}
-        methods = ["random"] if rule == "select" else ["wmdd"]
+        methods = ["random"] if rule == "select" else ["wmdd", "ddoq"]
         wanted = 4 if rule == "teacher" else int(rule in ON_GPU)
         assert asked(rule, gpus | share, methods=methods).gpu == wanted
         assert asked(rule, gpus | share | ON_CPU, methods=methods).gpu == 0

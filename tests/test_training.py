@@ -19,6 +19,7 @@ from wmdd.models import Network, normalise
 from wmdd.relabel import seeds_of
 from wmdd.rng import generator
 from wmdd.settings import AugmentationSettings, StudentSettings, TeacherSettings, TrainingSettings
+from wmdd.student import weighted
 from wmdd.training import Batch, batches_of, cross_entropy, distillation, evaluate, fit, learning_rate, quiet
 
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
@@ -567,6 +568,29 @@ def test_an_image_without_weight_has_no_influence():
     assert equal(one, two)
     other, _ = studied(images, classes, [1.0] * 6, logits)
     assert not equal(one, other)
+
+
+MASSES = torch.tensor([[0.7, 0.2, 0.1], [0.4, 0.4, 0.2]])
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_weights_of_images_by_hand(scale):
+    masses = scale * MASSES
+    torch.testing.assert_close(weighted(masses, "mass"), 3 * MASSES)
+    torch.testing.assert_close(weighted(masses, "uniform"), torch.ones(2, 3))
+    torch.testing.assert_close(weighted(masses, "variance-reduced"), (3 * MASSES + 1) / 2)
+    roots = MASSES.sqrt()
+    torch.testing.assert_close(weighted(masses, "sqrt-mass"), roots / roots.mean())
+
+
+@pytest.mark.parametrize("how", ["mass", "sqrt-mass", "variance-reduced", "uniform"])
+def test_weights_have_mean_one_over_the_set_and_equal_masses_are_equal_weights(how):
+    assert float(weighted(MASSES, how).mean()) == pytest.approx(1)
+    assert torch.equal(weighted(torch.full((4, 5), 0.2), how), torch.ones(4, 5))
+    assert (
+        float(weighted(torch.tensor([[1.0, 0.0]]), how).min())
+        == {"mass": 0, "sqrt-mass": 0, "variance-reduced": 0.5, "uniform": 1}[how]
+    )
 
 
 def test_the_scale_of_the_weights_is_irrelevant():

@@ -68,7 +68,9 @@ def psnr(network: vae.Vae, pictures: "Pictures", engine: Engine) -> float:
     coder, total, count = Autoencoder(network, engine), 0.0, len(pictures.labels)
     for images in pictures.batches(torch.arange(count).split(LOOKED)):
         again = coder.decode(coder.encode(images), images, ())
-        total += float((vae.scaled(again) - vae.scaled(images.to(again.device))).square().mean((1, 2, 3)).double().sum())
+        total += float(
+            (vae.scaled(again) - vae.scaled(images.to(again.device))).square().mean((1, 2, 3)).double().sum()
+        )
     return 10 * math.log10(4 * count / max(total, 1e-12))
 
 

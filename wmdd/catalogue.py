@@ -14,7 +14,10 @@ from wmdd.errors import WmddError
 
 Text = Annotated[str, Field(min_length=1)]
 Section = dict[str, Any]  # settings of a stage, checked in wmdd.config with everyone else's
-STAGES = ("data", "teacher", "features", "barycenter", "recover", "select", "relabel", "student")
+STAGES = (
+    "data", "teacher", "features", "barycenter", "generator", "autoencoder", "diffusion", "encode", "quantize", "decode",
+    "decay", "recover", "select", "relabel", "student",
+)  # fmt: skip
 
 
 class _Entry(BaseModel):
@@ -69,6 +72,13 @@ class Known(_Entry):
     teacher: Section = {}
     features: Section = {}
     barycenter: Section = {}
+    generator: Section = {}
+    autoencoder: Section = {}
+    diffusion: Section = {}
+    encode: Section = {}
+    quantize: Section = {}
+    decode: Section = {}
+    decay: Section = {}
     recover: Section = {}
     select: Section = {}
     relabel: Section = {}

@@ -1,4 +1,4 @@
-"""The commands of the latent family (see `wmdd.commands`): autoencoder, diffusion, encode, quantize, decode, distance, decay."""
+"""The commands of the latent family, and of distances (see `wmdd.commands`)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -127,7 +127,9 @@ def diffusion(
         opened(staged(data, make=False), "val") as (val_pictures, _),
     ):
         coder = Autoencoder(_autoencoder(autoencoder, this.engine)[0], this.engine)
-        points, labels = (torch.from_numpy(np.concatenate([arrays[n] for arrays, _ in parts])) for n in ("latents", "labels"))
+        points, labels = (
+            torch.from_numpy(np.concatenate([arrays[n] for arrays, _ in parts])) for n in ("latents", "labels")
+        )
         looked = resident(val_pictures).images
         val = torch.cat([coder.encode(part).cpu() for part in looked.split(500)])
         network, history = train(
@@ -141,20 +143,17 @@ def diffusion(
 
 def _coder(
     generator: GeneratorSettings,
-    decode: DecodeSettings,
+    decode: DecodeSettings | None,
     autoencoder: Path | None,
     diffusion: Path | None,
     data: dict[str, Any],
 ) -> "tuple[Callable[[Engine], Generator], dict[str, str]]":
     """Return a function that makes a generator for an engine, and the digests of the files that it is made of.
 
-    `data` is the meta data of an artifact of the images that are encoded or decoded.
+    `decode` is None for one that only encodes; `data` is the meta data of an artifact of the images that come or go.
     """
     if generator.kind == "ldm":
-        from wmdd.latent import ldm
-
-        found = ldm.find(generator)
-        return (lambda engine: found.load(data, decode, engine)), {"model": found.digest}
+        return _pipeline(generator, decode, data)
     if autoencoder is None:
         raise WmddError(f"a generator of kind {generator.kind} needs --autoencoder; give its autoencoder.safetensors")
     inputs = {"autoencoder": load_model(autoencoder)[1]["digest"]}
@@ -167,9 +166,25 @@ def _coder(
         network, meta = _autoencoder(autoencoder, engine)
         check_classes(meta["classes"], data["classes"], str(autoencoder), "the data")
         coder = Autoencoder(network, engine)
-        return coder if diffusion is None else LatentDiffusion(coder, _denoiser(diffusion, engine), decode)
+        if diffusion is None or decode is None:
+            return coder
+        return LatentDiffusion(coder, _denoiser(diffusion, engine), decode)
 
     return made, inputs
+
+
+def _pipeline(
+    generator: GeneratorSettings, decode: DecodeSettings | None, data: dict[str, Any]
+) -> "tuple[Callable[[Engine], Generator], dict[str, str]]":
+    """Return what `_coder` does, of a pipeline of the diffusers library."""
+    from wmdd.latent import ldm
+
+    model = ldm.find(generator)
+    if decode is None:
+        return (lambda engine: ldm.autoencoder(generator, data["resolution"], engine)), {"model": model.digest("vae")}
+    return (lambda engine: ldm.load(generator, data["resolution"], engine, data["classes"], data["names"], decode)), {
+        "model": model.digest()
+    }
 
 
 def _denoiser(path: Path, engine: Engine) -> Any:
@@ -219,18 +234,23 @@ def encode(
     about = artifacts.load_meta(data)
     wanted = _block(block, about["classes"])
     with ExitStack() as files:
-        made, inputs = _coder(generator, DecodeSettings(), autoencoder, None, about)
+        made, inputs = _coder(generator, None, autoencoder, None, about)
         inputs["data"] = about["digest"]
-        this = files.enter_context(
-            job("encode", output, [generator, settings], inputs, engine, threads, block=block)
-        )
+        this = files.enter_context(job("encode", output, [generator, settings], inputs, engine, threads, block=block))
         pictures, _ = files.enter_context(opened(staged(data, make=False), "train", once=True))
         pieces = Pieces(output, this.checkpoint.key)
         begin, end = _rows(pictures.labels, wanted)
         start = max(begin, pieces.restore())
         this.checkpoint.begin(pieces.seconds)
         for shard in run(
-            made(this.engine), pictures, settings, this.engine, wanted, start, this.checkpoint.due, this.context.progress
+            made(this.engine),
+            pictures,
+            settings,
+            this.engine,
+            wanted,
+            start,
+            this.checkpoint.due,
+            this.context.progress,
         ):
             arrays = {"latents": shard.latents.numpy(), "labels": shard.labels.numpy()}
             pieces.add(shard.first, len(shard.labels), arrays, this.checkpoint.spent(), shape=shard.shape)
@@ -251,7 +271,7 @@ def _latents(paths: list[Path]) -> "Iterator[list[tuple[Cloud, range, dict[str, 
     from wmdd.quantize import Latents
 
     with ExitStack() as files:
-        found = []
+        found: list[tuple[Cloud, range, dict[str, Any]]] = []
         for path in paths:
             file = files.enter_context(artifacts.reading(path, "latents", "labels"))
             meta, labels = artifacts.meta_of(file), file["labels"][()]
@@ -300,7 +320,9 @@ def quantize(
             if len(found) != len(wanted):
                 raise WmddError(f"{', '.join(map(str, latents))} hold not all classes of {block}; encode them again")
             quality = columns([each.quality for each in found])
-            quality |= {name: np.array([getattr(each, name) for each in found]) for name in ("uniform_cost", "dimension")}
+            quality |= {
+                name: np.array([getattr(each, name) for each in found]) for name in ("uniform_cost", "dimension")
+            }
             arrays = {
                 "labels": np.array(wanted),
                 "atoms": torch.stack([each.atoms.atoms for each in found]).float().numpy(),
@@ -388,7 +410,10 @@ def distance(
             raise WmddError(f"{features} is of another teacher than {teacher}; run the features stage again")
         inputs = {"images": about["digest"], "teacher": known["digest"], "features": real["digest"]}
         with job("distance", output, [], inputs, engine, threads) as this:
-            pixels, cloud = torch.from_numpy(arrays["images"]), Cloud(file["features"], file["labels"][()], real["names"])
+            pixels, cloud = (
+                torch.from_numpy(arrays["images"]),
+                Cloud(file["features"], file["labels"][()], real["names"]),
+            )
             embedded = embed(network, pixels.flatten(0, 1), known["mean"], known["std"], this.context)
             weights = torch.from_numpy(arrays["weights"])
             found = distances(embedded.unflatten(0, pixels.shape[:2]), weights, cloud, this.context)
@@ -397,9 +422,7 @@ def distance(
 
 
 @app.command
-def decay(
-    *, latents: Several, output: Path, threads: int = 1, settings: DecaySettings = DecaySettings()
-) -> None:
+def decay(*, latents: Several, output: Path, threads: int = 1, settings: DecaySettings = DecaySettings()) -> None:
     """Measure how fast W2 falls with the number of atoms, beside the intrinsic dimension of the latents.
 
     Args:
@@ -419,7 +442,9 @@ def decay(
             of = [next(cloud for cloud, classes, _ in files if label in classes) for label in labels]
             rows = [
                 run(cloud, label, settings)
-                for cloud, label in this.context.progress(list(zip(of, labels, strict=True)), "classes", len(labels), 0, "class")
+                for cloud, label in this.context.progress(
+                    list(zip(of, labels, strict=True)), "classes", len(labels), 0, "class"
+                )
             ]
             artifacts.write_json(output, this.meta | {"decay": rows, "names": first["names"]})
 

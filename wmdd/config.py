@@ -135,19 +135,15 @@ class _ProtocolEntry(_Entry):
     base: Name | None = Field(None, description="the protocol whose settings this one starts from")
 
 
-def _model(name: str, base: type[_Entry], fields: Mapping[str, Any]) -> Any:
+def _model(name: str, base: Any, fields: Mapping[str, Any]) -> Any:
     return create_model(name, __base__=base, __doc__=base.__doc__, **fields)
 
 
 TeacherEntry: Any = create_model(
     "Teacher", __base__=(_TeacherEntry, _partial(TeacherSettings)), __doc__=_TeacherEntry.__doc__
 )
-GeneratorEntry: Any = create_model(
-    "Generator",
-    __base__=(_GeneratorEntry, _partial(GeneratorSettings)),
-    __doc__=_GeneratorEntry.__doc__,
-    **{stage: _OVERRIDES[stage] for stage in _OF_GENERATORS},
-)
+_Generator: Any = create_model("Generator", __base__=(_GeneratorEntry, _partial(GeneratorSettings)))
+GeneratorEntry: Any = _model("Generator", _Generator, {stage: _OVERRIDES[stage] for stage in _OF_GENERATORS})
 StudentEntry: Any = _partial(NetworkSettings)
 DatasetEntry: Any = _model("Dataset", _DatasetEntry, _OVERRIDES)
 MethodEntry: Any = _model("Method", _MethodEntry, _SWEEPS)
@@ -225,7 +221,8 @@ _EXPERIMENT: dict[str, Any] = {
         bool,
         Field(
             False,
-            description="measure W2 of every distilled set to the real data in the teacher's features; of latent methods always",
+            description="measure W2 of every distilled set to the real data in the teacher's features; of the family latent "
+            "always",
         ),
     ),
     "jobs": (Jobs, Jobs()),
@@ -429,15 +426,12 @@ class Experiment:
 
     def methods(self) -> list[str]:
         """Return the methods whose images are made: those of the matrix, and what they start from."""
-        found: list[str] = []
-        todo = [(r.dataset, r.method) for r in self.runs()]
+        todo = list(dict.fromkeys((r.dataset, r.method) for r in self.runs()))
         for dataset, method in todo:
-            if method not in found:
-                found.append(method)
-            if self.family(method) == "recover" and (start := self.resolve("recover", dataset=dataset, method=method).start):
-                if (dataset, start) not in todo:
-                    todo.append((dataset, start))
-        return sorted(found)
+            if self.family(method) == "recover":
+                start = self.resolve("recover", dataset=dataset, method=method).start
+                todo += [(dataset, start)] if start and (dataset, start) not in todo else []
+        return sorted({method for _, method in todo})
 
     def generator(self, method: str) -> str:
         """Return the generator of a method of the family latent.
@@ -455,7 +449,7 @@ class Experiment:
         return settings.encoder if settings.kind == "latent-diffusion" else generator
 
     def labelled(self, dataset: str, method: str, protocol: str) -> str:
-        """Return the protocol whose soft labels a protocol's students learn from: the first it is based on that makes the same."""
+        """Return the protocol whose soft labels students of another learn from: the first of its bases that makes the same."""
         wanted = self.resolve("relabel", dataset=dataset, method=method, protocol=protocol)
         return next(
             name
@@ -535,7 +529,7 @@ class Experiment:
         return [f"classes{a}-{min(a + size, classes) - 1}" for a in range(0, classes, size)]
 
     def resolve(self, stage: str, **of: str) -> Any:
-        """Return the settings of a stage; `of` names what it belongs to: dataset, teacher, generator, method, protocol, student."""
+        """Return the settings of a stage; `of` names its dataset, teacher, generator, method, protocol and student."""
         key = (stage, *sorted(of.items()))
         if key not in self._resolved:
             self._resolved[key] = self._resolve(stage, of)
@@ -566,6 +560,10 @@ class Experiment:
         name, where = self.generator(method), f"method {method} on {dataset}: "
         settings = self.resolve("generator", dataset=dataset, generator=name)
         settings.check(f"{where}generator {name}: ")
+        if settings.kind == "ldm":
+            self._check_model(
+                settings, stated_side(self.resolve("data", dataset=dataset)), f"{where}generator {name}: "
+            )
         encoder = self.encoder(name, dataset)
         kind = self.resolve("generator", dataset=dataset, generator=encoder).kind
         if encoder != name and kind != "vae":
@@ -573,6 +571,16 @@ class Experiment:
         for stage in _OF_GENERATORS:
             self.resolve(stage, dataset=dataset, generator=name, method=method)
         self.resolve("quantize", dataset=dataset, method=method).check(f"{where}quantize: ")
+
+    @staticmethod
+    def _check_model(settings: GeneratorSettings, side: int, where: str) -> None:
+        """Refuse a pipeline that is not there, or not whole; of a hub id nothing is asked here."""
+        from wmdd.latent import ldm  # imports torch and more, which no other setting needs here
+
+        try:
+            ldm.check(settings, side or settings.size)
+        except WmddError as error:
+            raise WmddError(f"{where}{error}") from None
 
     def _check_start(self, dataset: str, method: str) -> None:
         """Refuse a method that would start from itself, through others or not."""
@@ -582,7 +590,9 @@ class Experiment:
             if not start:
                 return
             if start in chain:
-                raise WmddError(f"method {method} on {dataset}: recover.init goes round: {' -> '.join([*chain, start])}")
+                raise WmddError(
+                    f"method {method} on {dataset}: recover.init goes round: {' -> '.join([*chain, start])}"
+                )
             chain.append(start)
             if self.family(start) == "latent":
                 self._check_latent(dataset, start)

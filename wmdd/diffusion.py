@@ -28,16 +28,15 @@ def train(
 ) -> tuple[denoiser.Denoiser, list[dict[str, float]]]:
     """Train a diffusion model of latents [N, c, h, w] with labels [N]; return it with its history.
 
-    Order, noise, angles and hidden classes depend on seed, epoch and step alone; the angles of a step are stratified, one in each
-    of B equal parts of [0, pi/2]. `val_loss` in the history is the loss of the validation latents, always with the same draws.
+    Order, noise, angles and hidden classes depend on seed, epoch and step alone; the angles of a step are stratified, one in
+    each of B equal parts of [0, pi/2]. `val_loss` in the history is the loss of the validation latents, each time with the
+    same draws.
 
     Raises:
         WmddError: the latents can't be halved, or the loss is not a number.
     """
     engine, shape = context.engine, latents.shape[1:]
-    network = denoiser.build(
-        settings, (shape[0], shape[1], shape[2]), classes, generator("diffusion", "weights", seed)
-    )
+    network = denoiser.build(settings, (shape[0], shape[1], shape[2]), classes, generator("diffusion", "weights", seed))
     objective = engine.place(denoiser.Objective(network))
     latents, labels = latents.to(engine.device), labels.to(engine.device)
     val_latents, val_labels = val_latents.to(engine.device), val_labels.to(engine.device)

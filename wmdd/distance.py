@@ -5,10 +5,8 @@ For class c, with the features f(x_ck) and weights w_ck of the distilled images 
     W_2^2(\sum_k w_ck delta_{f(x_ck)}, 1/N_c \sum_i delta_{f_i}),
 
 by exact transport. Of images that a decoder G made of atoms z_k this is the left side of the push-forward bound of DDOQ
-(Theorem 1): W_2(G_# nu, G_# mu) <= L W_2(nu, mu) for a decoder of Lipschitz constant L, with the latents' distance on the right.
+(Theorem 1): W_2(G_# nu, G_# mu) <= L W_2(nu, mu) for a decoder of Lipschitz constant L, the latents' distance on the right.
 """
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,9 +15,6 @@ from wmdd.models import Network, normalise
 from wmdd.points import Cloud
 from wmdd.training import Context
 from wmdd.transport.measure import transport_cost
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 SIZE = 128  # images a forward pass
 
@@ -36,9 +31,7 @@ def features(network: Network, images: Tensor, mean: list[float], std: list[floa
     return torch.cat(found)
 
 
-def distances(
-    embedded: Tensor, weights: Tensor, cloud: Cloud, context: Context
-) -> dict[str, "Sequence[float]"]:
+def distances(embedded: Tensor, weights: Tensor, cloud: Cloud, context: Context) -> dict[str, list[float]]:
     """Return of each class W2^2 to the real features, with the images' weights and with equal ones, and the features' variance.
 
     Args:

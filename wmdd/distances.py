@@ -1,4 +1,4 @@
-"""Distances: how far distilled sets are from the real data, in tables and a picture (see `wmdd.distance`, `quantize`, `decay`)."""
+"""Distances: how far distilled sets are from the real data, in tables and a picture (`wmdd.distance`, `quantize`, `decay`)."""
 
 import re
 from pathlib import Path
@@ -74,7 +74,7 @@ def markdown(table: pd.DataFrame, falling: pd.DataFrame) -> str:
         "Squared Wasserstein distance of distilled sets to the real data, by exact transport, mean over classes and seeds.",
         "",
         "- latents: of the atoms of the family latent, before they are decoded; equal: the same atoms with weights 1/K each",
-        "- saved: share in % by which the masses of the cells lower it (DDOQ reports 15.7 % at 10, 16.1 % at 50 images per class)",
+        "- saved: share in % by which the masses of the cells lower it; DDOQ reports 15.7 % (IPC 10) and 16.1 % (IPC 50) of W2",
         "- dimension: intrinsic, of the latents of a class (TwoNN)",
         "- features: of the images, in the space of the teacher's features; explained: 1 - W2^2 / total variance",
         "",
@@ -88,8 +88,8 @@ def markdown(table: pd.DataFrame, falling: pd.DataFrame) -> str:
         lines += [
             "## Decay",
             "",
-            "W2^2 of K optimal atoms of the latents of a class. It should fall as K^(-2/d): d as fitted to these numbers from two",
-            "atoms on, and the intrinsic dimension as measured (TwoNN; maximum likelihood of 20 neighbours).",
+            "W2^2 of K optimal atoms of the latents of a class. It should fall as K^(-2/d): d as fitted to these numbers from",
+            "two atoms on, and the intrinsic dimension as measured (TwoNN; maximum likelihood of 20 neighbours).",
             "",
             str(wide.join(dimensions).reset_index().to_markdown(index=False, floatfmt=".4g")),
             "",
@@ -98,7 +98,7 @@ def markdown(table: pd.DataFrame, falling: pd.DataFrame) -> str:
 
 
 def draw(table: pd.DataFrame, falling: pd.DataFrame, output: Path) -> None:
-    """Draw W2 of the features by images per class; and of latents its decay, and the features' against it (the push-forward)."""
+    """Draw W2 of the features by images per class; of latents its decay too, and the features' W2 against theirs."""
     import matplotlib
 
     matplotlib.use("agg")

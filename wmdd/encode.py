@@ -65,7 +65,8 @@ def encode(
         return found.flatten(1).half().cpu(), tuple(found.shape[1:])
 
     held: list[Tensor] = []
-    begin, shape = start, ()
+    begin = start
+    shape: tuple[int, ...] = ()
     passed = engine.passes(forward, pictures.batches(batches))
 
     def shard() -> Shard:

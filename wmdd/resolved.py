@@ -31,10 +31,18 @@ def resolved(experiment: Experiment, stage: str | None = None) -> dict[str, Any]
             put(name, name, dataset=r.dataset, method=r.method)
         if family == "latent":
             generator = experiment.generator(r.method)
+            encoder = experiment.encoder(generator, r.dataset)
             put("quantize", "quantize", dataset=r.dataset, method=r.method)
             put("decode", "decode", dataset=r.dataset, generator=generator, method=r.method)
-            for name in ("generator", "autoencoder", "diffusion", "encode"):
-                put(name, name, dataset=r.dataset, generator=generator)
+            for of in dict.fromkeys((generator, encoder)):
+                put("generator", "generator", dataset=r.dataset, generator=of)
+            kinds = {
+                of: experiment.resolve("generator", dataset=r.dataset, generator=of).kind for of in (generator, encoder)
+            }
+            for name in ("encode", "decay", *(["autoencoder"] if kinds[encoder] == "vae" else [])):
+                put(name, name, dataset=r.dataset, generator=encoder)
+            if kinds[generator] == "latent-diffusion":
+                put("diffusion", "diffusion", dataset=r.dataset, generator=generator)
         put("relabel", "relabel", dataset=r.dataset, method=r.method, protocol=r.protocol)
         put("student", "student", dataset=r.dataset, method=r.method, protocol=r.protocol, student=r.student)
     content["runs"] = len(list(experiment.runs()))

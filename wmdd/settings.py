@@ -26,6 +26,12 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+def _power_of_two(value: int) -> int:
+    if value < 2 or value & (value - 1):
+        raise ValueError("Input should be a power of two from 2 on: 2, 4, 8, 16")
+    return value
+
+
 Shares = Annotated[tuple[Fraction, Fraction], AfterValidator(_ordered)]
 Count = Annotated[int, Field(ge=1)]
 Mode = Literal["auto", "plain", "eager", "compile"]
@@ -255,7 +261,9 @@ class GeneratorSettings(Settings):
     model: str = Field("", description="ldm: a folder with the pipeline's parts, or its id on the Hugging Face hub")
     revision: str = Field("", description="ldm: commit or tag of a hub id; empty: its main branch")
     size: int = Field(
-        0, ge=0, description="ldm: side in pixels of its images (Stable Diffusion 1.5: 512; DiT-XL/2: 256); 0: the dataset's"
+        0,
+        ge=0,
+        description="ldm: side in pixels of its images (Stable Diffusion 1.5: 512; DiT-XL/2: 256); 0: the dataset's",
     )
 
     def check(self, where: str = "") -> None:
@@ -275,7 +283,9 @@ class AutoencoderSettings(OptimisationSettings):
 
     width: Count = Field(32, description="channels at half the resolution; twice as many from a quarter on")
     channels: Count = Field(4, description="of a latent (Stable Diffusion: 4)")
-    factor: Literal[2, 4, 8, 16] = Field(4, description="side of an image over that of its latent (Stable Diffusion: 8)")
+    factor: Annotated[Count, AfterValidator(_power_of_two)] = Field(
+        4, description="side of an image over that of its latent, a power of two from 2 on (Stable Diffusion: 8)"
+    )
     divergence: NonNegative = Field(
         1e-3, description="weight of the Kullback-Leibler term; twice the variance of the noise in pixels from -1 to 1"
     )
@@ -321,7 +331,8 @@ class DecodeSettings(Settings):
     """Images of the atoms: image-to-image from the noised latent, conditioned on the class. A vae has no use for these."""
 
     strength: Fraction = Field(
-        0.7, description="share of the diffusion that is undone from the noised latent; 0: none, the latent as it is (D4M: 0.7)"
+        0.7,
+        description="share of the diffusion that is undone from the noised latent; 0: none, the latent as it is (D4M: 0.7)",
     )
     guidance: NonNegative = Field(
         8.0, description="classifier-free: 1 follows the class as trained, 0 leaves it out (D4M: 8; DiT's paper: 4)"
@@ -329,7 +340,9 @@ class DecodeSettings(Settings):
     steps: Count = Field(50, description="of the whole diffusion, of which the strength's share is done")
     prompt: str = Field("{name}", description="text pipelines: {name} stands for the readable name of the class (D4M)")
     negative_prompt: str = Field("", description="text pipelines: what to stay away from")
-    batch_size: Count = Field(16, description="images a forward pass, at most; does not change the result beyond rounding")
+    batch_size: Count = Field(
+        16, description="images a forward pass, at most; does not change the result beyond rounding"
+    )
 
 
 class DecaySettings(Settings):

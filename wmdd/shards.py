@@ -104,9 +104,7 @@ def check_parts(files: list[Path], classes: int) -> None:
         raise WmddError(f"the parts end before class {expected} of {classes}; give all of them, in order")
 
 
-def copy_rows(
-    files: list[Path], writer: artifacts.Writer, names: tuple[str, ...] = ("features", "labels")
-) -> None:
+def copy_rows(files: list[Path], writer: artifacts.Writer, names: tuple[str, ...] = ("features", "labels")) -> None:
     """Copy arrays, one after the other, so that the bytes do not depend on how the files are cut."""
     for name in names:
         for path in files:

@@ -35,10 +35,10 @@ def weighted(masses: Tensor, how: str) -> Tensor:
 
     DDOQ reduces the variance of its weights, but we found no formula for it; the third row is this project's.
     """
-    w = masses / masses.sum(1, keepdim=True)
+    w = masses.double() / masses.double().sum(1, keepdim=True)
     equal = torch.full_like(w, 1 / w.shape[1])
     found = {"mass": w, "sqrt-mass": w.sqrt(), "variance-reduced": (w + equal) / 2, "uniform": equal}[how]
-    return found / found.mean()
+    return (found / found.mean()).float()
 
 
 def mixed(labels: Tensor, views: augment.Views, classes: int, side: int) -> Tensor:

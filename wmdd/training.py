@@ -78,8 +78,9 @@ class Reader(Forgetful):
 class Batch:
     """Normalised images [B, 3, H, W], targets (whatever the loss takes) and weights [B] of mean about 1.
 
-    `more` are further inputs of the network, [B, ...] each. It may be a part of a step's images. The step's loss is then the mean, over the processes, of the sum over parts of
-    `share` times a part's mean loss; `last` marks the part with which the step is complete.
+    `more` are further inputs of the network, [B, ...] each. It may be a part of a step's images. The step's loss is then the
+    mean, over the processes, of the sum over parts of `share` times a part's mean loss; `last` marks the part with which the
+    step is complete.
     """
 
     images: Tensor

@@ -444,10 +444,12 @@ class _Draft:
             return []
         seed, known = str(self.experiment.teacher_seed(r.seed)), scene.pictures
         encoder = self.experiment.encoder(coder.name, r.dataset)
-        made = [("autoencoder", r.dataset, encoder, seed)]
+        made: list[Key] = [("autoencoder", r.dataset, encoder, seed)]
         if made[0] not in self.found.jobs:
             settings = self.resolve("autoencoder", dataset=r.dataset, generator=encoder)
-            self.training(made[0], settings, scene, [self.data(r.dataset)], coder.both, known.decoded(settings.epochs, 1))
+            self.training(
+                made[0], settings, scene, [self.data(r.dataset)], coder.both, known.decoded(settings.epochs, 1)
+            )
         if coder.kind == "latent-diffusion":
             made.append(("diffusion", r.dataset, coder.name, seed))
             if made[1] not in self.found.jobs:
@@ -457,7 +459,14 @@ class _Draft:
         return made
 
     def training(
-        self, key: Key, settings: Any, scene: _Scene, needs: list[Key], network: Figures, decoded: float, more: float = 0
+        self,
+        key: Key,
+        settings: Any,
+        scene: _Scene,
+        needs: list[Key],
+        network: Figures,
+        decoded: float,
+        more: float = 0,
     ) -> Key:
         """Add the training of a part of a generator."""
         known, looks = scene.pictures, evaluations(settings)
@@ -656,14 +665,18 @@ class _Draft:
         )  # fmt: skip
 
     def seconds(self, solver: BarycenterSettings, scene: _Scene, atoms: int, features: float = 0) -> float:
-        """Return the seconds of one class, by the law that was fitted to measurements of its solver; D is the teacher's or given."""
+        """Return the seconds of one class, by the law fitted to measurements of its solver; D is the teacher's, or given."""
         names = {"quantize": solver.weights, "stream": "free", "d4m": "free", "released": f"released-{solver.weights}"}
         law = rates.table()["cpu"]["barycenter"].get(names.get(solver.solver))
         if law is None:
             self.found.note(f"barycenter: nothing was measured of solver {solver.solver}, weights {solver.weights}")
             return NAN
         starts = solver.restarts + solver.compare_restarts
-        size = scene.points ** law["points"] * (features or scene.teacher.features) ** law["features"] * atoms ** law["atoms"]
+        size = (
+            scene.points ** law["points"]
+            * (features or scene.teacher.features) ** law["features"]
+            * atoms ** law["atoms"]
+        )
         return float(starts * law["scale"] * size)
 
     def select(self, r: Run, scene: _Scene, cell: Key) -> Key:

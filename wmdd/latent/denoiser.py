@@ -7,8 +7,8 @@ With a latent x of variance 1, e standard normal and an angle p in [0, pi/2],
 A UNet learns v from (z_p, p, class y) by E ||v(z_p, p, y) - v_p||^2, p uniform: the cosine schedule of [2] in continuous time.
 With a share of the classes hidden, it also learns v without a class, and is guided by v_g = v_0 + g (v_y - v_0) [3].
 
-From a latent x the reverse process begins at z_q = cos(q) x + sin(q) e, q = strength pi/2 (image to image, [4]), and goes back to
-p = 0 in equal steps d of the deterministic sampler [5], which in these terms is a rotation:
+From a latent x the reverse process begins at z_q = cos(q) x + sin(q) e, q = strength pi/2 (image to image, [4]), and goes back
+to p = 0 in equal steps d of the deterministic sampler [5], which in these terms is a rotation:
 
     z_{p-d} = cos(d) z_p - sin(d) v_g(z_p, p, y)
 

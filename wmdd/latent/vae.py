@@ -5,10 +5,10 @@ from -1 to 1, n = 3 R^2 of them, and e standard normal,
 
     L(x) = 1/n [ ||x - D(m + s e)||^2 + beta \sum_j (m_j^2 + s_j^2 - 1 - log s_j^2) / 2 ],
 
-which is -2 v / n times the evidence lower bound with noise of variance v = beta / 2 in every pixel, up to a constant. Blocks are
-residual and end in a convolution that begins at zero [2], so that none is normalised: that is slow on CPUs. Latents outside of
-this module are the means, standardised by channel over the training set (`Vae.standardise`), so that a diffusion begins with
-variance 1, as the scaling factor of Stable Diffusion's autoencoder does for all channels at once.
+which is -2 v / n times the evidence lower bound with noise of variance v = beta / 2 in every pixel, up to a constant. Blocks
+are residual and end in a convolution that begins at zero [2], so that none is normalised: that is slow on CPUs. Latents
+outside of this module are the means, standardised by channel over the training set (`Vae.standardise`), so that a diffusion
+begins with variance 1, as the scaling factor of Stable Diffusion's autoencoder does for all channels at once.
 
 References:
     [1] Kingma, Welling: Auto-Encoding Variational Bayes, ICLR 2014, Eq. 10.
