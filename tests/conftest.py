@@ -1,10 +1,14 @@
 """Shared by the tests: one thread, a tiny teacher, and a keeper of checkpoints that dies as a killed job does."""
 
 import io
+import re
+import shlex
+import sys
 
 import pytest
 import torch
 
+from wmdd.__main__ import main
 from wmdd.models import build
 from wmdd.rng import generator
 from wmdd.settings import NetworkSettings
@@ -61,3 +65,41 @@ def tiny_teacher():
 def _untracked(monkeypatch):
     """No test tracks its jobs unless it asks for it; subprocesses inherit this."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run a command line as `python -m wmdd` does; return exit code, standard output and standard error."""
+
+    def run(line):
+        monkeypatch.setattr(sys, "argv", ["wmdd", *shlex.split(line)])
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:  # of a text, the interpreter prints it and exits with 1
+            code = 1 if isinstance(end.code, str) else end.code or 0
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def mistake(run):
+    """The one line that a mistake gives; `begun` if it shows only after the job has said that it began."""
+
+    def mistake(line, begun=False):
+        code, out, err = run(line)
+        stage = line.split()[0]
+        assert (code, out) == (1, "")
+        assert "Traceback" not in err
+        usual = rf"wmdd {stage}: \S+ on cpu with|[\w ]+: +\d+/\d+ |$"  # the job's first line, and its progress
+        lines = [text for text in err.splitlines() if not (begun and re.match(usual, text))]
+        assert len(lines) == 1, err
+        assert lines[0].startswith(f"wmdd {stage}: error: ")
+        return lines[0].removeprefix(f"wmdd {stage}: error: ")
+
+    return mistake

@@ -18,7 +18,6 @@ import torch
 import yaml
 
 import wmdd
-from wmdd.__main__ import main
 from wmdd.artifacts import digest_of, load, load_meta, load_model, save, save_model
 from wmdd.config import schema
 from wmdd.models import build
@@ -91,7 +90,7 @@ def write_images(path, labels=None, names=NAMES, seed=0):
     labels = list(range(len(names))) if labels is None else labels
     arrays = {"images": pixels(len(labels), IPC, 3, SIDE, SIDE, seed=seed), "labels": np.array(labels)}
     weights = np.full((len(labels), IPC), 1 / IPC, np.float32)
-    meta = manifest(names) | {"inputs": {}, "settings": {}, "identity": {}, "code": ""}
+    meta = manifest(names) | {"stage": "recover", "inputs": {}, "settings": {}, "identity": {}, "code": ""}
     save(path, arrays | {"weights": weights}, meta, chunked=("images",))
 
 
@@ -120,44 +119,6 @@ def here(made, tmp_path, monkeypatch):
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def run(monkeypatch, capfd):
-    """Run a command line as `python -m wmdd` does; return exit code, standard output and standard error."""
-
-    def run(line):
-        monkeypatch.setattr(sys, "argv", ["wmdd", *shlex.split(line)])
-        capfd.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as end:  # of a text, the interpreter prints it and exits with 1
-            code = 1 if isinstance(end.code, str) else end.code or 0
-            if isinstance(end.code, str):
-                print(end.code, file=sys.stderr)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
-
-
-@pytest.fixture
-def mistake(run):
-    """The one line that a mistake gives; `begun` if it shows only after the job has said that it began."""
-
-    def mistake(line, begun=False):
-        code, out, err = run(line)
-        stage = line.split()[0]
-        assert (code, out) == (1, "")
-        assert "Traceback" not in err
-        usual = rf"wmdd {stage}: \S+ on cpu with|[\w ]+: +\d+/\d+ |$"  # the job's first line, and its progress
-        lines = [text for text in err.splitlines() if not (begun and re.match(usual, text))]
-        assert len(lines) == 1, err
-        assert lines[0].startswith(f"wmdd {stage}: error: ")
-        return lines[0].removeprefix(f"wmdd {stage}: error: ")
-
-    return mistake
 
 
 DATA = "--data data.h5"

@@ -160,6 +160,7 @@ def table(names: Sequence[str], found: Sequence[Quality]) -> str:
     rows = pd.DataFrame(columns(found), index=pd.Index(names, name="class")).assign(seconds=[q.seconds for q in found])
     rows = rows.rename(columns=lambda name: "W2^2" if name == "cost" else name.replace("_", " "))
     if len(rows) > 1:
+        rows = rows.astype(float)
         rows.loc["mean"] = rows.mean()
     rows["explained"] = rows["explained"].round(6) + 0.0  # at one atom it is 0 but for rounding
     return str(rows.to_markdown(floatfmt=".5g"))

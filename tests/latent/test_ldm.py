@@ -49,7 +49,7 @@ SCHEDULERS = {
     "EulerAncestralDiscreteScheduler": {},
     "DPMSolverMultistepScheduler": {"algorithm_type": "sde-dpmsolver++"},
     "HeunDiscreteScheduler": {},
-    "DPMSolverSDEScheduler": {},
+    "DPMSolverSDEScheduler": {"clip_sample": None},  # it does not know of it, and DDIM's default would clip
     "DDIMScheduler": {},
 }
 
@@ -392,6 +392,7 @@ def test_images_are_those_of_the_librarys_own_call(made, kind, negative):
         (1e-4, 9, 1),
         (0.3, 9, 3),
         (0.29, 100, 29),
+        (0.07, 100, 7),
         (0.58, 50, 29),
         (0.7, 50, 35),
         (1 / 49, 49, 1),
@@ -559,6 +560,7 @@ def test_an_image_depends_on_its_latent_its_class_and_its_draws_alone(copied, ki
     stands_in = "DPMSolverSDEScheduler draws for all images of a batch at once; DDIM stands in for it"
     assert (stands_in in capsys.readouterr().err) == (scheduler == "DPMSolverSDEScheduler")
     assert type(found.pipeline.scheduler).__name__ == found.autoencoder.model.scheduler
+    assert not found.pipeline.scheduler.config.get("clip_sample")
     together = moved(found, latents())
     assert torch.isfinite(together).all()
     assert torch.equal(moved(found, latents()), together)
@@ -600,6 +602,9 @@ def test_a_pipeline_without_a_safety_checker_says_nothing(made, capfd):
 def test_a_size_that_it_was_not_made_for_is_mentioned(made, capfd):
     encoder(made("sd"), size=32)
     assert capfd.readouterr().err == "generator: sd is given images of 32 px; it was made for 16 (generator.size)\n"
+    ldm.check(settings(made("sd")), 32)
+    encoder(made("sd"))
+    assert capfd.readouterr().err == ""
 
 
 def test_importing_it_takes_no_library_along():
@@ -804,6 +809,8 @@ def test_classes_of_dit(made):
         ("{label}", "{label} is not known"),
         ("{name.upper}", "{name.upper} is not known"),
         ("a {}", "{} is not known"),
+        ("{name:>{width}}", "{name} alone is known"),
+        ("{name!r}", "{name} alone is known"),
         ("a {name", "expected '}' before end of string"),
         ("a }", "Single '}' encountered in format string"),
     ],

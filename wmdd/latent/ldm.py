@@ -350,16 +350,17 @@ def _side(model: Model, settings: "GeneratorSettings", resolution: int) -> int:
     Raises:
         WmddError: its autoencoder, or what divides latents into patches, can't divide it.
     """
-    size, denoiser = settings.size or resolution, model.config(model.family.parts[1])
-    factor = 2 ** (len(model.config("vae").get("block_out_channels", [0])) - 1)
-    step = factor * int(denoiser.get("patch_size") or 1)
+    size = settings.size or resolution
+    step = _factor(model) * int(model.config(model.family.parts[1]).get("patch_size") or 1)
     if size % step:
         near = max(step, step * round(size / step))
         raise WmddError(f"{model.name}: images of {size} px can't be divided by its {step}; set generator.size: {near}")
-    trained = denoiser.get("sample_size")
-    if isinstance(trained, int) and size != trained * factor:
-        _say(f"{model.name} is given images of {size} px; it was made for {trained * factor} (generator.size)")
     return size
+
+
+def _factor(model: Model) -> int:
+    """Return the side of an image over that of its latent."""
+    return int(2 ** (len(model.config("vae").get("block_out_channels", [0])) - 1))
 
 
 @dataclass(frozen=True)
@@ -552,7 +553,9 @@ def autoencoder(settings: "GeneratorSettings", resolution: int, engine: Engine) 
 
 
 def _autoencoder(model: Model, settings: "GeneratorSettings", resolution: int, engine: Engine) -> Autoencoder:
-    size = _side(model, settings, resolution)
+    size, trained = _side(model, settings, resolution), model.config(model.family.parts[1]).get("sample_size")
+    if isinstance(trained, int) and size != trained * _factor(model):
+        _say(f"{model.name} is given images of {size} px; it was made for {trained * _factor(model)} (generator.size)")
     with _loading(model) as library:
         network = library.AutoencoderKL.from_pretrained(
             model.folder, subfolder="vae", dtype=engine.dtype, use_safetensors=True
@@ -624,10 +627,11 @@ def prompts(how: "DecodeSettings", names: list[str]) -> list[str]:
             f"guidance: {how.guidance:g} is not known to text pipelines; set it to 0, to 1, or to more than 1"
         )
     try:
-        fields = {field for _, field, _, _ in string.Formatter().parse(how.prompt) if field is not None}
-        if fields <= {"name"}:
+        parsed = [parts for parts in string.Formatter().parse(how.prompt) if parts[1] is not None]
+        others = [field for _, field, form, conversion in parsed if field != "name" or form or conversion]
+        if not others:
             return [how.prompt.format(name=name) for name in names]
-        said = f"{{{min(fields - {'name'})}}} is not known"
+        said = f"{{{others[0]}}} is not known" if others[0] != "name" else "{name} alone is known"
     except ValueError as error:
         said = str(error)
     raise WmddError(

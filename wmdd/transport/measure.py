@@ -23,6 +23,7 @@ from torch import Tensor
 from wmdd.errors import WmddError
 
 Points = Tensor | np.ndarray
+BLOCK = 2**20  # numbers that are read at a time
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,10 @@ def check_k(k: int) -> None:
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """Return ||a_i - b_j||^2, [A, B], centred first so that little is lost to cancellation."""
     centre = b.mean(0)
-    a, b = a - centre, b - centre
+    return _distances(a - centre, b - centre)
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
     return torch.addmm(a.square().sum(1)[:, None] + b.square().sum(1), a, b.T, alpha=-2).clamp_(min=0)
 
 
@@ -122,6 +126,39 @@ def exact(
         raise WmddError(f"the transport problem of {len(a)} x {len(b)} was not solved: {log['warning']}")
     f, g = torch.from_numpy(log["u"] * scale), torch.from_numpy(log["v"] * scale)
     return Transport(torch.from_numpy(plan), float(log["cost"]) * scale, f, g)
+
+
+def transport_cost(atoms: Points, weights: Tensor, points: Points) -> float:
+    r"""Return W2^2 between \sum_k w_k delta_{b_k} and the uniform measure on the points, exactly, in float64.
+
+    On one core, K = 50 and D = 512 take 0.02 s for N = 1,300, 0.15-0.3 s for 5,000 and 1-4 s for 50,000; where 50,000 points
+    form far clusters whose masses the weights don't fit, up to 40 s, as the network simplex alone. Memory: some ten arrays
+    [K, N] of float64.
+
+    Args:
+        atoms: b [K, D].
+        weights: w [K], not negative, some positive; divided by their sum.
+        points: x [N, D]; read by the block, in any type.
+
+    Raises:
+        WmddError: the arguments are no atoms, weights and points of one dimension, or the transport problem was not solved.
+    """
+    from wmdd.transport.plans import balanced  # which is built on this module
+
+    b, x, w = as_points(atoms, "the atoms").detach(), as_points(points).detach(), torch.as_tensor(weights).detach()
+    if w.shape != (len(b),) or b.shape[1] != x.shape[1]:
+        shapes = ", ".join(str(tuple(part.shape)) for part in (b, w, x))
+        raise WmddError(f"atoms [K, D], weights [K] and points [N, D] do not fit each other: {shapes}")
+    w = w.double().cpu()
+    if not (bool((w >= 0).all()) and 0 < float(w.sum()) < np.inf):
+        raise WmddError("weights must be finite, not negative and not all zero")
+    b, w = b.double().cpu()[w > 0], w[w > 0] / w.sum()
+    centre = b.mean(0)
+    rows = max(1, BLOCK // x.shape[1])
+    cost = torch.cat([_distances(b - centre, part.double().cpu() - centre) for part in x.split(rows)], 1)
+    if not bool(torch.isfinite(cost.sum())):
+        raise WmddError("the squared distances of the atoms and points overflow; scale them down")
+    return balanced(cost, weights=w).cost
 
 
 def _numpy(x: Tensor) -> np.ndarray:

@@ -1,8 +1,8 @@
-r"""Exact plans between K equal atoms and N equal points, fast when K is much smaller than N.
+r"""Exact plans between K atoms and N equal points, fast when K is much smaller than N.
 
-    min \sum_ki T_ki c_ki   over   T >= 0, T 1 = 1/K, T' 1 = 1/N
+    min \sum_ki T_ki c_ki   over   T >= 0, T 1 = w, T' 1 = 1/N        (w = 1/K by default)
 
-The dual has only K unknowns, the prices g: max_g 1/K \sum_k g_k + 1/N \sum_i min_k (c_ki - g_k). At good prices nearly
+The dual has only K unknowns, the prices g: max_g \sum_k w_k g_k + 1/N \sum_i min_k (c_ki - g_k). At good prices nearly
 every point has one clear favourite and only the few between two cells are in question. So:
 
 1. Prices from the smoothed dual (min replaced by a softmin of width eps: log-domain Sinkhorn's semi-dual [1] Section 5.3),
@@ -30,6 +30,7 @@ UNSURE = 8  # points an atom that are left to the linear program at first
 CHEAP = 32  # atoms up to which a Newton step costs less than it saves when there are prices to begin from
 LEVELS = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3)  # eps, as shares of the spread of the costs of a point
 NEWTON = 4  # steps a level
+REACH = 3.0  # eps that a Newton step moves a price, at most: between far clusters of points the smoothed dual is nearly linear
 ROUNDS = 50
 
 
@@ -52,12 +53,13 @@ class Plan:
     gap: float = 0.0
 
 
-def balanced(cost: Tensor, start: Plan | None = None) -> Plan:
+def balanced(cost: Tensor, start: Plan | None = None, weights: Tensor | None = None) -> Plan:
     """Return the optimal plan for costs [K, N].
 
     Args:
         cost: on any device.
         start: the plan of a similar problem, for its prices.
+        weights: w [K], positive, sum 1; equal by default.
 
     Raises:
         WmddError: a linear program was not solved.
@@ -67,49 +69,51 @@ def balanced(cost: Tensor, start: Plan | None = None) -> Plan:
         column = torch.arange(n, device=cost.device)
         mass = torch.full((n,), 1 / n, dtype=torch.float64, device=cost.device)
         return Plan(torch.zeros_like(column), column, mass, float(cost.mean(dtype=torch.float64)), torch.zeros(1))
+    w = torch.full((k,), 1 / k, dtype=torch.float64) if weights is None else weights.double().cpu()
     if cost.numel() <= DIRECT and n < CLEAR * k:
-        return _whole(cost)
+        return _whole(cost, w)
     if start is None:
-        return _reduced(cost, prices(cost))
-    return _reduced(cost, prices(cost, start.prices) if k <= CHEAP else start.prices)
+        return _reduced(cost, prices(cost, weights=w), w)
+    return _reduced(cost, prices(cost, start.prices, w) if k <= CHEAP else start.prices, w)
 
 
-def _whole(cost: Tensor) -> Plan:
-    k, n = cost.shape
-    weights, masses = torch.full((k,), 1 / k, dtype=torch.float64), torch.full((n,), 1 / n, dtype=torch.float64)
-    found = exact(weights, masses, cost)
+def _whole(cost: Tensor, weights: Tensor) -> Plan:
+    n = cost.shape[1]
+    found = exact(weights, torch.full((n,), 1 / n, dtype=torch.float64), cost)
     row, column = found.plan.nonzero(as_tuple=True)
     place = (row.to(cost.device), column.to(cost.device), found.plan[row, column].to(cost.device))
     return Plan(*place, found.cost, found.f)
 
 
-def prices(cost: Tensor, start: Tensor | None = None) -> Tensor:
+def prices(cost: Tensor, start: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
     """Return prices g [K], float64 on the device of the costs, that nearly solve the dual, by Newton on the smoothed dual."""
     k = len(cost)
     low = cost.amin(0)
     spread = float((cost.mean(0) - low).mean())
     g = torch.zeros(k, dtype=cost.dtype, device=cost.device) if start is None else start.to(cost)
+    w = torch.full_like(g, 1 / k) if weights is None else weights.to(g)
     if spread <= 0:
         return g.double()
     for level in LEVELS if start is None else LEVELS[-1:]:
-        g = _newton(cost, g, level * spread, NEWTON if start is None else 1)
+        g = _newton(cost, g, w, level * spread, NEWTON if start is None else 1)
     return g.double()
 
 
-def _newton(cost: Tensor, g: Tensor, eps: float, steps: int) -> Tensor:
-    r"""Maximise \sum_k g_k / K - eps / N \sum_i log \sum_k exp((g_k - c_ki) / eps) by Newton steps with halving."""
+def _newton(cost: Tensor, g: Tensor, w: Tensor, eps: float, steps: int) -> Tensor:
+    r"""Maximise \sum_k w_k g_k - eps / N \sum_i log \sum_k exp((g_k - c_ki) / eps) by Newton steps with halving."""
     k, n = cost.shape
-    value, share = _smoothed(cost, g, eps)
+    value, share = _smoothed(cost, g, w, eps)
     for _ in range(steps):
         mass = share.mean(1)
-        gradient = 1 / k - mass
+        gradient = w - mass
         if float(gradient.abs().sum()) < 1e-3:
             break
         hessian = (torch.diag(mass) - share @ share.T / n).double()
         hessian += 1e-6 / k * torch.eye(k, dtype=torch.float64, device=g.device)
-        direction = (eps * torch.linalg.solve(hessian, gradient.double())).to(g.dtype)
+        direction = torch.linalg.solve(hessian, gradient.double())
+        direction = (eps * direction * (REACH / direction.abs().max()).clamp(max=1)).to(g.dtype)
         for _ in range(8):
-            value_new, share_new = _smoothed(cost, g + direction, eps)
+            value_new, share_new = _smoothed(cost, g + direction, w, eps)
             if value_new > value:
                 break
             direction = direction / 2
@@ -119,17 +123,17 @@ def _newton(cost: Tensor, g: Tensor, eps: float, steps: int) -> Tensor:
     return g
 
 
-def _smoothed(cost: Tensor, g: Tensor, eps: float) -> tuple[float, Tensor]:
+def _smoothed(cost: Tensor, g: Tensor, w: Tensor, eps: float) -> tuple[float, Tensor]:
     """Return the smoothed dual at g, and the shares [K, N] of each point."""
     score = (g[:, None] - cost).div_(eps)
     top = score.amax(0)
     share = score.sub_(top).exp_()
     total = share.sum(0)
-    value = float(g.mean(dtype=torch.float64) - eps * (top + total.log()).mean(dtype=torch.float64))
+    value = float((w.double() * g).sum() - eps * (top + total.log()).mean(dtype=torch.float64))
     return value, share.div_(total)
 
 
-def _reduced(cost: Tensor, g: Tensor) -> Plan:
+def _reduced(cost: Tensor, g: Tensor, weights: Tensor) -> Plan:
     """Solve exactly, with linear programs of the points that have no clear favourite at prices g."""
     k, n = cost.shape
     left = cost - g.to(cost)[:, None]
@@ -138,10 +142,11 @@ def _reduced(cost: Tensor, g: Tensor) -> Plan:
     order = margin.argsort()
     free = torch.zeros(n, dtype=torch.bool, device=cost.device)
     free[order[: UNSURE * k]] = True
+    room = (weights * n + 1e-9).long().to(cost.device)
     largest = float(cost.max())
     for _ in range(ROUNDS):
-        free |= _overfull(favourite, free, order, k)
-        plan, f = _program(cost, favourite, free)
+        free |= _overfull(favourite, free, order, room)
+        plan, f = _program(cost, favourite, free, weights)
         left = cost - f.to(cost)[:, None]
         # the free points are optimal among themselves; a given one must not prefer another cell
         regret = left.gather(0, favourite[None])[0] - left.amin(0)
@@ -150,18 +155,18 @@ def _reduced(cost: Tensor, g: Tensor) -> Plan:
             break
         free |= wrong
     else:  # not seen; the whole program needs no prices
-        return _whole(cost)
-    dual = float(f.mean()) + float(left.amin(0).mean(dtype=torch.float64))
+        return _whole(cost, weights)
+    dual = float(f @ weights) + float(left.amin(0).mean(dtype=torch.float64))
     excess = plan.cost - dual
     rounding = 1e-12 * float(cost.abs().mean(dtype=torch.float64))  # a cost of 0 is found as a little more
     return replace(plan, gap=excess / plan.cost if excess > rounding else 0.0)
 
 
-def _overfull(favourite: Tensor, free: Tensor, order: Tensor, k: int) -> Tensor:
-    """Return the least certain points to free of cells that were given more than 1/K."""
-    n = len(favourite)
+def _overfull(favourite: Tensor, free: Tensor, order: Tensor, room: Tensor) -> Tensor:
+    """Return the least certain points to free of cells that were given more than the `room` [K] they have."""
+    n, k = len(favourite), len(room)
     given = torch.bincount(favourite[~free], minlength=k)
-    surplus = given - n // k
+    surplus = given - room
     rank = torch.empty_like(order)
     rank[order] = torch.arange(n, device=order.device)
     # the rank of a given point within its cell, the least certain first
@@ -176,12 +181,12 @@ def _overfull(favourite: Tensor, free: Tensor, order: Tensor, k: int) -> Tensor:
     return out
 
 
-def _program(cost: Tensor, favourite: Tensor, free: Tensor) -> tuple[Plan, Tensor]:
+def _program(cost: Tensor, favourite: Tensor, free: Tensor, weights: Tensor) -> tuple[Plan, Tensor]:
     """Give each point that is not free to its favourite and solve for the free ones exactly."""
     k, n = cost.shape
     given, rest = (~free).nonzero()[:, 0], free.nonzero()[:, 0]
     used = torch.bincount(favourite[given], minlength=k).double().cpu()
-    left = 1 / k - used / n
+    left = weights - used / n
     some = left > 1e-12 / k
     masses = torch.full((len(rest),), 1 / n, dtype=torch.float64)
     found = exact(left[some] / left[some].sum(), masses / masses.sum(), cost[some.to(cost.device)][:, rest])

@@ -9,7 +9,8 @@ problem is optimal quantization [1], that is k-means, and w_k is the mass of the
 balanced k-means, see `wmdd.transport.uniform`. So W2^2(free) <= W2^2(uniform); K = 1 gives the mean; K = N the points.
 
 Free weights are found by greedy k-means++ (several seeds, the best kept), Hartigan's simultaneous moves
-(`wmdd.transport.cells`) and exchanges of parts of cells (`wmdd.transport.search`). No step raises the cost.
+(`wmdd.transport.cells`) and exchanges of parts of cells (`wmdd.transport.search`). No step raises the cost. A measure of many
+more dimensions than points is solved in as many dimensions as it has points (`wmdd.transport.span`).
 
 References:
     [1] Graf, Luschgy: Foundations of Quantization for Probability Distributions, Springer 2000.
@@ -27,7 +28,9 @@ from wmdd.errors import WmddError
 from wmdd.transport.cells import Cells, Measures, descend
 from wmdd.transport.measure import Barycenter, Points, as_points, check_k
 from wmdd.transport.search import improve
+from wmdd.transport.plans import balanced
 from wmdd.transport.seeding import greedy
+from wmdd.transport.span import Span, wide
 from wmdd.transport.uniform import balance
 
 COARSE = 1e-4  # tolerance before the exchanges, which move the optimum anyway
@@ -126,7 +129,8 @@ def quantize_all(
     names = names or ["the measure" if len(measures) == 1 else f"measure {c}" for c in range(len(measures))]
     clouds = [as_points(points, name) for points, name in zip(measures, names, strict=True)]
     for name, points in zip(names, clouds, strict=True):
-        if not bool(torch.isfinite(points.square().sum())):
+        kind = torch.float64 if points.dtype == torch.float64 else torch.float32
+        if not bool(torch.isfinite(torch.linalg.vector_norm(points.detach(), dtype=kind))):
             raise WmddError(f"the squared distances of {name} overflow; scale the points down or give float64")
     generators = generators or [torch.Generator().manual_seed(c) for c in range(len(clouds))]
     found: list[Barycenter] = []
@@ -172,6 +176,9 @@ def _solve(
 ) -> list[Barycenter]:
     """Solve a batch from one start each."""
     begun = time.perf_counter()
+    if len(clouds) == 1 and k < len(clouds[0]) and wide(clouds[0]):
+        found = _in_span(clouds[0], k, weights, generators[0], steps, tolerance, exchanges)
+        return [_as(found, clouds[0], k, time.perf_counter() - begun)]
     floats = [points if points.dtype in (torch.float32, torch.float64) else points.float() for points in clouds]
     count = torch.tensor([len(points) for points in floats], device=floats[0].device)
     alone = len(floats) == 1
@@ -194,6 +201,32 @@ def _solve(
     results = _finish(cells, trace) if weights == "free" else balance(cells, k, steps, tolerance)
     seconds = (time.perf_counter() - begun) / len(clouds)
     return [_as(b, points, k, seconds) for b, points in zip(results, clouds, strict=True)]
+
+
+def _in_span(
+    points: Tensor,
+    k: int,
+    weights: str,
+    generator: torch.Generator,
+    steps: int,
+    tolerance: float,
+    exchanges: int | None,
+) -> Barycenter:
+    """Solve for fewer atoms than points in the coordinates of the points' span; only the end takes place in all dimensions."""
+    span = Span.of(points)
+    found = _solve([span.coordinates], k, weights, [generator], steps, tolerance, exchanges)[0]
+    atoms = span.back(found.atoms)
+    costs = span.distances(atoms)
+    if weights == "free":
+        near, label = costs.min(0)
+        mass = torch.bincount(label, minlength=k).double() / len(points)
+        cost, gap = float(near.mean(dtype=torch.float64)), 0.0
+    else:
+        plan = balanced(costs)
+        mass, cost, gap = torch.full((k,), 1 / k, dtype=torch.float64), plan.cost, plan.gap
+    excess = found.cost - cost  # which the ridge adds, and rounding
+    trace = [max(step - excess, cost) for step in found.trace]
+    return Barycenter((atoms.double() + span.centre).cpu(), mass.cpu(), cost, trace, gap)
 
 
 def free_cells(
