@@ -923,3 +923,128 @@ def test_runs_are_trained_so_many_a_job():
     assert Experiment(content | {"runs_per_job": 2}).runs_of_jobs() == [[0, 1], [2, 3]]
     with pytest.raises(WmddError, match="matrix: runs 2 cannot be trained 4 a job; make it a multiple of runs_per_job"):
         Experiment(content | {"runs_per_job": 4})
+
+
+# the family latent
+
+
+def latent(content=None, **cell):
+    cell = {"datasets": ["cifar10"], "methods": ["mine"], **cell}
+    return Experiment({"matrix": [cell], **(content or {})})
+
+
+def test_a_method_takes_generator_and_family_from_its_base():
+    found = latent({"methods": {"mine": {"base": "ddoq"}, "other": {"base": "mine", "generator": "vae"}}})
+    assert [(found.family(m), found.generator(m)) for m in ("mine", "other")] == [
+        ("latent", "latent-diffusion"),
+        ("latent", "vae"),
+    ]
+    assert found.encoder("latent-diffusion", "cifar10") == found.encoder("vae", "cifar10") == "vae"
+    assert found.blocks("cifar10", "resnet18", "mine", 500) == [f"classes{a}-{a + 1}" for a in range(0, 10, 2)]
+
+
+def test_settings_of_a_generator_stand_between_those_of_dataset_and_method():
+    content = {
+        "decode": {"steps": 10, "strength": 0.1, "guidance": 5},
+        "datasets": {"cifar10": {"decode": {"steps": 11, "strength": 0.2}}},
+        "generators": {"latent-diffusion": {"decode": {"strength": 0.3}}, "small": {"base": "latent-diffusion"}},
+        "methods": {"mine": {"base": "ddoq", "generator": "small", "decode": {"guidance": 7}}},
+    }
+    found = latent(content).resolve("decode", dataset="cifar10", generator="small", method="mine")
+    assert (found.steps, found.strength, found.guidance) == (11, 0.3, 7)
+    other = latent(content).resolve("decode", dataset="cifar10", generator="latent-diffusion", method="ddoq")
+    assert other.guidance == 5, "what a preset says is weaker than the file"
+
+
+def test_a_sweep_of_decoders_is_one_of_methods():
+    found = latent(
+        {"methods": {"mine": {"base": "ddoq", "decode": {"strength": [0.2, 0.8]}, "student": {"weights": "mass"}}}}
+    )
+    assert sorted({r.method for r in found.runs()}) == ["mine-strength0.2", "mine-strength0.8"]
+    of = {"dataset": "cifar10", "method": "mine-strength0.8"}
+    assert found.resolve("decode", generator="latent-diffusion", **of).strength == 0.8
+    assert found.resolve("student", protocol="paper", student="resnet18", **of).weights == "mass"
+
+
+def test_a_protocol_has_the_last_word_on_weights():
+    content = {"protocols": {"equal": {"base": "paper", "student": {"weights": "uniform"}}}}
+    found = latent(content, methods=["ddoq"], protocols=["paper", "equal"])
+    of = {"dataset": "cifar10", "method": "ddoq", "student": "resnet18"}
+    assert [found.resolve("student", protocol=p, **of).weights for p in ("paper", "equal")] == [
+        "variance-reduced",
+        "uniform",
+    ]
+    assert found.labelled("cifar10", "ddoq", "equal") == "paper"
+
+
+def test_what_methods_start_from_is_made_too():
+    content = {"methods": {"mine": {"base": "wmdd", "recover": {"init": "method:ddoq-recover"}}}}
+    assert latent(content).methods() == ["ddoq", "ddoq-recover", "mine"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            {"methods": {"mine": {"family": "latent"}}},
+            "method mine has no generator; set it to one of dit, latent-diffusion",
+        ),
+        (
+            {"methods": {"mine": {"base": "ddoq", "generator": "vea"}}},
+            "unknown name 'vea' in generators; did you mean 'vae'",
+        ),
+        (
+            {"methods": {"mine": {"base": "ddoq", "generator": "g"}}, "generators": {"g": {"kind": "ldm"}}},
+            "method mine on cifar10: generator g: kind ldm needs model",
+        ),
+        (
+            {
+                "methods": {"mine": {"base": "ddoq", "generator": "g"}},
+                "generators": {"g": {"kind": "ldm", "model": "./x"}},
+            },
+            "method mine on cifar10: generator g: model: there is no folder ./x",
+        ),
+        (
+            {
+                "methods": {"mine": {"base": "ddoq", "generator": "g"}},
+                "generators": {"g": {"kind": "latent-diffusion"}},
+            },
+            "generator g: kind latent-diffusion needs encoder",
+        ),
+        (
+            {"methods": {"mine": {"base": "ddoq"}}, "generators": {"latent-diffusion": {"encoder": "dit"}}},
+            "generator latent-diffusion: its encoder dit is of kind ldm; name one of kind vae",
+        ),
+        (
+            {"methods": {"mine": {"base": "ddoq", "quantize": {"solver": "stream", "weights": "uniform"}}}},
+            "method mine on cifar10: quantize: the solver stream has free weights only",
+        ),
+        (
+            {"methods": {"mine": {"base": "wmdd", "recover": {"init": "method:mine"}}}},
+            "method mine on cifar10: recover.init goes round: mine -> mine",
+        ),
+        (
+            {
+                "methods": {
+                    "mine": {"base": "wmdd", "recover": {"init": "method:other"}},
+                    "other": {"base": "wmdd", "recover": {"init": "method:mine"}},
+                }
+            },
+            "recover.init goes round: mine -> other -> mine",
+        ),
+        ({"methods": {"mine": {"base": "wmdd", "recover": {"init": "method:no"}}}}, "unknown name 'no' in methods"),
+        (
+            {"methods": {"mine": {"base": "wmdd", "recover": {"init": "zeros"}}}},
+            "mine.recover.init: String should match",
+        ),
+        ({"methods": {"mine": {"base": "ddoq", "student": {"lr": 1}}}}, "unknown key methods.mine.student.lr"),
+        ({"methods": {"mine": {"base": "ddoq"}}, "teachers": {"latent": {}}}, "teachers.latent: the name is taken"),
+        (
+            {"methods": {"mine": {"base": "ddoq"}}, "autoencoder": {"factor": 3}},
+            "autoencoder.factor: Input should be a power of two",
+        ),
+    ],
+)
+def test_a_mistake_in_the_family_latent_is_named(content, said):
+    with pytest.raises(WmddError, match=re.escape(said)):
+        latent(content)

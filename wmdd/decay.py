@@ -29,7 +29,9 @@ def decay(cloud: Cloud, label: int, settings: "DecaySettings") -> dict[str, Any]
     atoms = [2**power for power in range(int(np.log2(max(most, 1))) + 1)]
     draws = {k: generator("decay", label, k) for k in atoms}
     costs = [quantize(points, k, generator=draws[k]).cost for k in atoms]
-    found = fitted(dict(zip(atoms[1:], costs[1:], strict=True)))  # at one atom the variance, of which the rate does not speak
+    found = fitted(
+        dict(zip(atoms[1:], costs[1:], strict=True))
+    )  # at one atom the variance, of which the rate does not speak
     return {
         "class": label,
         "atoms": atoms,

@@ -175,10 +175,12 @@ def barycenter_markdown(table: pd.DataFrame) -> str:
 
 
 def _place(path: Path) -> dict[str, str]:
-    """Return dataset, method and IPC of a cost file, from its path."""
+    """Return dataset, method (or generator) and IPC of a cost file, from its path."""
     parts = path.as_posix().split("/")
     if parts[0] == "data":
         return {"dataset": path.name.removesuffix(".cost.json"), "method": "", "ipc": ""}
+    if parts[2] == "latent":  # of a generator
+        return {"dataset": parts[1], "method": parts[3], "ipc": ""}
     if parts[3] == "teacher":
         return {"dataset": parts[1], "method": "", "ipc": ""}
     return {"dataset": parts[1], "method": parts[3], "ipc": parts[4].removeprefix("ipc")}

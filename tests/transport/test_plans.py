@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from samples import SEEDS, draws
+from samples import SEEDS, cloud, draws
 from scipy.optimize import linear_sum_assignment, linprog
 from torch import Tensor
 
-from wmdd.transport import plans
+from wmdd.errors import WmddError
+from wmdd.transport import plans, transport_cost
 from wmdd.transport.measure import exact
 from wmdd.transport.plans import Plan, balanced, prices
 
@@ -31,12 +32,12 @@ def way(request, monkeypatch):
     return request.param
 
 
-def reduced(cost: Tensor, start: Plan | None = None, cheap: int | None = None) -> Plan:
+def reduced(cost: Tensor, start: Plan | None = None, cheap: int | None = None, weights: Tensor | None = None) -> Plan:
     with pytest.MonkeyPatch.context() as patch:
         force(patch, "reduced")
         if cheap is not None:
             patch.setattr(plans, "CHEAP", cheap)
-        return balanced(cost, start)
+        return balanced(cost, start, weights)
 
 
 def geometric(k: int, n: int, seed: int, dimensions: int = 4) -> Tensor:
@@ -46,22 +47,24 @@ def geometric(k: int, n: int, seed: int, dimensions: int = 4) -> Tensor:
     return torch.cdist(atoms, points).square()
 
 
-def optimum(cost: Tensor) -> float:
+def optimum(cost: Tensor, weights: Tensor | None = None) -> float:
     """The value of the whole linear program, by the network simplex of POT."""
     k, n = cost.shape
-    return float(ot.emd2(np.full(k, 1 / k), np.full(n, 1 / n), cost.double().contiguous().numpy(), numItermax=10**7))
+    w = np.full(k, 1 / k) if weights is None else weights.numpy()
+    return float(ot.emd2(w, np.full(n, 1 / n), cost.double().contiguous().numpy(), numItermax=10**7))
 
 
-def check(plan: Plan, cost: Tensor, value: float | None = None) -> None:
+def check(plan: Plan, cost: Tensor, value: float | None = None, weights: Tensor | None = None) -> None:
     """A plan is feasible, is worth what it says, and is optimal."""
     k, n = cost.shape
+    w = torch.full((k,), 1 / k, dtype=torch.float64) if weights is None else weights
     dense = torch.zeros(k, n, dtype=torch.float64).index_put((plan.row, plan.column), plan.mass, accumulate=True)
     size = float(cost.double().abs().mean()) + 1e-300
     assert bool((plan.mass >= 0).all())
     torch.testing.assert_close(dense.sum(0), torch.full((n,), 1 / n, dtype=torch.float64), rtol=1e-9, atol=1e-14)
-    torch.testing.assert_close(dense.sum(1), torch.full((k,), 1 / k, dtype=torch.float64), rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(dense.sum(1), w, rtol=1e-9, atol=1e-14)
     assert plan.cost == pytest.approx(float((dense * cost.double()).sum()), rel=1e-9, abs=1e-12 * size)
-    value = optimum(cost) if value is None else value
+    value = optimum(cost, weights) if value is None else value
     assert plan.cost == pytest.approx(value, rel=1e-9, abs=1e-9 * size)
     assert 0 <= plan.gap < (1e-9 if cost.dtype == torch.float64 else 1e-6)
     assert plan.prices.shape == (k,)
@@ -249,3 +252,112 @@ def test_gpu_agrees_with_cpu(shape):
     found = reduced(cost.cuda())
     assert found.row.device.type == "cuda"
     assert found.cost == pytest.approx(optimum(cost), rel=1e-9)
+
+
+# ---- weights that are not equal
+
+
+def shares(k: int, seed: int) -> Tensor:
+    drawn = torch.rand(k, generator=draws(seed), dtype=torch.float64) ** 3 + 1e-6
+    return drawn / drawn.sum()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ["uniform", "geometric", "integers"])
+def test_any_weights(way, shape, kind):
+    k, n = shape
+    cost = geometric(k, n, 3) if kind == "geometric" else torch.rand(k, n, generator=draws(k + n), dtype=torch.float64)
+    cost = (4 * cost).floor() if kind == "integers" else cost
+    check(balanced(cost, weights=shares(k, n)), cost, weights=shares(k, n))
+
+
+@given(st.integers(2, 8), st.integers(1, 60), SEEDS, st.booleans())
+@quick
+def test_any_weights_of_whole_points_and_ties(k, n, seed, whole):
+    drawn = torch.randint(1, 5, (k,), generator=draws(seed))
+    weights = drawn.double() / drawn.sum()
+    cost = torch.randint(4, (k, n), generator=draws(seed)).double() if whole else geometric(k, n, seed, 2)
+    check(reduced(cost, weights=weights), cost, weights=weights)
+
+
+def test_far_clusters_with_other_masses_than_the_atoms(way):
+    # Mass must go from cluster to cluster, between which the smoothed dual is nearly linear.
+    points = torch.cat([cloud(400, 3, 1), cloud(200, 3, 2) + 50, cloud(300, 3, 3) - 80])
+    atoms = torch.cat([cloud(3, 3, 4), cloud(4, 3, 5) + 50, cloud(2, 3, 6) - 80])
+    cost = torch.cdist(atoms, points).square()
+    for weights in (None, shares(9, 1)):
+        check(balanced(cost, weights=weights), cost, weights=weights)
+
+
+# ---- the cost of transport between atoms and points
+
+
+def value_of(atoms: Tensor, weights: Tensor, points: Tensor) -> float:
+    return optimum((atoms[:, None] - points).square().sum(2), weights / weights.sum())
+
+
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (1, 30), (4, 1), (5, 40), (7, 900), (60, 20)])
+def test_the_cost_is_that_of_the_linear_program(k, n):
+    atoms, points = cloud(k, 3), 1 + cloud(n, 3, 1)
+    for weights in (torch.full((k,), 1 / k, dtype=torch.float64), shares(k, n)):
+        assert transport_cost(atoms, weights, points) == pytest.approx(value_of(atoms, weights, points), rel=1e-9)
+
+
+def test_two_diracs_split_between_two_points():
+    atoms, points = torch.tensor([[0.0], [10.0]]), torch.tensor([[0.0], [10.0], [10.0], [10.0]])
+    assert transport_cost(atoms, torch.tensor([0.25, 0.75]), points) == 0
+    assert transport_cost(atoms, torch.tensor([0.5, 0.5]), points) == pytest.approx(25)
+    assert transport_cost(atoms, torch.tensor([1.0, 0.0]), points) == pytest.approx(75)
+
+
+def test_an_atom_without_mass_and_the_size_of_the_weights_do_not_count():
+    atoms, points, weights = cloud(5, 3), cloud(200, 3, 1), shares(5, 1)
+    expected = transport_cost(atoms, weights, points)
+    far = torch.cat([torch.full((1, 3), 1e3, dtype=torch.float64), atoms])
+    assert transport_cost(far, torch.cat([torch.zeros(1), weights]), points) == pytest.approx(expected, rel=1e-9)
+    assert transport_cost(atoms, 7 * weights, points) == pytest.approx(expected, rel=1e-12)
+
+
+def test_with_the_masses_of_their_cells_atoms_cost_the_distance_to_the_nearest_and_with_others_more():
+    atoms, points = cloud(6, 4), cloud(500, 4, 1)
+    near, cell = torch.cdist(atoms, points).square().min(0)
+    masses = torch.bincount(cell, minlength=6) / 500
+    assert transport_cost(atoms, masses, points) == pytest.approx(float(near.mean()), rel=1e-6)
+    assert transport_cost(atoms, torch.ones(6), points) > 1.01 * float(near.mean())
+
+
+def test_translation_and_scaling():
+    atoms, points, weights = cloud(5, 3), cloud(300, 3, 1), shares(5, 1)
+    expected = transport_cost(atoms, weights, points)
+    shift = torch.tensor([1e4, 0.0, -7.0], dtype=torch.float64)
+    assert transport_cost(atoms + shift, weights, points + shift) == pytest.approx(expected, rel=1e-9)
+    for scale in (1e-6, 1e6):
+        found = transport_cost(scale * atoms, weights, scale * points)
+        assert found == pytest.approx(scale**2 * expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_shorter_floats_are_taken_for_what_they_are(dtype, monkeypatch):
+    monkeypatch.setattr("wmdd.transport.measure.BLOCK", 100)
+    atoms, points = (200 * cloud(5, 40)).to(dtype), (200 * cloud(300, 40, 1)).to(dtype)
+    expected = value_of(atoms.double(), shares(5, 1), points.double())
+    assert transport_cost(atoms, shares(5, 1), points) == pytest.approx(expected, rel=1e-9)
+    assert transport_cost(atoms.numpy(), shares(5, 1), points.numpy()) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("atoms", "weights", "points", "message"),
+    [
+        (cloud(3, 2), torch.ones(2), cloud(9, 2), r"do not fit each other: \(3, 2\), \(2,\), \(9, 2\)"),
+        (cloud(3, 2), torch.ones(3), cloud(9, 4), "do not fit each other"),
+        (cloud(3, 2), torch.tensor([1.0, -1.0, 1.0]), cloud(9, 2), "not negative"),
+        (cloud(3, 2), torch.zeros(3), cloud(9, 2), "not all zero"),
+        (cloud(3, 2), torch.full((3,), torch.nan), cloud(9, 2), "must be finite"),
+        (torch.full((3, 2), torch.nan), torch.ones(3), cloud(9, 2), "the set of atoms holds NaN"),
+        (cloud(3, 2), torch.ones(3), torch.zeros(0, 2), "the measure needs points"),
+        (1e200 * cloud(3, 2), torch.ones(3), cloud(9, 2), "overflow"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(atoms, weights, points, message):
+    with pytest.raises(WmddError, match=message):
+        transport_cost(atoms, weights, points)

@@ -398,6 +398,16 @@ def test_the_type_is_kept(weights, dtype):
 
 
 @BOTH
+def test_half_precision_holds_what_its_own_sums_cannot(weights):
+    # The squares of 300 are above what float16 can hold, and so is the sum of the squares of smaller numbers.
+    for scale in (300, 3):
+        points = (scale * cloud(900, 20)).half()
+        found, expected = (quantize(p, 3, weights=weights, generator=draws()) for p in (points, points.float()))
+        assert found.cost == expected.cost
+        torch.testing.assert_close(found.atoms, expected.atoms.half())
+
+
+@BOTH
 def test_the_same_generator_gives_the_same_bits(weights):
     points = cloud(60, 3)
     one, two, other = (quantize(points, 8, weights=weights, generator=draws(seed)) for seed in (1, 1, 2))

@@ -37,7 +37,7 @@ from wmdd.transport.measure import BLOCK, Points, as_points
 
 KEPT = 0.9  # share of the points whose mu is not censored
 LEVEL = 1e-12  # 1/d that counts as 0
-SAME = 1e-12  # of the squared distances to the mean: what the rounding of a squared distance may be
+SAME = 1e-13  # of the squared distances to the mean: what the rounding of a squared distance may be
 
 
 def intrinsic_dimension(

@@ -145,7 +145,11 @@ def transport_cost(atoms: Points, weights: Tensor, points: Points) -> float:
     """
     from wmdd.transport.plans import balanced  # which is built on this module
 
-    b, x, w = as_points(atoms, "the atoms").detach(), as_points(points).detach(), torch.as_tensor(weights).detach()
+    b, x, w = (
+        as_points(atoms, "the set of atoms").detach(),
+        as_points(points).detach(),
+        torch.as_tensor(weights).detach(),
+    )
     if w.shape != (len(b),) or b.shape[1] != x.shape[1]:
         shapes = ", ".join(str(tuple(part.shape)) for part in (b, w, x))
         raise WmddError(f"atoms [K, D], weights [K] and points [N, D] do not fit each other: {shapes}")

@@ -27,7 +27,9 @@ References:
     [3] Arthur, Vassilvitskii: k-means++: The Advantages of Careful Seeding, SODA 2007.
 """
 
+import math
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -35,9 +37,11 @@ from torch import Tensor
 
 from wmdd.errors import WmddError
 from wmdd.transport.cuturi_doucet import check_weights
-from wmdd.transport.measure import BLOCK, Barycenter, Points, as_points, check_k, transport_cost
+from wmdd.transport.measure import BLOCK, Barycenter, Points, as_points, check_k
+from wmdd.transport.plans import balanced
 from wmdd.transport.quantization import quantize
-from wmdd.transport.stream import Progress, Start, _cells, _start
+from wmdd.transport.stream import Progress, Start, _cells
+from wmdd.transport.stream import _start as _greedy
 
 PAUSE = 10  # points an atom between two reassignments, at least
 
@@ -96,13 +100,35 @@ def minibatch(
         if due:
             _reassign(atoms, wins, batch, reassign, draws)
             seen = 0
-    mass, cost = _masses(x, atoms, centre)
-    atoms += centre
+    costs = _costs(x, atoms, centre)
     if weights == "uniform":
-        mass = torch.full_like(mass, 1 / k)
-        cost = transport_cost(atoms, mass, x)
-    found = Barycenter(atoms.to(x.dtype).cpu(), mass.to(x.dtype).cpu(), cost, [cost])
+        mass, cost = torch.full((k,), 1 / k, dtype=torch.float64), balanced(torch.cat(list(costs), 1)).cost
+    else:
+        mass, cost = _masses(costs, k, len(x))
+    found = Barycenter((atoms + centre).to(x.dtype).cpu(), mass.to(x.dtype), cost, [cost])
     return replace(found, seconds=time.perf_counter() - began)
+
+
+def _start(batch: Tensor, k: int, draws: torch.Generator) -> Tensor:
+    """Return k points of the batch by greedy k-means++ (line 1).
+
+    In more dimensions than points, the products of all pairs take less time than a pass over the points for each atom.
+    """
+    if len(batch) > batch.shape[1]:
+        return _greedy(batch, k, draws)
+    norms = _squares(batch)
+    squared = torch.addmm(norms[:, None] + norms, batch, batch.T, alpha=-2).clamp_(min=0).fill_diagonal_(0)
+    chosen = torch.randint(len(batch), (1,), generator=draws).tolist()
+    near = squared[chosen[0]]
+    for _ in range(k - 1):
+        odds = near.double().cpu().cumsum(0)
+        drawn = odds[-1] * torch.rand(2 + int(math.log(k)), generator=draws, dtype=torch.float64)
+        tries = torch.searchsorted(odds, drawn, right=True).clamp_(max=len(batch) - 1)
+        reduced = torch.minimum(squared[tries.to(batch.device)], near)
+        best = int(reduced.sum(1).argmin())
+        near = reduced[best]
+        chosen.append(int(tries[best]))
+    return batch[chosen]
 
 
 def _read(rows: Tensor) -> Tensor:
@@ -135,19 +161,31 @@ def _reassign(atoms: Tensor, wins: Tensor, batch: Tensor, share: float, draws: t
         wins[few] = wins[~few].min()
 
 
-def _masses(x: Tensor, atoms: Tensor, centre: Tensor) -> tuple[Tensor, float]:
-    """Return the masses [K] of the cells of atoms about a centre, and the mean squared distance to the nearest atom.
+def _costs(x: Tensor, atoms: Tensor, centre: Tensor) -> Iterator[Tensor]:
+    """Yield ||b_k - x_i||^2, [K, B], of atoms about the centre and blocks of the points.
 
     Raises:
-        WmddError: squared distances overflow.
+        WmddError: they overflow.
     """
-    count = torch.zeros(len(atoms), dtype=torch.float64, device=x.device)
-    cost = torch.zeros((), dtype=torch.float64, device=x.device)
+    norms = _squares(atoms)[:, None]
     for rows in x.split(max(1, BLOCK // x.shape[1])):
         part = rows.to(centre) - centre
-        cells = _cells(part, atoms)
-        count += torch.bincount(cells, minlength=len(atoms))
-        cost += (part - atoms[cells]).square_().sum(dtype=torch.float64)
-    if not bool(torch.isfinite(cost)):
-        raise WmddError("the squared distances of the points overflow; scale them down or give float64")
-    return count / len(x), float(cost) / len(x)
+        costs = torch.addmm(norms + _squares(part), atoms, part.T, alpha=-2)
+        if not bool(torch.isfinite(costs.sum())):
+            raise WmddError("the squared distances of the points overflow; scale them down or give float64")
+        yield costs.clamp_(min=0)
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Return ||x_i||^2, without an array of the squares."""
+    return torch.linalg.vector_norm(x, dim=1).square_()
+
+
+def _masses(costs: Iterable[Tensor], k: int, n: int) -> tuple[Tensor, float]:
+    """Return the masses [K] of the atoms' cells, and the mean squared distance to the nearest atom."""
+    count, total = torch.zeros(k, dtype=torch.float64), 0.0
+    for part in costs:
+        near, cell = part.min(0)
+        count += torch.bincount(cell, minlength=k).cpu()
+        total += float(near.sum(dtype=torch.float64))
+    return count / n, total / n

@@ -27,8 +27,8 @@ from torch import Tensor
 from wmdd.errors import WmddError
 from wmdd.transport.cells import Cells, Measures, descend
 from wmdd.transport.measure import Barycenter, Points, as_points, check_k
-from wmdd.transport.search import improve
 from wmdd.transport.plans import balanced
+from wmdd.transport.search import improve
 from wmdd.transport.seeding import greedy
 from wmdd.transport.span import Span, wide
 from wmdd.transport.uniform import balance

@@ -8,7 +8,7 @@ The small ridge r > 0 is there because X X' is singular. A partition into K cell
 partition; so its optimum is the same, and every step of a solver costs N dimensions instead of D. An atom \sum_i a_i l_i = a L
 stands for a X. Finding it as (a L) (L^-1 X) loses nothing to a small r, as L^-1 X has no singular value above 1.
 
-The price is X X', N^2 D / 2 multiplications. They are read in blocks of dimensions, so that a longer type than that of the points
+The price is X X', N^2 D / 2 multiplications. The points are read in blocks of dimensions, so that a longer type than theirs
 needs no copy of them: where N is much below D, the whole takes less memory than one more array of the points.
 """
 
@@ -82,7 +82,7 @@ def _blocks(points: Tensor, centre: Tensor | None = None) -> Iterator[tuple[slic
     width = max(1, BLOCK // len(points))
     for a in range(0, points.shape[1], width):
         at = slice(a, a + width)
-        part = points[:, at].to(kind)
+        part = points[:, at].to(kind).contiguous()
         yield at, part if centre is None else part - centre[at].to(kind)
 
 

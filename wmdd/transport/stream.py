@@ -50,6 +50,7 @@ Progress = Callable[..., Iterator[Any]]
 
 BATCH = 1024  # points of a learning step; 4 for each atom where that is more
 BLOCK = {"cpu": 2**17, "cuda": 2**24}  # numbers in a temporary array: those that the cache holds, those that fill a GPU
+ROWS = 64  # of a block, at least: fewer make no product worth a call
 PIECES = 16  # runs of rows that a shuffled chunk is put together from
 SAMPLE = 32_768  # points that the start sees, at most; 10 for each atom where that is more
 POWER = 0.75  # of the steps; Robbins-Monro needs more than 1/2 and at most 1
@@ -236,14 +237,14 @@ def _cells(points: Tensor, atoms: Tensor) -> Tensor:
 
 
 def _blocks(points: Tensor, width: int) -> tuple[Tensor, ...]:
-    return points.split(max(1, BLOCK[points.device.type] // width))
+    return points.split(max(ROWS, BLOCK[points.device.type] // width))
 
 
-def _sums(points: Tensor, cells: Tensor, k: int) -> Tensor:
-    """Return the sum of the points of each cell, [K, D] in float64, with the same bits each time."""
+def _add(sums: Tensor, points: Tensor, cells: Tensor) -> Tensor:
+    """Add the points to the sums of their cells, [K, D] in float64, in place and with the same bits each time."""
     if points.is_cuda:  # where index_add_ adds in any order
-        return torch.nn.functional.one_hot(cells, k).double().T @ points.double()
-    return points.new_zeros(k, points.shape[1], dtype=torch.float64).index_add_(0, cells, points.double())
+        return sums.add_(torch.nn.functional.one_hot(cells, len(sums)).double().T @ points.double())
+    return sums.index_add_(0, cells, points.double())
 
 
 def _revive(atoms: Tensor, dead: Tensor, sample: Tensor, draws: torch.Generator) -> Tensor:
@@ -267,7 +268,8 @@ def _learn(data: _Data, atoms: Tensor, sample: Tensor, epochs: int, draws: torch
                 won = torch.bincount(cells, minlength=k)
                 wins += won
                 pull = 1 - (1 - (1 + wins) ** -POWER) ** won
-                atoms = atoms + ((pull / won.clamp(min=1))[:, None] * _sums(x - atoms[cells], cells, k)).to(atoms)
+                sums = _add(torch.zeros_like(atoms, dtype=torch.float64), x - atoms[cells], cells)
+                atoms = atoms + ((pull / won.clamp(min=1))[:, None] * sums).to(atoms)
         atoms = _revive(atoms, wins == before, sample, draws)
     return atoms
 
@@ -302,7 +304,7 @@ def _lloyd(data: _Data, atoms: Tensor, what: str) -> tuple[Tensor, Tensor, float
             cells = _cells(x, atoms)
             rest = x - atoms[cells]
             cost += rest.square().sum(dtype=torch.float64)
-            total += _sums(rest, cells, k)
+            _add(total, rest, cells)
             counts += torch.bincount(cells, minlength=k)
     if not bool(torch.isfinite(cost)):
         raise WmddError(f"the squared distances overflow {atoms.dtype}; scale the points down")
