@@ -654,7 +654,9 @@ def test_the_digest_is_of_all_that_is_loaded(copied, tmp_path):
         seen.add(digests()[0])
     copied(vae={"scaling_factor": 1.0})
     assert digests()[1] != first[1]
-    assert len(seen | {digests()[0]}) == 5
+    seen.add(digests()[0])
+    copied(index={"scheduler": ["diffusers", "PNDMScheduler"]})  # its settings are those of any other
+    assert len(seen | {digests()[0]}) == 6
 
 
 # Mistakes
@@ -710,6 +712,14 @@ def test_a_part_that_is_lacking_is_named(copied, kind, lost, named):
     said = refused(encoder, folder)
     assert said == f"my-{kind} lacks {named}; get it from where the rest of {folder} is from"
     assert refused(ldm.check, settings(folder), SIDE) == said
+
+
+def test_weights_outside_of_their_folder_are_not_read(copied):
+    folder = copied()
+    (folder / "unet/diffusion_pytorch_model.safetensors").rename(folder / "other.safetensors")
+    listed = folder / "unet/diffusion_pytorch_model.safetensors.index.json"
+    listed.write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
+    assert refused(encoder, folder) == f"{listed} names a file that is not in its folder (../other.safetensors); get it again"
 
 
 def test_a_tokenizer_by_its_older_files(copied, made):
@@ -769,6 +779,9 @@ def test_other_pipelines_are_refused(copied, kind):
 def test_a_unet_for_inpainting_is_refused(copied):
     said = refused(encoder, copied(unet={"in_channels": 9}))
     assert said.startswith("my-sd is no plain StableDiffusionPipeline: its unet takes 9 channels, its vae is an ")
+    of_6 = refused(encoder, copied(unet={"in_channels": 6}, vae={"latent_channels": 6}))
+    assert "its unet takes 6 channels, its vae is an AutoencoderKL of 6" in of_6  # the library takes such for pictures
+    copied(vae={"latent_channels": 4})
     assert "its vae is an AutoencoderTiny of 4" in refused(
         encoder, copied(unet={"in_channels": 4}, index={"vae": ["diffusers", "AutoencoderTiny"]})
     )

@@ -167,7 +167,10 @@ class Model:
         if whole.is_file() or not place.is_dir():
             return [whole]
         if listed.is_file():
-            return [listed, *sorted({place / name for name in _json(listed).get("weight_map", {}).values()})]
+            names = set(_json(listed).get("weight_map", {}).values())
+            if outside := [name for name in names if Path(str(name)).name != name]:
+                raise WmddError(f"{listed} names a file that is not in its folder ({outside[0]}); get it again")
+            return [listed, *sorted(place / name for name in names)]
         pickled = sorted(path.name for end in ("bin", "pt", "pth", "ckpt") for path in place.glob(f"*.{end}"))
         if not pickled:
             return [whole]
