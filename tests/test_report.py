@@ -170,6 +170,7 @@ def test_the_table_does_not_depend_on_the_order_of_the_results():
 WILDCARDS = {
     "dataset": "my.data",
     "teacher": "resnet18-w8",
+    "generator": "small-vae",
     "method": "mine-lr0.1",
     "ipc": "10",
     "seed": "3",
@@ -185,7 +186,8 @@ COSTS = {
     if (found := re.search(r'cost="([^"]+)"', text))
 } | {"student": f"{STUDENT}/run{{run}}.cost.json"}  # whose rules are made in a loop
 OF_DATASET = ("data", "teacher", "features", "features_part", "gather")
-OF_METHOD = ("barycenter", "recover", "images", "select", "relabel", "student")
+OF_GENERATOR = ("autoencoder", "encode", "diffusion", "decay")
+OF_METHOD = ("barycenter", "recover", "images", "select", "quantize", "decode", "distance", "relabel", "student")
 
 
 def spent(path, seconds=1.0, memory=100, stage="recover"):
@@ -193,7 +195,13 @@ def spent(path, seconds=1.0, memory=100, stage="recover"):
 
 
 def test_every_rule_with_a_cost_is_placed_below():
-    assert set(COSTS) == {*OF_DATASET, *OF_METHOD}
+    assert set(COSTS) == {*OF_DATASET, *OF_GENERATOR, *OF_METHOD}
+
+
+@pytest.mark.parametrize("rule", OF_GENERATOR)
+def test_the_cost_of_a_generator(rule):
+    (row,) = lines(cost_markdown([spent(COSTS[rule], stage=rule)]))
+    assert (row["dataset"], row["method"], row["ipc"], row["stage"]) == ("my.data", "small-vae", "", rule)
 
 
 @pytest.mark.parametrize("rule", OF_DATASET)

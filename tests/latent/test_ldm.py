@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import socket
 import subprocess
@@ -587,10 +588,14 @@ def test_the_engine_says_how_precisely(made, kind):
     assert (got - expected).abs().mean() < 0.2 * expected.std()
 
 
-def test_nothing_is_drawn_on_the_terminal_and_nothing_asked_from_the_net(copied, capfd, closed):
-    found = loaded(copied(index={"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}))
+@pytest.mark.filterwarnings("error")
+def test_nothing_is_drawn_on_the_terminal_and_nothing_asked_from_the_net(copied, capfd, closed, monkeypatch):
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+    checker = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    found = loaded(copied(index=checker, scheduler={"steps_offset": 0}))  # of which the library warns
     found.decode(latents(), torch.tensor([0, 1, 2]), draws(0, 1, 2))
     assert capfd.readouterr() == ("", "generator: safety checker off: it would blank images\n")
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
 
 
 def test_a_pipeline_without_a_safety_checker_says_nothing(made, capfd):
@@ -719,7 +724,10 @@ def test_weights_outside_of_their_folder_are_not_read(copied):
     (folder / "unet/diffusion_pytorch_model.safetensors").rename(folder / "other.safetensors")
     listed = folder / "unet/diffusion_pytorch_model.safetensors.index.json"
     listed.write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
-    assert refused(encoder, folder) == f"{listed} names a file that is not in its folder (../other.safetensors); get it again"
+    assert (
+        refused(encoder, folder)
+        == f"{listed} names a file that is not in its folder (../other.safetensors); get it again"
+    )
 
 
 def test_a_tokenizer_by_its_older_files(copied, made):
@@ -875,6 +883,7 @@ def test_what_was_fetched_before_is_taken_without_asking(hub, made, revision, ca
     (place / "snapshots" / COMMIT / "unet/config.json").unlink()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert refused(ldm.find, settings("someone/something")).startswith("someone/something lacks unet/config.json; ")
+    assert capfd.readouterr().err == "generator: fetching someone/something from the Hugging Face hub\n"
 
 
 def test_a_revision_is_of_a_hub_id(made):
