@@ -1,6 +1,7 @@
 """Distances: how far distilled sets are from the real data, in tables and a picture (`wmdd.distance`, `quantize`, `decay`)."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ GROUP = ["dataset", "teacher", "method", "ipc"]
 # name in the table -> array of the quantize stage, or list of the distance stage
 LATENTS = {"latents W2^2": "cost", "latents W2^2, equal": "uniform_cost", "dimension": "dimension"}
 FEATURES = {"features W2^2": "cost", "features W2^2, equal": "uniform_cost", "features variance": "variance"}
+MARKERS = "osD^vP*"
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito 2008
 
 
@@ -109,6 +111,7 @@ def draw(table: pd.DataFrame, falling: pd.DataFrame, output: Path) -> None:
     figure, axes = plt.subplots(1, count, figsize=(4.6 * count, 3.6), squeeze=False, layout="constrained")
     _lines(axes[0, 0], table, "ipc", "features W2^2")
     axes[0, 0].set(xlabel="images per class", ylabel="W2 to the real features", xscale="log", title="Distilled sets")
+    _plain(axes[0, 0].xaxis, sorted(table["ipc"].unique()))
     if count > 1:
         _decay(axes[0, 1], falling)
         _lines(axes[0, 2], latent, "latents W2^2", "features W2^2")
@@ -127,7 +130,12 @@ def _lines(axis: Any, table: pd.DataFrame, x: str, y: str) -> None:
         rows = rows.sort_values("ipc")
         across = rows[x] ** 0.5 if x != "ipc" else rows[x]
         label = f"{dataset} {method}" if several else str(method)
-        axis.plot(across, rows[y] ** 0.5, "o-", label=label, color=COLORS[number % len(COLORS)], markersize=4)
+        style = {
+            "color": COLORS[number % len(COLORS)],
+            "marker": MARKERS[number % len(MARKERS)],
+            "markerfacecolor": "none",
+        }
+        axis.plot(across, rows[y] ** 0.5, "-", label=label, markersize=7, **style)  # hollow, as some lie on others
 
 
 def _decay(axis: Any, falling: pd.DataFrame) -> None:
@@ -142,3 +150,12 @@ def _decay(axis: Any, falling: pd.DataFrame) -> None:
                 rate = w[middle] * (k / k[middle]) ** (-1 / d)
                 axis.loglog(k, rate, style, color=color, label=f"K^(-1/{d:.0f}), {name}", linewidth=1)
     axis.set(xlabel="atoms K", ylabel="W2 to the latents", title="Decay")
+    _plain(axis.xaxis, sorted(falling["atoms"].unique()))
+    low, high = axis.get_ylim()
+    _plain(axis.yaxis, np.linspace(low, high, 6).round(2).tolist())
+
+
+def _plain(axis: Any, ticks: Sequence[float]) -> None:
+    """Write numbers at a logarithmic axis as they are."""
+    axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_ticks([], minor=True)
