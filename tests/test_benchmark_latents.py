@@ -21,7 +21,7 @@ def test_latents_have_modes_few_directions_and_noise():
     strong = torch.linalg.svdvals(x)[: latents.MODES].square().sum() / x.square().sum()
     assert 0.3 < strong < 0.6  # noise alone: 0.08
     gain = 1 - quantize(points, latents.MODES).cost / float(x.square().sum(1).mean())
-    assert gain > 0.25
+    assert gain > 0.15  # noise alone: 0.04
 
 
 def test_one_pass_is_what_the_released_code_of_d4m_calls():

@@ -199,8 +199,8 @@ def test_what_is_shared_by_jobs_is_the_whole():
          "recover 12 images 12 report 1"),
         ("imagenet", "data 1 teacher 1 features_part 8 gather 1 barycenter 33 recover 33 "
          "images 4 grid 4 relabel 4 student 4 report 1"),
-        ("latent", "data 1 select 12 teacher 1 features 1 autoencoder 1 encode 1 diffusion 1 decay 1 quantize 12 decode 12 "
-         "barycenter 6 recover 6 images 18 distance 30 grid 10 relabel 30 student 60 distances 1 report 1"),
+        ("latent", "data 1 select 6 teacher 1 features 1 autoencoder 1 encode 1 diffusion 1 decay 1 quantize 6 decode 6 "
+         "barycenter 3 recover 3 images 9 distance 15 grid 5 relabel 15 student 30 distances 1 report 1"),
     ],
 )  # fmt: skip
 def test_the_jobs_are_those_of_the_dag(name, expected):

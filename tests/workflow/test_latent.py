@@ -24,7 +24,7 @@ CONFIG = TINY | {
     "decay": {"most": 8, "classes": 3},
 }
 # one block of classes that takes its latents from two jobs
-SIZES = {"features_jobs": 2, "classes_per_block": 10, "recover": {"iterations": 5}}
+SIZES = {"features_jobs": 2, "classes_per_block": 10, "recover": {"iterations": 5, "lr": 0.001}}
 CONFIG["datasets"] = {"digits": TINY["datasets"]["digits"] | SIZES}
 AFTER = {"images", "distance", "student", "grid", "report", "distances", "all"}  # what follows from decoded images
 
@@ -99,14 +99,12 @@ def test_recover_begins_at_the_images_of_ddoq(made: Workspace) -> None:
     assert load_meta(block)["inputs"]["start"] == start
     begun, _ = load(made.root / CELL.format("ddoq") / "images.h5", "images")
     ended, _ = load(made.root / CELL.format("ddoq-recover") / "images.h5", "images")
-    others = np.roll(begun["images"], 1, axis=0)  # of the next class
 
     def off(a: np.ndarray, b: np.ndarray) -> float:  # either image of a class may have taken either place
-        return float(min(np.abs(a[0].astype(int) - b[order].astype(int)).mean() for order in ([0], [1])))
+        return float(min(np.abs(a - b[order]).mean() for order in ([0, 1], [1, 0])))
 
-    mine = np.mean([off(e, b) for e, b in zip(ended["images"], begun["images"], strict=True)])
-    theirs = np.mean([off(e, b) for e, b in zip(ended["images"], others, strict=True)])
-    assert mine < 0.8 * theirs
+    pairs = zip(ended["images"].astype(int), begun["images"].astype(int), strict=True)
+    assert max(off(mine, start) for mine, start in pairs) < 1, "five steps of a small rate lead nowhere"
 
 
 def test_a_finished_run_has_nothing_to_do(run: Workspace) -> None:
@@ -156,8 +154,9 @@ def test_a_pipeline_is_another_generator_and_looked_for_before_anything_runs(run
     run.config = config
     failed = run.snakemake("--dry-run", check=False)
     assert failed.returncode
-    assert "method ddoq-mine on digits: generator mine: model: there is no folder ./nothing-here" in failed.stderr
-    assert "Traceback" not in failed.stderr
+    said = failed.stdout + failed.stderr
+    assert "method ddoq-mine on digits: generator mine: model: there is no folder ./nothing-here" in said
+    assert "Traceback" not in said
     config["generators"]["mine"] = {"kind": "ldm", "model": "somebody/something"}  # which only the job looks for
     run.config = config
     assert not {"autoencoder", "diffusion"} & set(run.pending())
