@@ -29,6 +29,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.utils import logging
 
 from wmdd import imagenet
 from wmdd.engine import Engine, plain
@@ -159,7 +160,9 @@ def made(tmp_path_factory):
         if not (root / kind).exists():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
+                logging.disable_progress_bar()  # of saving, in whichever test comes first
                 KINDS[kind]().save_pretrained(root / kind)
+                logging.enable_progress_bar()
         return root / kind
 
     return folder

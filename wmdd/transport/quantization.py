@@ -17,6 +17,7 @@ References:
     [2] Cuturi, Doucet: Fast Computation of Wasserstein Barycenters, ICML 2014, Section 4 (one measure: k-means).
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -129,8 +130,7 @@ def quantize_all(
     names = names or ["the measure" if len(measures) == 1 else f"measure {c}" for c in range(len(measures))]
     clouds = [as_points(points, name) for points, name in zip(measures, names, strict=True)]
     for name, points in zip(names, clouds, strict=True):
-        kind = torch.float64 if points.dtype == torch.float64 else torch.float32
-        if not bool(torch.isfinite(torch.linalg.vector_norm(points.detach(), dtype=kind))):
+        if not math.isfinite(_norm(points)):
             raise WmddError(f"the squared distances of {name} overflow; scale the points down or give float64")
     generators = generators or [torch.Generator().manual_seed(c) for c in range(len(clouds))]
     found: list[Barycenter] = []
@@ -145,6 +145,13 @@ def quantize_all(
             for b, seconds in zip(best, spent, strict=True)
         ]
     return found
+
+
+def _norm(points: Tensor) -> float:
+    """Return the root of the sum of all squares, in the type that is computed in and without a copy of the points."""
+    kind = torch.float64 if points.dtype == torch.float64 else torch.float32
+    parts = points.detach().split(max(1, CACHE // points.shape[1]))
+    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part.to(kind)) for part in parts])))
 
 
 def _cheapest(tries: Sequence[Barycenter]) -> Barycenter:
