@@ -76,10 +76,17 @@ def as_points(points: Points, what: str = "the measure") -> Tensor:
     if not found.is_floating_point():
         found = found.double()
     # A sum is finite only when every term is, up to overflow; so the slow look is rarely taken.
-    if not bool(torch.isfinite(found.sum())) and not bool(torch.isfinite(found).all()):
+    if not bool(torch.isfinite(_sum(found))) and not bool(torch.isfinite(found).all()):
         row = int((~torch.isfinite(found)).any(1).nonzero()[0])
         raise WmddError(f"{what} holds NaN or infinity, first in point {row}; check where the points come from")
     return found
+
+
+def _sum(points: Tensor) -> Tensor:
+    """Return the sum of all numbers; of half precision, which overflows early, in float32 and without a copy of the points."""
+    if points.element_size() > 2:
+        return points.sum()
+    return torch.stack([part.sum(dtype=torch.float32) for part in points.split(max(1, BLOCK // points.shape[1]))]).sum()
 
 
 def check_k(k: int) -> None:
