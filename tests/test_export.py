@@ -1,0 +1,337 @@
+"""Each layout is read by the tool that it is for, in our order of classes; the card and the example are true."""
+
+import csv
+import json
+import runpy
+import tarfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import webdataset
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.datasets import ImageFolder
+
+from wmdd import export as module
+from wmdd import labels as stored_labels
+from wmdd.artifacts import load_meta, save, write_json
+from wmdd.export import folders
+from wmdd.labels import rows_of
+from wmdd.settings import RelabelSettings
+
+SIDE, IPC, EPOCHS = 8, 2, 3
+CLASSES = ["n02", "n01", "a/../b"]  # neither sorted nor safe
+NAMES = ["crane", "crane", "<b>|bee"]
+LAYOUTS = ["imagefolder", "hdf5", "webdataset", "parquet"]
+HERE = "results/digits/base/wmdd/ipc2/seed3"
+
+
+def write_images(path, classes=CLASSES, names=NAMES, ipc=IPC):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (len(classes), ipc, 3, SIDE, SIDE), dtype=np.uint8)
+    weights = rng.dirichlet(np.ones(ipc), len(classes)).astype(np.float32)
+    meta = {
+        "classes": classes, "names": names, "resolution": SIDE, "mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.3],
+        "stage": "images", "inputs": {"0": "abc"}, "settings": {}, "identity": {}, "code": "", "revision": "deadbeef",
+        "versions": {"torch": "2"}, "recover": {"settings": {"lr": 0.25}, "identity": {}, "code": ""},
+    }  # fmt: skip
+    save(path, {"images": images, "weights": weights, "labels": np.arange(len(classes))}, meta, chunked=("images",))
+
+
+def write_labels(path, images, classes=CLASSES, ipc=IPC, **changes):
+    """Labels of the relabel stage, made of noise; return the logits that were written."""
+    settings = RelabelSettings(epochs=EPOCHS, **changes)
+    draws = torch.Generator().manual_seed(1)
+    logits = 4 * torch.randn(settings.labelled, len(classes) * ipc, len(classes), generator=draws)
+    rows = [rows_of(epoch, settings) for epoch in logits]
+    arrays = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    known = load_meta(images)
+    meta = {name: known[name] for name in ("classes", "names", "resolution", "mean", "std")}
+    meta |= {"settings": settings.model_dump(mode="json"), "teacher_accuracy": {"top1": 0.9, "top5": 1.0}}
+    meta |= {"inputs": {"images": known["digest"], "teacher": "0123"}, "stage": "relabel"}
+    save(path, arrays | {"seeds": np.arange(settings.labelled)}, meta)
+    return logits.half().float()
+
+
+def write_student(path, images, top1, **settings):
+    about = {"architecture": "resnet18", "width": 16, "labels": "soft", "epochs": 300} | settings
+    inputs = {"images": load_meta(images)["digest"]}
+    write_json(path, {"settings": about, "inputs": inputs, "result": {"top1": top1, "top5": 1.0}})
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a set, its labels and two students."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path(HERE)
+    folder.mkdir(parents=True)
+    write_images(folder / "images.h5")
+    write_labels(folder / "labels.h5", folder / "images.h5")
+    for run, top1 in enumerate((0.5, 0.52)):
+        write_student(folder / f"run{run}.json", folder / "images.h5", top1)
+    return tmp_path
+
+
+def line(layout, output="out", more=f"--labels {HERE}/labels.h5 --temperature 4"):
+    return f"export --images {HERE}/images.h5 --to {layout} --output {output} {more}"
+
+
+def exported(run, layout, **arguments):
+    code, _, err = run(line(layout, **arguments))
+    assert code == 0, err
+    return Path(arguments.get("output", "out"))
+
+
+def read_set():
+    with h5py.File(f"{HERE}/images.h5") as file:
+        return file["images"][()].reshape(-1, 3, SIDE, SIDE), file["weights"][()].flatten()
+
+
+# ---- what others read
+
+
+def test_image_folder_has_our_classes_in_our_order(here, run):
+    out = exported(run, "imagefolder")
+    found = ImageFolder(out / "train")
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert found.classes == [each["folder"] for each in manifest["classes"]] == ["0-n02", "1-n01", "2-a_.._b"]
+    images, weights = read_set()
+    for (picture, label), pixels, own in zip(found, images, np.arange(3).repeat(IPC), strict=True):
+        assert label == own
+        assert np.array_equal(np.asarray(picture).transpose(2, 0, 1), pixels)
+    rows = list(csv.DictReader((out / "metadata.csv").open()))
+    assert [str(out / row["file_name"]) for row in rows] == [path for path, _ in found.samples]
+    assert np.array_equal(np.array([row["weight"] for row in rows], np.float32), weights)
+
+
+def test_web_dataset(here, run):
+    out = exported(run, "webdataset")
+    tars = sorted(map(str, out.glob("*.tar")))
+    samples = list(webdataset.WebDataset(tars, shardshuffle=False).decode("rgb8"))
+    images, weights = read_set()
+    assert [sample["cls"] for sample in samples] == [0, 0, 1, 1, 2, 2]
+    assert all(
+        np.array_equal(sample["png"].transpose(2, 0, 1), pixels) for sample, pixels in zip(samples, images, strict=True)
+    )
+    assert [np.float32(sample["json"]["weight"]) for sample in samples] == weights.tolist()
+    assert all(sample["npy"].shape == (3,) for sample in samples)
+
+
+def test_parquet_carries_the_types_of_the_hub(here, run):
+    out = exported(run, "parquet")
+    table = pq.read_table(out / "data/train-00000-of-00001.parquet")
+    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    assert features["image"] == {"_type": "Image"}
+    assert features["label"] == {"_type": "ClassLabel", "names": ["crane (n02)", "crane (n01)", "<b>|bee"]}
+    assert features["soft_label"]["length"] == table.schema.field("soft_label").type.list_size == 3
+    assert table.schema.names == list(features)
+    assert table["label"].to_pylist() == [0, 0, 1, 1, 2, 2]
+    _, front, _ = (out / "README.md").read_text().split("---\n", 2)
+    files = yaml.safe_load(front)["configs"][0]["data_files"]
+    assert [path.name for each in files for path in out.glob(each["path"])] == ["train-00000-of-00001.parquet"]
+
+
+def test_hdf5(here, run):
+    images, weights = read_set()
+    with h5py.File(exported(run, "hdf5") / "distilled.h5") as file:
+        assert np.array_equal(file["images"], images)
+        assert np.array_equal(file["weights"], weights)
+        assert file["soft_labels"].shape == (6, 3)
+
+
+@pytest.mark.parametrize(("layout", "soft"), [*((layout, True) for layout in LAYOUTS), ("imagefolder", False)])
+def test_the_example_runs(here, run, layout, soft, monkeypatch, capfd):
+    out = exported(run, layout, **({} if soft else {"more": ""})).rename("elsewhere")
+    script = out / "example.py"
+    assert ("soft_label" in script.read_text()) == soft
+    assert len(script.read_text().splitlines()) < 25
+    monkeypatch.chdir("/")
+    runpy.run_path(str(here / script))
+    assert "6 images; the first: (3, 8, 8) crane of weight" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "parquet"])
+def test_large_sets_are_cut_into_files(here, run, layout, monkeypatch):
+    monkeypatch.setattr(module, "SHARD", 4)
+    out = exported(run, layout)
+    assert len(list(out.rglob("train-*"))) == 2
+    if layout == "webdataset":
+        for path, count in zip(sorted(out.glob("*.tar")), (16, 8), strict=True):
+            with tarfile.open(path) as tar:
+                assert len(tar.getnames()) == count
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_equal_sets_are_equal_bytes(here, run, layout):
+    first, second = (exported(run, layout, output=name) for name in ("one", "two"))
+    files = [path.relative_to(first) for path in sorted(first.rglob("*")) if path.is_file()]
+    assert len(files) > 3
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in files)
+
+
+# ---- folders of classes
+
+
+@given(st.lists(st.text(max_size=12), min_size=1, max_size=30, unique=True))
+def test_folders_sort_as_the_classes_and_are_safe(classes):
+    found = folders(classes)
+    assert found == sorted(found)
+    assert len({name.casefold() for name in found}) == len(classes)
+    assert all(name == Path(name).name not in ("", "..") and not name.startswith(".") for name in found)
+
+
+@pytest.mark.parametrize("classes", [["n01440764", "n02102040"], ["airplane", "automobile", "bird"], list("0123")])
+def test_folders_that_sort_right_keep_their_names(classes):
+    assert folders(classes) == classes
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        ([str(i) for i in range(11)], [f"{i:02d}-{i}" for i in range(11)]),  # "10" would come before "2"
+        (["Bee", "bee"], ["0-Bee", "1-bee"]),
+    ],
+)
+def test_others_are_numbered(classes, expected):
+    assert folders(classes) == expected
+
+
+# ---- soft labels
+
+
+@pytest.mark.parametrize("changes", [{}, {"store": "pruned", "keep_epochs": 0.5, "top_k": 2, "temperature": 4}])
+def test_soft_labels_are_the_mean_over_epochs(here, run, changes):
+    write_labels(Path(f"{HERE}/labels.h5"), Path(f"{HERE}/images.h5"), **changes)
+    with stored_labels.opened(Path(f"{HERE}/labels.h5")) as (found, _):
+        logits = torch.stack([found.logits(epoch) for epoch in range(2 if changes else EPOCHS)])
+    expected = (logits.double() / 4).softmax(-1).mean(0)
+    with h5py.File(exported(run, "hdf5") / "distilled.h5") as file:
+        np.testing.assert_allclose(file["soft_labels"], expected, rtol=1e-6)
+        np.testing.assert_allclose(file["soft_labels"][()].sum(1), 1, rtol=1e-6)
+
+
+# ---- the card
+
+
+def test_the_card_says_how_it_was_made(here, run):
+    students = f" --student {HERE}/run0.json {HERE}/run1.json --source cifar10"
+    write_images(Path(f"{HERE}/images.h5"), list("abcdefghij"), list("abcdefghij"))
+    for n, top1 in enumerate((0.5, 0.52)):
+        write_student(Path(f"{HERE}/run{n}.json"), Path(f"{HERE}/images.h5"), top1)
+    card = (exported(run, "parquet", more=students) / "README.md").read_text()
+    for part in (
+        "51.0 ± 1.4 (2)",
+        "wmdd",
+        "base",
+        "deadbeef",
+        "torch 2",
+        "lr: 0.25",
+        load_meta(Path(f"{HERE}/images.h5"))["digest"],
+    ):
+        assert part in card
+    assert "Krizhevsky" in card
+    assert "no soft labels" in card
+
+
+def test_the_card_of_soft_labels(here, run):
+    card = (exported(run, "hdf5") / "README.md").read_text()
+    for part in ("T = 4", "here 3", "CutMix", "top-1 90.00 %", "0123", "&lt;b>\\|bee"):
+        assert part in card
+
+
+@pytest.mark.parametrize(
+    ("count", "more", "expected"),
+    [
+        (10, "", "cc-by-4.0"),  # by the folder `digits`
+        (9, "", "unknown"),  # something else that is called digits
+        (10, "--source cifar100x", None),
+        (10, "--source imagefolder", "unknown"),
+        (10, "--source imagewoof", "other"),
+    ],
+)
+def test_licence(here, run, count, more, expected):
+    write_images(Path(f"{HERE}/images.h5"), list("abcdefghij")[:count], list("abcdefghij")[:count])
+    code, _, err = run(line("hdf5", more=more))
+    if expected is None:
+        assert code == 1
+        assert "did you mean 'cifar100'" in err
+        return
+    card = Path("out/README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == expected
+    assert ("fill them in here" in card) == (expected == "unknown")
+
+
+# ---- where it is written
+
+
+def test_an_export_is_only_overwritten_when_asked(here, run, mistake):
+    exported(run, "imagefolder")
+    assert "add --overwrite" in mistake(line("hdf5"))
+    assert Path("out/train").exists()
+    exported(run, "hdf5", more="--overwrite")
+    assert not Path("out/train").exists()
+    Path("out/mine.txt").touch()
+    assert "'mine.txt'" in mistake(line("hdf5", more="--overwrite"))
+    assert Path("out/mine.txt").exists()
+
+
+@pytest.mark.parametrize("overwrite", ["", "--overwrite"])
+def test_nothing_of_others_is_overwritten(here, mistake, overwrite):
+    assert "no export of wmdd" in mistake(line("hdf5", output=HERE, more=overwrite))
+    Path("a").write_text("")
+    assert "is a file" in mistake(line("hdf5", output="a", more=overwrite))
+
+
+def test_an_empty_folder_is_taken(here, run):
+    Path("out").mkdir()
+    assert (exported(run, "hdf5") / "manifest.json").exists()
+
+
+def test_a_failure_leaves_what_was(here, run, monkeypatch):
+    exported(run, "hdf5")
+    before = {path: path.read_bytes() for path in Path("out").iterdir()}
+
+    def broken(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(module._WRITERS, "parquet", broken)
+    code, _, err = run(line("parquet", more="--overwrite"))
+    assert code == 1
+    assert "disk full" in err
+    assert {path: path.read_bytes() for path in Path("out").iterdir()} == before
+    assert sorted(path.name for path in Path().iterdir()) == ["out", "results"]
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (f"--labels {HERE}/other.h5", "labels other images than those given"),
+        (f"--labels {HERE}/pruned.h5", "add --temperature 20"),
+        (f"--student {HERE}/other.json", "is of a student of another set"),
+        (f"--student {HERE}/images.h5", "is not a whole JSON file"),
+        ("--source cifar10", "cifar10 has 10 classes, the set has 3"),
+    ],
+)
+def test_mistakes(here, mistake, more, expected):
+    own, other = Path(f"{HERE}/images.h5"), Path("images.h5")
+    write_images(other, CLASSES, ["x", "y", "z"], ipc=3)
+    write_labels(Path(f"{HERE}/other.h5"), other, ipc=3)
+    write_labels(Path(f"{HERE}/pruned.h5"), own, store="pruned", top_k=1)
+    write_student(Path(f"{HERE}/other.json"), other, 0.5)
+    assert expected in mistake(line("hdf5", more=more))
+    assert not Path("out").exists()
+
+
+def test_what_is_no_set(here, mistake):
+    Path("x.h5").write_text("no")
+    assert "is no whole HDF5 file" in mistake("export --images x.h5 --to hdf5 --output out")
+    assert "does not exist" in mistake("export --images y.h5 --to hdf5 --output out")
+    assert "is no distilled set" in mistake(f"export --images {HERE}/labels.h5 --to hdf5 --output out")

@@ -1,0 +1,306 @@
+"""Every layout gives the bits of images.h5 back, or one line that says what is wrong with it."""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from test_export import HERE, IPC, LAYOUTS, NAMES, SIDE, exported, here, read_set  # noqa: F401
+from torch.utils.data import DataLoader
+
+import wmdd
+from wmdd import labels
+from wmdd.artifacts import load as read
+from wmdd.artifacts import load_meta, save
+from wmdd.engine import plain
+from wmdd.errors import WmddError
+from wmdd.export import png
+from wmdd.feeding import Resident
+from wmdd.loading import load
+from wmdd.settings import AugmentationSettings, StudentSettings
+from wmdd.student import train, weighted
+from wmdd.training import quiet
+
+
+def refused(path):
+    """The one line that says why a set is not read."""
+    with pytest.raises(WmddError) as error:
+        load(path)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def changed(out, **changes):
+    path = out / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# ---- the set
+
+
+@pytest.mark.usefixtures("here")
+def test_all_layouts_give_the_same_bits(run):
+    images, weights = read_set()
+    sets = [load(f"{HERE}/images.h5"), *(load(exported(run, layout, output=layout)) for layout in LAYOUTS)]
+    first = sets[1]
+    for found in sets:
+        assert found.images.dtype == torch.uint8
+        assert torch.equal(found.images, torch.from_numpy(images))
+        assert torch.equal(found.weights, torch.from_numpy(weights))
+        assert found.labels.tolist() == [0, 0, 1, 1, 2, 2]
+        assert found.classes == ["n02", "n01", "a/../b"]
+        assert found.names == NAMES
+        assert (found.mean, found.std) == ([0.5, 0.4, 0.3], [0.25, 0.2, 0.3])
+        assert found.meta["images"] == first.meta["images"]
+        assert found.meta["images"]["digest"] == load_meta(Path(f"{HERE}/images.h5"))["digest"]
+    for found in sets[1:]:
+        assert found.soft_labels.dtype == torch.float32
+        assert torch.equal(found.soft_labels, first.soft_labels)
+        assert found.card.startswith("---\n")
+    assert sets[0].soft_labels is None
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.usefixtures("here")
+def test_without_soft_labels(run, layout):
+    found = load(exported(run, layout, more=""))
+    assert found.soft_labels is None
+    assert found[0].keys() == {"image", "label", "weight"}
+
+
+@pytest.mark.usefixtures("here")
+def test_items_are_normalised_and_batched(run):
+    found = load(exported(run, "hdf5"))
+    batch = next(iter(DataLoader(found, batch_size=4)))
+    assert {name: (tuple(value.shape), value.dtype) for name, value in batch.items()} == {
+        "image": ((4, 3, SIDE, SIDE), torch.float32),
+        "label": ((4,), torch.int64),
+        "weight": ((4,), torch.float32),
+        "soft_label": ((4, 3), torch.float32),
+    }
+    pixel = (found.images[0, 1, 0, 0] / 255 - 0.4) / 0.2
+    torch.testing.assert_close(batch["image"][0, 1, 0, 0], pixel)
+    assert len(list(found)) == len(found) == 6
+
+
+@pytest.mark.usefixtures("here")
+def test_a_transform_of_ones_own():
+    found = load(f"{HERE}/images.h5", transform=lambda image: image.flip(-1))
+    assert torch.equal(found[2]["image"], found.images[2].flip(-1))
+
+
+@pytest.mark.usefixtures("here")
+def test_the_file_in_an_export_stands_for_it(run):
+    assert load(exported(run, "hdf5") / "distilled.h5").soft_labels is not None
+
+
+def test_importing_the_package_is_light():
+    script = "import sys, wmdd; assert 'torch' not in sys.modules; assert callable(wmdd.load)"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
+    assert wmdd.load is load
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = wmdd.lode
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.usefixtures("here")
+def test_a_student_of_the_export_is_the_student_of_the_run(run, layout):
+    settings = StudentSettings(
+        architecture="resnet18", width=4, epochs=3, batch_size=4, labels="hard", evaluate_every=1
+    )
+    draws = torch.Generator().manual_seed(2)
+    real = torch.randint(0, 256, (30, 3, SIDE, SIDE), generator=draws, dtype=torch.uint8)
+
+    def history(images, own, weights, mean, std):
+        val = Resident(real, torch.arange(30) % 3)
+        students = train(
+            images, own, weighted(weights, settings.weights).flatten(), labels.hard(0), val, 3, mean, std,
+            settings, AugmentationSettings(), 0, [0], quiet(plain()),
+        )  # fmt: skip
+        return students[0][1]
+
+    arrays, meta = read(Path(f"{HERE}/images.h5"), "images", "weights")  # as the command `student` does
+    images, weights = (torch.from_numpy(arrays[name]) for name in ("images", "weights"))
+    own = history(images.flatten(0, 1), torch.arange(3).repeat_interleave(IPC), weights, meta["mean"], meta["std"])
+    found = load(exported(run, layout))
+    assert history(found.images, found.labels, found.weights.view(3, -1), found.mean, found.std) == own
+    assert "top1" in own[-1]
+
+
+# ---- what is refused
+
+
+@pytest.mark.usefixtures("here")
+def test_what_is_no_set(run):
+    out = exported(run, "imagefolder")
+    assert "does not exist" in refused("nowhere")
+    assert "no manifest.json" in refused(".")
+    assert "is no distilled set" in refused(out / "README.md")
+    assert "is no distilled set" in refused(f"{HERE}/labels.h5")
+    Path("empty.h5").touch()
+    assert "is no distilled set" in refused("empty.h5")
+
+
+@pytest.mark.usefixtures("here")
+def test_blocks_are_no_whole_set():
+    meta = load_meta(Path(f"{HERE}/images.h5"))
+    arrays = {"images": np.zeros((2, IPC, 3, 8, 8), np.uint8), "weights": np.ones((2, IPC), np.float32)}
+    save(Path("block.h5"), arrays, meta)
+    assert "names 3 classes" in refused("block.h5")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.usefixtures("here")
+def test_a_missing_file_is_named(run, layout):
+    out = exported(run, layout)
+    path = next(path for path in sorted(out.rglob("*")) if path.suffix in (".png", ".h5", ".tar", ".parquet"))
+    path.unlink()
+    assert f"{path} is missing" in refused(out)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.usefixtures("here")
+def test_a_file_cut_short_is_named(run, layout):
+    out = exported(run, layout)
+    path = next(path for path in sorted(out.rglob("*")) if path.suffix in (".png", ".h5", ".tar", ".parquet"))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert str(path) in refused(out)
+
+
+def spoil(out, layout, picture):
+    """Replace the third picture of an export by other bytes; return what should be named."""
+    if layout == "imagefolder":
+        path = out / "train/1-n01/00000.png"
+        path.write_bytes(picture)
+        return str(path)
+    if layout == "webdataset":
+        path = out / "train-000000.tar"
+        with tarfile.open(path) as tar:
+            content = [(member, tar.extractfile(member).read()) for member in tar]
+        with tarfile.open(path, "w") as tar:
+            for member, data in content:
+                data = picture if member.name == "00000002.png" else data
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        return f"{path} (00000002)"
+    path = out / "data/train-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    rows[2]["image"]["bytes"] = picture
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+    return f"{path} (00000002.png)"
+
+
+@pytest.mark.parametrize("layout", ["imagefolder", "webdataset", "parquet"])
+@pytest.mark.usefixtures("here")
+def test_a_corrupt_picture_is_named(run, layout):
+    out = exported(run, layout)
+    where = spoil(out, layout, png(np.zeros((3, SIDE, SIDE), np.uint8))[:45])
+    assert f"{where} is damaged" in refused(out)
+
+
+@pytest.mark.parametrize("layout", ["imagefolder", "webdataset", "parquet"])
+@pytest.mark.usefixtures("here")
+def test_other_pixels_are_noticed(run, layout):
+    out = exported(run, layout)
+    spoil(out, layout, png(np.zeros((3, SIDE, SIDE), np.uint8)))
+    assert "images of out are not those that were exported" in refused(out)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_picture_of_another_size(run):
+    out = exported(run, "imagefolder")
+    path = spoil(out, "imagefolder", png(np.zeros((3, SIDE, 2 * SIDE), np.uint8)))
+    assert path in refused(out)
+    assert "[3, 8, 16], where the manifest says [3, 8, 8]" in refused(out)
+
+
+@pytest.mark.usefixtures("here")
+def test_classes_that_differ(run):
+    out = exported(run, "imagefolder")
+    (out / "train/0-a").mkdir()
+    assert "has a folder too many, '0-a': 4 in place of 3 classes" in refused(out)
+    (out / "train/0-a").rmdir()
+    table = pd.read_csv(out / "metadata.csv")
+    pd.concat([table, table]).to_csv(out / "metadata.csv", index=False)
+    assert "metadata.csv is damaged (its pictures or their order" in refused(out)
+
+
+@pytest.mark.parametrize("layout", ["hdf5", "webdataset", "parquet"])
+@pytest.mark.usefixtures("here")
+def test_a_manifest_of_other_classes(run, layout):
+    out = exported(run, layout)
+    classes = json.loads((out / "manifest.json").read_text())["classes"]
+    changed(out, classes=classes[:2])
+    assert "the number of classes differs" in refused(out) or "more images than the 4" in refused(out)
+    changed(out, classes=[*classes, classes[0] | {"index": 3, "folder": "3"}])
+    assert "the number of classes differs" in refused(out)
+
+
+@pytest.mark.usefixtures("here")
+def test_soft_labels_that_are_gone(run):
+    out = exported(run, "imagefolder")
+    pd.read_csv(out / "metadata.csv").drop(columns="soft_label").to_csv(out / "metadata.csv", index=False)
+    assert "lacks soft labels" in refused(out)
+
+
+@pytest.mark.parametrize("folder", ["../..", "..", "/etc", "a/b", "a\\b", ""])
+@pytest.mark.usefixtures("here")
+def test_no_path_leaves_the_folder(run, folder):
+    out = exported(run, "imagefolder")
+    classes = json.loads((out / "manifest.json").read_text())["classes"]
+    changed(out, classes=[classes[0] | {"folder": folder}, *classes[1:]])
+    assert "classes.0.folder: Value error, the name of a folder" in refused(out)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"kind": "something else"}', "\xff"])
+@pytest.mark.usefixtures("here")
+def test_a_manifest_that_is_none(run, text):
+    out = exported(run, "hdf5")
+    (out / "manifest.json").write_bytes(text.encode("latin-1"))
+    assert str(out / "manifest.json") in refused(out)
+
+
+@pytest.mark.usefixtures("here")
+def test_nothing_is_unpickled(run):
+    out = exported(run, "webdataset")
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{}], dtype=object), allow_pickle=True)
+    path = out / "train-000000.tar"
+    with tarfile.open(path) as tar:
+        content = [(member, tar.extractfile(member).read()) for member in tar]
+    with tarfile.open(path, "w") as tar:
+        for member, data in content:
+            data = buffer.getvalue() if member.name.endswith("npy") else data
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    assert "allow_pickle=False" in refused(out)
+
+
+@pytest.mark.usefixtures("here")
+def test_links_in_a_tar_are_not_followed(run):
+    out = exported(run, "webdataset")
+    with tarfile.open(out / "train-000000.tar", "w") as tar:
+        member = tarfile.TarInfo("00000000.png")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(member)
+    assert "00000000.png is no file" in refused(out)
+
+
+@pytest.mark.usefixtures("here")
+def test_pictures_are_plain_png(run):
+    out = exported(run, "imagefolder")
+    with Image.open(out / "train/0-n02/00000.png") as picture:
+        assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (SIDE, SIDE))
+    with h5py.File(f"{HERE}/images.h5") as file, Image.open(out / "train/0-n02/00000.png") as picture:
+        assert np.array_equal(np.asarray(picture).transpose(2, 0, 1), file["images"][0, 0])
