@@ -1,0 +1,355 @@
+"""The documentation says what is so: links, pictures, examples, commands, names, numbers and messages."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from wmdd.catalogue import Known
+from wmdd.config import Experiment, ExperimentFile, parse, presets
+from wmdd.models import stem_of
+from wmdd.settings import STAGES
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").glob("**/*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS]
+EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+MARKDOWN = MarkdownIt("commonmark").enable("table")
+
+
+@cache
+def tokens(page: Path) -> tuple[Token, ...]:
+    """Return what a page is made of, the parts of its lines behind each line."""
+    found = MARKDOWN.parse(page.read_text())
+    return tuple(part for token in found for part in (token, *(token.children or ())))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [token.content for token in tokens(page) if token.type == "fence" and token.info == language]
+
+
+def codes(page: Path) -> list[str]:
+    return [token.content for token in tokens(page) if token.type == "code_inline"]
+
+
+def targets(page: Path) -> list[str]:
+    """Return where the links and pictures of a page lead, without the ones that leave the repository."""
+    found = [str(token.attrGet("href") or token.attrGet("src") or "") for token in tokens(page)]
+    return [unquote(target) for target in found if target and not re.match(r"[a-z]+:", target)]
+
+
+def anchor(text: str) -> str:
+    """Return the name that GitHub gives to a heading."""
+    return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    found: dict[str, int] = {}
+    for before, token in zip(tokens(page), tokens(page)[1:], strict=False):
+        if before.type == "heading_open":
+            name = anchor(
+                "".join(part.content for part in token.children or () if part.type in ("text", "code_inline"))
+            )
+            found[name] = found.get(name, -1) + 1
+            if found[name]:
+                found[f"{name}-{found[name]}"] = 0
+    return set(found)
+
+
+class Table(NamedTuple):
+    """A table, its cells as they are written."""
+
+    head: list[str]
+    rows: list[list[str]]
+
+
+def tables(page: Path) -> list[Table]:
+    found, cells = [], []
+    for before, token in zip(tokens(page), tokens(page)[1:], strict=False):
+        if before.type in ("th_open", "td_open"):
+            cells.append(token.content)
+        elif before.type == "tr_close":
+            found[-1].append(cells)
+            cells = []
+        elif before.type == "table_open":
+            found.append([])
+    return [Table(rows[0], rows[1:]) for rows in found]
+
+
+def plain(cell: str) -> str:
+    return cell.replace("`", "")
+
+
+@EVERY_PAGE
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in targets(page):
+        path, _, name = target.partition("#")
+        other = (page.parent / path).resolve() if path else page
+        assert other.exists(), f"{target}: there is no {other}"
+        assert other.is_relative_to(ROOT)
+        assert not name or name in anchors(other), f"{target}: no such heading; there are {sorted(anchors(other))}"
+
+
+@EVERY_PAGE
+def test_pictures_have_a_text_in_their_place(page: Path) -> None:
+    for token in tokens(page):
+        if token.type == "image":
+            assert token.content.strip(), f"{token.attrGet('src')} has no alt text"
+
+
+def test_anchors_are_those_of_github(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Use `plain`, or not?\n\n## A–B & C_d\n\n## Twice\n\n## Twice\n\n```\n# no heading\n```\n")
+    assert anchors(page) == {"use-plain-or-not", "ab--c_d", "twice", "twice-1"}
+
+
+def test_every_page_is_reachable_from_the_index() -> None:
+    seen, todo = set(), [ROOT / "docs/README.md"]
+    while todo:
+        page = todo.pop()
+        if page not in seen and page.exists():
+            seen.add(page)
+            todo += [(page.parent / target.partition("#")[0]).resolve() for target in targets(page) if ".md" in target]
+    assert set(DOCS) <= seen, f"no way to {sorted(str(page.relative_to(ROOT)) for page in set(DOCS) - seen)}"
+
+
+def test_spelling() -> None:
+    where = ["README.md", "CHANGELOG.md", "docs", "wmdd", "rules", "config", "Snakefile"]
+    found = subprocess.run(
+        [sys.executable, "-m", "codespell_lib", *where], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+@EVERY_PAGE
+def test_experiments_can_be_run(page: Path) -> None:
+    for block in blocks(page, "yaml"):
+        content = yaml.safe_load(block)
+        if isinstance(content, dict) and content.keys() & ExperimentFile.model_fields.keys():
+            assert parse(content)
+            assert "matrix" not in content or list(Experiment(content).runs())
+
+
+def named_commands() -> list[str]:
+    return sorted({name for page in PAGES for name in re.findall(r"python -m wmdd ([a-z][\w-]*)", page.read_text())})
+
+
+@pytest.mark.parametrize("name", named_commands())
+def test_commands_exist(name: str, run: Any) -> None:
+    code, out, err = run(f"{name} --help")
+    assert code == 0, err
+    assert f"wmdd {name}" in out
+
+
+@EVERY_PAGE
+def test_names_of_the_package_exist(page: Path) -> None:
+    for name in codes(page):
+        if re.fullmatch(r"wmdd(\.[A-Za-z_]\w*)+", name):
+            assert exists(name), f"there is no {name}"
+
+
+def exists(name: str) -> bool:
+    """Return whether a dotted name is that of a module, or of what stands in one."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):  # the longest module first: a package may have a function of a module's name
+        try:
+            found: Any = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[count:]:
+            found = getattr(found, part, None)
+        return found is not None
+    return False
+
+
+@EVERY_PAGE
+def test_files_of_the_repository_exist(page: Path) -> None:
+    if page.name == "CHANGELOG.md":
+        return  # tells of files that are gone
+    for name in codes(page):
+        if re.fullmatch(r"(wmdd|rules|config|tests|benchmarks|docs|envs|profiles)/(?!results/)[\w./+-]*", name):
+            assert (ROOT / name).exists(), f"there is no {name}"
+
+
+# --- docs/mathematics.md -----------------------------------------------------------------------------------------------------
+
+
+def test_every_section_of_the_mathematics_names_its_code() -> None:
+    page = ROOT / "docs/mathematics.md"
+    sections = re.split(r"^## ", page.read_text(), flags=re.MULTILINE)[1:-1]
+    assert len(sections) >= 7
+    for section in sections:
+        assert "```math" in section, section[:40]
+        assert re.search(r"`wmdd\.\w+", section), section[:40]
+
+
+# --- docs/protocols.md -------------------------------------------------------------------------------------------------------
+
+
+def setting(protocol: str, key: str) -> Any:
+    stage, name = key.split(".")
+    of = {"protocol": protocol} | ({"student": "resnet18"} if stage == "student" else {})
+    return getattr(Experiment({}).resolve(stage, **of), name)
+
+
+def written(value: Any) -> str:
+    """Return a setting as the tables have it."""
+    if isinstance(value, tuple):
+        return ", ".join(map(written, value))
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
+def test_the_numbers_of_the_protocols_are_those_of_the_presets() -> None:
+    numbers, variants, *_ = tables(ROOT / "docs/protocols.md")
+    names = [plain(cell) for cell in numbers.head[1:3]]
+    assert names == ["paper", "rectified"]
+    for key, *cells in numbers.rows:
+        assert cells[:2] == [written(setting(name, plain(key))) for name in names], key
+        assert all(cells[2:]), f"{key} has no source"
+    chosen = {f"{stage}.{key}" for stage in ("relabel", "student") for name in names for key in _set(name, stage)}
+    assert chosen <= {plain(row[0]) for row in numbers.rows}
+    described = {plain(row[0]): row[1:] for row in variants.rows}
+    assert {*described, *names} == set(presets().protocols)
+    for name, (base, differs) in described.items():
+        key, value = plain(differs).split()
+        assert presets().protocols[name].base == plain(base)
+        assert written(setting(name, key)) == value
+        sections = {stage: _set(name, stage) for stage in ("relabel", "student")}
+        assert [f"{stage}.{each}" for stage, found in sections.items() for each in found] == [key]
+
+
+def _set(protocol: str, stage: str) -> list[str]:
+    section = getattr(presets().protocols[protocol], stage)
+    return [] if section is None else list(section.model_dump(exclude_none=True))
+
+
+def test_the_steps_of_the_protocols() -> None:
+    text = (ROOT / "docs/protocols.md").read_text()
+    for name, said in (("paper", "300 at 10 images per class on 10 classes"), ("rectified", "800 steps")):
+        steps = setting(name, "student.epochs") * -(-10 * 10 // setting(name, "student.batch_size"))
+        assert said in text
+        assert said.startswith(f"{steps} ")
+    assert f"`keep_epochs` {setting('paper-pruned', 'relabel.keep_epochs'):g}" in text
+    assert f"the {setting('paper-pruned', 'relabel.top_k')} largest logits" in " ".join(text.split())
+
+
+# --- docs/adding-a-dataset.md ------------------------------------------------------------------------------------------------
+
+DATASET_PAGE = ROOT / "docs/adding-a-dataset.md"
+
+
+def test_the_datasets_of_the_page_resolve() -> None:
+    found = [yaml.safe_load(block) for block in blocks(DATASET_PAGE, "yaml")]
+    experiments = [content for content in found if "datasets" in content]
+    assert len(experiments) == 2
+    for content in experiments:
+        (name,) = content["datasets"]
+        experiment = Experiment(content)
+        data = experiment.resolve("data", dataset=name)
+        assert data.source == "imagefolder"
+        assert data.classes == content["datasets"][name]["data"]["classes"]
+        for stage in STAGES:
+            experiment.resolve(stage, dataset=name)
+    assert experiments[1]["datasets"]["letters"]["features_jobs"] == len(
+        Experiment(experiments[1]).features_blocks("letters")
+    )
+    (entry,) = [content for content in found if "datasets" not in content]
+    for name, known in entry.items():
+        made = Known.model_validate(known)
+        data = Experiment({"datasets": {name: made.settings() | {"data": made.data | {"source": "imagefolder"}}}})
+        assert data.resolve("data", dataset=name).classes == made.data["classes"]
+        assert made.data["source"] == name
+        assert made.archives[0].checksum[1]
+
+
+def test_defaults_of_the_dataset_page() -> None:
+    _, depends = tables(DATASET_PAGE)
+    said = {plain(row[0]): plain(row[1]) for row in depends.rows}
+    of = {stage: Experiment({}).resolve(stage) for stage in ("recover", "relabel", "teacher")}
+    for stage in ("recover", "relabel"):
+        assert said[f"{stage}: {{crop_scale}}"] == "-".join(map(written, of[stage].crop_scale))
+    assert said["recover: {jitter}"] == f"{of['recover'].jitter} px"
+    assert (
+        said["recover: {lr, regularisation}"] == f"{written(of['recover'].lr)}, {written(of['recover'].regularisation)}"
+    )
+    assert said["teacher: {crop}"] == of["teacher"].crop
+    assert said["teacher: {min_accuracy}"] == written(of["teacher"].min_accuracy)
+    (stem,) = [row[2] for row in depends.rows if row[0].startswith("`stem`")]
+    first, second = (int(side) for side in re.findall(r"up to (\d+) px", stem))
+    assert [stem_of(side) for side in (first, first + 1, second, second + 1)] == ["cifar", "tiny", "tiny", "imagenet"]
+
+
+def test_every_setting_of_data_in_the_table_exists() -> None:
+    table, _ = tables(DATASET_PAGE)
+    names = {name for row in table.rows for name in re.findall(r"`(\w+)", row[0])}
+    assert names <= STAGES["data"].model_fields.keys()
+
+
+# --- docs/troubleshooting.md -------------------------------------------------------------------------------------------------
+
+
+@cache
+def messages() -> tuple[str, ...]:
+    """Return all texts in the sources, with … where something is put in."""
+    found = []
+    for path in sorted((ROOT / "wmdd").glob("**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return (*found, *(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk"))))
+
+
+def stands_in_the_sources(message: str) -> bool:
+    """Return whether the parts of a message between … stand in one text, in their order."""
+    parts = [part.strip() for part in message.split("…") if len(part.strip()) > 2]
+    pattern = re.compile(".*".join(map(re.escape, parts)), re.DOTALL)
+    return any(pattern.search(text) for text in messages())
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_code() -> None:
+    quoted = [
+        plain(row[0])
+        for table in tables(ROOT / "docs/troubleshooting.md")
+        for row in table.rows
+        if table.head[0] == "message"
+    ]
+    assert len(quoted) > 30
+    for message in quoted:
+        assert stands_in_the_sources(message), message
+    assert not stands_in_the_sources("a message … that nobody gives")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "this folder is held by …",
+        "checkpoint written, going on from it when started again",
+        "--sdm apptainer needs an image",
+        "DUE TO TIME LIMIT",
+    ],
+)
+def test_messages_beside_those_of_others_are_ours(message: str) -> None:
+    assert message in (ROOT / "docs/troubleshooting.md").read_text()
+    assert stands_in_the_sources(message)
+
+
+def test_threads_that_are_cited_have_a_number_and_an_address() -> None:
+    page = " ".join((ROOT / "docs/troubleshooting.md").read_text().split())
+    cited = re.findall(r"\[[\w &-]+ #(\d+)\]\(https://github\.com/[\w.-]+/[\w.-]+/(?:issues|pull)/(\d+)\)", page)
+    assert len(cited) > 8
+    assert page.count("](https://") == len(cited)
+    assert all(said == linked for said, linked in cited)
