@@ -33,13 +33,17 @@ wildcard_constraints:
     seed=r"\d+",
     run=r"\d+",
     block=r"classes\d+-\d+",
+    table="|".join(map(re.escape, experiment.named())) or r"(?!)",
 
 
 localrules:
     all,
     distances,
+    figures,
     grid,
+    page,
     report,
+    table,
 
 
 rule all:
@@ -47,11 +51,13 @@ rule all:
     input:
         rules.report.output,
         rules.distances.output if measurements() else [],
+        rules.page.output,
         grids(),
 
 
 onsuccess:
     announce(
+        "results/report/index.html",
         "results/report/table.md",
         "results/report/datasets.md",
         "results/report/cost.md",

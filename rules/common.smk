@@ -5,6 +5,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
@@ -63,6 +64,15 @@ if not RUNS:
 METHODS = experiment.methods()
 ENGINE = experiment.file.engine
 REQUESTS = Requests(experiment)
+
+
+def beside(name):
+    """A file of the sources, where the workflow runs or beside the Snakefile."""
+    return name if Path(name).is_file() else str(ROOT / name)
+
+
+PUBLISHED = beside("config/published.yaml")
+TEMPLATES = [beside(f"wmdd/page/templates/page.{kind}") for kind in ("html", "css", "js")]
 
 
 def settings(stage, *more):
@@ -237,9 +247,9 @@ def blocks_of(wildcards):
     return expand(made.images, block=blocks, **wildcards)
 
 
-def students():
-    """The result of every student of the matrix."""
-    return [f"{STUDENT}/run{{run}}.json".format(**r._asdict()) for r in RUNS]
+def students(runs=RUNS):
+    """The result of every student of the matrix, or of some of its runs."""
+    return [f"{STUDENT}/run{{run}}.json".format(**r._asdict()) for r in runs]
 
 
 def datasets():
@@ -258,6 +268,32 @@ def grids():
     """A picture of each distilled set, of the first seed."""
     first = min((r.seed for r in RUNS), default=0)
     return sorted({rules.grid.output.picture.format(**r._asdict()) for r in RUNS if r.seed == first})
+
+
+def sets():
+    """Every distilled set of the matrix."""
+    return sorted({rules.grid.input.images.format(**r._asdict()) for r in RUNS})
+
+
+def mapped(wildcards):
+    """The distilled sets of the first seed that are put into a map: those with most images per class, of every method."""
+    runs = [r for r in RUNS if r[:2] == (wildcards.dataset, wildcards.teacher)] or RUNS
+    most = max(r.ipc for r in runs)
+    return sorted(
+        {rules.grid.input.images.format(**r._asdict()) for r in runs if (r.ipc, r.seed) == (most, runs[0].seed)}
+    )
+
+
+def maps():
+    """The map of each dataset and teacher, where the experiment wants one."""
+    runs = RUNS if experiment.file.embedding else []
+    return sorted({rules.embedding.output.points.format(**r._asdict()) for r in runs})
+
+
+def first_of(wildcards):
+    """The wildcards of a dataset and a teacher with the first seed of the distillation."""
+    first = next(r for r in RUNS if r[:2] == (wildcards.dataset, wildcards.teacher))
+    return SimpleNamespace(**dict(wildcards) | {"seed": first.seed})
 
 
 def solved(run):

@@ -1,6 +1,9 @@
 # grid:   images.h5 -> a picture, a row a class
 # report: all students of the matrix -> table.md, table.csv; cost.md; its barycenters -> barycenters.md, barycenters.csv;
 #         its data -> datasets.md
+# embedding: distilled sets and features of a teacher -> maps/: where the images are near each other
+# page:   everything -> index.html, and its charts in figures/ (target: figures)
+# table:  the students of an entry of the matrix that has a name -> tables/ (target: the name)
 # distances: W2 of atoms and distilled sets to the real data, and its decay -> distances.md, distances.csv, distances.png
 
 
@@ -100,3 +103,129 @@ rule distances:
         " --csv {output.csv}"
         " --figure {output.figure}"
         " > {log} 2>&1"
+
+
+rule embedding:
+    input:
+        images=mapped,
+        teacher=lambda wildcards: from_teacher("model.safetensors")(first_of(wildcards)),
+        features=lambda wildcards: from_teacher("features.h5")(first_of(wildcards)),
+    output:
+        points="results/report/maps/{dataset}/{teacher}.json",
+    log:
+        "logs/report/maps/{dataset}/{teacher}.log",
+    conda:
+        "../envs/wmdd.yaml"
+    threads: 1
+    resources:
+        mem_mb=asked("embedding", "mem_mb"),
+        runtime=asked("embedding", "runtime"),
+    params:
+        code=code_digest("embedding"),
+    shell:
+        "python -m wmdd embedding"
+        " --images {input.images}"
+        " --teacher {input.teacher}"
+        " --features {input.features}"
+        " --output {output.points}"
+        " --threads {threads}"
+        " > {log} 2>&1"
+
+
+rule page:
+    input:
+        students=students(),
+        costs=costs(),
+        datasets=datasets(),
+        teachers=teachers(),
+        images=sets(),
+        barycenters=barycenters(),
+        distances=measurements(),
+        atoms=quantized(),
+        decays=decays(),
+        maps=maps(),
+        published=PUBLISHED,
+        templates=TEMPLATES,
+        tables=[*rules.report.output, *(rules.distances.output if measurements() else [])],
+    output:
+        page=report("results/report/index.html", caption="captions/page.rst", category="Results"),
+        figures=directory("results/report/figures"),
+    log:
+        "logs/report/page.log",
+    conda:
+        "../envs/wmdd.yaml"
+    threads: 1
+    resources:
+        mem_mb=asked("page", "mem_mb"),
+        runtime=asked("page", "runtime"),
+    params:
+        barycenters=optional("barycenters", "barycenters"),
+        distances=optional("distances", "distances"),
+        atoms=optional("atoms", "atoms"),
+        decays=optional("decays", "decays"),
+        maps=optional("embeddings", "maps"),
+        experiment=experiment.file.experiment,
+        code=code_digest("page"),
+    shell:
+        "python -m wmdd page"
+        " --experiment {params.experiment}"
+        " --students {input.students}"
+        " --costs {input.costs}"
+        " --datasets {input.datasets}"
+        " --teachers {input.teachers}"
+        " --images {input.images}"
+        " {params.barycenters}"
+        " {params.distances}"
+        " {params.atoms}"
+        " {params.decays}"
+        " {params.maps}"
+        " --published {input.published}"
+        " --links {input.tables}"
+        " --output {output.page}"
+        " --figures {output.figures}"
+        " > {log} 2>&1"
+
+
+# The runs of an entry of the matrix that has a name, as a table: `snakemake --configfile config/paper.yaml table1`.
+rule table:
+    input:
+        students=lambda wildcards: students(experiment.named()[wildcards.table]),
+        published=PUBLISHED,
+    output:
+        table="results/report/tables/{table}.md",
+        csv="results/report/tables/{table}.csv",
+        latex="results/report/tables/{table}.tex",
+    log:
+        "logs/report/tables/{table}.log",
+    conda:
+        "../envs/wmdd.yaml"
+    threads: 1
+    resources:
+        mem_mb=asked("table", "mem_mb"),
+        runtime=asked("table", "runtime"),
+    params:
+        code=code_digest("table"),
+    shell:
+        "python -m wmdd table"
+        " --students {input.students}"
+        " --published {input.published}"
+        " --table {output.table}"
+        " --csv {output.csv}"
+        " --latex {output.latex}"
+        " > {log} 2>&1"
+
+
+for name in experiment.named():
+    if name in {rule.name for rule in workflow.rules}:
+        raise WorkflowError(f"matrix: the name {name} is that of a rule; choose another")
+
+    rule:
+        name:
+            name
+        input:
+            f"results/report/tables/{name}.md",
+
+
+rule figures:
+    input:
+        rules.page.output,

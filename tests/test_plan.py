@@ -192,15 +192,15 @@ def test_what_is_shared_by_jobs_is_the_whole():
     ("name", "expected"),
     [  # of `snakemake -n --forceall`, but for `all`
         ("config", "data 1 select 4 teacher 1 features 1 grid 6 relabel 12 student 18 barycenter 4 "
-         "recover 8 images 8 report 1"),
+         "recover 8 images 8 report 1 page 1"),
         ("imagenette", "data 1 select 4 teacher 1 features 1 grid 6 relabel 6 student 12 barycenter 2 "
-         "recover 2 images 2 report 1"),
+         "recover 2 images 2 report 1 page 1"),
         ("cifar10", "data 1 select 12 teacher 1 features 1 grid 8 relabel 24 student 48 barycenter 6 "
-         "recover 12 images 12 report 1"),
+         "recover 12 images 12 report 1 page 1"),
         ("imagenet", "data 1 teacher 1 features_part 8 gather 1 barycenter 33 recover 33 "
-         "images 4 grid 4 relabel 4 student 4 report 1"),
+         "images 4 grid 4 relabel 4 student 4 report 1 page 1"),
         ("latent", "data 1 select 6 teacher 1 features 1 autoencoder 1 encode 1 diffusion 1 decay 1 quantize 6 decode 6 "
-         "barycenter 3 recover 3 images 9 distance 15 grid 5 relabel 15 student 30 distances 1 report 1"),
+         "barycenter 3 recover 3 images 9 distance 15 grid 5 relabel 15 student 30 distances 1 report 1 page 1"),
     ],
 )  # fmt: skip
 def test_the_jobs_are_those_of_the_dag(name, expected):
@@ -436,7 +436,7 @@ def test_several_devices_by_grahams_bound():
         least, most = found.with_devices(number)
         assert max(found.chain, found.total.seconds / number) == least <= most <= found.total.seconds
     rows = {row.rule: row for row in found.rows}
-    stages = "data", "teacher", "features", "barycenter", "recover", "images", "relabel", "student", "report"
+    stages = "data", "teacher", "features", "barycenter", "recover", "images", "relabel", "student", "report", "page"
     assert found.chain == pytest.approx(sum(rows[stage].seconds / rows[stage].jobs for stage in stages))
 
 

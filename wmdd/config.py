@@ -153,6 +153,9 @@ ProtocolEntry: Any = _model("Protocol", _ProtocolEntry, {stage: _OVERRIDES[stage
 class Matrix(_Entry):
     """The product of these lists is run."""
 
+    name: Name | None = Field(
+        None, description="of a table of these runs alone, which Snakemake makes as a target of that name"
+    )
     datasets: Names
     teachers: Names = ["resnet18"]
     methods: Names
@@ -223,6 +226,13 @@ _EXPERIMENT: dict[str, Any] = {
             False,
             description="measure W2 of every distilled set to the real data in the teacher's features; of the family latent "
             "always",
+        ),
+    ),
+    "embedding": (
+        bool,
+        Field(
+            False,
+            description="draw a map (t-SNE) of real and distilled images in the teacher's features into the report",
         ),
     ),
     "jobs": (Jobs, Jobs()),
@@ -405,12 +415,24 @@ class Experiment:
         """Yield every cell of the matrix once."""
         seen = set()
         for m in self.file.matrix:
-            methods = [member for name in m.methods for member in self.sweeps.get(name, [name])]
-            axes = (m.datasets, m.teachers, methods, m.ipc, m.seeds, m.students, m.protocols, range(m.runs))
-            for cell in itertools.product(*axes):
-                if cell not in seen:
-                    seen.add(cell)
-                    yield Run(*cell)
+            for run in self._product(m):
+                if run not in seen:
+                    seen.add(run)
+                    yield run
+
+    def named(self) -> dict[str, list[Run]]:
+        """Return the runs of the entries of the matrix that have a name; entries of one name are one table."""
+        found: dict[str, dict[Run, None]] = {}
+        for m in self.file.matrix:
+            if m.name:
+                found.setdefault(m.name, {}).update(dict.fromkeys(self._product(m)))
+        return {name: list(runs) for name, runs in found.items()}
+
+    def _product(self, m: Matrix) -> Iterator[Run]:
+        """Yield the cells of an entry of the matrix."""
+        methods = [member for name in m.methods for member in self.sweeps.get(name, [name])]
+        axes = (m.datasets, m.teachers, methods, m.ipc, m.seeds, m.students, m.protocols, range(m.runs))
+        return (Run(*cell) for cell in itertools.product(*axes))
 
     def runs_of_jobs(self) -> list[list[int]]:
         """Return the runs that a job trains side by side, for each job of a distilled set."""

@@ -15,6 +15,9 @@ CELL = re.compile(
 BLOCK = re.compile(
     r"(?P<dataset>[^/]+)/(?P<teacher>[^/]+)/(?P<method>[^/]+)/ipc(?P<ipc>\d+)/seed(?P<seed>\d+)/barycenter/[^/]+\.h5$"
 )
+IMAGES = re.compile(
+    r"(?P<dataset>[^/]+)/(?P<teacher>[^/]+)/(?P<method>[^/]+)/ipc(?P<ipc>\d+)/seed(?P<seed>\d+)/images\.h5$"
+)
 SOLVED = ["dataset", "teacher", "method", "ipc"]
 QUALITY = {  # of the barycenter stage, and what stands for many classes
     "cost": "mean",
@@ -72,6 +75,34 @@ def markdown(table: pd.DataFrame, teachers: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def wide(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a method, student, protocol and kind of labels, and a column a dataset and number of images per class.
+
+    Under a row of ours that has published numbers stand these, in a row of their own.
+
+    Args:
+        table: `summary` with the column published.
+    """
+    rows = ["method", "student", "protocol", "labels"]
+    scores = [_score(*row) for row in zip(table["mean"], table["std"], table["n"], strict=True)]
+    known = table["published"].map(lambda value: "" if math.isnan(value) else f"{value:.1f}")
+    long = pd.concat([table.assign(who="", score=scores), table.assign(who="published", score=known)])
+    long = long[long["score"] != ""]
+    found = long.pivot_table(index=[*rows, "who"], columns=["dataset", "ipc"], values="score", aggfunc="first").fillna(
+        ""
+    )
+    found.columns = pd.Index([f"{of[0]}, {of[1]} per class" for of in found.columns])
+    found = found.reset_index()
+    names = found["method"] + found["who"].map(lambda who: f" ({who})" if who else "")
+    return found.assign(method=names).drop(columns="who")
+
+
+def latex(table: pd.DataFrame) -> str:
+    """Return a table of text for LaTeX with booktabs."""
+    text = table.to_latex(index=False, escape=True)
+    return text.replace("±", r"$\pm$")
+
+
 def _teacher(path: str, about: dict[str, Any]) -> str:
     origin = f", weights from {about['origin']}" if "origin" in about else ""
     return f"- teacher `{path}`: {100 * about['accuracy']['top1']:.2f} %{origin}"
@@ -83,7 +114,7 @@ def _score(mean: float, std: float, n: int) -> str:
 
 def cost_markdown(costs: list[tuple[Path, dict[str, Any]]]) -> str:
     """Return seconds and peak memory by dataset, method, IPC and stage."""
-    table = pd.DataFrame([_place(path) | cost for path, cost in costs])
+    table = pd.DataFrame([place(path) | cost for path, cost in costs])
     groups = table.groupby(["dataset", "method", "ipc", "stage"], sort=False)
     columns = {
         "jobs": ("seconds", "size"),
@@ -174,16 +205,17 @@ def barycenter_markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _place(path: Path) -> dict[str, str]:
-    """Return dataset, method (or generator) and IPC of a cost file, from its path."""
+def place(path: Path) -> dict[str, str]:
+    """Return dataset, method (or generator), IPC and seed of a cost file, from its path."""
     parts = path.as_posix().split("/")
     if parts[0] == "data":
-        return {"dataset": path.name.removesuffix(".cost.json"), "method": "", "ipc": ""}
+        return {"dataset": path.name.removesuffix(".cost.json"), "method": "", "ipc": "", "seed": ""}
     if parts[2] == "latent":  # of a generator
-        return {"dataset": parts[1], "method": parts[3], "ipc": ""}
+        return {"dataset": parts[1], "method": parts[3], "ipc": "", "seed": parts[4].removeprefix("seed")}
     if parts[3] == "teacher":
-        return {"dataset": parts[1], "method": "", "ipc": ""}
-    return {"dataset": parts[1], "method": parts[3], "ipc": parts[4].removeprefix("ipc")}
+        return {"dataset": parts[1], "method": "", "ipc": "", "seed": parts[4].removeprefix("seed")}
+    of = parts[4].removeprefix("ipc"), parts[5].removeprefix("seed")
+    return {"dataset": parts[1], "method": parts[3], "ipc": of[0], "seed": of[1]}
 
 
 def draw_grid(images: np.ndarray, names: list[str], output: Path, title: str) -> None:

@@ -47,6 +47,9 @@ WILDCARDS = {  # of each rule, in the order of the keys of `wmdd.work`
     "grid": CELL,
     "distances": (),
     "report": (),
+    "embedding": ("dataset", "teacher"),
+    "page": (),
+    "table": ("table",),
 }
 MOST = 2  # doublings: a job that is preempted again and again must stay one that a node can take
 IMAGES = ("recover", "decode", "images", "select")  # that write compressed images

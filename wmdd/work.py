@@ -49,6 +49,7 @@ SHARD, CACHED = 2**24, 2**19  # wmdd.features
 AT_ONCE = (128, 2**21)  # images and pixels of a pass on CPU: wmdd.engine
 LARGEST = 400  # images of 224 px at once on a GPU: wmdd.recover
 LOOKED = 500  # pictures that are evaluated at once: wmdd.training
+MAPPED = (10, 10, 60, 0.01, 5e10)  # classes, distilled and real images of each, seconds a point, FLOP/s: wmdd.embedding
 MEASURED = 2000  # points whose intrinsic dimension is measured: wmdd.transport.dimension
 
 
@@ -289,6 +290,10 @@ def work(experiment: Experiment, assume: bool = False) -> Work:
         found.jobs[("distances",)] = Job("distances", needs=measured, memory=2**27 + 2**18 * len(measured))
     needs = tuple(key for key in found.jobs if key[0] not in ("grid", "distances"))
     found.jobs[("report",)] = Job("report", needs=needs, memory=2**27 + 2**18 * len(needs))  # the JSON of each
+    if experiment.file.embedding:
+        draft.maps()
+    needs = tuple(key for key in found.jobs if key[0] != "grid")
+    found.jobs[("page",)] = Job("page", needs=needs, memory=2**29 + 2**18 * len(needs))  # and the pictures
     return found
 
 
@@ -576,6 +581,28 @@ class _Draft:
                 **scene.runs(scene.network),
             )  # fmt: skip
         return key
+
+    def maps(self) -> None:
+        """Add the map of each dataset and teacher: of its first seed's sets with most images per class (`wmdd.embedding`)."""
+        runs = list(self.experiment.runs())
+        for dataset, teacher in dict.fromkeys(r[:2] for r in runs):
+            mine = [r for r in runs if r[:2] == (dataset, teacher)]
+            most, scene = max(r.ipc for r in mine), self.scene(dataset, teacher)
+            shown = {r.method: r for r in mine if (r.ipc, r.seed) == (most, mine[0].seed)}
+            images = min(MAPPED[0], scene.classes) * min(MAPPED[1], most) * len(shown)
+            needs = [self.teacher(mine[0], scene), self.features(mine[0], scene)]
+            needs += [
+                ("select" if self.experiment.family(method) == "select" else "images", *map(str, (*r[:4], r.seed)))
+                for method, r in shown.items()
+            ]
+            points = images + min(MAPPED[0], scene.classes) * MAPPED[2]
+            self.job(
+                ("embedding", dataset, teacher), (dataset,), needs,
+                flop=images * scene.teacher.flop,
+                moved=images * scene.pixels,
+                seconds=MAPPED[3] * points + images * scene.teacher.flop / MAPPED[4],
+                memory=2**28 + 32 * points * scene.teacher.features + 16 * images * scene.pixels,
+            )  # fmt: skip
 
     def features(self, r: Run, scene: _Scene) -> Key:
         blocks = self.experiment.features_blocks(r.dataset)

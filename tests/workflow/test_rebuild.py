@@ -14,7 +14,7 @@ from .conftest import Workspace
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
-LATER = {"images", "relabel", "student", "grid", "report", "all"}  # what follows from recovered images
+LATER = {"images", "relabel", "student", "grid", "report", "page", "all"}  # what follows from recovered images
 
 
 def test_finished_run_has_nothing_to_do(run: Workspace) -> None:
@@ -28,7 +28,7 @@ def test_regularisation_reruns_recover_and_later_for_one_method(run: Workspace) 
     others = ("data/*.h5", "results/**/teacher/**/*", "results/**/sre2l/**/images.h5", "results/**/barycenter/*.h5")
     before = run.contents(*others)
     assert run.pending() == {
-        "recover": 2, "images": 1, "relabel": 1, "student": 2, "grid": 1, "report": 1, "all": 1,
+        "recover": 2, "images": 1, "relabel": 1, "student": 2, "grid": 1, "report": 1, "page": 1, "all": 1,
     }  # fmt: skip
     images = run.path("results/digits/nano/wmdd/ipc2/seed0/images.h5").read_bytes()
     run.snakemake()
@@ -41,7 +41,7 @@ def test_learning_rate_of_students_reruns_students_only(run: Workspace) -> None:
     config = run.config
     config["protocols"]["short"]["student"]["lr"] = 0.002
     run.config = config
-    assert set(run.pending()) == {"student", "report", "all"}
+    assert set(run.pending()) == {"student", "report", "page", "all"}
 
 
 def test_barycenter_weights_rerun_barycenters_and_later(run: Workspace) -> None:
@@ -136,12 +136,12 @@ def test_code_of_the_solver_reruns_barycenters_medoids_and_later(run: Workspace)
 
 def test_code_of_a_command_reruns_that_stage(run: Workspace) -> None:
     edit(run.root / "wmdd/commands.py", 'this.figures["bytes_per_image"] = ', 'this.figures["bytes"] = ')
-    assert set(run.pending()) == {"relabel", "student", "report", "all"}
+    assert set(run.pending()) == {"relabel", "student", "report", "page", "all"}
 
 
 def test_code_of_the_report_reruns_the_report(run: Workspace) -> None:
     edit(run.root / "wmdd/report.py", '"# Results"', '"# The results"')
-    assert set(run.pending()) == {"grid", "report", "all"}
+    assert set(run.pending()) == {"grid", "report", "page", "all"}
 
 
 def test_another_file_under_the_same_name_is_another_teacher(fresh: Workspace) -> None:

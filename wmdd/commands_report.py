@@ -1,0 +1,270 @@
+"""The commands that show results: a map of images, tables, the page. They read artifacts; what is shown is made elsewhere."""
+
+import json
+import os
+from collections import defaultdict
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from cyclopts import Parameter
+
+from wmdd import artifacts
+from wmdd.artifacts import check_classes, load_model, read_json
+from wmdd.commands import Several, _quality, _teacher, app
+from wmdd.errors import WmddError
+
+Links = Annotated[list[Path], Parameter(consume_multiple=True)]
+
+
+@app.command
+def embedding(*, images: Several, teacher: Path, features: Path, output: Path, threads: int = 1) -> None:
+    """Put real and distilled images into one map, near where the teacher's features are near.
+
+    Args:
+        images: distilled sets of one dataset and teacher.
+        teacher: of the teacher stage.
+        features: of the features stage.
+        output: JSON: x, y, class and method ("" for real images) of each point.
+        threads: of the CPU, on which this runs.
+    """
+    from wmdd import embedding as stage
+    from wmdd.distance import features as embed
+    from wmdd.engine import plain
+    from wmdd.training import quiet
+
+    torch.set_num_threads(threads)
+    network, known = _teacher(teacher)
+    with artifacts.reading(features, "features", "labels") as file:
+        about = artifacts.meta_of(file)
+        if about["inputs"]["teacher"] != known["digest"]:
+            raise WmddError(f"{features} is of another teacher than {teacher}; run the features stage again")
+        names, labels = about["names"], file["labels"][()]
+        wanted = stage.chosen(len(names))
+        rows = [stage.sample(np.flatnonzero(labels == label), f"{label}") for label in wanted]
+        parts = [torch.from_numpy(file["features"][of]).float() for of in rows]
+    points = [{"name": names[label], "method": ""} for label, of in zip(wanted, rows, strict=True) for _ in of]
+    for path in images:
+        with artifacts.reading(path, "images") as file:
+            check_classes(known["classes"], artifacts.meta_of(file)["classes"], str(teacher), str(path))
+            pictures = torch.from_numpy(file["images"][wanted, : stage.MADE])
+        parts.append(embed(network, pictures.flatten(0, 1), known["mean"], known["std"], quiet(plain())))
+        method = path.parts[-4]  # results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.h5
+        points += [{"name": names[label], "method": method} for label in wanted for _ in range(pictures.shape[1])]
+    places = stage.plane(torch.cat(parts)).round(3).tolist()
+    artifacts.write_json(output, [of | {"x": x, "y": y} for of, (x, y) in zip(points, places, strict=True)])
+
+
+@app.command
+def table(*, students: Several, published: Path, table: Path, csv: Path, latex: Path) -> None:
+    """Write some results as a table, a row a method and a column a dataset and number of images per class.
+
+    Args:
+        students: of the student stage.
+        published: config/published.yaml, whose numbers stand in rows of their own.
+        table: Markdown.
+        csv: the same as numbers, a row a mean.
+        latex: the same for a paper, with booktabs.
+    """
+    from wmdd import published as known
+    from wmdd import report
+
+    summary = known.beside(
+        report.summary(report.rows([(path, read_json(path)) for path in students])), known.read(published)
+    )
+    wide = report.wide(summary)
+    artifacts.write_text(csv, summary.to_csv(index=False))
+    artifacts.write_text(latex, report.latex(wide))
+    artifacts.write_text(table, wide.to_markdown(index=False) + "\n")
+    print(wide.to_markdown(index=False))
+
+
+@app.command
+def page(
+    *,
+    students: Several,
+    costs: Several,
+    datasets: Several,
+    teachers: Several,
+    images: Several,
+    published: Path,
+    output: Path,
+    figures: Path,
+    experiment: str = "wmdd",
+    barycenters: Several | None = None,
+    distances: Several | None = None,
+    atoms: Several | None = None,
+    decays: Several | None = None,
+    embeddings: Several | None = None,
+    links: Links | None = None,
+    circles: Path | None = None,
+) -> None:
+    """Write the report as one HTML file that opens without a network, and its charts as files of their own.
+
+    Args:
+        students: of the student stage, all of the matrix.
+        costs: of every job; beside each lies the file that the job made.
+        datasets: of the data stage.
+        teachers: of the teacher stage.
+        images: all distilled sets; the first of each method and number of images per class is shown.
+        published: config/published.yaml.
+        output: HTML.
+        figures: the folder of the charts, as SVG and Vega-Lite.
+        experiment: its name.
+        barycenters: of the barycenter stage.
+        distances: of the distance stage.
+        atoms: of the quantize stage.
+        decays: of the decay stage.
+        embeddings: of the embedding stage.
+        links: files that the page leads to.
+        circles: a picture of circles and their means.
+    """
+    from wmdd import distances as measured
+    from wmdd import page as build
+    from wmdd import published as known
+    from wmdd import report
+
+    results = [(path, read_json(path)) for path in students]
+    cells = report.rows(results)
+    costs = list(dict.fromkeys([*costs, *(path.with_suffix(".cost.json") for path in images)]))  # joining has one too
+    costs = [path for path in costs if path.is_file()]
+    paths = _made(costs)
+    about = [(path.stem, artifacts.load_meta(path)) for path in datasets]
+    material = build.Material(
+        experiment=experiment,
+        cells=cells,
+        histories=_histories(students, cells),
+        costs=_costs(costs, paths),
+        files=[(str(path), meta) for path in paths if (meta := _meta(path)) is not None],
+        datasets=about,
+        teachers={str(path): load_model(path)[1] for path in teachers},
+        barycenters=report.barycenter_summary([(path, *_quality(path)) for path in barycenters or []]),
+        distances=measured.summary(
+            [(path, read_json(path)) for path in distances or []], [(path, _quality(path)[0]) for path in atoms or []]
+        ),
+        decays=measured.decays([(path, read_json(path)) for path in decays or []]),
+        maps={(path.parent.name, path.stem): pd.DataFrame(read_json(path)) for path in embeddings or []},
+        strips=_strips(images),
+        published=known.read(published),
+        links=[(path.as_posix(), os.path.relpath(path, output.parent)) for path in links or []],
+        circles=_picture(circles) if circles else "",
+        **_settings(images),
+    )
+    _write_figures(list(build.figures(material)), figures)
+    artifacts.write_text(output, build.build(material))
+    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB; open it in a browser")
+
+
+def _made(costs: list[Path]) -> list[Path]:
+    """Return the files that lie beside costs, and the statistics beside features."""
+    found: list[Path] = []
+    for path in costs:
+        stem = path.name.removesuffix(".cost.json")
+        names = [f"{stem}{end}" for end in (".h5", ".safetensors", ".json")]
+        names += ["statistics.h5"] if stem == "features" else []
+        found += [path.with_name(name) for name in names if path.with_name(name).is_file()]
+    return found
+
+
+def _meta(path: Path) -> dict[str, Any] | None:
+    """Read what a file says of itself, or None where it does not say which stage made it."""
+    if path.suffix == ".json":
+        meta = read_json(path)
+    else:
+        meta = load_model(path)[1] if path.suffix == ".safetensors" else artifacts.load_meta(path)
+    return meta if isinstance(meta, dict) and "stage" in meta else None
+
+
+def _costs(costs: list[Path], paths: list[Path]) -> pd.DataFrame:
+    """Return a row a job: its place, what its cost file says, and the bytes of the files that it made."""
+    from wmdd.report import place
+
+    sizes: dict[Path, int] = defaultdict(int)
+    for path in paths:
+        name = "features" if path.name == "statistics.h5" else path.stem
+        sizes[path.with_name(f"{name}.cost.json")] += path.stat().st_size
+    return pd.DataFrame([place(path) | read_json(path) | {"bytes": sizes[path]} for path in costs])
+
+
+def _histories(students: list[Path], cells: pd.DataFrame) -> pd.DataFrame:
+    """Read the histories of students: a row an epoch."""
+    parts = []
+    for path, cell in zip(students, cells.to_dict("records"), strict=True):
+        try:
+            history = pd.read_csv(path.with_suffix(".csv"))
+        except (OSError, ValueError):
+            raise WmddError(f"{path.with_suffix('.csv')} is missing or damaged; delete {path} and run again") from None
+        keep = ("dataset", "teacher", "method", "ipc", "student", "protocol", "labels")
+        parts.append(history.assign(top1=100 * history["top1"], **{name: cell[name] for name in keep}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _strips(images: list[Path]) -> Any:
+    """Read distilled images and put those of a class side by side, by dataset, teacher, class and method."""
+    from wmdd import gallery
+    from wmdd.report import IMAGES
+
+    found, seen = [], set()
+    for path in sorted(images):
+        match = IMAGES.search(path.as_posix())
+        if match is None:
+            raise WmddError(
+                f"{path} is not where a distilled set belongs: results/DATASET/TEACHER/METHOD/ipcN/seedN/images.h5"
+            )
+        of = match["dataset"], match["teacher"], match["method"], int(match["ipc"])
+        if of in seen:
+            continue
+        seen.add(of)
+        with artifacts.reading(path, "images") as file:
+            names = artifacts.meta_of(file)["names"]
+            for label in gallery.chosen(len(names)):
+                shown = file["images"][label, : gallery.SHOWN]
+                source, side = gallery.strip(shown)
+                found.append((label, gallery.Strip(*of, names[label], len(shown), side, source)))
+    found.sort(key=lambda pair: (pair[1].dataset, pair[1].teacher, pair[0], pair[1].method, pair[1].ipc))
+    return [strip for _, strip in found]
+
+
+def _settings(images: list[Path]) -> dict[str, Any]:
+    """Read the settings of each method, by stage, and of those that recover images the weight of the statistics."""
+    settings: dict[str, dict[str, Any]] = {}
+    weights: dict[str, tuple[str, float]] = {}
+    for path in images:
+        method, meta = path.parts[-4], artifacts.load_meta(path)
+        stages = {name: meta[name]["settings"] for name in ("recover", "decode") if name in meta} or {
+            "select": meta["settings"]
+        }
+        for part in sorted(path.parent.glob("barycenter/*.h5"))[:1] + sorted(path.parent.glob("quantize/*.h5"))[:1]:
+            stages[part.parent.name] = artifacts.load_meta(part)["settings"]
+        settings[method] = {
+            f"{stage}: {name}": value for stage, found in stages.items() for name, value in found.items()
+        }
+        if "recover" in stages:
+            rest = {name: value for name, value in settings[method].items() if name != "recover: regularisation"}
+            weights[method] = json.dumps(rest, sort_keys=True), float(stages["recover"]["regularisation"])
+    return {"settings": settings, "regularisations": weights}
+
+
+def _picture(path: Path) -> str:
+    import base64
+
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _write_figures(figures: list[Any], folder: Path) -> None:
+    """Write each chart as SVG, and as Vega-Lite for who wants to change it; charts of an earlier report go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {f"{figure.name}{end}": figure.chart for figure in figures for end in (".svg", ".vl.json")}
+    for old in [*folder.glob("*.svg"), *folder.glob("*.vl.json")]:
+        if old.name not in wanted:
+            with suppress(FileNotFoundError):
+                old.unlink()
+    for name, chart in wanted.items():
+        if name.endswith(".svg"):
+            with artifacts.atomic(folder / name) as part:
+                chart.properties(background="white").save(str(part), format="svg")
+        else:
+            artifacts.write_text(folder / name, chart.to_json(indent=None))
