@@ -6,17 +6,19 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from wmdd import tracking
+from wmdd import artifacts, tracking
 from wmdd.checkpoint import Checkpoint
 from wmdd.errors import WmddError
 from wmdd.job import cost_path, job
 from wmdd.preemption import AGAIN
 from wmdd.settings import EngineSettings, SelectSettings
-from wmdd.tracking import NullTracker, WandbTracker, run_id, start
+from wmdd.tracking import NullTracker, WandbTracker, artifact_name, columns, describe, place, run_id, start, without_key
 
 ROOT = Path(__file__).parents[1]
 KEY = "0123456789abcdef" * 2 + "deadbeef"  # 40 hexadecimal digits, as a real one has
@@ -41,6 +43,7 @@ from wmdd.settings import SelectSettings
 tracker = tracking.start(Path("x.h5"), "select", {"a": 1})
 tracker.log({"loss": 1.0}, 3)
 tracker.log_images("images", [], [])
+tracker.log_artifact(Path("x.h5"), {})
 tracker.finish()
 with job("select", Path("out/images.h5"), [SelectSettings()], {}, seed=0) as this:
     this.tracker.log({"loss": 1.0})
@@ -62,7 +65,7 @@ def test_nobody_and_wandb_have_the_same_methods():
         return {name: str(inspect.signature(f)) for name, f in functions if not name.startswith("_")}
 
     assert methods(NullTracker) == methods(WandbTracker) == methods(tracking.Tracker)
-    assert set(methods(NullTracker)) == {"log", "log_images", "finish"}
+    assert set(methods(NullTracker)) == {"log", "log_images", "log_artifact", "finish"}
 
 
 # With wandb, offline
@@ -179,6 +182,200 @@ def test_a_terminated_job_loses_nothing(tmp_path):
     assert [(r["item"]["step"], r["item"]["loss"]) for r in found["history"]] == [(7, 0.125)]
     assert [end["exit_code"] for end in found["exit"]] == [AGAIN]
     assert not (tmp_path / "killed.cost.json").exists()
+
+
+# What runs are compared by, and the lineage of what they made
+
+CHAIN = """
+from pathlib import Path
+import numpy as np
+from wmdd import artifacts
+from wmdd.job import job
+from wmdd.settings import BarycenterSettings, EngineSettings, RecoverSettings, StudentSettings, TeacherSettings
+
+CELL = Path("results/digits/resnet18-w8/wmdd/ipc10/seed3")
+TEACHER = Path("results/digits/resnet18-w8/teacher/seed1")
+CPU = EngineSettings(device="cpu", precision="fp32")
+
+def made(stage, output, settings, inputs, engine=None, **identity):
+    with job(stage, output, settings, inputs, engine, **identity) as this:
+        artifacts.save(output, {"x": np.full(8, len(stage))}, this.meta)
+        if stage == "barycenter":
+            this.tracker.log({"mean/cost": 0.5, "mean/explained": 0.75})
+        if stage == "recover":
+            this.tracker.log({"loss": 2.0, "feature": 1.5}, 0)
+            this.tracker.log_images("images", np.zeros((2, 4, 4, 3), np.uint8), ["cat", "dog"])
+    return artifacts.load_meta(output)["digest"]
+
+teacher = made("teacher", TEACHER / "model.h5", [TeacherSettings()], {"data": "d" * 64}, CPU, seed=1)
+features = made("features", TEACHER / "features.h5", [], {"teacher": teacher})
+atoms = made("barycenter", CELL / "barycenter/classes0-9.h5", [BarycenterSettings()], {"features": features}, k=10, seed=3)
+block = made("recover", CELL / "recover/classes0-9.h5", [RecoverSettings()], {"barycenter": atoms}, CPU, ipc=10, seed=3)
+images = made("images", CELL / "images.h5", [], {"0": block})
+for name, runs in (("quick", [0]), ("many", [0, 1])):
+    output = CELL / f"student/convnet3/{name}/run0.json"
+    with job("student", output, [StudentSettings()], {"images": images}, CPU, seed=3, run=runs) as this:
+        for run in runs:
+            this.tracker.log({(f"{run}/" if len(runs) > 1 else "") + "final/top1": 0.25 + run / 2})
+        output.write_text("{}")
+"""
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """A folder in which a whole chain was made, and the records of each run by its name."""
+    folder = tmp_path_factory.mktemp("chain")
+    done = python(CHAIN, folder, WANDB_MODE="offline", WANDB_PROJECT="a-project", WANDB_API_KEY=KEY)
+    assert (done.returncode, "wandb can't" in done.stderr) == (0, False), done.stderr
+    found = [records(path) for path in folder.glob("wandb/offline-run-*") if path.is_dir()]
+    return folder, {each["run"][0]["display_name"].removeprefix("results/digits/resnet18-w8/"): each for each in found}
+
+
+def config_of(records):
+    return records["run"][0]["config"]["update"]
+
+
+def summary_of(records):
+    return {name: value for record in records["summary"] for name, value in record["update"].items()}
+
+
+def artifact_of(records):
+    (artifact,) = records["artifact"]
+    return artifact | {"metadata": json.loads(artifact["metadata"])}
+
+
+CELL = "wmdd/ipc10/seed3"
+
+
+def test_the_place_of_an_output_becomes_columns(chain):
+    _, runs = chain
+    config = config_of(runs[f"{CELL}/student/convnet3/quick/run0"])
+    expected = {
+        "stage": "student",
+        "dataset": "digits",
+        "teacher": "resnet18-w8",
+        "method": "wmdd",
+        "ipc": 10,
+        "seed": 3,
+    }
+    expected |= {"student": "convnet3", "protocol": "quick", "cell": "wmdd ipc10", "device": "cpu", "temperature": 20}
+    assert {name: config[name] for name in expected} == expected
+    assert len(config["input/images"]) == 64
+    assert config_of(runs[f"{CELL}/recover/classes0-9"])["block"] == "classes0-9"
+    assert len(config_of(runs[f"{CELL}/images"])["input/parts"]) == 64
+    assert config_of(runs["teacher/seed1/features"])["seed"] == 1
+
+
+def test_the_scores_end_in_the_summary_under_one_name(chain):
+    _, runs = chain
+    assert summary_of(runs[f"{CELL}/student/convnet3/quick/run0"])["final/top1"] == 0.25
+    many = summary_of(runs[f"{CELL}/student/convnet3/many/run0"])
+    assert (many["0/final/top1"], many["1/final/top1"], many["final/top1"]) == (0.25, 0.75, 0.5)
+    assert summary_of(runs[f"{CELL}/barycenter/classes0-9"])["mean/explained"] == 0.75
+    assert summary_of(runs[f"{CELL}/recover/classes0-9"])["cost/seconds"] >= 0
+
+
+def test_each_stage_says_what_it_made_and_from_what(chain):
+    _, runs = chain
+    names = [
+        "teacher/seed1/model",
+        "teacher/seed1/features",
+        *(f"{CELL}/{n}/classes0-9" for n in ("barycenter", "recover")),
+    ]
+    made = [artifact_of(runs[name]) for name in [*names, f"{CELL}/images", f"{CELL}/student/convnet3/quick/run0"]]
+    kinds = ["teacher", "features", "barycenter", "recover", "images", "student"]
+    assert [each["type"] for each in made] == kinds
+    for before, after in pairwise(made):
+        inputs = after["metadata"]["inputs"]
+        assert before["metadata"]["digest"] in [*inputs.values(), *inputs.get("parts", [])]
+        assert before["metadata"]["digest"][:16] in before["aliases"]
+    assert made[3]["metadata"]["settings"]["iterations"] == 2000
+    assert made[3]["name"] == "digits.resnet18-w8.wmdd.ipc10.seed3.recover.classes0-9"
+
+
+def test_only_the_distilled_set_takes_its_file_along_and_nothing_is_copied(chain):
+    folder, runs = chain
+    files = {name: artifact_of(found)["manifest"]["contents"] for name, found in runs.items()}
+    assert {name for name, contents in files.items() if len(contents) > 1} == {f"{CELL}/images"}
+    (images,) = [each for each in files[f"{CELL}/images"] if each["path"] == "images.h5"]
+    assert images["local_path"] == str(folder / "results/digits/resnet18-w8" / CELL / "images.h5")
+    assert list((folder / "wandb").rglob("*.h5")) == []
+    assert not (folder / ".local").exists()
+
+
+def test_no_key_is_in_the_runs_of_a_chain(chain):
+    test_no_key_is_written_anywhere(chain)
+
+
+def test_places():
+    assert place(Path("data/digits.h5")) == {"dataset": "digits"}
+    assert place(Path("results/d/latent/vae/seed2/latents/classes0-4.h5")) == {
+        "dataset": "d", "generator": "vae", "seed": 2, "block": "classes0-4",
+    }  # fmt: skip
+    assert place(Path("/far/results/d/t/m/ipc1/seed0/labels/paper.h5"))["protocol"] == "paper"
+    assert place(Path("x.h5")) == {}
+    meta = {"inputs": {"0": "a", "1": "b", "data": "c"}, "engine": {}}
+    found = columns("select", Path("x.h5"), meta)
+    assert {"stage", "input/parts", "input/data"} == set(found)
+    assert (
+        columns("select", Path("x.h5"), meta | {"inputs": {"0": "a", "1": "c"}})["input/parts"] != found["input/parts"]
+    )
+
+
+def test_an_artifact_says_the_same_whenever_it_was_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    meta = {"stage": "gather", "settings": {}, "identity": {}, "inputs": {"0": "a"}, "code": "c", "revision": "r"}
+    assert describe(Path("features.h5"), meta) is None
+    for name in ("features", "statistics"):
+        artifacts.save(Path(f"{name}.h5"), {name: np.zeros(3)}, {"time": name})
+    first = describe(Path("features.h5"), meta)
+    assert first == describe(Path("features.h5"), meta | {"revision": "other"})
+    assert (first["kind"], set(first["outputs"])) == ("features", {"features.h5", "statistics.h5"})
+
+
+def test_names_of_artifacts_are_as_wandb_wants_them():
+    long = artifact_name(Path("results") / ("a" * 90) / ("b" * 90) / "images.h5")
+    assert len(long) <= 128
+    assert long != artifact_name(Path("results") / ("a" * 90) / ("c" * 90) / "images.h5")
+    assert re.fullmatch(r"[\w.-]+", artifact_name(Path("/a b/c:d/images.h5")))
+
+
+# wandb may fail
+
+
+class Broken:
+    """A run of a wandb that has lost its service."""
+
+    dir, id, project, summary = "wandb/x/files", "id", "p", None
+
+    def __getattr__(self, name):
+        raise ConnectionError(f"the service is gone\nkey {KEY}")
+
+
+def test_what_wandb_cannot_do_ends_no_job(capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    tracker = WandbTracker.__new__(WandbTracker)
+    tracker._stage, tracker._complained, tracker._run = "recover", False, Broken()
+    tracker.log({"loss": 1.0}, 3)
+    tracker.log_images("images", [], [])
+    tracker.log_artifact(ROOT / "README.md", {"stage": "x"})
+    tracker.finish()
+    said = capsys.readouterr().err
+    assert said == "wmdd recover: wandb can't log (ConnectionError: the service is gone key ***); goes on without\n"
+
+
+def test_a_wandb_that_does_not_start_ends_no_job(tmp_path):
+    source = "import sys; sys.modules['wandb'] = None\n" + DISABLED
+    done = python(source.replace("import sys\nfrom", "from"), tmp_path, WANDB_MODE="offline")
+    assert done.stdout.startswith("NullTracker"), done.stderr
+    assert "wmdd select: wandb can't start (ModuleNotFoundError" in done.stderr
+
+
+def test_nothing_like_a_key_is_said(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "local-secret")
+    assert without_key(f"a {KEY} b local-secret c wandb_v1_abc") == "a *** b *** c ***"
+    monkeypatch.delenv("WANDB_API_KEY")
+    assert without_key("x\ny") == "x y"
 
 
 # Identity

@@ -33,7 +33,8 @@ def _run() -> None:
 
     if launch.launched():  # one of several processes
         launch.follow()
-    from wmdd.commands_latent import app  # and, through it, all the others
+    from wmdd import commands_export, commands_report, commands_tracking  # noqa: F401  they register their commands
+    from wmdd.commands_latent import app
     from wmdd.errors import WmddError
 
     try:

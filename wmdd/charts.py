@@ -36,7 +36,7 @@ class Palette:
 
         shown = [place for place, method in enumerate(self.methods) if method in methods]
         domain = [self.methods[place] for place in shown]
-        legend = alt.Legend(title=None, orient="bottom", columns=3, symbolSize=POINT, labelLimit=180)
+        legend = alt.Legend(title=None, orient="bottom", columns=3, symbolSize=POINT, symbolOpacity=1, labelLimit=180)
         return {
             "color": alt.Color("method:N", legend=legend).scale(domain=domain, range=[self.colours[i] for i in shown]),
             "shape": alt.Shape("method:N", legend=legend).scale(domain=domain, range=[self.shapes[i] for i in shown]),
@@ -164,7 +164,7 @@ def price(table: pd.DataFrame, what: str, palette: Palette) -> Any | None:
     tooltip = ["method:N", "ipc:Q", "mean:Q", alt.Tooltip(values, format="~s" if what == "bytes" else ",.0f")]
     of = palette.encodings(set(table["method"]))
     base = _chart(table, f"Accuracy against {what}, by method")
-    points = base.mark_point(filled=True, size=1.5 * POINT).encode(axis, _accuracy(), **of, tooltip=tooltip)
+    points = base.mark_point(filled=True, opacity=1, size=1.5 * POINT).encode(axis, _accuracy(), **of, tooltip=tooltip)
     words = base.mark_text(dx=9, align="left", fontSize=10).encode(axis, _accuracy(), text="ipc:Q")
     return alt.layer(points, words)
 
@@ -255,7 +255,7 @@ def embedding(points: pd.DataFrame) -> Any | None:
     chosen = alt.param(name="method", value=methods[0], bind=alt.binding_select(options=methods, name="Distilled by "))
     names = list(dict.fromkeys(points["name"]))
     colours = [*COLOURS, "#555555", "#000080", "#7F3C00", "#A0A000"]
-    colour = alt.Color("name:N", legend=alt.Legend(title=None, orient="bottom", columns=5)).scale(
+    colour = alt.Color("name:N", legend=alt.Legend(title=None, orient="bottom", columns=5, symbolOpacity=1)).scale(
         domain=names, range=[colours[i % len(colours)] for i in range(len(names))]
     )
     bare: Any = {"axis": None}

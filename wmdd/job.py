@@ -20,7 +20,7 @@ from wmdd.distributed import ALONE, World
 from wmdd.engine import Engine, plain
 from wmdd.preemption import AGAIN, NOTHING, Notice, listening
 from wmdd.progress import progress
-from wmdd.provenance import code_digest, git_revision, versions
+from wmdd.provenance import code_digest, git_revision, processor, versions
 from wmdd.settings import EngineSettings, Settings
 from wmdd.training import Context, Reader, quiet
 
@@ -104,7 +104,8 @@ def job(
     done = Job(stage, output, meta, computing, tracking.NullTracker(), checkpoint, world=world)
     with listening(notice):
         if world.main:
-            yield from _main(done, merged | identity, threads, begun)
+            config = tracking.columns(stage, output, meta) | merged | identity
+            yield from _main(done, config, threads, begun)
         else:
             with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
                 yield done
@@ -133,6 +134,7 @@ def _main(done: Job, config: dict[str, Any], threads: int, begun: float) -> Iter
     checkpoint.notice.keeps = True  # the output is in place: what is left is done in a moment
     cost = {"stage": stage} | _cost(checkpoint.earlier + time.monotonic() - begun, computing) | done.figures
     tracker.log({f"cost/{name}": value for name, value in cost.items() if isinstance(value, int | float)})
+    tracker.log_artifact(output, done.meta)
     tracker.finish()
     artifacts.write_json(cost_path(output), cost)
     checkpoint.remove()
@@ -149,9 +151,12 @@ def cost_path(output: Path) -> Path:
 
 
 def _cost(seconds: float, engine: Engine) -> dict[str, Any]:
-    """Return seconds (of all attempts), and peak memory of this process in MB."""
+    """Return seconds (of all attempts), peak memory of this process in MB, and the processor or GPU."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform != "darwin" else 1024**2)
-    cost = {"seconds": round(seconds, 2), "peak_memory_mb": int(peak)}
+    cost = {"seconds": round(seconds, 2), "peak_memory_mb": int(peak), "machine": processor()}
     if engine.device.type == "cuda":
-        cost["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() // 2**20
+        cost |= {
+            "peak_gpu_memory_mb": torch.cuda.max_memory_allocated() // 2**20,
+            "machine": torch.cuda.get_device_name(),
+        }
     return cost

@@ -7,6 +7,15 @@ from typing import Any, NamedTuple
 Meta = dict[str, Any]
 
 
+MAKERS = {  # the stages that make an input, where it has another name
+    "statistics": ("features",),
+    "atoms": ("quantize",),
+    "labels": ("relabel",),
+    "images": ("images", "select"),
+    "start": ("images", "select"),
+}
+
+
 class Graph(NamedTuple):
     """The stages that made the results."""
 
@@ -25,22 +34,18 @@ def graph(files: Iterable[tuple[str, Meta]]) -> Graph:
         files: path and meta data of each.
     """
     found = list(files)
-    by_digest = {meta["digest"]: meta["stage"] for _, meta in found if "digest" in meta}
-    known = {name for _, meta in found for name in _kinds(meta["stage"])}
+    stages: dict[str, set[str]] = {}  # that made a content; a set joined from one block has the digest of that block
+    for _, meta in found:
+        stages.setdefault(str(meta.get("digest")), set()).add(meta["stage"])
     nodes = Counter(meta["stage"] for _, meta in found)
     edges: Counter[tuple[str, str]] = Counter()
     broken = []
     for path, meta in found:
         for name, digest in meta.get("inputs", {}).items():
-            if digest in by_digest:
-                edges[by_digest[digest], meta["stage"]] += 1
-            elif name in known:
-                broken.append(
-                    f"{path} was made from another {name} than the one that is there now; run the workflow again"
-                )
+            makers = stages.get(digest, set()) - {meta["stage"]}
+            usual = MAKERS.get(name, (name,))
+            if makers:
+                edges[min(makers, key=lambda maker: (maker not in usual, maker)), meta["stage"]] += 1
+            elif any(maker in nodes for maker in usual):
+                broken.append(f"{path} was made from other {name} than are there now; run the workflow again")
     return Graph(dict(nodes), dict(edges), broken)
-
-
-def _kinds(stage: str) -> set[str]:
-    """Return under which names the files of a stage are inputs of others."""
-    return {"relabel": {"labels"}, "select": {"images"}, "images": {"images"}}.get(stage, {stage})

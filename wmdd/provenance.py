@@ -16,7 +16,13 @@ GROUND = (  # decide no number: what is downloaded and unpacked is checked
     "artifacts", "checkpoint", "config", "download", "errors", "job", "launch", "lock", "pieces", "preemption", "progress",
     "provenance", "scratch", "settings", "status", "tracking", "unpack",
 )  # fmt: skip
-COMMANDS = ("commands", "commands_latent")  # of which each stage counts its own functions
+COMMANDS = (
+    "commands",
+    "commands_latent",
+    "commands_report",
+    "commands_export",
+    "commands_tracking",
+)  # of which each stage counts its own functions
 VERSIONED = ("wmdd", "torch", "torchvision", "POT", "h5py", "numpy", "pillow", "diffusers", "transformers", "snakemake")
 
 
@@ -110,6 +116,16 @@ def git_revision() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+@cache
+def processor() -> str:
+    """Return the name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def versions() -> dict[str, str]:

@@ -1,13 +1,33 @@
-"""Metrics to wandb, or to nobody: both have the same three methods, so that no stage asks which it has.
+"""Metrics to wandb, or to nobody: both have the same methods, so that no stage asks which it has.
 
 wandb's own environment variables decide: WANDB_MODE (offline unless set), WANDB_PROJECT, WANDB_RUN_GROUP. With
-WANDB_MODE=disabled wandb is not even imported.
+WANDB_MODE=disabled wandb is not even imported. What wandb can't do is said in one line and never ends a job.
 """
 
 import hashlib
 import os
+import re
+import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any, Protocol
+
+from wmdd import artifacts
+
+RECORD = "artifact.json"  # beside a run's data: the artifact that it made; `wmdd.sync` draws the lineage from it
+PLACES = [  # of outputs; what is found becomes columns
+    r"(?:^|/)(?P<dataset>[^/]+)/(?P<teacher>[^/]+)/(?P<method>[^/]+)/ipc(?P<ipc>\d+)/seed(?P<seed>\d+)/",
+    r"(?:^|/)(?P<dataset>[^/]+)/(?P<teacher>[^/]+)/teacher/seed(?P<seed>\d+)/",
+    r"(?:^|/)(?P<dataset>[^/]+)/latent/(?P<generator>[^/]+)/seed(?P<seed>\d+)/",
+    r"(?:^|/)data/(?P<dataset>[^/]+)\.h5$",
+    r"/student/(?P<student>[^/]+)/(?P<protocol>[^/]+)/run(?P<run>\d+)\.json$",
+    r"/labels/(?P<protocol>[^/]+)\.h5$",
+    r"/(?P<block>classes\d+-\d+)\.h5$",
+]
+KINDS = {"gather": "features", "select": "images"}  # stages that make what another one makes, too
+SEVERAL = re.compile(r"\d+/(final/.+)")  # the score of one of several students of a job
+SECRET = re.compile(r"\b([0-9a-f]{40}|wandb_v\d\w+)\b")
 
 
 class Tracker(Protocol):
@@ -18,6 +38,9 @@ class Tracker(Protocol):
 
     def log_images(self, name: str, images: Any, captions: list[str]) -> None:
         """Record pictures [n, H, W, 3] uint8."""
+
+    def log_artifact(self, output: Path, meta: dict[str, Any]) -> None:
+        """Record what was made, and from what."""
 
     def finish(self, exit_code: int = 0) -> None:
         """Close the run."""
@@ -32,8 +55,24 @@ class NullTracker:
     def log_images(self, name: str, images: Any, captions: list[str]) -> None:
         """Do nothing."""
 
+    def log_artifact(self, output: Path, meta: dict[str, Any]) -> None:
+        """Do nothing."""
+
     def finish(self, exit_code: int = 0) -> None:
         """Do nothing."""
+
+
+def _harmless(method: Callable[..., None]) -> Any:
+    """Make a method say in one line what wandb could not do, instead of ending the job."""
+
+    @wraps(method)
+    def tried(self: "WandbTracker", *arguments: Any, **named: Any) -> None:
+        try:
+            method(self, *arguments, **named)
+        except Exception as error:
+            self._complain(method.__name__, error)
+
+    return tried
 
 
 class WandbTracker:
@@ -43,6 +82,8 @@ class WandbTracker:
         import wandb
 
         self._wandb = wandb
+        self._stage, self._complained = stage, False
+        self._finals: dict[str, list[float]] = {}
         group = os.environ.get("WANDB_RUN_GROUP", "wmdd")
         self._run = wandb.init(
             id=run_id(group, output),
@@ -59,18 +100,129 @@ class WandbTracker:
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
+    @_harmless
     def log(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Record numbers; `step` becomes the x axis."""
+        """Record numbers; `step` becomes the x axis, and what has none is of the whole run and goes to its summary too."""
         self._run.log(metrics if step is None else metrics | {"step": step})
+        if step is None:
+            self._run.summary.update(metrics | self._means(metrics))
 
+    def _means(self, metrics: dict[str, Any]) -> dict[str, float]:
+        """Return the mean score of several students so far, under the name that a single one's has."""
+        found = {name: match[1] for name in metrics if (match := SEVERAL.fullmatch(name))}
+        for name, plain in found.items():
+            self._finals.setdefault(plain, []).append(metrics[name])
+        return {plain: sum(self._finals[plain]) / len(self._finals[plain]) for plain in found.values()}
+
+    @_harmless
     def log_images(self, name: str, images: Any, captions: list[str]) -> None:
         """Record pictures [n, H, W, 3] uint8."""
         pictures = [self._wandb.Image(image, caption=text) for image, text in zip(images, captions, strict=True)]
         self._run.log({name: pictures})
 
+    @_harmless
+    def log_artifact(self, output: Path, meta: dict[str, Any]) -> None:
+        """Record what was made, and from what: a distilled set with its file, all else by its digest alone.
+
+        Nothing is copied: a distilled set is read where it is when the run is uploaded.
+        """
+        about = describe(output, meta)
+        if about is None:
+            return
+        record = Path(self._run.dir).parent / RECORD
+        known = aliases(about["outputs"])
+        artifacts.write_json(record, about | {"run": self._run.id, "project": self._run.project, "aliases": known})
+        made = self._wandb.Artifact(about["name"], about["kind"], metadata=about)
+        made.add_file(str(record.resolve()), name="provenance.json", policy="immutable", skip_cache=True)
+        if about["kind"] == "images":
+            made.add_file(str(output.resolve()), name=output.name, policy="immutable", skip_cache=True)
+        self._run.log_artifact(made, aliases=known)
+
+    @_harmless
     def finish(self, exit_code: int = 0) -> None:
         """Flush and close."""
         self._run.finish(exit_code=exit_code)
+
+    def _complain(self, what: str, error: Exception) -> None:
+        """Say once that wandb failed."""
+        if not self._complained:
+            self._complained = True
+            _say(self._stage, what, error)
+
+
+def _say(stage: str, what: str, error: Exception) -> None:
+    reason = without_key(f"{type(error).__name__}: {error}")
+    print(f"wmdd {stage}: wandb can't {what} ({reason}); goes on without", file=sys.stderr, flush=True)
+
+
+def without_key(text: str) -> str:
+    """Return a text in one line and with nothing in it that may be an API key."""
+    key = os.environ.get("WANDB_API_KEY", "")
+    return SECRET.sub("***", " ".join((text.replace(key, "***") if key else text).split()))
+
+
+def place(output: Path) -> dict[str, Any]:
+    """Return what a path says of the output: dataset, teacher, method, ipc, seed, student, protocol, run, block."""
+    path = output.as_posix()
+    found = {k: v for pattern in PLACES if (m := re.search(pattern, path)) for k, v in m.groupdict().items()}
+    return {name: int(value) if name in ("ipc", "seed", "run") else value for name, value in found.items()}
+
+
+def columns(stage: str, output: Path, meta: dict[str, Any]) -> dict[str, Any]:
+    """Return what runs are compared by, beside their settings: the stage, the place of the output, digests of the inputs.
+
+    `cell` is method and IPC in one, to group by.
+    """
+    found = {"stage": stage} | place(output)
+    if "ipc" in found:
+        found["cell"] = f"{found['method']} ipc{found['ipc']}"
+    inputs = _named(meta["inputs"])
+    if parts := inputs.pop("parts", None):
+        found["input/parts"] = hashlib.sha256(" ".join(parts).encode()).hexdigest()
+    return found | {f"input/{name}": digest for name, digest in inputs.items()} | meta["engine"]
+
+
+def _named(inputs: dict[str, str]) -> dict[str, Any]:
+    """Return the digests of the inputs by name; those of numbered ones, which may be thousands, as one list `parts`."""
+    parts = [digest for name, digest in inputs.items() if name.isdecimal()]
+    return {k: v for k, v in inputs.items() if not k.isdecimal()} | ({"parts": parts} if parts else {})
+
+
+def describe(output: Path, meta: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what an artifact says of itself, or None where there is no file: digests, inputs, settings.
+
+    Equal content says the same, whenever and wherever it was made.
+    """
+    if not output.is_file():
+        return None
+    outputs = {output.name: digest(output)}
+    statistics = output.with_name("statistics.h5")
+    if output.name == "features.h5" and statistics.is_file():
+        outputs[statistics.name] = digest(statistics)
+    about = {"name": artifact_name(output), "kind": KINDS.get(meta["stage"], meta["stage"]), "outputs": outputs}
+    about |= {"path": output.as_posix(), "digest": outputs[output.name], "inputs": _named(meta["inputs"])}
+    return about | {name: meta[name] for name in ("stage", "settings", "identity", "code")}
+
+
+def artifact_name(output: Path) -> str:
+    """Return the name of an artifact: its path with dots, short enough for wandb."""
+    path = output.as_posix().removeprefix("results/")
+    name = re.sub(r"[^\w.-]+", ".", path.removesuffix(output.suffix)).strip(".")
+    return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def aliases(outputs: dict[str, str]) -> list[str]:
+    """Return the aliases of an artifact: by each of its digests it is found."""
+    return [value[:16] for value in outputs.values()]
+
+
+def digest(path: Path) -> str:
+    """Return the digest by which later artifacts name a file."""
+    if path.suffix == ".h5":
+        return str(artifacts.load_meta(path)["digest"])
+    if path.suffix == ".safetensors":
+        return str(artifacts.load_model(path)[1]["digest"])
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def run_id(group: str, output: Path) -> str:
@@ -83,4 +235,8 @@ def start(output: Path, stage: str, settings: dict[str, Any]) -> Tracker:
     os.environ.setdefault("WANDB_MODE", "offline")
     if os.environ["WANDB_MODE"] == "disabled":
         return NullTracker()
-    return WandbTracker(output, stage, settings)
+    try:
+        return WandbTracker(output, stage, settings)
+    except Exception as error:
+        _say(stage, "start", error)
+        return NullTracker()

@@ -1,0 +1,74 @@
+"""The commands around tracked runs: upload, dashboard, comparison (see `wmdd.commands`)."""
+
+import json
+import sys
+from pathlib import Path
+
+from wmdd.commands import app
+from wmdd.errors import WmddError
+
+
+@app.command
+def sync(*, folder: Path = Path("wandb"), dry_run: bool = False) -> None:
+    """Upload the offline wandb runs, from a machine with a network, and draw their lineage; again, to go on or for new ones.
+
+    Args:
+        folder: that wandb wrote to.
+        dry_run: only list what would be uploaded.
+    """
+    from wmdd import sync as way
+
+    runs = way.find(folder)
+    waiting = [run for run in runs if run.state == "waiting"]
+    count = {state: sum(run.state == state for run in runs) for state in ("synced", "running")}
+    total = sum(map(way.size, waiting)) / 1e6
+    print(
+        f"{folder}: {len(runs)} offline runs, {count['synced']} uploaded, {count['running']} still running, "
+        f"{len(waiting)} to upload ({total:.1f} MB)"
+    )
+    if dry_run:
+        print(*(run.file.parent for run in waiting), sep="\n")
+        return
+    if not waiting and not way.unlinked(way.records(folder)):
+        return
+    way.check_server()
+    for done in way.upload(waiting):
+        print(f"{done} of {len(waiting)} uploaded", file=sys.stderr, flush=True)
+    import wandb
+
+    edges = way.link(wandb.Api(), way.records(folder))
+    print(f"uploaded {len(waiting)} runs, linked {edges} inputs")
+
+
+@app.command
+def dashboard(*, entity: str = "", project: str = "", save: bool = False) -> None:
+    """Print the wandb workspace and report that compare the runs, as JSON, or save them to wandb.
+
+    Args:
+        entity: user or team; WANDB_ENTITY, or the key's own, by default.
+        project: WANDB_PROJECT, or wmdd, by default.
+        save: upload them; needs a network and a key.
+    """
+    from wmdd import dashboard as build
+
+    if save:
+        from wmdd.sync import check_server
+
+        check_server()
+        print(*build.save(entity, project), sep="\n")
+    else:
+        print(json.dumps(build.dump(entity, project), indent=1))
+
+
+@app.command
+def compare(*results: Path) -> None:
+    """Print how students differ in settings and accuracy: mean, standard deviation, difference to the first, Welch's t test.
+
+    Args:
+        results: two or more; each a result file of a student or a folder of them, as results/digits/resnet18-w8/wmdd/ipc10.
+    """
+    from wmdd import compare as build
+
+    if len(results) < 2:
+        raise WmddError("compare takes two results or more; name folders or run*.json of students")
+    print(build.render([build.Side.read(path) for path in results]))

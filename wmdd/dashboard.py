@@ -1,0 +1,159 @@
+"""The wandb dashboard as code: a workspace and a report that compare methods, built and printed without a network.
+
+`METRICS` is what the stages log (a test runs them); the panels name nothing else.
+"""
+
+import os
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
+
+from wmdd.errors import WmddError
+from wmdd.tracking import without_key
+
+if TYPE_CHECKING:
+    from wandb_workspaces.reports import v2 as wr
+    from wandb_workspaces.workspaces import Workspace
+
+NAME = "wmdd: methods compared"
+SCORES = ("final/top1", "final/top5", "final/best_top1", "final/best_epoch")
+QUALITY = ("cost", "explained", "min_mass", "max_mass", "effective_atoms", "iterations", "gap", "points")
+COST = ("cost/seconds", "cost/peak_memory_mb")  # of every stage
+TRAINING = ("loss", "lr", "top1", "top5")
+METRICS: dict[str, tuple[str, ...]] = {
+    "teacher": (*TRAINING, *COST),
+    "barycenter": (*(f"mean/{name}" for name in QUALITY), *COST),
+    "recover": ("loss", "feature", "batchnorm", "cross_entropy", "images", *COST),
+    "select": ("images", *COST),
+    "student": (*TRAINING, *SCORES, *COST),
+}
+CONFIG = ("stage", "dataset", "teacher", "method", "ipc", "seed", "student", "protocol", "cell")
+
+
+def sections() -> dict[str, tuple[str, list[Any]]]:
+    """Return by section the stages, joined by |, whose runs it is of (none: of all), and its panels.
+
+    In a workspace every panel sees the runs of all stages: what several log, as the loss, is grouped by stage.
+    """
+    from wandb_workspaces.reports import v2 as wr
+
+    def bars(title: str, metric: str, by: str, how: Literal["mean", "sum", "max"] = "mean") -> "wr.BarPlot":
+        return wr.BarPlot(
+            title=title, metrics=[metric], groupby=wr.Config(by), groupby_aggfunc=how, groupby_rangefunc="stddev"
+        )
+
+    def lines(title: str, metric: str, by: str, **more: Any) -> "wr.LinePlot":
+        return wr.LinePlot(
+            title=title, x="step", y=[metric], groupby=wr.Config(by), groupby_aggfunc="mean", groupby_rangefunc="stddev",
+            max_runs_to_show=100, **more,
+        )  # fmt: skip
+
+    accuracy = [
+        bars("top-1 by method and IPC", "final/top1", "cell"),
+        bars("top-5 by method and IPC", "final/top5", "cell"),
+        bars("top-1 by method", "final/top1", "method"),
+        bars("top-1 by protocol", "final/top1", "protocol"),
+        wr.ScatterPlot(
+            title="top-1 over IPC", x=wr.Config("ipc"), y=wr.SummaryMetric("final/top1"), log_x=True, running_ymean=True
+        ),
+    ]
+    learning = [
+        lines("top-1 while learning", "top1", "cell", metric_regex=r"^(\d+/)?top1$"),
+        lines("loss of each stage", "loss", "stage", metric_regex=r"^(\d+/)?loss$"),
+    ]
+    losses = [
+        lines(f"recover: {name}", name, "method", log_y=True) for name in ("feature", "batchnorm", "cross_entropy")
+    ]
+    transport = [
+        bars("W2^2 to the features", "mean/cost", "cell"),
+        bars("share of the variance explained", "mean/explained", "cell"),
+        bars("effective atoms", "mean/effective_atoms", "cell"),
+    ]
+    cost = [
+        bars("seconds in all", "cost/seconds", "stage", "sum"),
+        bars("seconds a job", "cost/seconds", "stage"),
+        bars("peak memory, MB", "cost/peak_memory_mb", "stage", "max"),
+    ]
+    pictures = [wr.MediaBrowser(title="distilled images", media_keys=["images"], num_columns=5)]
+    return {
+        "Accuracy": ("student", accuracy),
+        "Learning curves": ("teacher|student", learning),
+        "Distilled images": ("recover|select|decode", pictures),
+        "Recover": ("recover", losses),
+        "Barycenters": ("barycenter|quantize", transport),
+        "Cost": ("", cost),
+    }
+
+
+def workspace(entity: str, project: str) -> "Workspace":
+    """Return the saved view of a project."""
+    from wandb_workspaces import workspaces as ws
+
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=NAME,
+        sections=[ws.Section(name=name, panels=panels, is_open=True) for name, (_, panels) in sections().items()],
+        settings=ws.WorkspaceSettings(x_axis="step", max_runs=100),
+        runset_settings=ws.RunsetSettings(
+            pinned_columns=[*(f"config:{name}.value" for name in CONFIG), "summary:final/top1", "summary:final/top5"]
+        ),
+    )
+
+
+def report(entity: str, project: str, known: bool = False) -> "wr.Report":
+    """Return the report; each grid shows the runs of the stages that it is of.
+
+    Args:
+        entity: user or team.
+        project: of the runs.
+        known: the project exists and wandb may be asked for it; else the grids leave it open.
+    """
+    from wandb_workspaces.reports import v2 as wr
+
+    where: dict[str, Any] = {"entity": entity, "project": project} if known else {}
+    blocks: list[Any] = [wr.TableOfContents()]
+    for name, (stages, panels) in sections().items():
+        found = [f"Config('stage') = '{stage}'" for stage in stages.split("|") if stage]
+        runs = wr.Runset(name=stages or "all stages", filters=" or ".join(found), **where)
+        blocks += [wr.H1(name), wr.PanelGrid(runsets=[runs], panels=panels)]
+    about = "Distilled sets by method and images per class; made by `python -m wmdd dashboard`."
+    return wr.Report(project=project, entity=entity, title=NAME, description=about, blocks=blocks, width="fluid")
+
+
+def dump(entity: str = "", project: str = "") -> dict[str, Any]:
+    """Return both as they are sent to wandb.
+
+    Raises:
+        WmddError: wandb-workspaces is not installed.
+    """
+    _check_installed()
+    entity, project = entity or os.environ.get("WANDB_ENTITY", ""), project or os.environ.get("WANDB_PROJECT", "wmdd")
+    view, page = workspace(entity, project)._to_model(), report(entity, project)._to_model()
+    models = {"workspace": view, "report": page}
+    return {name: model.model_dump(mode="json", by_alias=True, exclude_none=True) for name, model in models.items()}
+
+
+def save(entity: str = "", project: str = "") -> list[str]:
+    """Save both to wandb; return their addresses.
+
+    Raises:
+        WmddError: wandb refused.
+    """
+    _check_installed()
+    try:
+        import wandb
+
+        entity = entity or os.environ.get("WANDB_ENTITY", "") or str(wandb.Api().default_entity)
+        project = project or os.environ.get("WANDB_PROJECT", "wmdd")
+        return [str(workspace(entity, project).save().url), str(report(entity, project, known=True).save().url)]
+    except Exception as error:  # of wandb's many kinds
+        reason = without_key(f"{type(error).__name__}: {error}")
+        raise WmddError(
+            f"wandb did not take the dashboard ({reason}); upload runs with `python -m wmdd sync` first, and see that "
+            f"the key may write to {entity or 'your entity'}/{project or 'wmdd'}"
+        ) from None
+
+
+def _check_installed() -> None:
+    if find_spec("wandb_workspaces") is None:
+        raise WmddError("the dashboard needs the package wandb-workspaces; run `pip install wandb-workspaces`")
