@@ -19,7 +19,7 @@ from wmdd.resources import WILDCARDS, Request, Requests, render
 from wmdd.work import Job
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "config").glob("*.yaml"))
+FILES = sorted(set((ROOT / "config").glob("*.yaml")) - {ROOT / "config/published.yaml"})  # which is no experiment
 ON_GPU = {
     "teacher", "features", "features_part", "recover", "relabel", "student", "autoencoder", "encode", "diffusion", "decode",
     "distance",

@@ -153,7 +153,7 @@ def page(
         circles=_picture(circles) if circles else "",
         **_settings(images),
     )
-    _write_figures(list(build.figures(material)), figures)
+    _write_figures(list(build.drawn(material)), figures)
     artifacts.write_text(output, build.build(material))
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB; open it in a browser")
 

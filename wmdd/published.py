@@ -92,8 +92,8 @@ def read(path: Path) -> pd.DataFrame:
         raise WmddError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise WmddError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}; correct it") from None
+        where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
+        raise WmddError(f"{path}: {where}{first['msg'].removeprefix('Value error, ')}; correct it") from None
     rows = [row for block in content.results for row in _rows(content, block)]
     return pd.DataFrame(rows, columns=COLUMNS).sort_values([*KEY, "table"], ignore_index=True)
 

@@ -182,7 +182,7 @@ def test_weak_teacher_stops_the_run(fresh: Workspace) -> None:
 
 
 def test_demo_and_study_configurations_build_their_dag() -> None:
-    for config in sorted((REPOSITORY / "config").glob("*.yaml")):
+    for config in sorted(set((REPOSITORY / "config").glob("*.yaml")) - {REPOSITORY / "config/published.yaml"}):
         command = [sys.executable, "-m", "snakemake", "--dry-run", "--forceall", "--configfile", str(config)]
         result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr[-2000:]

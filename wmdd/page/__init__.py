@@ -77,8 +77,8 @@ def build(material: Material) -> str:
         lstrip_blocks=True,
     )
     environment.globals["infinity"] = math.inf
-    drawn, cells, known = sections(material), material.cells, material.published
-    specs = {figure.name: figure.chart.to_dict() for _, _, several in drawn for figure in several}
+    found, cells, known = sections(material), material.cells, material.published
+    specs = {figure.name: figure.chart.to_dict() for _, _, several in found for figure in several}
     return environment.get_template("page.html").render(
         material=material,
         glance=tables.glance(cells),
@@ -86,7 +86,7 @@ def build(material: Material) -> str:
         ablation=tables.ablation(cells, known),
         architectures=tables.architectures(cells, known),
         published=tables.published(known, set(cells["dataset"])),
-        figures=drawn,
+        figures=found,
         galleries=galleries(material.strips),
         cost=tables.cost(material.costs),
         barycenters=tables.plain("barycenters", material.barycenters),
@@ -106,7 +106,7 @@ def build(material: Material) -> str:
     )
 
 
-def figures(material: Material) -> Iterable[Figure]:
+def drawn(material: Material) -> Iterable[Figure]:
     """Yield every chart, for files of their own."""
     return (figure for _, _, several in sections(material) for figure in several)
 

@@ -1,0 +1,137 @@
+"""An experiment that never ran, with everything that a page can show."""
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from wmdd import published, report
+from wmdd.gallery import Strip, strip
+from wmdd.page import Material
+
+ROOT = Path(__file__).parents[2]
+METHODS = ("random", "kmeans-medoid", "wmdd", "wmdd-ce", "sre2l", "wmdd-lambda-regularisation1", "ddoq")
+SCORES = {"random": 0.30, "kmeans-medoid": 0.33, "wmdd": 0.42, "wmdd-ce": 0.40, "sre2l": 0.25, "ddoq": 0.36}
+NAMES = ["tench", '<b>&"quotes"', "français", "cassette player"]
+
+
+def results(dataset: str = "imagenette") -> list:
+    """Scores of students: seeds 0 and 1, soft and hard labels, two kinds of students."""
+    found = []
+    for method, ipc, seed, labels, student in itertools.product(
+        METHODS, (1, 10), (0, 1), ("soft", "hard"), ("resnet18", "convnet3")
+    ):
+        top1 = SCORES.get(method, 0.38) + 0.02 * math.log(ipc) + 0.01 * seed - 0.05 * (labels == "hard")
+        path = (
+            f"results/{dataset}/resnet18/{method}/ipc{ipc}/seed{seed}/student/{student}/"
+            f"{'paper' if labels == 'soft' else 'paper-hard'}/run0.json"
+        )
+        scores = {"top1": top1, "top5": 0.9, "best_top1": top1, "best_epoch": 30}
+        found.append((Path(path), {"settings": {"labels": labels}, "result": scores}))
+    return found
+
+
+def histories(cells: pd.DataFrame) -> pd.DataFrame:
+    """Three measurements and thirty losses of each student."""
+    parts = []
+    for cell in cells.to_dict("records"):
+        epochs = np.arange(1, 31)
+        top1 = np.where(epochs % 10 == 0, cell["top1"] * epochs / 30, np.nan)
+        keep = {name: cell[name] for name in ("dataset", "teacher", "method", "ipc", "student", "protocol", "labels")}
+        parts.append(pd.DataFrame({"epoch": epochs, "loss": 1 / epochs, "top1": top1}).assign(**keep))
+    return pd.concat(parts, ignore_index=True)
+
+
+def costs(cells: pd.DataFrame) -> pd.DataFrame:
+    """Jobs of every kind; of a GPU where a student was trained."""
+    dataset = cells["dataset"].iloc[0]
+    rows = [
+        (dataset, "", "", "", stage, seconds) for stage, seconds in (("data", 5), ("teacher", 100), ("features", 10))
+    ]
+    rows += [(dataset, "vae", "", "0", stage, 50) for stage in ("autoencoder", "encode")]
+    rows += [(dataset, "latent-diffusion", "", "0", "diffusion", 300)]
+    for method, ipc, seed in itertools.product(METHODS, (1, 10), (0, 1)):
+        made = {"random": ["select"], "kmeans-medoid": ["select"], "ddoq": ["quantize", "decode", "images"]}
+        for stage in (*made.get(method, ["barycenter", "recover", "images"]), "relabel", "student"):
+            rows.append((dataset, method, str(ipc), str(seed), stage, 7 * ipc))
+    table = pd.DataFrame(rows, columns=["dataset", "method", "ipc", "seed", "stage", "seconds"])
+    table = table.assign(bytes=1000 * table["seconds"], peak_memory_mb=500, machine="A processor")
+    return table.assign(peak_gpu_memory_mb=[900.0 if stage == "student" else math.nan for stage in table["stage"]])
+
+
+def strips() -> list[Strip]:
+    """Noise of every method."""
+    draw, found = np.random.default_rng(0), []
+    for label, method, ipc in itertools.product(range(len(NAMES)), METHODS, (1, 10)):
+        images = draw.integers(0, 256, (ipc, 3, 16, 16), dtype=np.uint8)
+        source, side = strip(images)
+        found.append(Strip("imagenette", "resnet18", method, ipc, NAMES[label], ipc, side, source))
+    return found
+
+
+def files() -> list:
+    """A chain whose teacher was trained anew after the images were made."""
+    engine, versions = {"device": "cpu", "dtype": "float32"}, {"torch": "2.13.0"}
+    common = {"engine": engine, "versions": versions, "revision": "abc123"}
+    return [
+        ("data/imagenette.h5", common | {"stage": "data", "digest": "d", "inputs": {}}),
+        ("teacher", common | {"stage": "teacher", "digest": "t2", "inputs": {"data": "d"}}),
+        ("features", common | {"stage": "features", "digest": "f", "inputs": {"data": "d", "teacher": "t2"}}),
+        ("block", common | {"stage": "recover", "digest": "i", "inputs": {"teacher": "t1", "statistics": "f"}}),
+        ("images", common | {"stage": "images", "digest": "i", "inputs": {"0": "i"}}),
+        (
+            "run0.json",
+            common | {"stage": "student", "inputs": {"images": "i", "data": "d"}, "versions": {"torch": "2.12"}},
+        ),
+    ]
+
+
+def maps() -> pd.DataFrame:
+    draw = np.random.default_rng(1)
+    rows = [(name, method) for name in NAMES for method in ("", *METHODS) for _ in range(5)]
+    table = pd.DataFrame(rows, columns=["name", "method"])
+    return table.assign(x=draw.normal(size=len(table)), y=draw.normal(size=len(table)))
+
+
+def material() -> Material:
+    """Everything."""
+    cells = report.rows(results())
+    counts = {"train": [900, 900, 900, 900], "val": [50, 50, 50, 50]}
+    meta = {
+        "variant": "test", "classes": ["n1", "n2", "n3", "n4"], "names": NAMES, "counts": counts, "resolution": 64,
+        "duplicates": {"val in train": 2}, "skipped": ["a.jpg"],
+    }  # fmt: skip
+    of = pd.DataFrame(
+        [("imagenette", "resnet18", method, ipc, 8.0 / ipc**0.1) for method in ("wmdd", "wmdd-ce") for ipc in (1, 10)],
+        columns=["dataset", "teacher", "method", "ipc", "cost"],
+    )
+    latent = pd.DataFrame(
+        [("imagenette", "resnet18", "ddoq", ipc, 200.0 / ipc**0.1, 3.0 / ipc) for ipc in (1, 10)],
+        columns=["dataset", "teacher", "method", "ipc", "latents W2^2", "features W2^2"],
+    )
+    falling = pd.DataFrame({"atoms": [1, 2, 4, 8], "cost": [10.0, 9.0, 8.2, 7.4]})
+    rest = '{"recover: iterations": 300}'
+    return Material(
+        experiment="an <experiment>",
+        cells=cells,
+        histories=histories(cells),
+        costs=costs(cells),
+        files=files(),
+        datasets=[("imagenette", meta)],
+        teachers={"results/teacher": {"accuracy": {"top1": 0.9}, "settings": {"architecture": "resnet18"}}},
+        barycenters=of,
+        distances=latent,
+        decays=falling.assign(dataset="imagenette", generator="vae", fitted=12.0, twonn=11.0, mle=math.nan),
+        maps={("imagenette", "resnet18"): maps()},
+        strips=strips(),
+        settings={
+            "wmdd": {"recover: regularisation": 10.0, "recover: lr": 0.1},
+            "sre2l": {"recover: regularisation": 0.01, "recover: lr": 0.1},
+            "random": {"select: strategy": "random"},
+        },
+        regularisations={"wmdd": (rest, 10.0), "wmdd-lambda-regularisation1": (rest, 1.0), "sre2l": ("{}", 0.01)},
+        published=published.read(ROOT / "config/published.yaml"),
+        links=[("results/report/table.md", "table.md")],
+    )

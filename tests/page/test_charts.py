@@ -1,0 +1,115 @@
+"""Charts: valid Vega-Lite of what they are given, nothing where there is nothing."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from wmdd import charts, report
+from wmdd.charts import CONTROLS, SHAPES, Palette
+from wmdd.page import figures
+
+from .material import METHODS, costs, material, results
+
+
+@pytest.fixture(scope="module")
+def all_of_it():
+    return material()
+
+
+@pytest.fixture(scope="module")
+def sections(all_of_it):
+    return {section.title: section for section in figures.sections(all_of_it)}
+
+
+def values(chart):
+    """All rows of data of a chart."""
+    return [row for rows in chart.to_dict()["datasets"].values() for row in rows]
+
+
+def test_every_section_is_there(sections):
+    assert list(sections) == [
+        "Accuracy against images per class", "What it takes", "How students learn", "Weight of the statistics",
+        "Where the images are", "W₂ against the number of atoms", "What was made from what",
+    ]  # fmt: skip
+
+
+def test_names_are_those_of_one_chart_each(sections):
+    names = [figure.name for section in sections.values() for figure in section.figures]
+    assert len(names) == len(set(names)) > 20
+
+
+def test_every_chart_is_drawn_without_a_browser(sections):
+    import vl_convert
+
+    for section in sections.values():
+        for figure in section.figures[:2]:
+            assert "<svg" in vl_convert.vegalite_to_svg(figure.chart.to_dict()), figure.name
+
+
+def test_a_title_names_what_tells_charts_apart(sections):
+    titles = {figure.title for figure in sections["How students learn"].figures}
+    assert "imagenette, resnet18, paper, soft labels, 10 per class".replace("paper, ", "") in titles
+    assert len(titles) == 2 * 2 * 2
+
+
+def test_nothing_to_draw_is_no_section(all_of_it):
+    bare = all_of_it.cells[all_of_it.cells["ipc"] == 10]
+    plain = material()
+    plain.cells, plain.maps, plain.regularisations = bare, {}, {}
+    titles = [section.title for section in figures.sections(plain)]
+    assert "Accuracy against images per class" not in titles
+    assert not {"Where the images are", "Weight of the statistics"} & set(titles)
+
+
+def test_the_band_is_one_standard_deviation():
+    summary = report.summary(report.rows(results()))
+    chosen = summary[(summary["labels"] == "soft") & (summary["student"] == "resnet18")]
+    for row in values(charts.accuracy(chosen, Palette(list(METHODS)))):
+        assert (row["high"] - row["low"]) / 2 == pytest.approx(row["std"], abs=1e-3)
+
+
+def test_a_method_has_one_colour_and_shape_in_every_chart():
+    names = [f"m{number}" for number in range(20)]
+    palette = Palette([*names, "random"])
+    pairs = list(zip(palette.colours, palette.shapes, strict=True))
+    assert len(set(pairs)) == len(pairs), "two methods look the same"
+    assert palette.colours[palette.methods.index("random")] == CONTROLS["random"]
+    part = palette.encodings({"m3", "random"})["color"].to_dict()["scale"]
+    assert part["domain"] == ["m3", "random"]
+    assert part["range"][0] == palette.colours[palette.methods.index("m3")]
+    assert len(SHAPES) == len(set(SHAPES))
+
+
+def test_the_seconds_of_a_set_are_its_own_and_what_all_share():
+    cells = report.rows(results())
+    found = figures.price(costs(cells), report.summary(cells))
+    of = found.set_index(["method", "ipc", "labels", "student"])
+    shared = 5 + 100 + 10
+    assert of.loc[("random", 10, "soft", "resnet18"), "seconds"] == shared + 70
+    assert of.loc[("wmdd", 10, "soft", "resnet18"), "seconds"] == shared + 3 * 70  # barycenter, recover, images
+    assert of.loc[("ddoq", 1, "soft", "resnet18"), "seconds"] == shared + 2 * 50 + 300 + 3 * 7
+    assert of.loc[("wmdd", 10, "soft", "resnet18"), "bytes"] == 70_000 + 70_000, "images and labels"
+    assert of.loc[("wmdd", 10, "hard", "resnet18"), "bytes"] == 70_000
+
+
+def test_a_sweep_joins_what_differs_in_the_weight_alone(all_of_it):
+    table = figures.sweeps(all_of_it.regularisations, report.summary(all_of_it.cells))
+    assert set(table["method"]) == {"wmdd"}
+    assert set(table["regularisation"]) == {1.0, 10.0}
+
+
+def test_the_line_of_a_decay_has_its_slope(all_of_it):
+    rows = figures._falling(all_of_it.decays)
+    slope = math.log(rows["fit"].iloc[-1] / rows["fit"].iloc[0]) / math.log(8)
+    assert slope == pytest.approx(-1 / 12)
+
+
+def test_a_map_without_distilled_images_is_none():
+    assert charts.embedding(pd.DataFrame({"x": [0.0], "y": [0.0], "name": ["a"], "method": [""]})) is None
+
+
+def test_numbers_are_short():
+    palette = Palette(["a"])
+    table = pd.DataFrame({"method": ["a"] * 2, "ipc": [1, 10], "cost": [1 / 3, 2 / 3]})
+    assert {row["cost"] for row in values(charts.quality(table, "latents", palette))} == {0.33333, 0.66667}
