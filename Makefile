@@ -8,7 +8,7 @@ python = $(shell for p in $(PYTHON); do "$$p" -c 'import sys; sys.exit(sys.versi
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup profile demo test test-slurm lint format lock clean
+.PHONY: help setup profile demo report test test-slurm test-campaign docs lint format lock clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' Makefile
@@ -30,14 +30,25 @@ profile:  ## let `snakemake --profile slurm` find profiles/slurm
 	@ln -sfn "$(CURDIR)/profiles/slurm" "$(place)/slurm"
 	@echo "$(place)/slurm -> $(CURDIR)/profiles/slurm; your cluster's partitions go into its config.v8+.yaml"
 
-demo: setup  ## run the whole workflow on a small dataset
+CONFIG ?= config/config.yaml
+demo: setup  ## run the whole workflow on a small dataset, and write the report
 	.venv/bin/snakemake --configfile config/config.yaml
 
-test: setup  ## run the tests
-	.venv/bin/python -m pytest
+report: setup  ## write the report of an experiment, and Snakemake's own: make report CONFIG=config/cifar10.yaml
+	.venv/bin/snakemake --configfile $(CONFIG) figures
+	.venv/bin/snakemake --configfile $(CONFIG) --report results/report/snakemake.html
+
+test: setup  ## run the tests, two at a time
+	.venv/bin/python -m pytest -n 2 --dist worksteal
 
 test-slurm: setup  ## run the workflow on a real SLURM, started here for it (as root, on Debian: see docs/cluster.md)
+	.venv/bin/python -m pytest -rs -m "slurm and not campaign" tests/cluster
+
+test-campaign: setup  ## the same with every fault that a cluster has: cancelled, preempted, out of time, of memory, of disk; half an hour
 	.venv/bin/python -m pytest -rs -m slurm tests/cluster
+
+docs: setup  ## write the reference of the package, from its docstrings, into build/docs
+	PDOC_ALLOW_EXEC=1 .venv/bin/pdoc --docformat google -o build/docs wmdd '!wmdd.commands'
 
 lint: setup  ## check style and types
 	.venv/bin/ruff check

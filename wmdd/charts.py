@@ -231,12 +231,12 @@ def decay(table: pd.DataFrame) -> Any | None:
         return None
     base = _chart(table, "W2 of latents against the number of atoms")
     x = alt.X("atoms:Q", title="atoms K").scale(type="log").axis(grid=False, tickCount=6)
-    y = alt.Y("distance:Q", title="W₂").scale(type="log", zero=False, nice=False)
+    y = alt.Y("distance:Q", title="W₂").scale(type="log", nice=False)
     colour = alt.Color("generator:N", legend=alt.Legend(title=None, orient="bottom")).scale(range=COLOURS)
     points = base.mark_point(filled=True, size=POINT).encode(
         x, y, colour, tooltip=["generator:N", "atoms:Q", "distance:Q"]
     )
-    line = base.mark_line(strokeDash=[4, 3]).encode(x, alt.Y("fit:Q").scale(type="log", zero=False), colour)
+    line = base.mark_line(strokeDash=[4, 3]).encode(x, alt.Y("fit:Q").scale(type="log"), colour)
     return alt.layer(line, points)
 
 

@@ -45,6 +45,7 @@ def test_same_bits_and_never_more_jobs_than_gpus(campaign: Campaign, alone: BITS
     assert len({r.id for r in records}) == len(records), "nothing ran twice"
 
 
+@pytest.mark.campaign
 def test_cancelled_jobs_of_every_stage_and_25_kills_in_one_run(campaign: Campaign, alone: BITS) -> None:
     """The first job of each stage is cancelled; where several run at once, some of them come to any kind of end."""
     draw = random.Random(0)
@@ -71,6 +72,7 @@ def test_cancelled_jobs_of_every_stage_and_25_kills_in_one_run(campaign: Campaig
     assert any(again[r.rule].memory > r.memory and again[r.rule].minutes > r.minutes for r in hurt if r.rule in again)
 
 
+@pytest.mark.campaign
 def test_time_and_memory_that_do_not_suffice(campaign: Campaign, alone: BITS) -> None:
     """A job that hangs until its time limit goes on from its checkpoint with more time, one over its memory with more."""
     campaign.start(
@@ -101,6 +103,7 @@ def test_preemption_and_requeue(campaign: Campaign, alone: BITS) -> None:
     assert len([r for r in campaign.records() if r.id == job]) == 2, "SLURM itself started the requeued job again"
 
 
+@pytest.mark.campaign
 def test_killed_snakemake_started_again(campaign: Campaign, alone: BITS) -> None:
     """Its jobs run on; the same command completes the run beside them."""
     campaign.start()
@@ -114,6 +117,7 @@ def test_killed_snakemake_started_again(campaign: Campaign, alone: BITS) -> None
     assert re.search(r"^(\d+) of \1 jobs done", campaign.status(), re.MULTILINE)
 
 
+@pytest.mark.campaign
 def test_daemons_that_come_and_go(campaign: Campaign, alone: BITS) -> None:
     """The node's daemon is stopped and started; the controller restarted; then out of reach for a minute."""
     cluster = campaign.cluster
@@ -132,6 +136,7 @@ def test_daemons_that_come_and_go(campaign: Campaign, alone: BITS) -> None:
     assert_same(campaign.finish(), alone)
 
 
+@pytest.mark.campaign
 def test_full_disk(small_disk: Path, cluster: Cluster, alone: BITS) -> None:
     """Jobs, or Snakemake itself, end with a line that says so; with room the same command completes what was begun."""
     with campaigning(small_disk / "run", cluster) as campaign:

@@ -1,0 +1,204 @@
+"""The page in a real browser: headless Chromium, which opens a file and nothing else."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wmdd import page
+
+from .material import METHODS, NAMES, material
+
+pytestmark = pytest.mark.slow
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if CHROMIUM is None and not os.environ.get("CI"):
+    pytest.skip("needs a browser: apt-get install chromium", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "index.html"
+    path.write_text(page.build(material()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        found = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def opened(browser, file) -> Iterator:
+    """The page in a window of its own. In the end: nothing was complained of, and nothing was asked of a network."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light", offline=True)
+    window, said, asked = context.new_page(), [], []
+    window.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+    window.on("pageerror", lambda error: said.append(str(error)))
+    window.on("request", lambda request: asked.append(request.url))
+    window.goto(file.as_uri())
+    window.wait_for_selector("html.ready")
+    yield window
+    assert said == []
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    context.close()
+
+
+def scroll(window) -> None:
+    """Go through the whole page, so that every chart comes near."""
+    for place in range(0, window.evaluate("document.body.scrollHeight"), 600):
+        window.evaluate(f"scrollTo({{top: {place}, behavior: 'instant'}})")
+        window.wait_for_timeout(60)
+    window.wait_for_function("document.querySelectorAll('.chart:not(.drawn)').length === 0", timeout=20_000)
+
+
+def test_every_chart_has_content(opened):
+    scroll(opened)
+    for chart in opened.locator(".chart").all():
+        marks = chart.locator("svg .mark-symbol path, svg .mark-line path, svg .mark-rule line").count()
+        assert marks > 1, chart.get_attribute("data-spec")
+    assert opened.locator(".chart").count() > 20
+    assert opened.locator("figcaption").first.inner_text() != ""
+
+
+def test_no_text_of_the_data_becomes_a_part_of_the_page(opened):
+    assert opened.locator("h1").inner_text() == "an <experiment>"
+    assert opened.locator(".class h4").all_inner_texts() == NAMES
+    assert opened.locator("h4 b").count() == 0
+
+
+def texts(opened, column: int) -> list[str]:
+    return opened.locator(f"#results tbody tr td:nth-child({column})").all_inner_texts()
+
+
+def test_the_table_is_sorted_as_numbers_by_mouse_and_keyboard(opened):
+    head = opened.locator("#results thead th", has_text="soft labels")
+    head.click()
+    up = [float(text.split()[0]) for text in texts(opened, 6)]
+    assert up == sorted(up)
+    head.locator("[role=button]").focus()
+    opened.keyboard.press("Enter")
+    assert [float(text.split()[0]) for text in texts(opened, 6)] == up[::-1]
+    assert head.get_attribute("aria-sort") == "descending"
+
+
+def test_the_table_is_searched(opened):
+    before = len(texts(opened, 3))
+    opened.locator("#results-section input[type=search]").first.fill("kmeans")
+    assert set(texts(opened, 3)) == {"kmeans-medoid"}
+    assert len(texts(opened, 3)) == before / len(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "within"),
+    [
+        ("Markdown", "| dataset | images per class | method |", "| imagenette | 10 | wmdd |"),
+        ("LaTeX", "\\begin{tabular}{lllllllll", "imagenette & 10 & wmdd & resnet18 & paper & 47.1 $\\pm$ 0.7 (2)"),
+        ("CSV", "dataset,images per class,method", "imagenette,10,wmdd,resnet18,paper,47.1 ± 0.7 (2)"),
+    ],
+)
+def test_the_table_is_copied_as_it_is_shown(opened, kind, first, within):
+    opened.locator("#results-section input[type=search]").first.fill("resnet18")
+    opened.locator("#results-section button", has_text=f"Copy {kind}").first.click()
+    opened.wait_for_function("window.copied !== undefined")
+    text = opened.evaluate("window.copied")
+    assert text.startswith(first)
+    assert within in text
+    assert "convnet3" not in text
+    assert opened.locator("#said").inner_text() == f"Copied as {kind}"
+
+
+def test_images_are_chosen_and_enlarged(opened):
+    strips = opened.locator(".strip:visible")
+    assert strips.count() == len(NAMES) * len(METHODS)
+    opened.locator("select[name=method]").select_option("wmdd")
+    opened.locator("select[name=class]").select_option(NAMES[2])
+    assert strips.count() == 1
+    strips.first.focus()
+    opened.keyboard.press("Enter")
+    assert opened.locator("dialog p").inner_text() == f"10 images of {NAMES[2]} by wmdd, 10 per class"
+    assert opened.locator("dialog img").evaluate("image => image.naturalWidth") == 10 * 16 + 9 * 2
+    opened.keyboard.press("Escape")
+    assert not opened.locator("dialog").is_visible()
+    opened.locator("select[name=ipc]").select_option("1")
+    assert strips.first.locator("img").get_attribute("alt") == f"1 image of {NAMES[2]} by wmdd, 1 per class"
+
+
+def test_a_method_is_chosen_on_the_map(opened):
+    scroll(opened)
+    chart = opened.locator("[data-spec=map-0]")
+    assert chart.locator("select option").count() == len(METHODS)
+    chart.locator("select").select_option("wmdd")
+    assert "wmdd" in chart.locator("select").input_value()
+
+
+def test_colours_follow_the_system_until_they_are_chosen(opened):
+    paper = "getComputedStyle(document.body).backgroundColor"
+    assert opened.evaluate(paper) == "rgb(255, 255, 255)"
+    opened.emulate_media(color_scheme="dark")
+    opened.wait_for_function(f"{paper} !== 'rgb(255, 255, 255)'")
+    opened.locator("#theme").click()
+    assert opened.locator("#theme span").inner_text() == "light"
+    assert opened.evaluate(paper) == "rgb(255, 255, 255)"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read(opened, scheme):
+    """WCAG 2: a contrast of 4.5 of text and what it stands on, also in charts."""
+    opened.emulate_media(color_scheme=scheme)
+    scroll(opened)
+    paper = luminance(opened.evaluate("getComputedStyle(document.body).backgroundColor"))
+    for place, what in ("p.quiet", "color"), ("main a", "color"), ("h2", "color"), (".chart svg text", "fill"):
+        ink = luminance(opened.locator(place).first.evaluate(f"found => getComputedStyle(found).{what}"))
+        bright, dark = max(ink, paper), min(ink, paper)
+        assert (bright + 0.05) / (dark + 0.05) >= 4.5, place
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of `rgb(r, g, b)`."""
+    parts = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_a_phone_shows_it_without_a_sideways_scroll(opened):
+    opened.set_viewport_size({"width": 360, "height": 740})
+    scroll(opened)
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_a_broken_chain_is_said_first(opened):
+    assert opened.locator("[role=alert] li").all_inner_texts() == [
+        "block was made from other teacher than are there now; run the workflow again"
+    ]
+
+
+def test_every_picture_and_control_has_a_name(opened):
+    assert opened.locator("img:not([alt])").count() == 0
+    for control in opened.locator("select, input, button").all():
+        name = control.evaluate("found => (found.labels?.[0] ?? found).textContent || found.ariaLabel")
+        assert (name or "").strip(), control.evaluate("found => found.outerHTML")
+
+
+def test_links_of_the_navigation_lead_somewhere(opened):
+    for link in opened.locator("nav a").all():
+        assert opened.locator(link.get_attribute("href")).count() == 1
+
+
+def test_without_scripts_the_tables_and_images_are_there(browser, file):
+    context = browser.new_context(java_script_enabled=False)
+    window = context.new_page()
+    window.goto(file.as_uri())
+    assert window.locator("#results tbody tr").count() == len(METHODS) * 4
+    assert window.locator(".strip:not([hidden]) img").first.is_visible()
+    context.close()
+
+
+def test_the_page_is_small(file):
+    assert file.stat().st_size < 4e6
