@@ -703,7 +703,7 @@ def report(
     rows = build.rows(results)
     summary = build.summary(rows)
     solved = build.barycenter_summary([(path, *_quality(path)) for path in barycenters or []])
-    artifacts.write_text(csv, summary.to_csv(index=False))
+    artifacts.write_text(csv, summary.round(2).to_csv(index=False))
     artifacts.write_text(cost_table, build.cost_markdown(spent))
     artifacts.write_text(barycenter_csv, solved.to_csv(index=False))
     artifacts.write_text(barycenter_table, build.barycenter_markdown(solved))

@@ -76,7 +76,7 @@ def table(*, students: Several, published: Path, table: Path, csv: Path, latex: 
         report.summary(report.rows([(path, read_json(path)) for path in students])), known.read(published)
     )
     wide = report.wide(summary)
-    artifacts.write_text(csv, summary.to_csv(index=False))
+    artifacts.write_text(csv, summary.round(2).to_csv(index=False))
     artifacts.write_text(latex, report.latex(wide))
     artifacts.write_text(table, wide.to_markdown(index=False) + "\n")
     print(wide.to_markdown(index=False))

@@ -53,7 +53,7 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
     """Return mean, standard deviation (n - 1) and n of top-1 and the mean of top-5, for each cell and kind of labels."""
     groups = cells.groupby([*GROUP, "labels"])
     table = groups.agg(mean=("top1", "mean"), std=("top1", "std"), n=("top1", "size"), top5=("top5", "mean"))
-    return table.round(2).reset_index()
+    return table.reset_index()
 
 
 def markdown(table: pd.DataFrame, teachers: dict[str, dict[str, Any]]) -> str:

@@ -26,7 +26,16 @@ CONFIG = TINY | {
 # one block of classes that takes its latents from two jobs
 SIZES = {"features_jobs": 2, "classes_per_block": 10, "recover": {"iterations": 5, "lr": 0.001}}
 CONFIG["datasets"] = {"digits": TINY["datasets"]["digits"] | SIZES}
-AFTER = {"images", "distance", "student", "grid", "report", "page", "distances", "all"}  # what follows from decoded images
+AFTER = {
+    "images",
+    "distance",
+    "student",
+    "grid",
+    "report",
+    "page",
+    "distances",
+    "all",
+}  # what follows from decoded images
 
 
 @pytest.fixture(scope="module")
@@ -114,14 +123,16 @@ def test_a_finished_run_has_nothing_to_do(run: Workspace) -> None:
 def test_the_reverse_diffusion_reruns_decode_and_what_follows(run: Workspace) -> None:
     pending = changed(run, "methods", value={"ddoq": {"decode": {"strength": 0.4}}})
     assert pending == {
-        "decode": 1, "recover": 1, "images": 2, "distance": 1, "student": 2, "grid": 2, "report": 1, "page": 1, "distances": 1, "all": 1,
+        "decode": 1, "recover": 1, "images": 2, "distance": 1, "student": 2, "grid": 2, "report": 1, "page": 1, "distances": 1,
+        "all": 1,
     }  # fmt: skip
 
 
 def test_weights_of_a_student_rerun_students_alone(run: Workspace) -> None:
     assert changed(run, "methods", value={"ddoq": {"student": {"weights": "mass"}}}) == {
         "student": 1,
-        "report": 1, "page": 1,
+        "report": 1,
+        "page": 1,
         "all": 1,
     }
 

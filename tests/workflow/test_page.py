@@ -1,0 +1,88 @@
+"""The page, the map and the tables of a real run."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+
+from .conftest import Workspace
+
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
+PAGE = "results/report/index.html"
+
+
+def test_the_page_of_a_run(finished: Workspace) -> None:
+    text = (finished.root / PAGE).read_text()
+    assert "<title>tiny: dataset distillation, results</title>" in text
+    for method in ("wmdd", "sre2l", "random", "kmeans-medoid"):
+        assert f'data-method="{method}"' in text
+    assert "do not belong together" not in text, "the chain of digests is broken"
+    accuracy = pd.read_csv(finished.root / "results/report/table.csv").set_index(["method", "labels"])["mean"]
+    for (method, labels), mean in accuracy.items():
+        row = re.search(rf"<td>{method}</td>.*?</tr>", text, re.DOTALL)
+        assert row, method
+        shown = [float(text) for text in re.findall(r">([\d.]+) \(1\)</td>", row[0])]
+        assert any(abs(mean - value) <= 0.0551 for value in shown), (method, labels)
+    figures = {path.name for path in (finished.root / "results/report/figures").glob("*.svg")}
+    assert {"stages-0.svg", "curves-0.svg", "losses-1.svg", "seconds-0.svg"} <= figures
+    assert "map-0.svg" not in figures, "nobody asked for it"
+
+
+def test_every_link_of_the_page_leads_to_a_file(finished: Workspace) -> None:
+    links = re.search(r'<ul class="links">(.*?)</ul>', (finished.root / PAGE).read_text(), re.DOTALL)
+    assert links
+    paths = re.findall(r'href="([^"]+)"', links[1])
+    assert "table.md" in paths
+    assert all((finished.root / PAGE).parent.joinpath(path).is_file() for path in paths)
+
+
+def test_the_stages_are_those_that_ran(finished: Workspace) -> None:
+    chart = json.loads((finished.root / "results/report/figures/stages-0.vl.json").read_text())
+    rows = [row for data in chart["datasets"].values() for row in data]
+    edges = {(row["from"], row["to"]) for row in rows if "from" in row}
+    assert {
+        ("data", "teacher"),
+        ("teacher", "features"),
+        ("features", "barycenter"),
+        ("barycenter", "recover"),
+    } <= edges
+    assert {("recover", "images"), ("images", "relabel"), ("relabel", "student"), ("select", "student")} <= edges
+
+
+def test_a_map_and_a_table_of_their_own(run: Workspace) -> None:
+    config = run.config
+    config["embedding"] = True
+    config["matrix"][0]["name"] = "mine"
+    run.config = config
+    assert run.pending("mine") == {"table": 1, "mine": 1}
+    assert run.pending() == {"embedding": 1, "page": 1, "all": 1}
+    run.snakemake("mine", "figures")
+    points = pd.read_json(run.root / "results/report/maps/digits/nano.json")
+    assert set(points["method"]) == {"", "wmdd", "sre2l", "random", "kmeans-medoid"}
+    assert points.groupby("method").size()["wmdd"] == 20
+    assert (run.root / "results/report/figures/map-0.svg").is_file()
+    table = (run.root / "results/report/tables/mine.md").read_text()
+    assert "digits, 2 per class" in table
+    assert "\\toprule" in (run.root / "results/report/tables/mine.tex").read_text()
+
+
+@pytest.mark.parametrize("name", ["teacher", "page"])
+def test_a_table_cannot_have_the_name_of_a_rule(fresh: Workspace, name: str) -> None:
+    config = fresh.config
+    config["matrix"][0]["name"] = name
+    fresh.config = config
+    failed = fresh.snakemake("--dry-run", check=False)
+    assert failed.returncode
+    assert f"matrix: the name {name} is that of a rule; choose another" in failed.stdout + failed.stderr
+
+
+def test_a_missing_history_is_one_line(run: Workspace) -> None:
+    for path in run.root.glob("results/digits/nano/wmdd/**/run0.csv"):
+        path.unlink()
+    (run.root / PAGE).unlink()
+    failed = run.snakemake(PAGE, check=False)
+    assert failed.returncode
+    log = (run.root / "logs/report/page.log").read_text()
+    assert re.search(r"error: .*run0\.csv is missing or damaged; delete .*run0\.json and run again", log)
+    assert "Traceback" not in log
