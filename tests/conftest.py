@@ -16,6 +16,13 @@ from wmdd.settings import NetworkSettings
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process run the workflow's tests, which start from one finished run, while the other runs the rest."""
+    for item in items:
+        if item.get_closest_marker("workflow"):
+            item.add_marker(pytest.mark.xdist_group("workflow"))
+
+
 class Killed(Exception):
     """Stands for the end of a job by a signal."""
 

@@ -276,7 +276,11 @@ def stages(nodes: dict[str, int], edges: dict[tuple[str, str], int]) -> Any | No
     if not edges:
         return None
     net = networkx.DiGraph(list(edges))
-    for layer, names in enumerate(networkx.topological_generations(net)):
+    forward = net.copy()
+    while not networkx.is_directed_acyclic_graph(forward):  # images that recover begins with make stages go in a circle
+        circle = networkx.find_cycle(forward)
+        forward.remove_edge(*min(circle, key=lambda edge: (edges[edge], edge)))
+    for layer, names in enumerate(networkx.topological_generations(forward)):
         for name in names:
             net.nodes[name]["layer"] = layer
     places = networkx.multipartite_layout(net, subset_key="layer")

@@ -105,6 +105,15 @@ def test_the_line_of_a_decay_has_its_slope(all_of_it):
     assert slope == pytest.approx(-1 / 12)
 
 
+def test_stages_may_go_in_a_circle():
+    """As where recover begins with another method's images."""
+    edges = {("decode", "images"): 9, ("images", "recover"): 1, ("recover", "images"): 5, ("images", "student"): 9}
+    rows = values(charts.stages({"images": 3}, edges))
+    assert {(row["from"], row["to"]) for row in rows if "from" in row} == set(edges)
+    across = {row["stage"]: row["x"] for row in rows if "stage" in row}
+    assert across["recover"] < across["images"] < across["student"], "the rarest edge goes back"
+
+
 def test_a_map_without_distilled_images_is_none():
     assert charts.embedding(pd.DataFrame({"x": [0.0], "y": [0.0], "name": ["a"], "method": [""]})) is None
 
