@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
 QUICK = deepcopy(TINY)
 QUICK["matrix"][0] |= {"methods": ["random"], "protocols": ["short-hard"]}
-RESULTS = ("results/**/*.json", "results/**/images.h5", "results/report/table.*")
+RESULTS = ("results/digits/**/*.json", "results/**/images.h5", "results/report/table.*")
 
 
 def start(at: Workspace) -> subprocess.Popen[str]:

@@ -82,12 +82,14 @@ def test_defaults_written_out_and_other_order_rerun_nothing(run: Workspace) -> N
     assert run.pending() == {}
 
 
-def test_threads_tracking_and_experiment_name_rerun_nothing(run: Workspace) -> None:
+def test_threads_and_tracking_rerun_nothing_and_a_name_the_page_it_stands_on(run: Workspace) -> None:
     config = run.config
     config["tracking"] = {"mode": "offline", "project": "other"}
-    config["experiment"] = "renamed"
     run.config = config
     assert run.pending("--set-threads", "teacher=1", "--set-resources", "recover:mem_mb=999") == {}
+    config["experiment"] = "renamed"
+    run.config = config
+    assert run.pending() == {"page": 1, "all": 1}
 
 
 def test_gpus_of_a_teacher_rerun_nothing(run: Workspace) -> None:

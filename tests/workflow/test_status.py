@@ -61,12 +61,12 @@ def lose(run: Workspace, target: str) -> None:
 def test_a_job_has_failed(run: Workspace) -> None:
     lose(run, f"{RESULT}.json")
     log = f"{RESULT.replace('results', 'logs')}.log"
-    assert re.search(r"\n\d+ of \d+ jobs done, 3 left\n$", status(run)), "an old log is no sign of life"
+    assert re.search(r"\n\d+ of \d+ jobs done, 1 out of date, 2 left\n$", status(run)), "an old log is no sign of life"
     (run.root / log).write_text(ERROR)
     text = status(run)
     assert f"Failed:\n  student {RESULT}.json\n    {log}, " in text
     assert f"    | {ERROR}    → lower lr of this stage" in text
-    assert re.search(r"\n\d+ of \d+ jobs done, 1 failed, 2 left\n$", text)
+    assert re.search(r"\n\d+ of \d+ jobs done, 1 failed, 1 out of date, 1 left\n$", text)
     assert run.pending() == {"all": 1, "student": 1, "report": 1, "page": 1}
 
 
@@ -78,7 +78,7 @@ def test_a_job_was_killed(run: Workspace) -> None:
     text = status(run)
     assert f"Stopped:\n  student {target}\n    {log}, " in text
     assert re.search(r"→ it fell silent: .* \([\d.]+/12 epoch are kept\)\n", text)
-    assert re.search(r"\n\d+ of \d+ jobs done, 1 stopped, 2 left\n$", text)
+    assert re.search(r"\n\d+ of \d+ jobs done, 1 stopped, 1 out of date, 1 left\n$", text)
 
 
 def test_a_job_runs(run: Workspace) -> None:
