@@ -145,6 +145,7 @@ rule page:
         decays=decays(),
         maps=maps(),
         published=PUBLISHED,
+        circles=CIRCLES if Path(CIRCLES).is_file() else [],
         templates=TEMPLATES,
         tables=[*rules.report.output, *(rules.distances.output if measurements() else [])],
     output:
@@ -164,6 +165,7 @@ rule page:
         atoms=optional("atoms", "atoms"),
         decays=optional("decays", "decays"),
         maps=optional("embeddings", "maps"),
+        circles=optional("circles", "circles"),
         experiment=experiment.file.experiment,
         code=code_digest("page"),
     shell:
@@ -179,6 +181,7 @@ rule page:
         " {params.atoms}"
         " {params.decays}"
         " {params.maps}"
+        " {params.circles}"
         " --published {input.published}"
         " --links {input.tables}"
         " --output {output.page}"
