@@ -234,9 +234,9 @@ def _settings(images: list[Path]) -> dict[str, Any]:
     weights: dict[str, tuple[str, float]] = {}
     for path in images:
         method, meta = path.parts[-4], artifacts.load_meta(path)
-        stages = {name: meta[name]["settings"] for name in ("recover", "decode") if name in meta} or {
-            "select": meta["settings"]
-        }
+        made = [name for name in ("recover", "decode") if name in meta]
+        stages: dict[str, Any] = {name: meta[name]["settings"] for name in made}
+        stages |= {} if made else {"select": meta["settings"]}
         for part in sorted(path.parent.glob("barycenter/*.h5"))[:1] + sorted(path.parent.glob("quantize/*.h5"))[:1]:
             stages[part.parent.name] = artifacts.load_meta(part)["settings"]
         settings[method] = {
