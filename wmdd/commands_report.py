@@ -229,22 +229,22 @@ def _strips(images: list[Path]) -> Any:
 
 
 def _settings(images: list[Path]) -> dict[str, Any]:
-    """Read the settings of each method, by stage, and of those that recover images the weight of the statistics."""
+    """Read the settings of each method on a dataset, by stage, and where images are recovered the weight of the statistics."""
     settings: dict[str, dict[str, Any]] = {}
-    weights: dict[str, tuple[str, float]] = {}
+    weights: dict[tuple[str, str], tuple[str, float]] = {}
+    several = len({path.parts[-6] for path in images}) > 1
     for path in images:
-        method, meta = path.parts[-4], artifacts.load_meta(path)
-        made = [name for name in ("recover", "decode") if name in meta]
-        stages: dict[str, Any] = {name: meta[name]["settings"] for name in made}
+        dataset, method, meta = path.parts[-6], path.parts[-4], artifacts.load_meta(path)
+        name = f"{method} on {dataset}" if several else method
+        made = [stage for stage in ("recover", "decode") if stage in meta]
+        stages: dict[str, Any] = {stage: meta[stage]["settings"] for stage in made}
         stages |= {} if made else {"select": meta["settings"]}
         for part in sorted(path.parent.glob("barycenter/*.h5"))[:1] + sorted(path.parent.glob("quantize/*.h5"))[:1]:
             stages[part.parent.name] = artifacts.load_meta(part)["settings"]
-        settings[method] = {
-            f"{stage}: {name}": value for stage, found in stages.items() for name, value in found.items()
-        }
+        settings[name] = {f"{stage}: {key}": value for stage, found in stages.items() for key, value in found.items()}
         if "recover" in stages:
-            rest = {name: value for name, value in settings[method].items() if name != "recover: regularisation"}
-            weights[method] = json.dumps(rest, sort_keys=True), float(stages["recover"]["regularisation"])
+            rest = {key: value for key, value in settings[name].items() if key != "recover: regularisation"}
+            weights[dataset, method] = json.dumps(rest, sort_keys=True), float(stages["recover"]["regularisation"])
     return {"settings": settings, "regularisations": weights}
 
 

@@ -131,7 +131,12 @@ def material() -> Material:
             "sre2l": {"recover: regularisation": 0.01, "recover: lr": 0.1},
             "random": {"select: strategy": "random"},
         },
-        regularisations={"wmdd": (rest, 10.0), "wmdd-lambda-regularisation1": (rest, 1.0), "sre2l": ("{}", 0.01)},
+        regularisations={
+            ("imagenette", "wmdd"): (rest, 10.0),
+            ("imagenette", "wmdd-lambda-regularisation1"): (rest, 1.0),
+            ("imagenette", "sre2l"): ("{}", 0.01),
+            ("another", "sre2l"): (rest, 5.0),
+        },
         published=published.read(ROOT / "config/published.yaml"),
         links=[("results/report/table.md", "table.md")],
     )

@@ -40,7 +40,7 @@ class Material:
         maps: of each dataset and teacher, `charts.embedding`'s table.
         strips: distilled images.
         settings: of each method the settings of the stages that made its images, flat.
-        regularisations: of methods of the family recover, what else they depend on and the weight of the statistics.
+        regularisations: of datasets and methods that recover images, what else they depend on and the weight of the statistics.
         published: `published.read`.
         links: files beside the page: name and path from it.
         circles: a data URI of the picture of circles and their means.
@@ -59,7 +59,7 @@ class Material:
     maps: dict[tuple[str, str], pd.DataFrame]
     strips: list[Strip]
     settings: dict[str, dict[str, Any]]
-    regularisations: dict[str, tuple[str, float]]
+    regularisations: dict[tuple[str, str], tuple[str, float]]
     published: pd.DataFrame
     links: list[tuple[str, str]] = field(default_factory=list)
     circles: str = ""

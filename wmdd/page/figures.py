@@ -160,17 +160,16 @@ def price(costs: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
     return summary.join(pd.DataFrame(found, index=summary.index))
 
 
-def sweeps(weights: dict[str, tuple[str, float]], summary: pd.DataFrame) -> pd.DataFrame:
+def sweeps(weights: dict[tuple[str, str], tuple[str, float]], summary: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of methods that differ from others in the weight of the statistics alone, under the shortest name.
 
     Args:
-        weights: of methods, what else they depend on and the weight.
+        weights: of datasets and methods, what else they depend on and the weight.
         summary: `report.summary`.
     """
-    known = pd.DataFrame(
-        [(method, *of) for method, of in weights.items()], columns=["method", "rest", "regularisation"]
-    )
-    table = summary.merge(known, on="method")
+    columns = ["dataset", "method", "rest", "regularisation"]
+    known = pd.DataFrame([(*key, *of) for key, of in weights.items()], columns=columns)
+    table = summary.merge(known, on=["dataset", "method"])
     if table.empty:
         return table
     keys = [*OF, "ipc", "rest"]
