@@ -17,6 +17,7 @@ CONTROLS = {"random": "#8A8A8A", "kmeans-medoid": "#5F7A8A"}  # real images
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
 HEIGHT = 280  # px
 POINT = 70  # square px
+LONG = 18  # letters of a name, of which only two fit side by side
 
 
 class Palette:
@@ -35,8 +36,11 @@ class Palette:
         import altair as alt
 
         shown = [place for place, method in enumerate(self.methods) if method in methods]
+        columns = 3 if max(map(len, methods)) <= LONG else 2
         domain = [self.methods[place] for place in shown]
-        legend = alt.Legend(title=None, orient="bottom", columns=3, symbolSize=POINT, symbolOpacity=1, labelLimit=180)
+        legend = alt.Legend(
+            title=None, orient="bottom", columns=columns, symbolSize=POINT, symbolOpacity=1, labelLimit=180
+        )
         return {
             "color": alt.Color("method:N", legend=legend).scale(domain=domain, range=[self.colours[i] for i in shown]),
             "shape": alt.Shape("method:N", legend=legend).scale(domain=domain, range=[self.shapes[i] for i in shown]),
@@ -53,9 +57,16 @@ def _chart(table: pd.DataFrame, description: str, height: int = HEIGHT) -> "alt.
 
 
 def _lines(
-    table: pd.DataFrame, x: Any, y: Any, palette: Palette, description: str, band: bool = False, tooltip: Any = ()
+    table: pd.DataFrame,
+    x: Any,
+    y: Any,
+    palette: Palette,
+    description: str,
+    band: bool = False,
+    tooltip: Any = (),
+    dots: bool = True,
 ) -> Any:
-    """Draw a line with points for each method, and a band from `low` to `high` around it."""
+    """Draw a line for each method, with points unless there are too many, and a band from `low` to `high` around it."""
     import altair as alt
 
     base = _chart(table, description)
@@ -66,8 +77,11 @@ def _lines(
     if band:
         faint = alt.when(picked).then(alt.value(0.16)).otherwise(alt.value(0.02))
         layers.insert(0, base.mark_area().encode(x, alt.Y("low:Q"), y2="high:Q", color=of["color"], opacity=faint))
-    points = base.mark_point(filled=True, size=POINT).encode(x, y, **of, opacity=opacity, tooltip=list(tooltip))
-    return alt.layer(*layers, points.add_params(picked))
+    if dots:
+        layers.append(
+            base.mark_point(filled=True, size=POINT).encode(x, y, **of, opacity=opacity, tooltip=list(tooltip))
+        )
+    return alt.layer(*layers[:-1], layers[-1].add_params(picked))
 
 
 def _ipc(table: pd.DataFrame) -> "alt.X":
@@ -134,9 +148,7 @@ def losses(histories: pd.DataFrame, palette: Palette) -> Any | None:
     step = max(1, int(table["epoch"].max() // 60))
     table = table[(table["epoch"] % step == 0) | (table["epoch"] == table["epoch"].max())]
     x, y = alt.X("epoch:Q", title="epoch").axis(grid=False), alt.Y("mean:Q", title="training loss")
-    return _lines(
-        table, x, y, palette, "Training loss of students against the epoch", tooltip=["method:N", "epoch:Q", "mean:Q"]
-    )
+    return _lines(table, x, y, palette, "Training loss of students against the epoch", dots=False)
 
 
 def price(table: pd.DataFrame, what: str, palette: Palette) -> Any | None:
