@@ -5,19 +5,17 @@ import os
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from cyclopts import Parameter
 
 from wmdd import artifacts
 from wmdd.artifacts import check_classes, load_model, read_json
 from wmdd.commands import Several, _quality, _teacher, app
 from wmdd.errors import WmddError
-
-Links = Annotated[list[Path], Parameter(consume_multiple=True)]
+from wmdd.job import cost_path
 
 
 @app.command
@@ -99,7 +97,7 @@ def page(
     atoms: Several | None = None,
     decays: Several | None = None,
     embeddings: Several | None = None,
-    links: Links | None = None,
+    links: Several | None = None,
     circles: Path | None = None,
 ) -> None:
     """Write the report as one HTML file that opens without a network, and its charts as files of their own.
@@ -129,8 +127,8 @@ def page(
 
     results = [(path, read_json(path)) for path in students]
     cells = report.rows(results)
-    costs = list(dict.fromkeys([*costs, *(path.with_suffix(".cost.json") for path in images)]))  # joining has one too
-    costs = [path for path in costs if path.is_file()]
+    joined = [cost_path(path) for path in images]  # whose joining has a cost too
+    costs = list(dict.fromkeys([*costs, *filter(Path.is_file, joined)]))
     paths = _made(costs)
     about = [(path.stem, artifacts.load_meta(path)) for path in datasets]
     material = build.Material(

@@ -33,10 +33,10 @@ def chosen(classes: int) -> list[int]:
 
 def strip(images: np.ndarray) -> tuple[str, int]:
     """Return images [K, 3, H, W] uint8 in a row as a data URI, with a transparent gap between them, and their height in it."""
-    side, height = images.shape[-1], images.shape[-2]
+    side = images.shape[-1]
     pictures = [Image.fromarray(each) for each in images.transpose(0, 2, 3, 1)]  # [K, 3, H, W] -> [K, H, W, 3]
-    if max(side, height) > LOSSLESS:
-        pictures = [each.resize((SIDE, SIDE), Image.Resampling.LANCZOS) for each in pictures if side > SIDE] or pictures
+    if side > SIDE:
+        pictures = [each.resize((SIDE, SIDE), Image.Resampling.LANCZOS) for each in pictures]
     width, height = pictures[0].size
     row = Image.new("RGBA", (len(pictures) * (width + GAP) - GAP, height))
     for place, picture in enumerate(pictures):
