@@ -81,6 +81,22 @@ def test_a_warned_job_ends_with_its_next_checkpoint(tmp_path):
     assert Checkpoint(tmp_path / "c", "key").load() == {"x": 2}
 
 
+def test_of_processes_together_none_ends_by_what_it_alone_has_heard(tmp_path):
+    notices = [Notice(keeps=True, together=True) for _ in range(2)]
+    keepers = [Checkpoint(tmp_path / f"c{number}", "key", 1e9, notice) for number, notice in enumerate(notices)]
+    notices[0].give("SIGUSR1")  # after they last asked each other, before the checkpoint that is due for another reason
+    for number, keeper in enumerate(keepers):
+        assert not keeper.due()
+        keeper.save({"x": number}, 1, 3, "epoch")
+    for notice in notices:
+        notice.agree()
+    for keeper, name in zip(keepers, ("SIGUSR1", "a signal to another process"), strict=True):
+        assert keeper.due()
+        with pytest.raises(Preempted, match=rf"^{name}: checkpoint written") as end:
+            keeper.save({"x": 2}, 2, 3, "epoch")
+        assert end.value.agreed
+
+
 def test_before_it_keeps_anything_a_warned_job_ends_at_once(tmp_path):
     notice = Notice()
     keeper = Checkpoint(tmp_path / "c", "key", 1e9, notice)

@@ -99,7 +99,7 @@ def job(
     meta |= {"versions": versions(), "revision": git_revision()}
     path = output.with_name(f".{output.name}.checkpoint")
     # of several processes none ends but with the others, at a place on which they agree
-    notice = Notice(BEFORE if path.exists() else NOTHING, keeps=world.size > 1)
+    notice = Notice(BEFORE if path.exists() else NOTHING, keeps=world.size > 1, together=world.size > 1)
     checkpoint = Checkpoint(path, key, seconds_between(), notice)
     done = Job(stage, output, meta, computing, tracking.NullTracker(), checkpoint, world=world)
     with listening(notice):

@@ -34,11 +34,14 @@ class Notice:
 
     As long as it keeps nothing (`keeps`), it ends at once, by an exception wherever it is, and says `otherwise`; from then on
     whoever keeps something asks `signal` at a safe point. A second warning changes nothing.
+
+    Of several processes that do a job `together`, none may act on what it alone has heard, at whatever moment that came:
+    what is `heard` becomes the `signal` when they `agree`.
     """
 
-    def __init__(self, otherwise: str = NOTHING, keeps: bool = False) -> None:
-        self.otherwise, self.keeps = otherwise, keeps
-        self.signal = ""  # name of the one that came
+    def __init__(self, otherwise: str = NOTHING, keeps: bool = False, together: bool = False) -> None:
+        self.otherwise, self.keeps, self.together = otherwise, keeps, together
+        self.heard = self.signal = ""  # name of the one that came
 
     def give(self, name: str) -> None:
         """Take a warning.
@@ -46,11 +49,17 @@ class Notice:
         Raises:
             Preempted: nothing is kept.
         """
-        if self.signal:
+        if self.heard:
             return
-        self.signal = name
-        if not self.keeps:
-            raise self._now()
+        self.heard = name
+        if not self.together:
+            self.signal = name
+            if not self.keeps:
+                raise self._now()
+
+    def agree(self) -> None:
+        """End at the next checkpoint, as all processes do, since one of them was told to."""
+        self.signal = self.heard or "a signal to another process"
 
     def end(self, error: BaseException) -> Preempted | None:
         """Return the end of the job that an exception stands for, if it does: what ends at once may break something else."""

@@ -304,8 +304,8 @@ def fit_all(
             trained.history.append(entry)
             of = f"{number}/" if len(every) > 1 else ""
             context.log({f"{of}{k}": v for k, v in entry.items() if k != "epoch"}, epoch + 1)
-        if context.world.any(bool(context.notice.signal)):
-            context.notice.give("a signal to another process")
+        if context.world.any(bool(context.notice.heard)):
+            context.notice.agree()
         if context.keeper.due() or epoch + 1 == settings.epochs:
             keep(0, total)  # at the end too: what follows, as a gate, may still stop the job
     for trained in every:
