@@ -29,7 +29,7 @@ from wmdd.errors import WmddError
 from wmdd.lock import guard
 from wmdd.provenance import code_digest, git_revision
 from wmdd.resources import Requests
-from wmdd.settings import LabelSettings, flags as as_flags
+from wmdd.settings import LabelSettings, Settings, flags as as_flags
 
 if workflow.is_main_process:
     guard()
@@ -161,7 +161,18 @@ def barycenter_of(wildcards):
 def features_of(wildcards):
     """The features, for strategies that choose by them."""
     select = experiment.resolve("select", dataset=wildcards.dataset, method=wildcards.method)
-    return from_teacher("features.h5")(wildcards) if select.strategy != "random" else []
+    return from_teacher("features.h5")(wildcards) if select.strategy == "kmeans-medoid" else []
+
+
+def looking(wildcards):
+    """The teacher, for strategies that ask it."""
+    select = experiment.resolve("select", dataset=wildcards.dataset, method=wildcards.method)
+    return from_teacher("model.safetensors")(wildcards) if select.strategy == "patches" else []
+
+
+def looked(of):
+    """Where a teacher is asked, if the strategy does."""
+    return ENGINE if experiment.resolve("select", dataset=of["dataset"], method=of["method"]).strategy == "patches" else Settings()
 
 
 def start_of(wildcards):

@@ -1,10 +1,12 @@
-# The family `select`: data.h5 (and features.h5 where the strategy looks at them) -> images.h5, real images as they are
+# The family `select`: data.h5 (and features.h5 or the teacher, where the strategy looks at them) -> images.h5, real images as they
+#                      are, several in one, or crops of them
 
 
 rule select:
     input:
         data="data/{dataset}.h5",
         features=features_of,
+        teacher=looking,
     output:
         images="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.h5",
         cost="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.cost.json",
@@ -18,14 +20,17 @@ rule select:
     resources:
         mem_mb=asked("select", "mem_mb"),
         runtime=asked("select", "runtime"),
+        gpu=asked("select", "gpu"),
     params:
         features=optional("features", "features"),
-        settings=settings("select", solver),
+        teacher=optional("teacher", "teacher"),
+        settings=settings("select", solver, looked),
         code=code_digest("select"),
     shell:
         "python -m wmdd select"
         " --data {input.data}"
         " {params.features}"
+        " {params.teacher}"
         " --output {output.images}"
         " --ipc {wildcards.ipc}"
         " --seed {wildcards.seed}"

@@ -466,6 +466,43 @@ def test_digits_limited_and_miscounted() -> None:
     refusal("data.storage", call=lambda: digits(storage="encoded"))
 
 
+# A part of the training set that validates
+
+
+@pytest.mark.parametrize("storage", ["pixels", "encoded"])
+def test_held_out_pictures_validate_in_place_of_the_validation_set(root: Path, storage: str) -> None:
+    whole = collect(root, storage=storage)
+    damaged(root / "val/dog/0.png", "text")  # is not read
+    apart = collect(root, storage=storage, held_out=0.3)
+    assert (np.bincount(apart.train.labels).tolist(), np.bincount(apart.val.labels).tolist()) == ([2, 2], [1, 1])
+
+    def pictures(dataset: Packed, split: Split) -> list[bytes]:
+        return [image.tobytes() for image in split.images] if split.images is not None else list(split.files or [])
+
+    both = [*pictures(apart, apart.train), *pictures(apart, apart.val)]
+    assert len(set(both)) == 6
+    assert set(both) == set(pictures(whole, whole.train))
+    assert apart.val_folder == ""
+    assert apart.meta["variant"].endswith(", validated on 30 % of the training pictures")
+    assert "validated on 30 %" in told(apart)
+    for a, b in zip(apart.arrays.values(), collect(root, storage=storage, held_out=0.3).arrays.values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_seed_decides_on_what_is_held_out_and_other_images_do_not() -> None:
+    plain, apart, other = digits(), digits(held_out=0.25), digits(1, held_out=0.25)
+    assert len(apart.val.labels) == pytest.approx(len(plain.train.labels) / 4, abs=5)
+    assert len(apart.train.labels) + len(apart.val.labels) == len(plain.train.labels)
+    assert apart.val.images is not None
+    assert other.val.images is not None
+    assert apart.val.images.tobytes() != other.val.images.tobytes()
+
+
+@pytest.mark.parametrize("share", [0.05, 0.95])
+def test_a_class_of_which_nothing_would_be_left_on_one_side(root: Path, share: float) -> None:
+    refusal("'cat'", "3 training pictures", "data.held_out", call=lambda: collect(root, held_out=share))
+
+
 # What is noticed
 
 

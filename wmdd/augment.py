@@ -53,15 +53,17 @@ def identity(count: int) -> Views:
     return Views(whole, torch.zeros(count, dtype=torch.bool), torch.arange(count), torch.zeros_like(whole), False)
 
 
-def resized_crop(generator: torch.Generator, count: int, scale: tuple[float, float]) -> Tensor:
+def resized_crop(
+    generator: torch.Generator, count: int, scale: tuple[float, float], aspect: tuple[float, float] = ASPECT
+) -> Tensor:
     """Draw `count` boxes [N, 4] of random area and aspect, as shares of the side.
 
-    The area is uniform in `scale`, the log of the aspect ratio uniform in [3/4, 4/3]; a box longer than the side is cut
+    The area is uniform in `scale`, the log of the aspect ratio uniform in that of `aspect`; a box longer than the side is cut
     to it (torchvision tries again up to ten times instead).
     """
     u = torch.rand(count, 4, generator=generator, dtype=torch.float64)
     area = scale[0] + (scale[1] - scale[0]) * u[:, 0]
-    low, high = (math.log(a) for a in ASPECT)
+    low, high = (math.log(a) for a in aspect)
     ratio = (low + (high - low) * u[:, 1]).exp()
     height = (area / ratio).sqrt().clamp(max=1)
     width = (area * ratio).sqrt().clamp(max=1)

@@ -451,18 +451,41 @@ def select(
     ipc: Ipc,
     seed: int,
     features: Path | None = None,
+    teacher: Path | None = None,
     threads: int = 1,
     settings: SelectSettings = SelectSettings(),
     solver: BarycenterSettings = BarycenterSettings(),
+    engine: EngineSettings = ENGINE,
 ) -> None:
-    """Choose real images as the distilled set."""
+    """Choose real images, or parts of them, as the distilled set.
+
+    Args:
+        data: of the data stage.
+        output: of the images.
+        ipc: images per class.
+        seed: of the distillation.
+        features: of the features stage, for the strategy kmeans-medoid.
+        teacher: of the teacher stage, for the strategy patches.
+        threads: of the CPU.
+        settings: the strategy.
+        solver: of the barycenter behind kmeans-medoid.
+        engine: device, precision, for the strategy patches.
+    """
     from wmdd.feeding import opened, read
     from wmdd.points import Cloud
+    from wmdd.select import masses, mosaic, patches
     from wmdd.select import select as run
 
+    for strategy, given, name in ("kmeans-medoid", features, "features"), ("patches", teacher, "teacher"):
+        if settings.strategy == strategy and given is None:
+            raise WmddError(f"select with strategy {strategy} needs --{name}")
     with ExitStack() as files:
         pictures, meta = files.enter_context(opened(staged(data, make=False), "train", once=True))
-        inputs, cloud = {"data": meta["digest"]}, None
+        inputs, cloud, network = {"data": meta["digest"]}, None, None
+        if teacher is not None:
+            network, known = _teacher(teacher)
+            check_classes(known["classes"], meta["classes"], str(teacher), str(data))
+            inputs["teacher"] = known["digest"]
         if features is not None:
             found = files.enter_context(artifacts.reading(features, "features", "labels"))
             about = artifacts.meta_of(found)
@@ -470,15 +493,32 @@ def select(
                 raise WmddError(f"{features} is of other data than {data}; run the features stage again")
             inputs["features"] = about["digest"]
             cloud = Cloud(found["features"], found["labels"][()], about["names"])
-        elif settings.strategy != "random":
-            raise WmddError(f"select with strategy {settings.strategy} needs --features")
         this = files.enter_context(
-            job("select", output, [settings, solver], inputs, threads=threads, ipc=ipc, seed=seed)
-        )
+            job(
+                "select", output, [settings, solver], inputs, None if network is None else engine, threads,
+                ipc=ipc, seed=seed,
+            )
+        )  # fmt: skip
         positions, weights = run(pictures.labels, meta["classes"], ipc, cloud, settings, solver, seed)
-        this.meta["positions"] = positions.tolist()
-        chosen = read(pictures, positions.flatten()).unflatten(0, positions.shape)
-        _save_images(this, chosen, weights, list(range(len(meta["classes"]))), meta)
+        shown, chosen, boxes = [], [], []
+        for label, mine in enumerate(this.context.progress(positions, "selecting", len(positions), 0, "class")):
+            found_here = read(pictures, mine)
+            if network is not None:
+                count = ipc * settings.tiles**2
+                this.engine.place(network).eval()
+                best = patches(
+                    network, found_here, label, count, known["mean"], known["std"], settings, seed, this.engine
+                )
+                mine, found_here = mine[best.images], best.pixels
+                boxes.append(best.boxes.tolist())
+            chosen.append(mine.tolist())
+            shown.append(mosaic(found_here, settings.tiles))
+        if boxes:
+            weights, this.meta["boxes"] = torch.full((len(boxes), ipc), 1 / ipc), boxes
+        else:
+            weights = masses(weights, settings.tiles)
+        this.meta["positions"] = chosen
+        _save_images(this, torch.stack(shown), weights, list(range(len(meta["classes"]))), meta)
 
 
 @app.command

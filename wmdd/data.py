@@ -6,7 +6,7 @@ Each picture is read and decoded once, checked, and written; memory does not gro
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import islice
 from typing import Any
@@ -24,6 +24,7 @@ from wmdd.pictures import Decoded, UnreadableError, decode
 from wmdd.progress import progress
 from wmdd.rng import generator
 from wmdd.settings import DataSettings
+from wmdd.shelves import Part
 from wmdd.sources import Found, Shelf, find
 from wmdd.threads import in_order
 
@@ -66,24 +67,32 @@ def pack(settings: DataSettings, writer: Writer, seed: int = 0) -> dict[str, Any
 
     For each split S the arrays are `S/labels` [N] int64 and `S/images` [N, 3, R, R] uint8, or in place of the images
     `S/bytes`, `S/offsets` [N + 1] (file i is `bytes[offsets[i]:offsets[i + 1]]`) and `S/plain` [N] (see
-    `wmdd.pictures.decode_plain`). `seed` matters only where the source has no split of its own (digits).
+    `wmdd.pictures.decode_plain`). `seed` matters only where the source has no split of its own (digits), or its validation
+    set is left aside (`held_out`).
 
     Raises:
         WmddError: something is missing, unreadable or does not fit the settings; the message names it.
     """
     layout = known(settings.source).layout
     if layout == "digits":
-        return _pack_arrays(settings, writer, *_digits(seed))
+        return _pack_arrays(settings, writer, seed, *_digits(seed))
     if layout == "cifar":
-        return _pack_arrays(settings, writer, *cifar.read(settings))
-    return _pack_files(settings, writer, find(settings))
+        return _pack_arrays(settings, writer, seed, *cifar.read(settings))
+    return _pack_files(settings, writer, seed, find(settings))
 
 
-def _pack_files(settings: DataSettings, writer: Writer, found: Found) -> dict[str, Any]:
+def _pack_files(settings: DataSettings, writer: Writer, seed: int, found: Found) -> dict[str, Any]:
     limit = settings.images_per_class or None
     _check_count(found.classes, settings, str(found.root))
     listed = {"train": sum(map(len, found.train)), "val": sum(map(len, found.val))}
     _check_images(settings, listed, str(found.root))
+    if settings.held_out:
+        apart = [
+            [Part(shelf, positions.tolist()) for positions in _apart(len(shelf), settings, seed, label, found.classes)]
+            for label, shelf in enumerate(found.train)
+        ]
+        found = replace(found, train=[kept for kept, _ in apart], val=[held for _, held in apart], val_folder="")
+        listed["val"] = sum(map(len, found.val))
     listed["train"] = sum(min(len(shelf), limit or len(shelf)) for shelf in found.train)
     reader = _Reader(settings, found)
     size = sum(listed.values()) * 3 * reader.side() ** 2
@@ -96,7 +105,8 @@ def _pack_files(settings: DataSettings, writer: Writer, found: Found) -> dict[st
         pictures = reader.read(shelves, tally, limit if split == "train" else None)
         pictures = progress(pictures, f"reading {split}", listed[split], unit="img")
         _write_split(writer, split, tally, pictures, encoded)
-    meta = {"classes": found.classes, "names": found.names, "val_folder": found.val_folder, "variant": found.variant}
+    meta = {"classes": found.classes, "names": found.names, "val_folder": found.val_folder}
+    meta["variant"] = _variant(found.variant, settings)
     return meta | _about(settings, tallies, reader.resolution, encoded)
 
 
@@ -186,14 +196,45 @@ def _is_encoded(settings: DataSettings, size: int) -> bool:
     return size > PIXELS if settings.storage == "auto" else settings.storage == "encoded"
 
 
+def _apart(
+    count: int, settings: DataSettings, seed: int, label: int, classes: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Divide the training pictures of a class: the positions of those that train, and of those that validate, drawn by `seed`.
+
+    Raises:
+        WmddError: none would be left on one side.
+    """
+    held = round(settings.held_out * count)
+    if not 0 < held < count:
+        raise WmddError(
+            f"class {classes[label]!r} has {count} training pictures, of which data.held_out {settings.held_out:g} would take "
+            f"{held}; add pictures, or choose another share"
+        )
+    order = torch.randperm(count, generator=generator("data", "split", seed, label)).numpy()
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def _variant(name: str, settings: DataSettings) -> str:
+    share = f"{100 * settings.held_out:g} % of the training pictures"
+    return f"{name}, validated on {share}" if settings.held_out else name
+
+
 def _pack_arrays(
-    settings: DataSettings, writer: Writer, train: cifar.Arrays, val: cifar.Arrays, classes: list[str]
+    settings: DataSettings, writer: Writer, seed: int, train: cifar.Arrays, val: cifar.Arrays, classes: list[str]
 ) -> dict[str, Any]:
     """Pack labels [N] and images [N, 3, h, w] in 0..255, in any order."""
     _check_count(classes, settings, settings.source)
     _check_images(settings, {"train": len(train[0]), "val": len(val[0])}, settings.source)
     if settings.storage == "encoded":
         raise WmddError(f"{settings.source} has no picture files to store; set data.storage to auto or pixels")
+    if settings.held_out:
+        labels, images = train
+        members = [np.flatnonzero(labels == label) for label in range(len(classes))]
+        apart = [
+            [those[positions] for positions in _apart(len(those), settings, seed, label, classes)]
+            for label, those in enumerate(members)
+        ]
+        train, val = ((labels[those], images[those]) for those in map(np.concatenate, zip(*apart, strict=True)))
     side = settings.resolution or 32  # CIFAR's own; digits are enlarged to it
     tallies = {}
     for split, arrays, limit in zip(SPLITS, (train, val), (settings.images_per_class or None, None), strict=True):
@@ -203,8 +244,8 @@ def _pack_arrays(
                 tally.add(label, image, image.tobytes())
             writer.append(f"{split}/images", images)
         writer.put(f"{split}/labels", np.array(tally.labels, np.int64))
-    val_folder = "" if settings.source == "digits" else "test"
-    variant = known(settings.source).title
+    val_folder = "" if settings.source == "digits" or settings.held_out else "test"
+    variant = _variant(known(settings.source).title, settings)
     meta = {"classes": classes, "names": classes, "val_folder": val_folder, "variant": variant}
     return meta | _about(settings, tallies, side, False)
 

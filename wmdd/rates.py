@@ -13,7 +13,8 @@ import yaml
 from wmdd.errors import WmddError
 
 RATED = (  # the stages that run a network
-    "teacher", "features", "recover", "relabel", "student", "autoencoder", "encode", "diffusion", "decode", "distance",
+    "teacher", "features", "recover", "select", "relabel", "student", "autoencoder", "encode", "diffusion", "decode",
+    "distance",
 )  # fmt: skip
 
 

@@ -1,12 +1,22 @@
-"""Select: real images as they are, the controls that every distilled set must beat under the same labels."""
+"""Select: real images as they are, the controls that every distilled set must beat under the same labels; and parts of them.
 
-from typing import TYPE_CHECKING
+With `tiles` m a distilled image is a mosaic of m x m chosen ones, each shrunk to 1/m of its side, so that a set shows m^2 times
+as many real images in as many pixels (multi-formation, Kim et al. 2022, IDC; RDED). The strategy `patches` chooses what the
+mosaics of RDED (Sun et al. 2024, "On the Diversity and Realism of Distilled Dataset") are made of.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from wmdd import augment
+from wmdd.engine import Engine
 from wmdd.errors import WmddError
+from wmdd.models import Network, normalise
 from wmdd.points import Cloud
 from wmdd.rng import generator
 from wmdd.transport import quantize
@@ -15,7 +25,15 @@ from wmdd.transport.measure import squared_distances
 if TYPE_CHECKING:
     from wmdd.settings import BarycenterSettings, SelectSettings
 
-Chosen = tuple[Tensor, Tensor]  # positions within the class [K], weights [K]
+Chosen = tuple[Tensor, Tensor]  # positions within the class [n], weights [n]
+
+
+class Patches(NamedTuple):
+    """Crops of images: which ones they are of [n], their boxes [n, 4] (`wmdd.augment`), and pixels [n, 3, R, R] uint8."""
+
+    images: Tensor
+    boxes: Tensor
+    pixels: Tensor
 
 
 def random(count: int, k: int, seed: int, label: int) -> Chosen:
@@ -44,36 +62,125 @@ def select(
     solver: "BarycenterSettings",
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return the positions in the training set [C, K] and the weights [C, K] of the chosen images.
+    """Return the positions in the training set [C, n] and the weights [C, n] of chosen images.
+
+    For the strategy `patches` they are the candidates, n of `settings.candidates` or the whole class, all of weight 1/n; else
+    n = K m^2 for m x m tiles in a distilled image.
 
     Args:
         labels: [N], sorted.
         classes: their names.
         k: images per class.
-        features: of the training set; None for the strategy `random`. One class is in memory at a time.
+        features: of the training set, for the strategy `kmeans-medoid`. One class is in memory at a time.
         settings: the strategy.
         solver: settings of the barycenter behind `kmeans-medoid`.
         seed: of the distillation.
 
     Raises:
-        WmddError: a class has fewer images than K.
+        WmddError: a class has fewer images than are to be chosen, or there are fewer candidates.
     """
     count = torch.bincount(labels, minlength=len(classes)).tolist()
+    needed = k * settings.tiles**2
     for name, found in zip(classes, count, strict=True):
-        if found < k:
+        if found < needed:
+            each = f" of {settings.tiles} x {settings.tiles} tiles" if settings.tiles > 1 else ""
             raise WmddError(
-                f"class {name!r} has {found} training images, fewer than the {k} images per class to select; "
-                f"lower ipc to {min(count)} or less, or add images"
+                f"class {name!r} has {found} training images, fewer than the {k} images per class{each} to select; "
+                f"lower ipc to {min(count) // settings.tiles**2} or less, or add images"
             )
+    if settings.strategy == "patches":
+        if settings.candidates < needed:
+            raise WmddError(
+                f"select.candidates {settings.candidates} is fewer than the {needed} patches of a class; raise it"
+            )
+        needed = min(*count, settings.candidates)
     start = 0
     positions, weights = [], []
     for label, found in enumerate(count):
-        if settings.strategy == "random":
-            chosen, mass = random(found, k, seed, label)
-        else:
+        if settings.strategy == "kmeans-medoid":
             assert features is not None
-            chosen, mass = kmeans_medoid(features.read(features.rows(label)), k, solver, seed, label)
+            chosen, mass = kmeans_medoid(features.read(features.rows(label)), needed, solver, seed, label)
+        else:
+            chosen, mass = random(found, needed, seed, label)
         positions.append(chosen + start)
         weights.append(mass)
         start += found
     return torch.stack(positions), torch.stack(weights).float()
+
+
+@torch.no_grad()
+def patches(
+    network: Network,
+    images: Tensor,
+    label: int,
+    count: int,
+    mean: list[float],
+    std: list[float],
+    settings: "SelectSettings",
+    seed: int,
+    engine: Engine,
+) -> Patches:
+    r"""Return the crops of the images of a class that the teacher is surest of, at most one of each image, the best first.
+
+    Of each image the crop with the least cross-entropy -log p(c | crop) stays, and of these the least `count` (RDED's realism
+    score). RDED's code scores a crop at its place in the mosaic's size within a frame of zeros; here it is scored at full size,
+    as a student sees it that crops the mosaic.
+
+    Args:
+        network: the teacher.
+        images: candidates, uint8 [n, 3, R, R].
+        label: their class c.
+        count: how many to choose, at most n.
+        mean: per channel, of the teacher's normalisation.
+        std: per channel.
+        settings: crops of an image, and their sizes.
+        seed: of the distillation.
+        engine: where the teacher is.
+    """
+    n, device = len(images), engine.device
+    draws = generator("select", "crops", seed, label)
+    boxes = augment.resized_crop(draws, n * settings.crops, settings.crop_scale, (1.0, 1.0))
+    views = replace(augment.identity(len(boxes)), crop=boxes)
+    whose = torch.arange(n).repeat_interleave(settings.crops)
+
+    def score(index: Tensor) -> Tensor:
+        seen = augment.apply(normalise(images[whose[index]], mean, std).to(device), *_these(views, index, device))
+        with engine.autocast():
+            logits = network(engine.arranged(seen, network)).float()
+        return F.cross_entropy(logits, torch.full((len(index),), label, device=device), reduction="none").cpu()
+
+    parts = torch.arange(len(boxes)).split(engine.at_once(images.shape[-1]))
+    losses = torch.cat(list(engine.passes(score, parts))).view(n, settings.crops)
+    least, best = losses.min(1)
+    chosen = least.sort(stable=True).indices[:count]
+    taken = chosen * settings.crops + best[chosen]
+    cut = augment.apply(images[chosen].float(), *_these(views, taken, torch.device("cpu")))
+    return Patches(chosen, boxes[taken], cut.round().clamp(0, 255).to(torch.uint8))
+
+
+def _these(views: augment.Views, index: Tensor, device: torch.device) -> tuple[augment.Views, Tensor]:
+    """Return some of the views as those of as many images."""
+    return views.of(index).to(device), torch.arange(len(index), device=device)
+
+
+def mosaic(pictures: Tensor, tiles: int) -> Tensor:
+    """Return images [K, 3, R, R] of m x m pictures each, from [K m^2, 3, R, R] uint8; image j has j, K + j, 2 K + j, ...
+
+    They go row by row. Where m does not divide R, tiles of a row differ by a pixel.
+    """
+    if tiles == 1:
+        return pictures
+    side = pictures.shape[-1]
+    k = len(pictures) // tiles**2
+    edges = [side * i // tiles for i in range(tiles + 1)]
+    found = torch.empty(k, 3, side, side, dtype=torch.uint8)
+    for place, part in enumerate(pictures.split(k)):
+        (top, bottom), (left, right) = (edges[i : i + 2] for i in divmod(place, tiles))
+        shrunk = F.interpolate(part.float(), (bottom - top, right - left), mode="bilinear", antialias=True)
+        found[..., top:bottom, left:right] = shrunk.round().clamp(0, 255).to(torch.uint8)
+    return found
+
+
+def masses(weights: Tensor, tiles: int) -> Tensor:
+    """Return the weights [C, K] of mosaics, the sums of those [C, K m^2] of their pictures."""
+    return weights.unflatten(1, (tiles**2, -1)).sum(1)

@@ -101,6 +101,13 @@ class DataSettings(Settings):
     images_per_class: int = Field(0, ge=0, description="keep the first N training images of a class; 0: all")
     train_images: int = Field(0, ge=0, description="how many there must be before any is left out; 0: not checked")
     val_images: int = Field(0, ge=0, description="how many there must be; 0: not checked")
+    held_out: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of each class's training images that validates in place of the validation set, which is not read: "
+        "to choose settings without looking at it; 0: none",
+    )
     mean: tuple[Fraction, Fraction, Fraction] | None = Field(
         None,
         description="of red, green and blue in [0, 1], to normalise by; not set: measured from the training images",
@@ -404,11 +411,27 @@ class RecoverSettings(Settings):
 
 
 class SelectSettings(Settings):
-    """Real images chosen as they are: the controls."""
+    """Real images as they are, the controls; or several in one; or the crops that the teacher is surest of (RDED)."""
 
-    strategy: Literal["random", "kmeans-medoid"] = Field(
-        "random", description="uniformly, or the real image nearest to each atom of the free-weights barycenter"
+    strategy: Literal["random", "kmeans-medoid", "patches"] = Field(
+        "random",
+        description="uniformly; the real image nearest to each atom of the free-weights barycenter; or the crops of random "
+        "images that the teacher is surest of",
     )
+    tiles: Count = Field(
+        1, description="m: a distilled image is m x m chosen ones, each of 1/m of its side (RDED: 2, at 32 px 1)"
+    )
+    candidates: Count = Field(300, description="patches: random images of a class that are cropped (RDED: 300)")
+    crops: Count = Field(5, description="patches: of each of them, of which the best may be chosen (RDED: 5)")
+    crop_scale: Shares = Field((0.08, 1.0), description="patches: share of the area of a crop (RDED's code)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _uncropped(cls, values: Any) -> Any:
+        """Leave settings of the crops at their defaults where there are none, so that changing them reruns nothing."""
+        if not isinstance(values, dict) or values.get("strategy") == "patches":
+            return values
+        return {name: value for name, value in values.items() if name not in ("candidates", "crops", "crop_scale")}
 
 
 class AugmentationSettings(Settings):

@@ -87,6 +87,24 @@ class TarShelf:
         return self._tar.read(self._offsets[index], self._sizes[index], self.name(index))
 
 
+class Part:
+    """Some of the pictures of a shelf."""
+
+    __slots__ = ("_positions", "_shelf")
+
+    def __init__(self, shelf: Shelf, positions: Iterable[int]) -> None:
+        self._shelf, self._positions = shelf, array("q", positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def name(self, index: int) -> str:
+        return self._shelf.name(self._positions[index])
+
+    def read(self, index: int) -> bytes:
+        return self._shelf.read(self._positions[index])
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn what goes wrong with reading a file or folder into one line.

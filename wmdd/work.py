@@ -253,6 +253,8 @@ class Job:
     def stage(self) -> str | None:
         """The stage that runs a network, if it is of one."""
         stage = self.rule.removesuffix("_part")
+        if stage == "select" and not self.width:  # of the selections some ask a network
+            return None
         return stage if stage in rates.RATED else None
 
 
@@ -713,14 +715,20 @@ class _Draft:
                 scene.classes * r.ipc * scene.pixels,
             )
             needs, about = [self.data(r.dataset)], {"moved": 2 * disk, "memory": 2 * disk}
-            if settings.strategy != "random":
+            if settings.strategy == "patches":
+                looked = scene.classes * min(settings.candidates, scene.points) * settings.crops
+                needs.append(self.teacher(r, scene))
+                about |= {"images": looked, "flop": looked * scene.teacher.flop} | scene.runs(scene.network)
+                about["passed"] = scene.looking(128, scene.teacher)
+            if settings.strategy == "kmeans-medoid":
                 needs.append(self.features(r, scene))
                 solver = self.resolve("barycenter", dataset=r.dataset, method=r.method)
                 free = BarycenterSettings(weights="free", restarts=solver.restarts)
                 features = scene.classes * scene.points * scene.teacher.features
-                about = {"moved": 2 * disk + 4 * features, "flop": 2 * features * r.ipc}
-                about["seconds"] = scene.classes * self.seconds(free, scene, r.ipc)
-                about["memory"] = 2 * disk + scene.solving(r.ipc, scene.teacher.features)
+                atoms = r.ipc * settings.tiles**2
+                about = {"moved": 2 * disk + 4 * features, "flop": 2 * features * atoms}
+                about["seconds"] = scene.classes * self.seconds(free, scene, atoms)
+                about["memory"] = 2 * disk + scene.solving(atoms, scene.teacher.features)
             self.job(key, (r.dataset, r.method, r.ipc), needs, disk=disk, **about)
         return key
 
