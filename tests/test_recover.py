@@ -32,7 +32,10 @@ SRE2L = RecoverSettings(
     **MILD, cross_entropy=1, feature_weight=0, statistics="global", first_layer_weight=10, composition="across"
 )
 RELEASED = RecoverSettings(**MILD, cross_entropy=1, feature_loss="norm")
-DECOUPLED = pytest.mark.parametrize("settings", [WMDD, WMDD_CE, SRE2L_PCBN], ids=["wmdd", "wmdd-ce", "sre2l-pcbn"])
+OWN_VIEWS = RecoverSettings(**MILD, draws="image")
+DECOUPLED = pytest.mark.parametrize(
+    "settings", [WMDD, WMDD_CE, SRE2L_PCBN, OWN_VIEWS], ids=["wmdd", "wmdd-ce", "sre2l-pcbn", "own-views"]
+)
 COUPLED = pytest.mark.parametrize(
     "settings", [BARYCENTER_ONLY, SRE2L, RELEASED], ids=["barycenter-only", "sre2l", "wmdd-released"]
 )
@@ -85,11 +88,14 @@ def terms_of(network, images: Tensor, target: Target, settings: RecoverSettings,
         return loss_terms(network, images, target, settings, found)
 
 
-def looked(images: Tensor, settings: RecoverSettings, seed: int, iteration: int) -> Tensor:
-    """The view of an iteration, which both ways to make it agree on."""
-    chosen = drawn(settings, images.shape[-1], seed, iteration)
+def looked(
+    images: Tensor, settings: RecoverSettings, seed: int, iteration: int, labels: Tensor | None = None
+) -> Tensor:
+    """The views of an iteration, which both ways to make them agree on; of images of one class, or of these."""
+    labels = torch.tensor([0]) if labels is None else labels
+    chosen = drawn(settings, images.shape[-1], seed, iteration, labels, len(images) // len(labels))
     seen = view(images, chosen)
-    torch.testing.assert_close(sampled(images, torch.tensor(chosen, dtype=images.dtype)), seen, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sampled(images, chosen.to(images.dtype)), seen, rtol=1e-4, atol=1e-4)
     return seen
 
 
@@ -98,7 +104,7 @@ def gradient(network, images: Tensor, target: Target, settings: RecoverSettings,
     total = torch.zeros_like(images)
     for part in parts:
         x = images[part].clone().requires_grad_()
-        seen = looked(x.flatten(0, 1), settings, 1, 0)
+        seen = looked(x.flatten(0, 1), settings, 1, 0, target.labels[part[0]])
         torch.stack(list(terms_of(network, seen, target.part(*part), settings, engine).values())).sum().backward()
         total[part] = x.grad
     return total
@@ -397,6 +403,19 @@ def test_a_block_of_several_batches_is_what_blocks_of_one_are(tiny_teacher, coup
     parts = [recovered(tiny_teacher, settings, block=slice(first, first + 2)) for first in (0, 2)]
     assert torch.equal(torch.cat(parts), whole)
     assert not torch.equal(recovered(tiny_teacher, settings, block=slice(1, 3)), whole[1:3])
+
+
+def test_each_image_may_have_a_view_of_its_own(tiny_teacher):
+    settings = RecoverSettings(**SHORT | {"batch_size": 2, "draws": "image", "crop_scale": (0.3, 1), "jitter": 3})
+    images = torch.rand(1, 3, SIDE, SIDE, generator=generator("one")).expand(6, -1, -1, -1)
+    labels = torch.tensor([4, 7, 1])
+    seen = looked(images, settings, 1, 5, labels)
+    assert len({each.numpy().tobytes() for each in seen}) == 6
+    assert torch.equal(looked(images[:2], settings, 1, 5, labels[1:2]), seen[2:4]), "whatever other classes are there"
+    assert not torch.equal(looked(images, settings, 1, 6, labels), seen)
+    assert not torch.equal(looked(images, settings, 2, 5, labels), seen)
+    whole = recovered(tiny_teacher, settings)
+    assert torch.equal(recovered(tiny_teacher, settings, block=slice(1, 3)), whole[1:3])
 
 
 def test_every_batch_is_optimised(tiny_teacher):

@@ -15,7 +15,8 @@ the whole batch's residual. For these the batch is part of the method, and a blo
 Images begin as noise, or as another method's (`init`), which of each class are matched to the atoms by the assignment that is
 cheapest in all, \sum_j ||f(x_s(j)) - b_j||^2 over permutations s, so that none crosses the way of another.
 
-Every iteration sees one random view (crop, flip, cyclic shift) of all images, drawn for (seed, iteration).
+Every iteration sees one random view (crop, flip, cyclic shift) of all images, drawn for (seed, iteration), or with
+`draws: image` one of each, drawn for (seed, iteration, class).
 """
 
 import math
@@ -107,9 +108,16 @@ class View(NamedTuple):
     right: int
 
 
-def drawn(settings: "RecoverSettings", side: int, seed: int, iteration: int) -> View:
-    """Draw the view of images of a side that belongs to an iteration."""
-    draws = generator("recover", "view", seed, iteration)
+def drawn(settings: "RecoverSettings", side: int, seed: int, iteration: int, labels: Tensor, k: int) -> Tensor:
+    """Draw the views [C K, 7] of K images each of some classes that belong to an iteration, or [1, 7], the one of all."""
+    if settings.draws == "iteration":
+        return torch.tensor([_drawn(settings, side, generator("recover", "view", seed, iteration))])
+    draws = [generator("recover", "view", seed, iteration, label) for label in labels.tolist()]
+    return torch.tensor([_drawn(settings, side, each) for each in draws for _ in range(k)])
+
+
+def _drawn(settings: "RecoverSettings", side: int, draws: torch.Generator) -> View:
+    """Draw a view of images of a side."""
     box = augment.resized_crop(draws, 1, settings.crop_scale)[0]
     flip = bool(torch.rand((), generator=draws) < 0.5) and settings.flip
     down, right = torch.randint(-settings.jitter, settings.jitter + 1, (2,), generator=draws).tolist()
@@ -120,8 +128,14 @@ def drawn(settings: "RecoverSettings", side: int, seed: int, iteration: int) -> 
     return View(top, left, min(max(height, 1), side - top), min(max(width, 1), side - left), flip, down, right)
 
 
-def view(images: Tensor, chosen: View) -> Tensor:
-    """Return the view of images [B, 3, R, R], the same of every image, step by step; the reference for `sampled`."""
+def view(images: Tensor, chosen: Tensor) -> Tensor:
+    """Return the views [B, 7] of images [B, 3, R, R], or the one [1, 7] of all, step by step; the reference for `sampled`."""
+    views = [View(*map(int, each)) for each in chosen.tolist()]
+    parts = images.split(1) if len(views) > 1 else [images]
+    return torch.cat([_view(part, each) for part, each in zip(parts, views, strict=True)])
+
+
+def _view(images: Tensor, chosen: View) -> Tensor:
     side = images.shape[-1]
     top, left, height, width, flip, *shift = chosen
     if (height, width) != (side, side):
@@ -132,27 +146,29 @@ def view(images: Tensor, chosen: View) -> Tensor:
 
 
 def sampled(images: Tensor, chosen: Tensor) -> Tensor:
-    r"""Return the same view of images [B, 3, R, R] as two products per channel, A x B^T, whatever was drawn.
+    r"""Return the views [B, 7] of images [B, 3, R, R], or the one [1, 7] of all, as two products per channel, A x B^T.
 
     Crop, bilinear resizing, mirroring and cyclic shift each act on rows and columns alone and are linear. Row i of the view
     is row i - down of the resized crop, which samples the image at s_i = top + clamp((i + 1/2) h / R - 1/2, 0, h - 1), so
-    A_ip = max(0, 1 - |s_i - p|); B likewise. No shape and no host decision depends on the draw, a float tensor `View` [7].
+    A_ip = max(0, 1 - |s_i - p|); B likewise. No shape and no host decision depends on what was drawn, floats.
     """
     side = images.shape[-1]
-    top, left, height, width, flip, down, right = chosen.unbind()
+    top, left, height, width, flip, down, right = chosen[:, :, None].unbind(1)  # [B, 1] or [1, 1]
     pixels = torch.arange(side, device=images.device, dtype=images.dtype)
     across = (pixels - right) % side
     across = torch.where(flip > 0, side - 1 - across, across)
     rows = _interpolation((pixels - down) % side, top, height, pixels)
     columns = _interpolation(across, left, width, pixels)
-    return rows @ images @ columns.T
+    if len(chosen) == 1:
+        return rows[0] @ images @ columns[0].T
+    return rows[:, None] @ images @ columns.mT[:, None]
 
 
 def _interpolation(positions: Tensor, start: Tensor, length: Tensor, pixels: Tensor) -> Tensor:
-    """Return the weights [R, R] by which pixels of the view are made of those of the image, along one side."""
+    """Return the weights [B, R, R] by which pixels of the view are made of those of the image, along one side."""
     inner = (positions + 0.5) * length / len(pixels) - 0.5
     sources = start + torch.minimum(inner.clamp(min=0), length - 1)
-    return (1 - (sources[:, None] - pixels).abs()).clamp(min=0)
+    return (1 - (sources[..., None] - pixels).abs()).clamp(min=0)
 
 
 def _weighted(settings: "RecoverSettings") -> dict[str, float]:
@@ -356,8 +372,9 @@ def _optimise(
     if resumed:
         resume(optimizer, resumed["adam"])
         first = int(resumed["iteration"])
-    views = torch.tensor([drawn(settings, x.shape[-1], seed, i) for i in range(iterations)], dtype=x.dtype)
-    views = views.to(engine.device)
+    k = target.weights.shape[1]
+    views = torch.stack([drawn(settings, x.shape[-1], seed, i, target.labels, k) for i in range(iterations)])
+    views = views.to(engine.device, x.dtype)
     names = list(_weighted(settings))
     trace = torch.zeros(iterations, len(names), device=engine.device)
     every = max(1, iterations // 100)
@@ -387,13 +404,13 @@ def _stepper(
     settings: "RecoverSettings",
     engine: Engine,
 ) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Yield one iteration: it takes a `View` [7], changes the images x in place, and returns the terms of the loss."""
+    """Yield one iteration: it takes views [B or 1, 7], changes the images x in place, and returns the terms of the loss."""
     work = 2 * flop(network, x.shape[-1]) * len(x) * settings.iterations if engine.graphs else 0
     with observed(network, target, settings, engine) as found:
 
         def terms_of(images: Tensor, chosen: Tensor) -> Tensor:
             # float32 outside of autocast: pixels are not rounded before the network sees them
-            seen = sampled(images, chosen) if engine.fast else view(images, View(*map(int, chosen.tolist())))
+            seen = sampled(images, chosen) if engine.fast else view(images, chosen)
             with engine.autocast():
                 return torch.stack(list(loss_terms(network, seen, target, settings, found).values()))
 

@@ -393,11 +393,13 @@ class RecoverSettings(Settings):
         "within",
         description="batches of a coupled loss: all images of few classes, or few images of as many classes as fit",
     )
-    crop_scale: Shares = Field(
-        (0.08, 1.0), description="RandomResizedCrop, share of the area, one draw an iteration; 1 1: none"
-    )
-    flip: bool = Field(True, description="mirror with probability 1/2, one draw an iteration")
+    crop_scale: Shares = Field((0.08, 1.0), description="RandomResizedCrop, share of the area; 1 1: none")
+    flip: bool = Field(True, description="mirror with probability 1/2")
     jitter: int = Field(32, ge=0, description="cyclic shift by up to this many pixels (32 at 224 px)")
+    draws: Literal["iteration", "image"] = Field(
+        "iteration",
+        description="of crop, flip and shift: one an iteration for all images (WMDD, SRe2L), or one for each",
+    )
 
     @property
     def start(self) -> str:
