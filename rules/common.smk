@@ -158,21 +158,29 @@ def barycenter_of(wildcards):
     return rules.barycenter.output.barycenter if recover.feature_weight > 0 else []
 
 
+def strategy(of):
+    return experiment.resolve("select", dataset=of["dataset"], method=of["method"]).strategy
+
+
+def sure(wildcards):
+    """The teacher, where it says which images count."""
+    return from_teacher("model.safetensors")(wildcards) if solver(wildcards).confident < 1 else []
+
+
 def features_of(wildcards):
     """The features, for strategies that choose by them."""
-    select = experiment.resolve("select", dataset=wildcards.dataset, method=wildcards.method)
-    return from_teacher("features.h5")(wildcards) if select.strategy == "kmeans-medoid" else []
+    unseen = strategy(wildcards) == "patches" or (strategy(wildcards) == "random" and not sure(wildcards))
+    return [] if unseen else from_teacher("features.h5")(wildcards)
 
 
 def looking(wildcards):
     """The teacher, for strategies that ask it."""
-    select = experiment.resolve("select", dataset=wildcards.dataset, method=wildcards.method)
-    return from_teacher("model.safetensors")(wildcards) if select.strategy == "patches" else []
+    return from_teacher("model.safetensors")(wildcards) if strategy(wildcards) == "patches" else sure(wildcards)
 
 
 def looked(of):
-    """Where a teacher is asked, if the strategy does."""
-    return ENGINE if experiment.resolve("select", dataset=of["dataset"], method=of["method"]).strategy == "patches" else Settings()
+    """Where a teacher looks at images, if the strategy asks it."""
+    return ENGINE if strategy(of) == "patches" else Settings()
 
 
 def start_of(wildcards):

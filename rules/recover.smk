@@ -7,6 +7,7 @@
 rule barycenter:
     input:
         features=from_teacher("features.h5"),
+        teacher=sure,
     output:
         barycenter="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/barycenter/{block}.h5",
         cost="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/barycenter/{block}.cost.json",
@@ -19,11 +20,13 @@ rule barycenter:
         mem_mb=asked("barycenter", "mem_mb"),
         runtime=asked("barycenter", "runtime"),
     params:
+        teacher=optional("teacher", "teacher"),
         settings=settings("barycenter"),
         code=code_digest("barycenter"),
     shell:
         "python -m wmdd barycenter"
         " --features {input.features}"
+        " {params.teacher}"
         " --output {output.barycenter}"
         " --block {wildcards.block}"
         " --k {wildcards.ipc}"

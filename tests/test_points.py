@@ -11,7 +11,7 @@ import torch
 from wmdd import points
 from wmdd.artifacts import save
 from wmdd.errors import WmddError
-from wmdd.points import Cloud, reading
+from wmdd.points import Cloud, Confident, reading
 
 N, D = 200, 3
 VALUES = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
@@ -85,6 +85,27 @@ def test_only_the_rows_of_a_class_are_in_memory(tmp_path):
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert peak < 10 * 400 * 64 * 4
+
+
+@pytest.mark.parametrize(("share", "count"), [(1.0, 50), (0.3, 15), (0.31, 16), (1e-6, 1)])
+@pytest.mark.parametrize("labels", [SORTED, np.arange(N) % 4])
+def test_the_confident_rows_are_those_of_least_loss(share, count, labels):
+    head = torch.nn.Linear(D, 4)
+    cloud = Confident(Cloud(VALUES, labels, list("ABCD")), head, share)
+    for label in range(4):
+        rows = np.asarray(cloud.rows(label))
+        assert len(rows) == count
+        assert (np.diff(rows) > 0).all()
+        assert (labels[rows] == label).all()
+        losses = -head(torch.from_numpy(VALUES)).log_softmax(1)[:, label].detach().numpy()
+        others = np.setdiff1d(np.flatnonzero(labels == label), rows)
+        assert not len(others) or losses[rows].max() <= losses[others].min()
+        np.testing.assert_array_equal(cloud.read(rows), VALUES[rows])
+
+
+def test_of_equal_losses_the_first_rows_count():
+    cloud = Confident(Cloud(np.zeros((6, D), np.float32), np.zeros(6, int), ["A"]), torch.nn.Linear(D, 4), 0.5)
+    assert cloud.rows(0).tolist() == [0, 1, 2]
 
 
 def test_a_class_without_points_is_named():

@@ -8,7 +8,7 @@ from wmdd import augment
 from wmdd.engine import plain
 from wmdd.errors import WmddError
 from wmdd.models import build, normalise
-from wmdd.points import Cloud
+from wmdd.points import Cloud, Confident
 from wmdd.rng import generator
 from wmdd.select import kmeans_medoid, masses, mosaic, patches, random, select
 from wmdd.settings import BarycenterSettings, NetworkSettings, SelectSettings
@@ -214,6 +214,23 @@ def test_candidates_of_patches():
     assert select(LABELS, NAMES, 3, None, settings.model_copy(update={"candidates": 99}), SOLVER, 0)[0].shape == (3, 6)
     with pytest.raises(WmddError, match=r"select.candidates 5 is fewer than the 6 patches of a class; raise it"):
         select(LABELS, NAMES, 6, None, settings, SOLVER, 0)
+
+
+@STRATEGIES
+def test_only_the_images_that_count_are_chosen(strategy):
+    """The positions are those in the training set, not those among what counts."""
+    head = torch.nn.Linear(4, 3)
+    everything = Cloud(features(), LABELS, NAMES)
+    sure = Confident(everything, head, 0.5)
+    settings, solver = SelectSettings(strategy=strategy), BarycenterSettings(confident=0.5)
+    positions, _ = select(LABELS, NAMES, 3, sure, settings, solver, 0)
+    for label in range(3):
+        losses = -head(features()).log_softmax(1)[:, label]
+        mine = (label == LABELS).nonzero()[:, 0]
+        best = mine[losses[mine].argsort()[: -(-len(mine) // 2)]]
+        assert set(positions[label].tolist()) <= set(best.tolist())
+    with pytest.raises(WmddError, match=r"'bee' has 3 training images that count \(barycenter.confident 0.5\), fewer"):
+        select(LABELS, NAMES, 4, sure, settings, solver, 0)
 
 
 def test_settings_of_crops_count_for_patches_alone():

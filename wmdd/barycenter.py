@@ -15,7 +15,7 @@ from wmdd.transport import Barycenter, cuturi_doucet, minibatch, quantize, relea
 from wmdd.transport.measure import exact
 
 if TYPE_CHECKING:
-    from wmdd.settings import BarycenterSettings
+    from wmdd.settings import TransportSettings
 
 PASSES = 10  # of `stream` after it has learned, at most: each reads all points
 Progress = Callable[..., Iterator[Any]]
@@ -60,7 +60,7 @@ class Quality:
 
 
 def barycenters(
-    cloud: Cloud, wanted: range, k: int, settings: "BarycenterSettings", seed: int, progress: Progress = _silent
+    cloud: Cloud, wanted: range, k: int, settings: "TransportSettings", seed: int, progress: Progress = _silent
 ) -> list[tuple[Barycenter, Quality]]:
     """Return the barycenter of each wanted class and how good it is; draws depend on (seed, class) alone.
 
@@ -91,7 +91,7 @@ def barycenters(
 Run = Callable[[torch.Generator, int], Barycenter]
 
 
-def _solver(cloud: Cloud, rows: Rows, k: int, settings: "BarycenterSettings", progress: Progress) -> Run:
+def _solver(cloud: Cloud, rows: Rows, k: int, settings: "TransportSettings", progress: Progress) -> Run:
     """Return the chosen solver for some points: of a generator and a number of starts, of which the best is kept."""
     steps, tolerance, weights = settings.max_iterations, settings.tolerance, settings.weights
     if settings.solver == "stream":

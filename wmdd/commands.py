@@ -280,6 +280,7 @@ def barycenter(
     seed: int = 0,
     dataset: str | None = None,
     labels: str | None = None,
+    teacher: Path | None = None,
     threads: int = 1,
     settings: BarycenterSettings = BarycenterSettings(),
 ) -> None:
@@ -293,6 +294,7 @@ def barycenter(
         seed: of the starts.
         dataset: name of the points in an HDF5 file of your own, where it is not `features` and not the only 2-D one.
         labels: name of their classes there, if it is not `labels`; without labels all points are one measure.
+        teacher: of the teacher stage, where only a share of the images counts (`confident`).
         threads: of the CPU.
         settings: of the solver.
     """
@@ -301,18 +303,35 @@ def barycenter(
 
     settings.check()
     with points.reading(features, dataset, labels) as source:
+        cloud, asked = _counted(source.cloud, source.meta, features, teacher, settings.confident)
         classes = source.meta["classes"]
         block = block or f"classes0-{len(classes) - 1}"
         wanted = _block(block, classes)
         if output is None:
             torch.set_num_threads(threads)
-            found = barycenters(source.cloud, wanted, k, settings, seed, progress)
+            found = barycenters(cloud, wanted, k, settings, seed, progress)
         else:
-            inputs = {"features": source.digest()}
+            inputs = {"features": source.digest()} | asked
             with job("barycenter", output, [settings], inputs, threads=threads, block=block, k=k, seed=seed) as this:
-                found = barycenters(source.cloud, wanted, k, settings, seed, this.context.progress)
+                found = barycenters(cloud, wanted, k, settings, seed, this.context.progress)
                 _save_barycenters(this, found, wanted, source)
         print(table([source.cloud.name(label) for label in wanted], [quality for _, quality in found]))
+
+
+def _counted(
+    cloud: "points.Cloud", meta: dict[str, Any], path: Path, teacher: Path | None, share: float
+) -> "tuple[points.Cloud, dict[str, str]]":
+    """Return the points that count, with the digest of the teacher that says which, if not all do."""
+    from wmdd.points import Confident
+
+    if share >= 1:
+        return cloud, {}
+    if teacher is None:
+        raise WmddError(f"with confident {share:g} give the --teacher whose features {path} has, or set confident: 1")
+    network, known = _teacher(teacher)
+    if meta.get("inputs", {}).get("teacher") != known["digest"]:
+        raise WmddError(f"{path} has no features of {teacher}; run the features stage again")
+    return Confident(cloud, network.head, share), {"teacher": known["digest"]}
 
 
 def _save_barycenters(
@@ -465,7 +484,7 @@ def select(
         ipc: images per class.
         seed: of the distillation.
         features: of the features stage, for the strategy kmeans-medoid.
-        teacher: of the teacher stage, for the strategy patches.
+        teacher: of the teacher stage, for the strategy patches, and where only a share of the images counts (`confident`).
         threads: of the CPU.
         settings: the strategy.
         solver: of the barycenter behind kmeans-medoid.
@@ -476,13 +495,16 @@ def select(
     from wmdd.select import masses, mosaic, patches
     from wmdd.select import select as run
 
-    for strategy, given, name in ("kmeans-medoid", features, "features"), ("patches", teacher, "teacher"):
-        if settings.strategy == strategy and given is None:
-            raise WmddError(f"select with strategy {strategy} needs --{name}")
+    asks, measures = settings.strategy == "patches", settings.strategy not in ("random", "patches")
+    sifts = not asks and solver.confident < 1
+    for needed, given, name in (asks or sifts, teacher, "teacher"), (measures or sifts, features, "features"):
+        if needed and given is None:
+            share = f" and confident {solver.confident:g}" if sifts else ""
+            raise WmddError(f"select with strategy {settings.strategy}{share} needs --{name}")
     with ExitStack() as files:
         pictures, meta = files.enter_context(opened(staged(data, make=False), "train", once=True))
         inputs, cloud, network = {"data": meta["digest"]}, None, None
-        if teacher is not None:
+        if asks and teacher is not None:
             network, known = _teacher(teacher)
             check_classes(known["classes"], meta["classes"], str(teacher), str(data))
             inputs["teacher"] = known["digest"]
@@ -493,6 +515,8 @@ def select(
                 raise WmddError(f"{features} is of other data than {data}; run the features stage again")
             inputs["features"] = about["digest"]
             cloud = Cloud(found["features"], found["labels"][()], about["names"])
+            cloud, asked = _counted(cloud, about, features, teacher, solver.confident)
+            inputs |= asked
         this = files.enter_context(
             job(
                 "select", output, [settings, solver], inputs, None if network is None else engine, threads,

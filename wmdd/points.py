@@ -1,5 +1,6 @@
 """Points [N, D] of several classes that stay on disk: found in a file, and read a class at a time."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from wmdd import artifacts
 from wmdd.errors import WmddError
@@ -32,7 +34,7 @@ class Cloud:
 
     def __init__(self, points: Any, labels: Any = None, names: Sequence[str] | None = None) -> None:
         self.points = points.numpy() if isinstance(points, Tensor) else points
-        self.names = names
+        self.names, self.labels = names, labels
         self._all = labels is None
         if labels is not None:
             labels = np.asarray(labels)
@@ -87,6 +89,32 @@ class Cloud:
             total += float((x - x.mean(0)).square().sum() + off.square().sum() * count * share)
             count, mean = count + len(x), mean + share * off
         return total / len(rows)
+
+
+class Confident(Cloud):
+    r"""Features of each class of which a teacher is surest: the share with the least cross-entropy -log p(c | x).
+
+    With h the teacher's last layer and n images of class c, the rows of c are those of the ceil(share n) least losses
+    -log softmax(h(f_i))_c; of equal ones the first.
+
+    Args:
+        features: of the same teacher, before its last layer.
+        head: h, whose classes are the labels of the features.
+        share: of each class, above 0 and up to 1.
+    """
+
+    def __init__(self, features: Cloud, head: nn.Linear, share: float) -> None:
+        super().__init__(features.points, features.labels, features.names)
+        self._head, self._share = head, share
+
+    @torch.no_grad()
+    def rows(self, label: int) -> Rows:
+        """Return the rows of a class that count, rising."""
+        rows = super().rows(label)
+        features = self.read(rows).float()
+        losses = F.cross_entropy(self._head(features), torch.full((len(rows),), label), reduction="none")
+        keep = losses.sort(stable=True).indices[: math.ceil(self._share * len(rows) - 1e-9)]
+        return np.asarray(rows)[keep.sort().values.numpy()]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ mosaics of RDED (Sun et al. 2024, "On the Diversity and Realism of Distilled Dat
 """
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
@@ -23,7 +25,7 @@ from wmdd.transport import quantize
 from wmdd.transport.measure import squared_distances
 
 if TYPE_CHECKING:
-    from wmdd.settings import BarycenterSettings, SelectSettings
+    from wmdd.settings import BarycenterSettings, SelectSettings, TransportSettings
 
 Chosen = tuple[Tensor, Tensor]  # positions within the class [n], weights [n]
 
@@ -42,7 +44,7 @@ def random(count: int, k: int, seed: int, label: int) -> Chosen:
     return chosen, torch.full((k,), 1 / k)
 
 
-def kmeans_medoid(features: Tensor, k: int, settings: "BarycenterSettings", seed: int, label: int) -> Chosen:
+def kmeans_medoid(features: Tensor, k: int, settings: "TransportSettings", seed: int, label: int) -> Chosen:
     """Choose the K distinct images nearest in all to the atoms of the free-weights barycenter; weights = cell masses."""
     found = quantize(
         features, k, generator=generator("select", seed, label), max_iterations=settings.max_iterations,
@@ -71,7 +73,8 @@ def select(
         labels: [N], sorted.
         classes: their names.
         k: images per class.
-        features: of the training set, for the strategy `kmeans-medoid`. One class is in memory at a time.
+        features: of the training set, for the strategy `kmeans-medoid`, or those that count (`Confident`). One class is in
+            memory at a time.
         settings: the strategy.
         solver: settings of the barycenter behind `kmeans-medoid`.
         seed: of the distillation.
@@ -79,13 +82,17 @@ def select(
     Raises:
         WmddError: a class has fewer images than are to be chosen, or there are fewer candidates.
     """
-    count = torch.bincount(labels, minlength=len(classes)).tolist()
+    starts = torch.searchsorted(labels, torch.arange(len(classes) + 1)).tolist()
+    spans = [range(a, b) for a, b in pairwise(starts)]
+    rows = [features.rows(i) if features is not None and span else span for i, span in enumerate(spans)]
+    count = [len(mine) for mine in rows]
     needed = k * settings.tiles**2
     for name, found in zip(classes, count, strict=True):
         if found < needed:
             each = f" of {settings.tiles} x {settings.tiles} tiles" if settings.tiles > 1 else ""
+            share = f" that count (barycenter.confident {solver.confident:g})" if solver.confident < 1 else ""
             raise WmddError(
-                f"class {name!r} has {found} training images, fewer than the {k} images per class{each} to select; "
+                f"class {name!r} has {found} training images{share}, fewer than the {k} images per class{each} to select; "
                 f"lower ipc to {min(count) // settings.tiles**2} or less, or add images"
             )
     if settings.strategy == "patches":
@@ -94,17 +101,15 @@ def select(
                 f"select.candidates {settings.candidates} is fewer than the {needed} patches of a class; raise it"
             )
         needed = min(*count, settings.candidates)
-    start = 0
     positions, weights = [], []
-    for label, found in enumerate(count):
-        if settings.strategy == "kmeans-medoid":
-            assert features is not None
-            chosen, mass = kmeans_medoid(features.read(features.rows(label)), needed, solver, seed, label)
+    for label, mine in enumerate(rows):
+        if settings.strategy in ("random", "patches"):
+            chosen, mass = random(len(mine), needed, seed, label)
         else:
-            chosen, mass = random(found, needed, seed, label)
-        positions.append(chosen + start)
+            assert features is not None
+            chosen, mass = kmeans_medoid(features.read(mine), needed, solver, seed, label)
+        positions.append(torch.as_tensor(np.asarray(mine))[chosen])
         weights.append(mass)
-        start += found
     return torch.stack(positions), torch.stack(weights).float()
 
 

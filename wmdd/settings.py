@@ -218,8 +218,8 @@ class FeaturesSettings(Settings):
     )
 
 
-class BarycenterSettings(Settings):
-    """Free-support W2 barycenter of one class's features with K atoms (WMDD, Section 3; Cuturi and Doucet 2014)."""
+class TransportSettings(Settings):
+    """A solver of free-support W2 barycenters with K atoms."""
 
     weights: Literal["uniform", "free"] = Field(
         "uniform", description="1/K each (what the published code runs), or optimised with the atoms (the paper's text)"
@@ -254,6 +254,18 @@ class BarycenterSettings(Settings):
         """
         if self.solver == "stream" and self.weights == "uniform":
             raise WmddError(f"{where}the solver stream has free weights only; set weights: free, or solver: quantize")
+
+
+class BarycenterSettings(TransportSettings):
+    """Free-support W2 barycenter of one class's features with K atoms (WMDD, Section 3; Cuturi and Doucet 2014)."""
+
+    confident: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of a class's images that count, those of which the teacher is surest; 1: all (WMDD). For methods "
+        "that select, too",
+    )
 
 
 class GeneratorSettings(Settings):
@@ -326,7 +338,7 @@ class EncodeSettings(Settings):
     batch_size: Count = Field(64, description="images a forward pass, at most; does not change the result")
 
 
-class QuantizeSettings(BarycenterSettings):
+class QuantizeSettings(TransportSettings):
     """Optimal quantization of the latents of each class by K atoms (DDOQ, Section 3; D4M)."""
 
     weights: Literal["uniform", "free"] = Field(

@@ -36,6 +36,7 @@ from wmdd.settings import (
     RecoverSettings,
     RelabelSettings,
     TrainingSettings,
+    TransportSettings,
 )
 
 Key = tuple[str, ...]  # a rule and its wildcards
@@ -693,7 +694,7 @@ class _Draft:
             memory=2 * disk + scene.solving(r.ipc, scene.teacher.features),
         )  # fmt: skip
 
-    def seconds(self, solver: BarycenterSettings, scene: _Scene, atoms: int, features: float = 0) -> float:
+    def seconds(self, solver: TransportSettings, scene: _Scene, atoms: int, features: float = 0) -> float:
         """Return the seconds of one class, by the law fitted to measurements of its solver; D is the teacher's, or given."""
         names = {"quantize": solver.weights, "stream": "free", "d4m": "free", "released": f"released-{solver.weights}"}
         law = rates.table()["cpu"]["barycenter"].get(names.get(solver.solver))
@@ -715,14 +716,16 @@ class _Draft:
                 scene.classes * r.ipc * scene.pixels,
             )
             needs, about = [self.data(r.dataset)], {"moved": 2 * disk, "memory": 2 * disk}
+            solver = self.resolve("barycenter", dataset=r.dataset, method=r.method)
             if settings.strategy == "patches":
                 looked = scene.classes * min(settings.candidates, scene.points) * settings.crops
                 needs.append(self.teacher(r, scene))
                 about |= {"images": looked, "flop": looked * scene.teacher.flop} | scene.runs(scene.network)
                 about["passed"] = scene.looking(128, scene.teacher)
-            if settings.strategy == "kmeans-medoid":
+            elif solver.confident < 1:
+                needs += [self.features(r, scene), self.teacher(r, scene)]
+            if settings.strategy not in ("random", "patches"):
                 needs.append(self.features(r, scene))
-                solver = self.resolve("barycenter", dataset=r.dataset, method=r.method)
                 free = BarycenterSettings(weights="free", restarts=solver.restarts)
                 features = scene.classes * scene.points * scene.teacher.features
                 atoms = r.ipc * settings.tiles**2
