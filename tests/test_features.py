@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from wmdd import artifacts
+from wmdd.batchnorm import statistics_of
 from wmdd.commands import features as run_features
 from wmdd.commands import gather
 from wmdd.engine import Engine, plain
@@ -76,6 +77,29 @@ def test_features_and_statistics_are_those_of_a_double_precision_pass(tiny_teach
             pixels = inputs[c == LABELS].transpose(0, 1).flatten(1)
             torch.testing.assert_close(statistics.mean[name][c], pixels.mean(1), rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(statistics.variance[name][c], pixels.var(1, correction=0), rtol=1e-4, atol=1e-4)
+
+
+def test_the_variance_within_batches_leaves_out_what_is_between_them(tiny_teacher, pictures):
+    settings = FeaturesSettings(batch_size=4, variance="batches", exact=True)
+    engine = Engine(torch.device("cpu"), torch.float32, "eager")
+    (shard,) = passed(tiny_teacher, pictures, settings, engine)
+    exact = tiny_teacher.double()
+    x = (pictures.images.double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    batches = batches_by_class(LABELS, 4)
+    assert max(map(len, batches)) > 1
+    for name, inputs in inputs_by_hand(exact, x).items():
+        start = list(shard.moments.widths).index(name)
+        first = sum(list(shard.moments.widths.values())[:start])
+        for c in range(5):
+            mine = [index for index in batches if int(LABELS[index[0]]) == c]
+            parts = [len(i) * inputs[i].transpose(0, 1).flatten(1).var(1, correction=0) for i in mine]
+            sums = shard.moments.sums[c][:, first : first + shard.moments.widths[name]]
+            mean, variance = statistics_of(sums[None], torch.tensor([COUNT[c]]), apart=True)
+            torch.testing.assert_close(variance[0], sum(parts) / COUNT[c], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(mean[0], inputs[c == LABELS].mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+            whole = inputs[c == LABELS].transpose(0, 1).flatten(1).var(1, correction=0)
+            assert (variance[0] < whole + 1e-6).all()
+            assert bool((variance[0] < 0.99 * whole).any()) or len(mine) == 1
 
 
 def test_the_running_statistics_are_used_and_left(tiny_teacher, pictures):

@@ -1,11 +1,14 @@
 """Recovered images: block invariance, the loss against a plain evaluation of Eq. 5-7, resuming, and what a view is."""
 
+import io
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from wmdd.batchnorm import Statistics, inputs_of, layers, running
@@ -492,6 +495,21 @@ def test_a_job_goes_on_in_the_batches_it_began_with(tiny_teacher, dying_keeper):
     again = dying_keeper()
     again.content = keeper.content
     assert torch.equal(recovered(tiny_teacher, settings, keeper=again, engine=later), whole)
+
+
+def test_images_may_go_through_jpeg_files(tiny_teacher):
+    """As Pillow reads and writes them, which is what the released code uses."""
+    images = recovered(tiny_teacher, RecoverSettings(**SHORT))
+    through = recovered(tiny_teacher, RecoverSettings(**SHORT, jpeg=75))
+    assert not torch.equal(through, images)
+    for image, found in zip(images.flatten(0, 1), through.flatten(0, 1), strict=True):
+        file = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=75)
+        theirs = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
+        assert float((found.float() - theirs.float()).abs().mean()) < 1
+    assert float(
+        (recovered(tiny_teacher, RecoverSettings(**SHORT, jpeg=100)).float() - images.float()).abs().mean()
+    ) < float((through.float() - images.float()).abs().mean())
 
 
 def normalised(pixels: Tensor) -> Tensor:

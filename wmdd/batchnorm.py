@@ -105,10 +105,19 @@ class ClassMoments:
         return Statistics({k: mean for k, (mean, _) in found.items()}, {k: v for k, (_, v) in found.items()})
 
 
-def statistics_of(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance [C, ch] of sums [C, 2, ch] over count [C] images."""
+def statistics_of(sums: Tensor, count: Tensor, apart: bool = False) -> tuple[Tensor, Tensor]:
+    """Return mean and variance [C, ch] of sums [C, 2, ch] over count [C] images, or (`apart`) of sums `within` batches."""
     mean, square = (sums / count[:, None, None]).unbind(1)
-    return mean, (square - mean**2).clamp(min=0)
+    return mean, square if apart else (square - mean**2).clamp(min=0)
+
+
+def within(sums: Tensor, count: int) -> Tensor:
+    r"""Return the sums [2, ch] of n m and n v of a batch of n images, for those of n m and n (v + m^2).
+
+    The mean of the variances within batches, (1 / N_c) \sum_b n_b v_b, is what WMDD's released code takes for a class.
+    """
+    total, square = sums.unbind()
+    return torch.stack([total, (square - total**2 / count).clamp(min=0)])
 
 
 def sums_of(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from wmdd.batchnorm import ClassMoments, sums_of_inputs
+from wmdd.batchnorm import ClassMoments, sums_of_inputs, within
 from wmdd.engine import Engine
 from wmdd.feeding import Pictures, batches_by_class
 from wmdd.models import Network, normalise
@@ -75,7 +75,9 @@ def extract(
     network.eval()
     first, last = (0, None) if classes is None else (classes[0], classes[-1])
     on_cpu = engine.device.type == "cpu"
-    size = min(settings.batch_size, max(1, CACHED // pictures.resolution**2)) if on_cpu else settings.batch_size
+    apart = settings.variance == "batches"
+    whole = apart or not on_cpu
+    size = settings.batch_size if whole else min(settings.batch_size, max(1, CACHED // pictures.resolution**2))
     everything = batches_by_class(pictures.labels, size, first, last)
     batches = [index for index in everything if index[0] >= start]
     moments = moments or ClassMoments()
@@ -84,7 +86,8 @@ def extract(
         def forward(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             with torch.inference_mode(), nullcontext() if settings.exact else engine.autocast():
                 x = normalise(engine.arranged(images, network), mean, std)
-                return network.embed(x).float().cpu(), sums()
+                embedded, found = network.embed(x).float().cpu(), sums()
+            return embedded, {k: within(v, len(x)) for k, v in found.items()} if apart else found
 
         passed = engine.passes(forward, pictures.batches(batches))
         shard = _Filling(pictures.labels, size)

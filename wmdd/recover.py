@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from wmdd import augment
 from wmdd.batchnorm import Statistics, inputs_of, layers, moments, running, watchable, watched
@@ -316,7 +317,7 @@ def recover(
             partial(keep, part),
         )  # fmt: skip
         images[classes, members] = result.view(shape)
-    return to_pixels(images, mean, std)
+    return through_jpeg(to_pixels(images, mean, std), settings.jpeg)
 
 
 def _check(network: Network, atoms: Tensor | None, settings: "RecoverSettings") -> None:
@@ -436,3 +437,11 @@ def to_pixels(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
     """Return uint8 images of normalised ones [..., 3, R, R], rounded; stored as they are (the released code saves JPEG)."""
     pixels = images * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def through_jpeg(images: Tensor, quality: int) -> Tensor:
+    """Return uint8 images [..., 3, R, R] as they are read from JPEG files (4:2:0) of this quality, or (0) as they are."""
+    if not quality:
+        return images
+    read = [decode_jpeg(encode_jpeg(image, quality), ImageReadMode.RGB) for image in images.flatten(0, -4)]
+    return torch.stack(read).view(images.shape)

@@ -210,7 +210,14 @@ class TeacherSettings(TrainingSettings, AdoptedSettings):
 class FeaturesSettings(Settings):
     """One pass of the teacher over the training set."""
 
-    batch_size: Count = Field(256, description="images a forward pass, at most; does not change the result")
+    batch_size: Count = Field(
+        256, description="images a forward pass, at most; does not change the result, but with variance: batches"
+    )
+    variance: Literal["class", "batches"] = Field(
+        "class",
+        description="of the BatchNorm inputs of a class: over all its images, or the mean of those within batches of "
+        "batch_size, which leaves out what differs between batches (WMDD's released code)",
+    )
     exact: bool = Field(
         False,
         description="always in float32; else in the engine's precision: in bf16 two times faster, features within 1 % and "
@@ -411,6 +418,12 @@ class RecoverSettings(Settings):
     draws: Literal["iteration", "image"] = Field(
         "iteration",
         description="of crop, flip and shift: one an iteration for all images (WMDD, SRe2L), or one for each",
+    )
+    jpeg: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="quality of a JPEG file that the images go through at the end (released code: 75); 0: none",
     )
 
     @property

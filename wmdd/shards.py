@@ -64,10 +64,10 @@ def join_statistics(files: list[Path], output: Path, meta: dict[str, Any], class
     with artifacts.writing(output) as writer:
         writer.meta = meta | {"layers": [layer for layer, _ in widths]}
         writer.put("count", count)
-        start = 0
+        apart, start = meta.get("settings", {}).get("variance") == "batches", 0
         for layer, width in widths:
             sums = _by_class(files, "moments/sums", classes, np.s_[:, :, start : start + width])
-            mean, variance = statistics_of(torch.from_numpy(sums), torch.from_numpy(count))
+            mean, variance = statistics_of(torch.from_numpy(sums), torch.from_numpy(count), apart)
             writer.put(f"mean/{layer}", mean.numpy())
             writer.put(f"variance/{layer}", variance.numpy())
             start += width
