@@ -1,6 +1,6 @@
 # grid:   images.h5 -> a picture, a row a class
 # report: all students of the matrix -> table.md, table.csv; cost.md; its barycenters -> barycenters.md, barycenters.csv;
-#         its data -> datasets.md
+#         its data -> datasets.md; every run and cost as it is -> runs.json
 # embedding: distilled sets and features of a teacher -> maps/: where the images are near each other
 # page:   everything -> index.html, and its charts in figures/ (target: figures)
 # table:  the students of an entry of the matrix that has a name -> tables/ (target: the name)
@@ -46,6 +46,7 @@ rule report:
         barycenters=report("results/report/barycenters.md", caption="captions/barycenters.rst", category="Results"),
         barycenters_csv=report("results/report/barycenters.csv", caption="captions/barycenters.rst", category="Results"),
         datasets=report("results/report/datasets.md", caption="captions/datasets.rst", category="Results"),
+        runs="results/report/runs.json",
     log:
         "logs/report/report.log",
     conda:
@@ -70,6 +71,7 @@ rule report:
         " --barycenter-table {output.barycenters}"
         " --barycenter-csv {output.barycenters_csv}"
         " --dataset-table {output.datasets}"
+        " --runs {output.runs}"
         " > {log} 2>&1"
 
 

@@ -187,7 +187,7 @@ def test_the_whole_chain_and_what_each_file_says_of_itself(here, run):
         f" --teachers model.safetensors --costs {place}/recover/classes0-1.cost.json"
         f" --barycenters {place}/barycenter/classes0-1.h5"
         " --table table.md --csv table.csv --cost-table cost.md --barycenter-table b.md --barycenter-csv b.csv"
-        " --datasets data.h5 --dataset-table d.md",
+        " --datasets data.h5 --dataset-table d.md --runs runs.json",
     ]
     for line in chain:
         code, _, err = run(line)
@@ -222,6 +222,13 @@ def test_the_whole_chain_and_what_each_file_says_of_itself(here, run):
     assert solved["cost"] == pytest.approx(arrays["quality/cost"].mean())
     assert solved["seconds"] > 0
     assert "| wmdd" in (here / "b.md").read_text()
+    everything = json.loads((here / "runs.json").read_text())
+    student = next(each for each in everything["runs"] if each["labels"] == "soft")
+    assert (student["method"], student["ipc"], student["seed"], student["labels"]) == ("wmdd", IPC, 0, "soft")
+    assert student["top1"] == pytest.approx(100 * result["result"]["top1"], abs=1e-4)
+    assert everything["teachers"]["model.safetensors"]["top5"] == 100.0
+    assert {"file", "stage", "seconds", "machine"} <= set(everything["costs"][0])
+    assert everything["versions"] == [result["versions"] | {"revision": result["revision"]}]
     assert not list(here.rglob("*.part"))
     assert not list(here.rglob("*.checkpoint"))
 
@@ -397,7 +404,7 @@ def test_barycenters_of_an_older_version_are_named_in_the_report(here, mistake):
     scores = {"top1": 0.5, "top5": 0.5, "best_top1": 0.5}
     result.write_text(json.dumps({"settings": {"labels": "soft"}, "result": scores}))
     line = f"report --students {result} --teachers model.safetensors --costs {result} --barycenters barycenter.h5"
-    line += " --datasets data.h5 --dataset-table e"
+    line += " --datasets data.h5 --dataset-table e --runs f"
     assert mistake(f"{line} --table t --csv c --cost-table k --barycenter-table b --barycenter-csv d") == (
         "barycenter.h5 lacks the quality of its barycenters; delete it and run again to rebuild it"
     )
@@ -435,7 +442,7 @@ def test_an_input_of_another_kind_is_named(here, mistake, stage, name):
 
 def test_a_missing_result_of_a_student(here, mistake):
     line = "report --students run0.json --teachers model.safetensors --costs c.json --table t --csv c --cost-table k"
-    line += " --barycenter-table b --barycenter-csv d --datasets data.h5 --dataset-table e"
+    line += " --barycenter-table b --barycenter-csv d --datasets data.h5 --dataset-table e --runs f"
     assert mistake(line).startswith("run0.json does not exist")
     (here / "run0.json").write_text('{"result": ')
     assert "run0.json is not a whole JSON file" in mistake(line)

@@ -755,6 +755,7 @@ def report(
     barycenter_csv: Path,
     dataset_table: Path,
     datasets: Several,
+    runs: Path,
     barycenters: Several | None = None,
     threads: int = 1,
 ) -> None:
@@ -773,6 +774,7 @@ def report(
     artifacts.write_text(barycenter_table, build.barycenter_markdown(solved))
     about = [(path.stem, artifacts.load_meta(path)) for path in datasets]
     artifacts.write_text(dataset_table, build.dataset_markdown(about))
+    artifacts.write_json(runs, build.raw(results, known, spent))
     artifacts.write_text(table, build.markdown(summary, known))
     print(build.markdown(summary, known))
 

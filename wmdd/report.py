@@ -49,6 +49,24 @@ def rows(results: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def raw(
+    results: list[tuple[Path, dict[str, Any]]],
+    teachers: dict[str, dict[str, Any]],
+    costs: list[tuple[Path, dict[str, Any]]],
+) -> dict[str, Any]:
+    """Return everything that tables are made of, to be kept with a study: each student, teacher and job, and the versions.
+
+    Scores are in percent; a job has its place, seconds, peak memory and machine.
+    """
+    made = [content.get("versions", {}) | {"revision": content.get("revision", "")} for _, content in results]
+    return {
+        "runs": rows(results).round(4).to_dict("records"),
+        "teachers": {path: {k: 100 * v for k, v in about["accuracy"].items()} for path, about in teachers.items()},
+        "costs": [{"file": path.as_posix()} | place(path) | cost for path, cost in costs],
+        "versions": [each for number, each in enumerate(made) if each not in made[:number]],
+    }
+
+
 def summary(cells: pd.DataFrame) -> pd.DataFrame:
     """Return mean, standard deviation (n - 1) and n of top-1 and the mean of top-5, for each cell and kind of labels."""
     groups = cells.groupby([*GROUP, "labels"])
