@@ -596,6 +596,46 @@ def test_features_are_missing(here, mistake):
     assert mistake(line, begun=True) == "select with strategy kmeans-medoid needs --features"
 
 
+def test_where_only_confident_images_count_the_teacher_says_which(here, run, mistake):
+    line = f"{COMMANDS['barycenter'].replace(f'--k {IPC}', '--k 1')} --confident 0.25"  # one of the four of a class
+    assert mistake(line, begun=True).startswith("with confident 0.25 give the --teacher whose features features.h5 has")
+    code, _, err = run(f"{line} --teacher model.safetensors")
+    assert code == 0, err
+    arrays, meta = load(here / "o/b.h5")
+    state, known = load_model(here / "model.safetensors")
+    assert meta["inputs"]["teacher"] == known["digest"]
+    found, _ = load(here / "features.h5", "features", "labels")
+    features, labels = torch.from_numpy(found["features"]), torch.from_numpy(found["labels"])
+    losses = torch.nn.functional.cross_entropy(
+        torch.nn.functional.linear(features, state["head.weight"], state["head.bias"]), labels, reduction="none"
+    )
+    for label in range(3):
+        surest = min((i for i in range(len(labels)) if labels[i] == label), key=lambda i: float(losses[i]))
+        np.testing.assert_allclose(arrays["atoms"][label, 0], found["features"][surest], rtol=1e-6)
+
+    line = COMMANDS["select"].replace(f"--ipc {IPC}", "--ipc 1") + " --confident 0.25"
+    assert mistake(line, begun=True) == "select with strategy kmeans-medoid and confident 0.25 needs --teacher"
+    code, _, err = run(f"{line} --teacher model.safetensors")
+    assert code == 0, err
+    state["head.bias"] += 1
+    save_model(here / "other.safetensors", state, {k: v for k, v in known.items() if k != "digest"})
+    says = "features.h5 has no features of other.safetensors; run the features stage again"
+    assert mistake(f"{line} --teacher other.safetensors", begun=True) == says
+
+
+def test_patches_are_selected_by_the_teacher(here, run, mistake):
+    line = COMMANDS["select"].replace(" --features features.h5", "").replace("kmeans-medoid", "patches")
+    line = line.replace(f"--ipc {IPC}", "--ipc 1") + " --tiles 2 --crops 3 --crop-scale 0.5 1"
+    assert mistake(line, begun=True) == "select with strategy patches needs --teacher"
+    code, _, err = run(f"{line} --teacher model.safetensors")
+    assert code == 0, err
+    arrays, meta = load(here / "o/images.h5")
+    assert arrays["images"].shape == (3, 1, 3, SIDE, SIDE)
+    assert arrays["weights"].tolist() == [[1.0]] * 3
+    assert [sorted(mine) for mine in meta["positions"]] == [[4 * c, 4 * c + 1, 4 * c + 2, 4 * c + 3] for c in range(3)]
+    assert np.array(meta["boxes"]).shape == (3, 4, 4)
+
+
 def test_more_images_than_a_class_has(here, mistake):
     line = COMMANDS["select"].replace(f"--ipc {IPC}", "--ipc 5")
     assert "class 'ant' has 4 training images, fewer than the 5 images per class" in mistake(line, begun=True)

@@ -22,7 +22,7 @@ from wmdd.work import work
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "config/schema.json"
-FILES = sorted(set((ROOT / "config").glob("*.yaml")) - {ROOT / "config/published.yaml"})  # which is no experiment
+FILES = sorted(set((ROOT / "config").glob("**/*.yaml")) - {ROOT / "config/published.yaml"})  # which is no experiment
 (WILDCARD,) = re.findall(r'^NAME = r"(.*)"$', (ROOT / "rules/common.smk").read_text(), re.MULTILINE)
 
 

@@ -91,7 +91,7 @@ def test_only_the_rows_of_a_class_are_in_memory(tmp_path):
 @pytest.mark.parametrize("labels", [SORTED, np.arange(N) % 4])
 def test_the_confident_rows_are_those_of_least_loss(share, count, labels):
     head = torch.nn.Linear(D, 4)
-    cloud = Confident(Cloud(VALUES, labels, list("ABCD")), head, share)
+    cloud = Confident(Cloud(VALUES, labels, list("ABCD")), head.weight.detach(), head.bias.detach(), share)
     for label in range(4):
         rows = np.asarray(cloud.rows(label))
         assert len(rows) == count
@@ -104,7 +104,9 @@ def test_the_confident_rows_are_those_of_least_loss(share, count, labels):
 
 
 def test_of_equal_losses_the_first_rows_count():
-    cloud = Confident(Cloud(np.zeros((6, D), np.float32), np.zeros(6, int), ["A"]), torch.nn.Linear(D, 4), 0.5)
+    cloud = Confident(
+        Cloud(np.zeros((6, D), np.float32), np.zeros(6, int), ["A"]), torch.zeros(4, D), torch.zeros(4), 0.5
+    )
     assert cloud.rows(0).tolist() == [0, 1, 2]
 
 

@@ -19,7 +19,7 @@ from wmdd.resources import WILDCARDS, Request, Requests, render
 from wmdd.work import Job
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(set((ROOT / "config").glob("*.yaml")) - {ROOT / "config/published.yaml"})  # which is no experiment
+FILES = sorted(set((ROOT / "config").glob("**/*.yaml")) - {ROOT / "config/published.yaml"})  # which is no experiment
 ON_GPU = {
     "teacher", "features", "features_part", "recover", "relabel", "student", "autoencoder", "encode", "diffusion", "decode",
     "distance",
@@ -46,7 +46,8 @@ ON_CPU = {"engine": {"device": "cpu"}}
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_job_of_every_file_asks_for_whole_numbers(path):
-    found = Requests(Experiment.read(path))
+    experiment = Experiment.read(path)
+    found = Requests(experiment)
     for key, job in found.jobs.items():
         wildcards = dict(zip(WILDCARDS[key[0]], key[1:], strict=True))
         for attempt in 1, 2, 3:
@@ -54,7 +55,10 @@ def test_every_job_of_every_file_asks_for_whole_numbers(path):
             assert all(type(number) is int for number in request)
             assert request.runtime >= 10
             assert request.mem_mb >= 1000
-            assert request.gpu == (job.rule in ON_GPU)
+            patches = False
+            if key[0] == "select":
+                patches = experiment.resolve("select", dataset=key[1], method=key[3]).strategy == "patches"
+            assert request.gpu == (job.rule in ON_GPU or patches)
 
 
 def test_every_rule_asks():
@@ -62,7 +66,13 @@ def test_every_rule_asks():
     text = "".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
     named = Counter(re.findall(r'(mem_mb|runtime|gpu)=asked\("(\w+)", "\1"\)', text))
     assert named == dict.fromkeys(
-        [(what, rule) for rule in ORDER for what in ("mem_mb", "runtime", "gpu") if what != "gpu" or rule in ON_GPU], 1
+        [
+            (what, rule)
+            for rule in ORDER
+            for what in ("mem_mb", "runtime", "gpu")
+            if what != "gpu" or rule in ON_GPU | {"select"}  # whose strategy patches asks a teacher
+        ],
+        1,
     )
     assert set(WILDCARDS) == set(ORDER)
     assert set(re.findall(r"^ +(\w+)=asked\(", text, re.MULTILINE)) == {"mem_mb", "runtime", "gpu"}

@@ -221,7 +221,7 @@ def test_only_the_images_that_count_are_chosen(strategy):
     """The positions are those in the training set, not those among what counts."""
     head = torch.nn.Linear(4, 3)
     everything = Cloud(features(), LABELS, NAMES)
-    sure = Confident(everything, head, 0.5)
+    sure = Confident(everything, head.weight.detach(), head.bias.detach(), 0.5)
     settings, solver = SelectSettings(strategy=strategy), BarycenterSettings(confident=0.5)
     positions, _ = select(LABELS, NAMES, 3, sure, settings, solver, 0)
     for label in range(3):

@@ -40,7 +40,10 @@ COMMANDS = {
         "--teacher t --class-statistics s --output o --block classes0-1 --ipc 1 --seed 0",
         {"settings": "recover", "engine": EngineSettings},
     ),
-    "select": ("--data d --output o --ipc 1 --seed 0", {"settings": "select", "solver": BarycenterSettings}),
+    "select": (
+        "--data d --output o --ipc 1 --seed 0",
+        {"settings": "select", "solver": BarycenterSettings, "engine": EngineSettings},
+    ),
     "relabel": ("--images i --teacher t --output o --seed 0", {"settings": "relabel", "engine": EngineSettings}),
     "autoencoder": ("--data d --output o --seed 0", {"settings": "autoencoder", "engine": EngineSettings}),
     "diffusion": (
@@ -135,7 +138,11 @@ def test_the_defaults_come_back(stage):
     assert {name: found[name] for name in given} == given
 
 
-OTHERS = {"init": "method:other", "factor": 8}  # settings that not every value of their type fits
+OTHERS = {
+    "init": "method:other",
+    "factor": 8,
+    "strategy": "patches",
+}  # settings that not every value of their type fits
 
 
 def other_value(field, default):
@@ -283,4 +290,6 @@ def test_rules_give_each_command_the_settings_it_takes():
     assert set(calls) == set(STAGES) - {"generator"}
     for stage, more in calls.items():
         assert more.count(",") == len(COMMANDS[stage][1]) - 1, stage
-        assert ("ENGINE" in more) == ("engine" in COMMANDS[stage][1]), stage
+        assert ("ENGINE" in more or "looked" in more) == ("engine" in COMMANDS[stage][1]), (
+            stage
+        )  # `looked`: if it is asked

@@ -328,10 +328,10 @@ def _counted(
         return cloud, {}
     if teacher is None:
         raise WmddError(f"with confident {share:g} give the --teacher whose features {path} has, or set confident: 1")
-    network, known = _teacher(teacher)
+    state, known = load_model(teacher)
     if meta.get("inputs", {}).get("teacher") != known["digest"]:
         raise WmddError(f"{path} has no features of {teacher}; run the features stage again")
-    return Confident(cloud, network.head, share), {"teacher": known["digest"]}
+    return Confident(cloud, state["head.weight"], state["head.bias"], share), {"teacher": known["digest"]}
 
 
 def _save_barycenters(

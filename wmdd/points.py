@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from wmdd import artifacts
 from wmdd.errors import WmddError
@@ -94,25 +94,26 @@ class Cloud:
 class Confident(Cloud):
     r"""Features of each class of which a teacher is surest: the share with the least cross-entropy -log p(c | x).
 
-    With h the teacher's last layer and n images of class c, the rows of c are those of the ceil(share n) least losses
-    -log softmax(h(f_i))_c; of equal ones the first.
+    With W and b those of the teacher's last layer and n images of class c, the rows of c are those of the ceil(share n) least
+    losses -log softmax(W f_i + b)_c; of equal ones the first.
 
     Args:
         features: of the same teacher, before its last layer.
-        head: h, whose classes are the labels of the features.
+        weight: W [C, D]; its classes are the labels of the features.
+        bias: b [C].
         share: of each class, above 0 and up to 1.
     """
 
-    def __init__(self, features: Cloud, head: nn.Linear, share: float) -> None:
+    def __init__(self, features: Cloud, weight: Tensor, bias: Tensor, share: float) -> None:
         super().__init__(features.points, features.labels, features.names)
-        self._head, self._share = head, share
+        self._weight, self._bias, self._share = weight, bias, share
 
-    @torch.no_grad()
     def rows(self, label: int) -> Rows:
         """Return the rows of a class that count, rising."""
         rows = super().rows(label)
         features = self.read(rows).float()
-        losses = F.cross_entropy(self._head(features), torch.full((len(rows),), label), reduction="none")
+        logits = F.linear(features, self._weight, self._bias)
+        losses = F.cross_entropy(logits, torch.full((len(rows),), label), reduction="none")
         keep = losses.sort(stable=True).indices[: math.ceil(self._share * len(rows) - 1e-9)]
         return np.asarray(rows)[keep.sort().values.numpy()]
 
