@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect, sync_playwright
 
 from wmdd import page
 
@@ -26,8 +27,6 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
     with sync_playwright() as play:
         found = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield found
@@ -80,17 +79,19 @@ def texts(opened, column: int) -> list[str]:
 def test_the_table_is_sorted_as_numbers_by_mouse_and_keyboard(opened):
     head = opened.locator("#results thead th", has_text="soft labels")
     head.click()
+    expect(head).to_have_attribute("aria-sort", "ascending")
     up = [float(text.split()[0]) for text in texts(opened, 6)]
     assert up == sorted(up)
     head.locator("[role=button]").focus()
     opened.keyboard.press("Enter")
+    expect(head).to_have_attribute("aria-sort", "descending")
     assert [float(text.split()[0]) for text in texts(opened, 6)] == up[::-1]
-    assert head.get_attribute("aria-sort") == "descending"
 
 
 def test_the_table_is_searched(opened):
     before = len(texts(opened, 3))
     opened.locator("#results-section input[type=search]").first.fill("kmeans")
+    expect(opened.locator("#results tbody tr")).to_have_count(before // len(METHODS))
     assert set(texts(opened, 3)) == {"kmeans-medoid"}
     assert len(texts(opened, 3)) == before / len(METHODS)
 
@@ -119,13 +120,13 @@ def test_images_are_chosen_and_enlarged(opened):
     assert strips.count() == len(NAMES) * len(METHODS)
     opened.locator("select[name=method]").select_option("wmdd")
     opened.locator("select[name=class]").select_option(NAMES[2])
-    assert strips.count() == 1
+    expect(strips).to_have_count(1)
     strips.first.focus()
     opened.keyboard.press("Enter")
     assert opened.locator("dialog p").inner_text() == f"10 images of {NAMES[2]} by wmdd, 10 per class"
     assert opened.locator("dialog img").evaluate("image => image.naturalWidth") == 10 * 16 + 9 * 2
     opened.keyboard.press("Escape")
-    assert not opened.locator("dialog").is_visible()
+    expect(opened.locator("dialog")).not_to_be_visible()
     opened.locator("select[name=ipc]").select_option("1")
     assert strips.first.locator("img").get_attribute("alt") == f"1 image of {NAMES[2]} by wmdd, 1 per class"
 
