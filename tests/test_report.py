@@ -51,6 +51,17 @@ def lines(text):
 # Rows
 
 
+def test_the_table_says_whose_validation_set_is_held_out():
+    table = pd.DataFrame(
+        {"dataset": ["d"], "ipc": [1], "method": ["m"], "student": ["s"], "protocol": ["p"], "teacher": ["t"]}
+        | {"labels": ["soft"], "mean": [1.0], "std": [0.5], "n": [2], "top5": [3.0]}
+    )
+    assert "Of cifar10-search, d what validates is a part of the training set" in markdown(
+        table, {}, ["cifar10-search", "d"]
+    )
+    assert "held out" not in markdown(table, {})
+
+
 def test_a_row_says_where_it_belongs_and_what_it_scored():
     (row,) = rows([result(0.25, seed=3, run=2, ipc=50, method="a-lr0.1", dataset="my.data")]).to_dict("records")
     assert row == {

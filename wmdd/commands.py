@@ -775,8 +775,10 @@ def report(
     about = [(path.stem, artifacts.load_meta(path)) for path in datasets]
     artifacts.write_text(dataset_table, build.dataset_markdown(about))
     artifacts.write_json(runs, build.raw(results, known, spent))
-    artifacts.write_text(table, build.markdown(summary, known))
-    print(build.markdown(summary, known))
+    held_out = [name for name, meta in about if meta.get("settings", {}).get("held_out")]
+    text = build.markdown(summary, known, held_out)
+    artifacts.write_text(table, text)
+    print(text)
 
 
 def _quality(path: Path) -> tuple[dict[str, np.ndarray], list[float]]:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,14 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
-def markdown(table: pd.DataFrame, teachers: dict[str, dict[str, Any]]) -> str:
-    """Return the main table: soft and hard labels side by side, and under it what the teachers say of themselves."""
+def markdown(table: pd.DataFrame, teachers: dict[str, dict[str, Any]], held_out: Sequence[str] = ()) -> str:
+    """Return the main table: soft and hard labels side by side, and under it what the teachers say of themselves.
+
+    Args:
+        table: `summary`.
+        teachers: meta data of each, by its file.
+        held_out: the datasets that are validated on a part of their training set.
+    """
     scores = [_score(*row) for row in zip(table["mean"], table["std"], table["n"], strict=True)]
     wide = table.assign(score=scores)
     wide = wide.pivot(index=GROUP, columns="labels", values="score").fillna("")
@@ -88,6 +95,11 @@ def markdown(table: pd.DataFrame, teachers: dict[str, dict[str, Any]]) -> str:
         "",
         wide.reset_index().to_markdown(index=False),
         "",
+        *(
+            [f"Of {', '.join(held_out)} what validates is a part of the training set, held out.", ""]
+            if held_out
+            else []
+        ),
         *(_teacher(path, about) for path, about in sorted(teachers.items())),
     ]
     return "\n".join(lines) + "\n"
