@@ -481,7 +481,7 @@ def test_the_provenance_of_a_job(tmp_path, memory, monkeypatch):
     with job("select", tmp_path / "x", [SelectSettings()], {"data": "d"}, EngineSettings(device="cpu"), seed=4) as this:
         meta = json.loads(json.dumps(this.meta))
     assert (meta["stage"], meta["identity"], meta["inputs"]) == ("select", {"seed": 4}, {"data": "d"})
-    assert meta["settings"] == {"strategy": "random"}
+    assert meta["settings"] == SelectSettings().model_dump(mode="json")
     assert meta["revision"] == "abc-dirty"
     assert meta["engine"]["device"] == "cpu"
     assert {"torch", "numpy", "python", "wmdd"} <= set(meta["versions"])
