@@ -39,7 +39,7 @@ report: setup  ## write the report of an experiment, and Snakemake's own: make r
 	.venv/bin/snakemake --configfile $(CONFIG) --report results/report/snakemake.html
 
 test: setup  ## run the tests, two at a time
-	.venv/bin/python -m pytest -n 2 --dist loadgroup --durations=25
+	.venv/bin/python -m pytest -n 2 --dist loadscope --durations=25
 
 test-slurm: setup  ## run the workflow on a real SLURM, started here for it (as root, on Debian: see docs/cluster.md)
 	.venv/bin/python -m pytest -rs -m "slurm and not campaign" tests/cluster

@@ -4,9 +4,11 @@ import io
 import re
 import shlex
 import sys
+from typing import Any
 
 import pytest
 import torch
+from xdist.scheduler import LoadScopeScheduling
 
 from wmdd.__main__ import main
 from wmdd.models import build
@@ -16,11 +18,22 @@ from wmdd.settings import NetworkSettings
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process run the workflow's tests, which start from one finished run, while the other runs the rest."""
-    for item in items:
-        if item.get_closest_marker("workflow"):
-            item.add_marker(pytest.mark.xdist_group("workflow"))
+class _Shared(LoadScopeScheduling):
+    """Lets one process run all tests that start from the same slow thing, which go first; any other goes to who is free.
+
+    (xdist's marks of groups are without effect under pytest 9.)
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith("tests/workflow/"):  # which start from one finished run
+            return "workflow"
+        return "browser" if nodeid.startswith("tests/page/test_browser.py") else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Divide the tests among the processes of `pytest -n`."""
+    return _Shared(config, log)
 
 
 class Killed(Exception):

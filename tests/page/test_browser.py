@@ -12,7 +12,7 @@ from wmdd import page
 
 from .material import METHODS, NAMES, material
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.slow
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None and not os.environ.get("CI"):
     pytest.skip("needs a browser: apt-get install chromium", allow_module_level=True)
