@@ -723,7 +723,9 @@ class _Draft:
                 about |= {"images": looked, "flop": looked * scene.teacher.flop} | scene.runs(scene.network)
                 about["passed"] = scene.looking(128, scene.teacher)
             elif solver.confident < 1:
-                needs += [self.features(r, scene), self.teacher(r, scene)]
+                needs.append(self.teacher(r, scene))
+            if settings.strategy == "random" and solver.confident < 1:
+                needs.append(self.features(r, scene))
             if settings.strategy not in ("random", "patches"):
                 needs.append(self.features(r, scene))
                 free = BarycenterSettings(weights="free", restarts=solver.restarts)
