@@ -271,7 +271,7 @@ class BarycenterSettings(TransportSettings):
         gt=0,
         le=1,
         description="share of a class's images that count, those of which the teacher is surest; 1: all (WMDD). For methods "
-        "that select, too",
+        "that select, too, but patches",
     )
 
 
