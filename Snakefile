@@ -18,6 +18,7 @@ include: "rules/teacher.smk"
 include: "rules/recover.smk"
 include: "rules/select.smk"
 include: "rules/latent.smk"
+include: "rules/match.smk"
 include: "rules/student.smk"
 include: "rules/report.smk"
 
@@ -26,6 +27,7 @@ wildcard_constraints:
     dataset=NAME,
     teacher=NAME,
     generator=NAME,
+    expert=NAME,
     method=NAME,
     student=NAME,
     protocol=NAME,

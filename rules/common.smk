@@ -78,7 +78,7 @@ TEMPLATES = [beside(f"wmdd/page/templates/page.{kind}") for kind in ("html", "cs
 
 def settings(stage, *more):
     """Flags of a stage's settings for the wildcards of a job; `more` are further settings, or functions that give them."""
-    kinds = ("dataset", "teacher", "generator", "method", "protocol", "student")
+    kinds = ("dataset", "teacher", "generator", "expert", "method", "protocol", "student")
 
     def resolve(wildcards):
         of = {kind: wildcards[kind] for kind in kinds if kind in wildcards.keys()}
@@ -220,6 +220,13 @@ def diffusion_of(wildcards):
     return from_generator("diffusion.safetensors")(wildcards, encoder=False) if mine else []
 
 
+def experts_of(wildcards):
+    """The trajectories that a method matches, if it does."""
+    count = experiment.trajectories(wildcards.dataset, wildcards.method)
+    of = {"dataset": wildcards.dataset, "expert": experiment.expert(wildcards.method)} if count else {}
+    return [rules.expert.output.trajectory.format(**of, seed=seed) for seed in range(count)]
+
+
 def model_of(wildcards):
     """What names the parts of a pipeline of the diffusers library, where its model is a folder: a changed model reruns."""
     index = Path(generator_of(wildcards).model or "-").expanduser() / "model_index.json"
@@ -261,10 +268,10 @@ def optional(flag, name):
 
 
 def blocks_of(wildcards):
-    """The recovered or decoded blocks of a distilled set."""
+    """The recovered, decoded or matched blocks of a distilled set."""
     blocks = experiment.blocks(wildcards.dataset, wildcards.teacher, wildcards.method, int(wildcards.ipc))
-    made = rules.recover.output if experiment.family(wildcards.method) == "recover" else rules.decode.output
-    return expand(made.images, block=blocks, **wildcards)
+    makers = {"recover": rules.recover, "latent": rules.decode, "match": rules.match}
+    return expand(makers[experiment.family(wildcards.method)].output.images, block=blocks, **wildcards)
 
 
 def students(runs=RUNS):
@@ -372,12 +379,16 @@ def costs():
         parts = experiment.features_blocks(r.dataset)
         made += [(rules.features_part, teacher | {"block": block}) for block in parts if len(parts) > 1]
         for block in experiment.blocks(r.dataset, r.teacher, r.method, r.ipc):
-            steps = {"recover": [rules.recover], "latent": [rules.quantize, rules.decode]}.get(family, [])
+            makers = {"recover": [rules.recover], "latent": [rules.quantize, rules.decode], "match": [rules.match]}
+            steps = makers.get(family, [])
             made += [(rule, cell | {"block": block}) for rule in steps]
         made += [(rules.barycenter, of) for of in solved(r)]
         made += [(rules.select, cell)] if family == "select" else []
         made += [(rules.distance, cell)] if measured(r) else []
         made += [(rules.relabel, cell | {"protocol": labelled(r)})] if labels_of(r) else []
+        if family == "match":
+            experts = [{"expert": experiment.expert(r.method), "seed": n} for n in range(len(experts_of(r)))]
+            made += [(rules.expert, cell | of) for of in experts]
         if family == "latent":
             name = experiment.generator(r.method)
             used, encoder = teacher | {"generator": name}, teacher | {"generator": experiment.encoder(name, r.dataset)}

@@ -1,7 +1,7 @@
 # The family `recover`, per class block: features.h5 -> barycenter/{block}.h5 -> recover/{block}.h5; then images.h5
 #   barycenter: Wasserstein barycenter of each class, IPC atoms, and how good it is
 #   recover:    images that match it under BatchNorm statistics
-#   images:     the blocks joined, every class once; those of the family `latent` too
+#   images:     the blocks joined, every class once; those of the families `latent` and `match` too
 
 
 rule barycenter:
@@ -83,7 +83,7 @@ rule images:
     log:
         "logs/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.log",
     wildcard_constraints:
-        method=family("recover", "latent"),
+        method=family("recover", "latent", "match"),
     conda:
         "../envs/wmdd.yaml"
     threads: 1

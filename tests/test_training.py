@@ -541,7 +541,7 @@ def test_a_student_learns_from_soft_and_hard_labels(labels, mix):
     logits = None
     if labels == "soft":  # of a teacher that knows what a view shows
         shown = [
-            student.mixed(classes, augment.draw(torch.Generator().manual_seed(s), 30, (0.5, 1), True, mix), 3, 16)
+            student.mixed(F.one_hot(classes, 3).float(), augment.draw(torch.Generator().manual_seed(s), 30, (0.5, 1), True, mix), 16)
             for s in seeds_of(0, 30)
         ]
         logits = (torch.stack(shown) + 1e-3).log().half()
@@ -615,7 +615,7 @@ def test_an_image_of_twice_the_weight_is_an_image_shown_twice():
 def test_hard_labels_of_mixed_views_are_shares_of_the_area():
     views = augment.draw(generator(0), 20, (1, 1), False, "cutmix")
     labels = torch.arange(20) % 3
-    found = student.mixed(labels, views, 3, 16)
+    found = student.mixed(F.one_hot(labels, 3).float(), views, 16)
     torch.testing.assert_close(found.sum(1), torch.ones(20))
     kept = views.kept(16, 16)
     for i in range(20):

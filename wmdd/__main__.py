@@ -33,7 +33,7 @@ def _run() -> None:
 
     if launch.launched():  # one of several processes
         launch.follow()
-    from wmdd import commands_export, commands_report, commands_tracking  # noqa: F401  they register their commands
+    from wmdd import commands_export, commands_match, commands_report, commands_tracking  # noqa: F401  they register their commands
     from wmdd.commands_latent import app
     from wmdd.errors import WmddError
 

@@ -16,7 +16,7 @@ Text = Annotated[str, Field(min_length=1)]
 Section = dict[str, Any]  # settings of a stage, checked in wmdd.config with everyone else's
 STAGES = (
     "data", "teacher", "features", "barycenter", "generator", "autoencoder", "diffusion", "encode", "quantize", "decode",
-    "decay", "recover", "select", "relabel", "student",
+    "decay", "recover", "select", "expert", "match", "relabel", "student",
 )  # fmt: skip
 
 
@@ -81,6 +81,8 @@ class Known(_Entry):
     decay: Section = {}
     recover: Section = {}
     select: Section = {}
+    expert: Section = {}
+    match: Section = {}
     relabel: Section = {}
     student: Section = {}
     classes_per_block: int | None = None

@@ -3,9 +3,10 @@
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def _block(text: str, classes: list[str]) -> range:
 def _teacher(path: Path) -> tuple[Network, dict[str, Any]]:
     """Read a teacher with its meta data."""
     state, meta = load_model(path)
-    settings = NetworkSettings(**{k: meta["settings"][k] for k in NetworkSettings.model_fields})
+    settings = NetworkSettings(**{k: v for k, v in meta["settings"].items() if k in NetworkSettings.model_fields})
     return restore(settings, state, len(meta["classes"]), meta["resolution"], str(path)), meta
 
 
@@ -433,11 +434,17 @@ def _start(path: Path, known: dict[str, Any], wanted: range, ipc: int) -> tuple[
 
 
 def _save_images(
-    this: Job, images: torch.Tensor, weights: torch.Tensor, labels: list[int], meta: dict[str, Any]
+    this: Job,
+    images: torch.Tensor,
+    weights: torch.Tensor,
+    labels: list[int],
+    meta: dict[str, Any],
+    learned: Mapping[str, np.ndarray] = MappingProxyType({}),
+    about: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Write distilled images [C, K, 3, H, W] uint8 with their weights [C, K] and show some on the tracker."""
-    arrays = {"images": images.numpy(), "weights": weights.float().numpy(), "labels": np.array(labels)}
-    save(this.output, arrays, this.meta | _manifest(meta), chunked=("images",))
+    """Write distilled images [C, K, 3, H, W] uint8 with their weights [C, K], and what else a method learned; show some."""
+    arrays = {"images": images.numpy(), "weights": weights.float().numpy(), "labels": np.array(labels), **learned}
+    save(this.output, arrays, this.meta | _manifest(meta) | dict(about), chunked=("images",))
     shown = images[:SHOWN, 0].permute(0, 2, 3, 1).numpy()
     this.tracker.log_images("images", shown, [meta["names"][label] for label in labels[:SHOWN]])
 
@@ -456,8 +463,13 @@ def images(*, blocks: Several, output: Path, threads: int = 1) -> None:
         made = {first["stage"]: {name: first[name] for name in ("settings", "identity", "code")}}
         with artifacts.writing(output) as writer:
             writer.meta = this.meta | made | _manifest(first)
+            if "student_lr" in first:
+                writer.meta["student_lr"] = first["student_lr"]
             for path in blocks:
-                writer.append("images", load(path, "images")[0]["images"], compressed=True)
+                with artifacts.reading(path, "images") as file:
+                    writer.append("images", file["images"][()], compressed=True)
+                    if "labels_learned" in file:
+                        writer.append("labels_learned", file["labels_learned"][()])
             writer.put("labels", labels)
             writer.put("weights", weights)
 
@@ -623,6 +635,7 @@ def student(
         augmentation: the views and the store of their soft labels, as the relabel stage has them.
         engine: device, precision.
     """
+    from wmdd import whitening
     from wmdd.feeding import opened
     from wmdd.student import train, weighted
 
@@ -632,6 +645,8 @@ def student(
     about = artifacts.load_meta(data)
     check_classes(about["classes"], meta["classes"], str(data), str(images))
     inputs = {"images": meta["digest"], "data": about["digest"]}
+    if settings.learned_lr and "student_lr" in meta:
+        settings = settings.model_copy(update={"lr": meta["student_lr"]})
     with ExitStack() as files:
         labels, taught = files.enter_context(_labels(soft_labels, teacher, seed, settings, augmentation, meta, about))
         inputs |= taught
@@ -641,16 +656,28 @@ def student(
         )
         val_pictures, _ = files.enter_context(opened(staged(data, make=False), "val", device=this.engine.device))
         count, k = arrays["weights"].shape
+        white = None
+        if settings.whiten:
+            pictures, _ = files.enter_context(opened(staged(data, make=False), "train", once=True))
+            white = whitening.fit(pictures, about["mean"], about["std"])
         found = train(
-            torch.from_numpy(arrays["images"]).flatten(0, 1), torch.arange(count).repeat_interleave(k),
+            torch.from_numpy(arrays["images"]).flatten(0, 1), _own(images, count, k),
             weighted(torch.from_numpy(arrays["weights"]), settings.weights).flatten(), labels, val_pictures, count,
             about["mean"], about["std"],
-            settings, augmentation, seed, run, this.context,
+            settings, augmentation, seed, run, this.context, white,
         )  # fmt: skip
         this.figures["students"] = len(run)
         for place, (path, (_, history)) in enumerate(zip(output, found, strict=True)):
             of = f"{place}/" if len(run) > 1 else ""  # as the training logs them
             _write_result(this, path, history, {"seed": seed, "run": run[place]}, meta["classes"], of)
+
+
+def _own(path: Path, classes: int, k: int) -> torch.Tensor:
+    """Return the classes of distilled images [C K], or the labels [C K, C] that their method learned."""
+    with artifacts.reading(path, "images") as file:
+        if "labels_learned" in file:
+            return torch.from_numpy(file["labels_learned"][()]).flatten(0, 1)
+    return torch.arange(classes).repeat_interleave(k)
 
 
 def _write_result(

@@ -34,6 +34,7 @@ from wmdd.settings import (
     STAGES,
     Count,
     EngineSettings,
+    ExpertSettings,
     GeneratorSettings,
     Mode,
     NetworkSettings,
@@ -81,12 +82,12 @@ def _partial(model: type[Settings], sweep: bool = False) -> Any:
 
 
 _OVERRIDES = {stage: (_partial(model) | None, None) for stage, model in STAGES.items()}
-_OF_METHODS = ("barycenter", "recover", "select", "quantize", "decode")
+_OF_METHODS = ("barycenter", "recover", "select", "quantize", "decode", "match")
 _SWEEPS = {stage: (_partial(STAGES[stage], sweep=True) | None, None) for stage in _OF_METHODS}
 # All that a student may know of a method is how much its images count.
 _SWEEPS |= {"student": (_partial(WeightsSettings, sweep=True) | None, None)}
 _OF_GENERATORS = ("autoencoder", "diffusion", "encode", "decode")
-FAMILIES = ("recover", "select", "latent")
+FAMILIES = ("recover", "select", "latent", "match")
 
 
 class _DatasetEntry(_Entry):
@@ -115,11 +116,14 @@ class _MethodEntry(_Entry):
     """A method: a base and overrides. A list of values is a sweep: one method for each."""
 
     base: Name | None = Field(None, description="the method whose settings this one starts from")
-    family: Literal["recover", "select", "latent"] | None = Field(
+    family: Literal["recover", "select", "latent", "match"] | None = Field(
         None, description="its chain of rules; inherited from base"
     )
     generator: Name | None = Field(
         None, description="latent: what encodes the images and decodes the atoms; inherited from base"
+    )
+    expert: Name | None = Field(
+        None, description="match, of objective mtt: the experts whose trajectories are matched; inherited from base"
     )
 
 
@@ -127,6 +131,12 @@ class _GeneratorEntry(_Entry):
     """A generator: its kind and model, and overrides of the stages that train and use it."""
 
     base: Name | None = Field(None, description="the generator whose settings this one starts from")
+
+
+class _ExpertEntry(_Entry):
+    """Experts: overrides of the stage of that name."""
+
+    base: Name | None = Field(None, description="the experts whose settings these start from")
 
 
 class _ProtocolEntry(_Entry):
@@ -144,6 +154,9 @@ TeacherEntry: Any = create_model(
 )
 _Generator: Any = create_model("Generator", __base__=(_GeneratorEntry, _partial(GeneratorSettings)))
 GeneratorEntry: Any = _model("Generator", _Generator, {stage: _OVERRIDES[stage] for stage in _OF_GENERATORS})
+ExpertEntry: Any = create_model(
+    "Experts", __base__=(_ExpertEntry, _partial(ExpertSettings)), __doc__=_ExpertEntry.__doc__
+)
 StudentEntry: Any = _partial(NetworkSettings)
 DatasetEntry: Any = _model("Dataset", _DatasetEntry, _OVERRIDES)
 MethodEntry: Any = _model("Method", _MethodEntry, _SWEEPS)
@@ -240,6 +253,7 @@ _EXPERIMENT: dict[str, Any] = {
     "datasets": (dict[Name, DatasetEntry], {}),
     "teachers": (dict[Name, TeacherEntry], {}),
     "generators": (dict[Name, GeneratorEntry], {}),
+    "experts": (dict[Name, ExpertEntry], {}),
     "methods": (dict[Name, MethodEntry], {}),
     "protocols": (dict[Name, ProtocolEntry], {}),
     "students": (dict[Name, StudentEntry], {}),
@@ -465,6 +479,21 @@ class Experiment:
             return str(found)
         raise WmddError(f"method {method} has no generator; set it to one of {', '.join(self.names('generators'))}")
 
+    def expert(self, method: str) -> str:
+        """Return the experts whose trajectories a method of the family match needs.
+
+        Raises:
+            WmddError: it names none.
+        """
+        if found := self._of("methods", method, "expert"):
+            return str(found)
+        raise WmddError(f"method {method} has no experts; set expert to one of {', '.join(self.names('experts'))}")
+
+    def trajectories(self, dataset: str, method: str) -> int:
+        """Return how many experts a method of the family match needs on a dataset."""
+        settings = self.resolve("match", dataset=dataset, method=method)
+        return int(settings.trajectories) if settings.objective == "mtt" else 0
+
     def encoder(self, generator: str, dataset: str) -> str:
         """Return the generator whose latents a generator decodes: itself, or the one that it is a diffusion model for."""
         settings = self.resolve("generator", dataset=dataset, generator=generator)
@@ -509,6 +538,8 @@ class Experiment:
         settings decides: not the machine, nor which files are there. The batches of coupled losses are part of the method:
         with `composition: across` a block is the classes of a batch, with `within` whole batches.
         """
+        if self.family(method) == "match" and self.trajectories(dataset, method):
+            return int(self.resolve("data", dataset=dataset).classes)  # all images are one student's training set
         if self.family(method) != "recover":
             return int(self._of("datasets", dataset, "classes_per_block") or max(1, IMAGES_PER_BLOCK // ipc))
         recover = self.resolve("recover", dataset=dataset, method=method)
@@ -551,7 +582,7 @@ class Experiment:
         return [f"classes{a}-{min(a + size, classes) - 1}" for a in range(0, classes, size)]
 
     def resolve(self, stage: str, **of: str) -> Any:
-        """Return the settings of a stage; `of` names its dataset, teacher, generator, method, protocol and student."""
+        """Return the settings of a stage; `of` names its dataset, teacher, generator, expert, method, protocol and student."""
         key = (stage, *sorted(of.items()))
         if key not in self._resolved:
             self._resolved[key] = self._resolve(stage, of)
@@ -561,7 +592,7 @@ class Experiment:
         merged: dict[str, Any] = {}
         for layer in self._layers:
             merged |= _chosen(getattr(layer.content, stage))
-            for kind in ("dataset", "teacher", "generator", "method", "protocol", "student"):
+            for kind in ("dataset", "teacher", "generator", "expert", "method", "protocol", "student"):
                 for name in self._chain(kind + "s", of[kind]) if kind in of else ():
                     merged |= _chosen(self._section(layer.entry(kind + "s", name), kind, stage))
         known = STAGES[stage].model_fields  # entries have keys of the workflow beside those of the stage
@@ -594,6 +625,22 @@ class Experiment:
             self.resolve(stage, dataset=dataset, generator=name, method=method)
         self.resolve("quantize", dataset=dataset, method=method).check(f"{where}quantize: ")
 
+    def _check_match(self, dataset: str, method: str) -> None:
+        """Refuse a method whose network can't be matched, or whose experts are too short."""
+        settings, where = self.resolve("match", dataset=dataset, method=method), f"method {method} on {dataset}: "
+        if self.trajectories(dataset, method):
+            name = self.expert(method)
+            experts = self.resolve("expert", dataset=dataset, expert=name)
+            experts.check(f"{where}experts {name}: ")
+            needed = settings.start_epochs - 1 + settings.expert_epochs
+            if needed > experts.epochs:
+                raise WmddError(
+                    f"{where}match begins at up to {settings.start_epochs - 1} epochs of an expert and goes on for "
+                    f"{settings.expert_epochs}, but the experts {name} have {experts.epochs}; raise their epochs to {needed}"
+                )
+        else:
+            settings.check(f"{where}match: ")
+
     @staticmethod
     def _check_model(settings: GeneratorSettings, side: int, where: str) -> None:
         """Refuse a pipeline that is not there, or not whole; of a hub id nothing is asked here."""
@@ -618,10 +665,16 @@ class Experiment:
             chain.append(start)
             if self.family(start) == "latent":
                 self._check_latent(dataset, start)
+            if self.family(start) == "match":
+                self._check_match(dataset, start)
 
     @staticmethod
     def _section(entry: Any, kind: str, stage: str) -> Any:
-        if kind == stage or kind in ("teacher", "student"):  # flat entries that belong to the stage of the same name
+        if kind == stage or kind in (
+            "teacher",
+            "expert",
+            "student",
+        ):  # flat entries that belong to the stage of the same name
             return entry if kind == stage else None
         return getattr(entry, stage, None)
 
@@ -644,7 +697,7 @@ class Experiment:
 
     def _check(self) -> None:
         """Resolve every run once, so that a mistake shows before anything is computed."""
-        taken = ("methods", "teacher"), ("datasets", "report"), ("teachers", "latent")
+        taken = ("methods", "teacher"), ("datasets", "report"), ("teachers", "latent"), ("teachers", "expert")
         for kind, name in taken:  # folders of these names hold something else
             if name in self.names(kind):
                 raise WmddError(f"{kind}.{name}: the name is taken; choose another")
@@ -669,6 +722,8 @@ class Experiment:
                 solver.check(f"barycenter for {d}, {m}: ")
             if self.family(m) == "latent":
                 self._check_latent(d, m)
+            if self.family(m) == "match":
+                self._check_match(d, m)
             self._check_start(d, m)
             labels = self.resolve("relabel", dataset=d, method=m, protocol=p)
             student = self.resolve("student", dataset=d, method=m, protocol=p, student=s)

@@ -19,7 +19,7 @@ RESNETS = {  # name -> (bottleneck, blocks a stage); as in wmdd.models, which im
     "resnet50": (True, (3, 4, 6, 3)),
     "resnet101": (True, (3, 4, 23, 3)),
 }
-CONVNETS = {"convnet3": 3, "convnet4": 4}
+CONVNETS = {f"convnet{depth}": depth for depth in range(1, 7)}
 VIT = (192, 12, 3)  # vit-tiny: width, layers, heads
 FINE = 16  # channels at the full resolution: wmdd.latent.vae
 NAN = math.nan
@@ -69,7 +69,7 @@ def by_hand(settings: "NetworkSettings", classes: int, resolution: int) -> Figur
     name = settings.architecture
     if resolution and name in RESNETS:
         return _resnet(settings, classes, resolution)
-    if resolution and name in CONVNETS and resolution >> CONVNETS[name]:
+    if resolution and name in CONVNETS and (resolution >> CONVNETS[name] or settings.pooling == "none"):
         return _convnet(settings, classes, resolution)
     if resolution > 1 and name == "vit-tiny":
         return _vit(classes, resolution)
@@ -105,14 +105,14 @@ def _resnet(settings: "NetworkSettings", classes: int, resolution: int) -> Figur
 
 
 def _convnet(settings: "NetworkSettings", classes: int, resolution: int) -> Figures:
-    count, width = _Count(), settings.width
+    count, width, halved = _Count(), settings.width, settings.pooling != "none"
     for layer in range(CONVNETS[settings.architecture]):
-        count.convolution(width if layer else 3, width, 3, resolution >> layer, bias=True)
+        count.convolution(width if layer else 3, width, 3, resolution >> layer * halved, bias=True)
         if settings.norm == "batch":
             count.batchnorm(width)
-        else:
+        elif settings.norm != "none":
             count.numbers += 2 * width
-    features = width * (resolution >> CONVNETS[settings.architecture]) ** 2
+    features = width * (resolution >> CONVNETS[settings.architecture] * halved) ** 2
     count.linear(features, classes)
     return count.figures(features)
 

@@ -21,7 +21,7 @@ RESNETS: dict[str, tuple[bool, tuple[int, int, int, int]]] = {  # name -> (bottl
     "resnet50": (True, (3, 4, 6, 3)),
     "resnet101": (True, (3, 4, 23, 3)),
 }
-CONVNETS = {"convnet3": 3, "convnet4": 4}
+CONVNETS = {f"convnet{depth}": depth for depth in range(1, 7)}
 
 
 class Network(nn.Module):
@@ -94,20 +94,53 @@ class ResNet(Network):
 
 
 class ConvNet(Network):
-    """Blocks of 3x3 convolution, normalisation, ReLU and 2x2 mean pooling (Gidaris and Komodakis 2018; used by DM, MTT)."""
+    """Blocks of 3x3 convolution, normalisation, ReLU and 2x2 pooling (Gidaris and Komodakis 2018; used by DM, DataDAM, MTT).
 
-    def __init__(self, depth: int, width: int, norm: str, classes: int, resolution: int) -> None:
+    `norm` is batch, instance, layer (one group of all channels), group (four channels each) or none; `pooling` is avg, max or
+    none. The published networks have instance norm, mean pooling and 128 channels.
+    """
+
+    def __init__(self, depth: int, width: int, norm: str, pooling: str, classes: int, resolution: int) -> None:
         super().__init__()
+        pooled = resolution >> depth if pooling != "none" else resolution
+        if not pooled:
+            raise WmddError(f"convnet{depth} halves pictures of {resolution} px to nothing; take a shallower one")
+        if norm == "group" and width % 4:
+            raise WmddError(f"norm group makes groups of 4 channels, but width is {width}; make it a multiple of 4")
         layers: list[nn.Module] = []
         for index in range(depth):
-            layer = nn.GroupNorm(width, width) if norm == "instance" else nn.BatchNorm2d(width)
-            layers += [nn.Conv2d(width if index else 3, width, 3, padding=1), layer, nn.ReLU(), nn.AvgPool2d(2)]
+            layers += [
+                nn.Conv2d(width if index else 3, width, 3, padding=1),
+                _norm(norm, width),
+                nn.ReLU(),
+                _pool(pooling),
+            ]
         self.layers = nn.Sequential(*layers, nn.Flatten())
-        self.head = nn.Linear(width * (resolution >> depth) ** 2, classes)
+        self.head = nn.Linear(width * pooled**2, classes)
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the flattened last feature map, [B, D]."""
         return cast(Tensor, self.layers(x))
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Return the rectified maps of every block, [B, width, h, w] each, and behind them what `embed` does, [B, D]."""
+        found = []
+        for layer in self.layers:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                found.append(x)
+        return [*found, x]
+
+
+def _norm(name: str, width: int) -> nn.Module:
+    groups = {"instance": width, "layer": 1, "group": width // 4}
+    if name in groups:
+        return nn.GroupNorm(groups[name], width)
+    return nn.BatchNorm2d(width) if name == "batch" else nn.Identity()
+
+
+def _pool(name: str) -> nn.Module:
+    return {"avg": nn.AvgPool2d(2), "max": nn.MaxPool2d(2), "none": nn.Identity()}[name]
 
 
 class Timm(Network):
@@ -201,7 +234,7 @@ def build(settings: "NetworkSettings", classes: int, resolution: int, generator:
             stem = stem_of(resolution) if settings.stem == "auto" else settings.stem
             return ResNet(name, settings.width, stem, classes)
         if name in CONVNETS:
-            return ConvNet(CONVNETS[name], settings.width, settings.norm, classes, resolution)
+            return ConvNet(CONVNETS[name], settings.width, settings.norm, settings.pooling, classes, resolution)
         if name == "vit-tiny":  # 14 x 14 to 16 x 16 patches, as ViT-Tiny/16 has at 224 px
             patch = max(2, math.ceil(resolution / 16))
             patch = next(p for p in range(patch, resolution + 1) if resolution % p == 0)
@@ -283,3 +316,14 @@ def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
 @cache  # a copy to a GPU waits for all that it is at
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device).view(3, 1, 1)
+
+
+def bounds_of(mean: list[float], std: list[float], device: torch.device) -> list[Tensor]:
+    """Return black and white as normalised pixels, [3, 1, 1] each."""
+    return [((value - torch.tensor(mean)) / torch.tensor(std)).view(3, 1, 1).to(device) for value in (0.0, 1.0)]
+
+
+def to_pixels(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """Return uint8 images of normalised ones [..., 3, R, R], rounded; stored as they are (WMDD's released code saves JPEG)."""
+    pixels = images * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
+    return (pixels * 255).round().clamp(0, 255).to(torch.uint8)

@@ -19,8 +19,8 @@ from wmdd.work import Job, Key, Work
 
 ORDER = (  # of the rules in the table
     "data", "teacher", "features_part", "gather", "features", "autoencoder", "encode", "diffusion", "quantize", "decode",
-    "barycenter", "recover", "images", "select", "distance", "decay", "relabel", "student", "grid", "distances", "report",
-    "embedding", "page", "table",
+    "barycenter", "recover", "expert", "match", "images", "select", "distance", "decay", "relabel", "student", "grid",
+    "distances", "report", "embedding", "page", "table",
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ GROUND = (  # decide no number: what is downloaded and unpacked is checked
 COMMANDS = (
     "commands",
     "commands_latent",
+    "commands_match",
     "commands_report",
     "commands_export",
     "commands_tracking",

@@ -14,7 +14,7 @@ from wmdd.errors import WmddError
 
 RATED = (  # the stages that run a network
     "teacher", "features", "recover", "select", "relabel", "student", "autoencoder", "encode", "diffusion", "decode",
-    "distance",
+    "distance", "expert", "match",
 )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ from wmdd import augment
 from wmdd.batchnorm import Statistics, inputs_of, layers, moments, running, watchable, watched
 from wmdd.engine import Engine, flop, resume, set_rate
 from wmdd.errors import WmddError
-from wmdd.models import Network, normalise
+from wmdd.models import Network, bounds_of, normalise, to_pixels
 from wmdd.rng import generator
 from wmdd.training import Context
 
@@ -366,7 +366,7 @@ def _optimise(
     """Run Adam on one batch of normalised images [B, 3, R, R] and return them."""
     engine, iterations = context.engine, settings.iterations
     target = target.to(engine.device)
-    bounds = [_bound(v, mean, std, engine.device) for v in (0.0, 1.0)]
+    bounds = bounds_of(mean, std, engine.device)
     x = (resumed["x"] if resumed else start).to(engine.device, copy=True).requires_grad_()
     optimizer = engine.optimizer("adam", [x], settings.lr, betas=settings.betas)
     first = 0
@@ -427,16 +427,6 @@ def _stepper(
             return terms.detach()
 
         yield engine.captured(step)
-
-
-def _bound(value: float, mean: list[float], std: list[float], device: torch.device) -> Tensor:
-    return ((value - torch.tensor(mean)) / torch.tensor(std)).view(3, 1, 1).to(device)
-
-
-def to_pixels(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """Return uint8 images of normalised ones [..., 3, R, R], rounded; stored as they are (the released code saves JPEG)."""
-    pixels = images * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
-    return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def through_jpeg(images: Tensor, quality: int) -> Tensor:

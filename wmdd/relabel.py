@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from wmdd import augment
+from wmdd import augment, siamese
 from wmdd.engine import Engine
 from wmdd.errors import WmddError
 from wmdd.models import Network, normalise
 from wmdd.rng import seed_of
 from wmdd.training import Context
+from wmdd.whitening import Whitening
 
 if TYPE_CHECKING:
     from wmdd.settings import AugmentationSettings
@@ -32,21 +33,37 @@ def seeds_of(seed: int, epochs: int) -> list[int]:
     return [seed_of_views(seed, epoch) for epoch in range(epochs)]
 
 
-def views_of(settings: "AugmentationSettings", count: int, view_seed: int) -> augment.Views:
+def views_of(settings: "AugmentationSettings", count: int, view_seed: int) -> augment.Views | siamese.Distortions:
     """Replay the views of one epoch from its seed."""
     draws = torch.Generator().manual_seed(view_seed)
+    if settings.views == "dsa":
+        return siamese.draw(draws, count)
     return augment.draw(draws, count, settings.crop_scale, settings.flip, settings.mix)
 
 
-def seen(images: Tensor, views: augment.Views, index: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """Return the views of `images[index]`, [B, 3, R, R] normalised, of a set [N, 3, R, R] that stays uint8.
+def seen(
+    images: Tensor,
+    views: augment.Views | siamese.Distortions,
+    index: Tensor,
+    mean: list[float],
+    std: list[float],
+    whitening: Whitening | None = None,
+) -> Tensor:
+    """Return the views of `images[index]`, [B, 3, R, R] normalised (and whitened), of a set [N, 3, R, R] that stays uint8.
 
     Only these images and their CutMix partners become float32, the partners behind the images. All on one device.
     """
+
+    def prepared(chosen: Tensor) -> Tensor:
+        found = normalise(images.index_select(0, chosen), mean, std)
+        return found if whitening is None else whitening.apply(found)
+
+    if isinstance(views, siamese.Distortions):
+        return siamese.apply(prepared(index), views.of(index))
     both = torch.cat([index, views.partner[index]]) if views.mixed else index
     here = torch.arange(len(both), device=index.device)
     paired = replace(views.of(both), partner=here.roll(len(index)))
-    return augment.apply(normalise(images.index_select(0, both), mean, std), paired, here[: len(index)])
+    return augment.apply(prepared(both), paired, here[: len(index)])
 
 
 @torch.no_grad()
@@ -91,7 +108,7 @@ def relabel(
     for epoch in context.progress(range(start, len(seeds)), "relabelling", len(seeds), start, "epoch"):
         views = views_of(settings, len(images), seeds[epoch]).to(images.device)
 
-        def said(index: Tensor, views: augment.Views = views) -> Tensor:
+        def said(index: Tensor, views: augment.Views | siamese.Distortions = views) -> Tensor:
             return ask(network, seen(images, views, index, mean, std), engine).half()
 
         logits = torch.cat(list(engine.passes(said, everything.split(batch_size))))

@@ -236,11 +236,11 @@ def barycenter_markdown(table: pd.DataFrame) -> str:
 
 
 def place(path: Path) -> dict[str, str]:
-    """Return dataset, method (or generator), IPC and seed of a cost file, from its path."""
+    """Return dataset, method (or generator, or experts), IPC and seed of a cost file, from its path."""
     parts = path.as_posix().split("/")
     if parts[0] == "data":
         return {"dataset": path.name.removesuffix(".cost.json"), "method": "", "ipc": "", "seed": ""}
-    if parts[2] == "latent":  # of a generator
+    if parts[2] in ("latent", "expert"):  # of a generator, or of experts
         return {"dataset": parts[1], "method": parts[3], "ipc": "", "seed": parts[4].removeprefix("seed")}
     if parts[3] == "teacher":
         return {"dataset": parts[1], "method": "", "ipc": "", "seed": parts[4].removeprefix("seed")}

@@ -40,6 +40,8 @@ WILDCARDS = {  # of each rule, in the order of the keys of `wmdd.work`
     "diffusion": GENERATOR,
     "quantize": (*CELL, "block"),
     "decode": (*CELL, "block"),
+    "expert": ("dataset", "expert", "seed"),
+    "match": (*CELL, "block"),
     "distance": CELL,
     "decay": GENERATOR,
     "relabel": (*CELL, "protocol"),
@@ -52,7 +54,7 @@ WILDCARDS = {  # of each rule, in the order of the keys of `wmdd.work`
     "table": ("table",),
 }
 MOST = 2  # doublings: a job that is preempted again and again must stay one that a node can take
-IMAGES = ("recover", "decode", "images", "select")  # that write compressed images
+IMAGES = ("recover", "decode", "match", "images", "select")  # that write compressed images
 
 
 class Request(NamedTuple):

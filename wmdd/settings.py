@@ -5,6 +5,7 @@ made from these classes. A default without a named source is this project's own 
 """
 
 import math
+import re
 import shlex
 from typing import Annotated, Any, Literal
 
@@ -119,13 +120,16 @@ class NetworkSettings(Settings):
     """A network; the number of classes and the input size come from the data."""
 
     architecture: str = Field(
-        "resnet18", description="resnet18|34|50|101, convnet3|4, vit-tiny, torchvision:NAME or timm:NAME"
+        "resnet18", description="resnet18|34|50|101, convnet1 to 6, vit-tiny, torchvision:NAME or timm:NAME"
     )
     width: Count = Field(64, description="channels of the first stage (ResNet: 64 published; ConvNet: 128 published)")
     stem: Literal["auto", "cifar", "tiny", "imagenet"] = Field(
         "auto", description="cifar 3x3 stride 1; tiny 3x3 stride 2; imagenet 7x7 stride 2 + pool; auto by resolution"
     )
-    norm: Literal["batch", "instance"] = Field("batch", description="normalisation layers of a ConvNet")
+    norm: Literal["batch", "instance", "layer", "group", "none"] = Field(
+        "batch", description="normalisation layers of a ConvNet (DM, DataDAM, MTT: instance)"
+    )
+    pooling: Literal["avg", "max", "none"] = Field("avg", description="of a ConvNet's blocks")
 
 
 class OptimisationSettings(Settings):
@@ -138,6 +142,9 @@ class OptimisationSettings(Settings):
     momentum: Fraction = Field(0.9, description="SGD only, Nesterov")
     weight_decay: NonNegative = 5e-4
     warmup_epochs: NonNegative = Field(0, description="linear rise of the learning rate")
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        "cosine", description="of the learning rate; step: a tenth from half of the epochs on (DM, DataDAM, MTT)"
+    )
     schedule_stretch: float = Field(
         1.0,
         ge=1,
@@ -461,9 +468,113 @@ class SelectSettings(Settings):
         return {name: value for name, value in values.items() if name not in ("candidates", "crops", "crop_scale")}
 
 
+class ConvNetSettings(NetworkSettings):
+    """The network of the family match: a ConvNet, three blocks at 32 px and four at 64 (DM, DataDAM, MTT)."""
+
+    architecture: str = Field("convnet3", description="convnet1 to 6; 3 for 32 px, 4 for 64 px published")
+    width: Count = Field(128, description="channels of each block (published: 128)")
+    norm: Literal["batch", "instance", "layer", "group", "none"] = Field(
+        "instance", description="normalisation layers (published: instance); not batch, which ties images to each other"
+    )
+    views: Literal["dsa", "none"] = Field(
+        "dsa", description="siamese augmentation: one random distortion a step, or none"
+    )
+
+    def check(self, where: str = "") -> None:
+        """Refuse a network that is no ConvNet, or whose features of an image depend on others; the message begins with `where`.
+
+        Raises:
+            WmddError: names the remedy.
+        """
+        if not re.fullmatch(r"convnet\d", self.architecture):
+            raise WmddError(
+                f"{where}the network must be a ConvNet, not {self.architecture}; set architecture: convnet3"
+            )
+        if self.norm == "batch":
+            raise WmddError(f"{where}BatchNorm ties the images of a batch to each other; set norm: instance")
+
+
+class ExpertSettings(ConvNetSettings, OptimisationSettings):
+    """A network trained on the real data, of which every epoch is kept (MTT; its released code's defaults)."""
+
+    batch_size: Count = Field(256, description="images a step")
+    lr: Positive = Field(0.01, description="of plain gradient descent")
+    momentum: Fraction = Field(0.0, description="SGD only, Nesterov")
+    weight_decay: NonNegative = 0.0
+    schedule: Literal["cosine", "step", "constant"] = Field("constant", description="of the learning rate")
+    evaluate_every: Count = Field(1, description="epochs between two looks at the validation set")
+    whiten: bool = Field(False, description="the network sees ZCA-whitened images, and so do students of MTT then")
+
+
+class MatchSettings(ConvNetSettings):
+    """Images optimised in their pixels, on which networks behave as on real ones (DM, DataDAM, MTT)."""
+
+    objective: Literal["dm", "datadam", "mtt"] = Field(
+        "dm", description="mean features of untrained networks; their attention maps; where trained networks go"
+    )
+    init: Literal["real", "noise"] = Field("real", description="where to start: the images of `random`, or noise")
+    iterations: Count = Field(20000, description="steps of the pixels (DM, DataDAM: 20,000; MTT: 5,000)")
+    lr: Positive = Field(
+        1.0, description="of gradient descent on normalised pixels (DM: 1; DataDAM: 100; MTT: 100 to 1,000)"
+    )
+    momentum: Fraction = Field(0.5, description="of the pixels' descent (all three: 0.5)")
+    real_batch: Count = Field(
+        256, description="dm, datadam: real images of a class a step (DM: 256; DataDAM's code: 64)"
+    )
+    pool: int = Field(0, ge=0, description="dm, datadam: untrained networks taken in turn; 0: a fresh one each step")
+    attention_power: Positive = Field(4.0, description="datadam: p of the attention maps")
+    task_balance: NonNegative = Field(0.01, description="datadam: weight of the last layer's term")
+    trajectories: Count = Field(100, description="mtt: how many experts there are (published: 100)")
+    expert_epochs: Count = Field(2, description="mtt: M, epochs of an expert that a student is to go in its steps")
+    start_epochs: Count = Field(20, description="mtt: a student begins at one of an expert's first so many epochs")
+    student_steps: Count = Field(30, description="mtt: N, steps of a student")
+    student_batch: int = Field(0, ge=0, description="mtt: distilled images a step of a student; 0: all")
+    student_lr: Positive = Field(0.01, description="mtt: alpha, of a student, to begin with; it is learned")
+    rate_lr: NonNegative = Field(1e-5, description="mtt: learning rate of alpha; 0: it stays")
+    labels: Literal["fixed", "learned"] = Field(
+        "fixed", description="mtt: the classes, or probabilities learned with the pixels"
+    )
+    labels_lr: Positive = Field(1.0, description="mtt: learning rate of the logits of learned labels")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unused(cls, values: Any) -> Any:
+        """Leave settings of the other objectives at their defaults, so that changing them reruns nothing."""
+        if not isinstance(values, dict):
+            return values
+        mine = values.get("objective", "dm")
+        return {name: value for name, value in values.items() if mine in _OBJECTIVES.get(name, (mine,))}
+
+
+_OBJECTIVES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("real_batch", "pool", "architecture", "width", "stem", "norm", "pooling"), ("dm", "datadam")
+    ),  # a student of MTT is the experts' network
+    **dict.fromkeys(("attention_power", "task_balance"), ("datadam",)),
+    **dict.fromkeys(
+        (
+            "trajectories",
+            "expert_epochs",
+            "start_epochs",
+            "student_steps",
+            "student_batch",
+            "student_lr",
+            "rate_lr",
+            "labels",
+            "labels_lr",
+        ),
+        ("mtt",),
+    ),
+}
+
+
 class AugmentationSettings(Settings):
     """The random views of the distilled images that teacher and student share."""
 
+    views: Literal["crops", "dsa"] = Field(
+        "crops",
+        description="crop, mirror image and mix as below, or siamese augmentation, without them (DM, DataDAM, MTT)",
+    )
     crop_scale: Shares = Field((0.08, 1.0), description="RandomResizedCrop, share of the area")
     flip: bool = Field(True, description="mirror with probability 1/2")
     mix: Literal["cutmix", "none"] = "cutmix"
@@ -534,8 +645,14 @@ class StudentSettings(TrainingSettings, WeightsSettings):
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     lr: Positive = Field(1e-3, description="peak learning rate")
     weight_decay: NonNegative = 0.01
-    labels: Literal["soft", "hard"] = Field("soft", description="the teacher's, or the class")
+    labels: Literal["soft", "hard"] = Field(
+        "soft", description="the teacher's, or the set's own: the class, or the labels that a method learned (MTT)"
+    )
     temperature: Positive = Field(20.0, description="of the softmax on both sides (WMDD, SRe2L: 20)")
+    learned_lr: bool = Field(
+        False, description="take the learning rate that the method learned, if it did (MTT), as lr"
+    )
+    whiten: bool = Field(False, description="the student sees ZCA-whitened images (MTT's published numbers at 32 px)")
     evaluate_every: Count = Field(
         50, description="epochs between two looks at the validation set; the last always counts"
     )
@@ -555,6 +672,8 @@ STAGES: dict[str, type[Settings]] = {
     "decay": DecaySettings,
     "recover": RecoverSettings,
     "select": SelectSettings,
+    "expert": ExpertSettings,
+    "match": MatchSettings,
     "relabel": RelabelSettings,
     "student": StudentSettings,
 }

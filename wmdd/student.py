@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmdd import augment
+from wmdd import augment, siamese
 from wmdd.engine import Engine, flop
 from wmdd.errors import WmddError
 from wmdd.labels import Labels
@@ -17,6 +17,7 @@ from wmdd.relabel import ask, views_of
 from wmdd.relabel import seen as seen_of
 from wmdd.rng import generator
 from wmdd.training import Batch, Context, batches_of, cross_entropy, distillation, evaluate, fit_all
+from wmdd.whitening import Whitened, Whitening
 
 if TYPE_CHECKING:
     from wmdd.feeding import Pictures
@@ -41,9 +42,10 @@ def weighted(masses: Tensor, how: str) -> Tensor:
     return (found / found.mean()).float()
 
 
-def mixed(labels: Tensor, views: augment.Views, classes: int, side: int) -> Tensor:
-    """Return the hard labels of the views as probabilities [N, C]: the shares of the pixels that image and partner show."""
-    own = F.one_hot(labels, classes).float()
+def mixed(own: Tensor, views: augment.Views | siamese.Distortions, side: int) -> Tensor:
+    """Return labels of the views, [N, C], of those of the images: by the shares of the pixels that image and partner show."""
+    if isinstance(views, siamese.Distortions):
+        return own
     kept = views.kept(side, side)[:, None].float()
     return kept * own + (1 - kept) * own[views.partner]
 
@@ -62,6 +64,7 @@ def train(
     seed: int,
     runs: Sequence[int],
     context: Context,
+    whitening: Whitening | None = None,
 ) -> list[tuple[Network, list[dict[str, float]]]]:
     r"""Train students of one distilled set side by side and return each with its history.
 
@@ -71,7 +74,7 @@ def train(
 
     Args:
         images: the distilled set, uint8 [N, 3, R, R].
-        own: the class of each image, [N].
+        own: the class of each image, [N], or probabilities of the classes that a method learned, [N, C].
         weights: [N], not negative, of any scale.
         labels: the seed of each epoch's views, and where their labels come from.
         val_pictures: of the real validation split.
@@ -83,6 +86,7 @@ def train(
         seed: of the distillation.
         runs: tell the students apart; what becomes of one does not depend on the others.
         context: engine, checkpoints, log, progress.
+        whitening: of the real training images, if students see whitened ones.
 
     Raises:
         WmddError: there are labels for fewer epochs than the student trains, or the loss is not a number.
@@ -97,7 +101,8 @@ def train(
         engine.place(network)
     if labels.teacher is not None:
         engine.place(labels.teacher).eval()
-    shown = _Shown(images, own, weights, labels, classes, mean, std, augmentation, engine)
+    white = None if whitening is None else whitening.to(engine.device)
+    shown = _Shown(images, own, weights, labels, classes, mean, std, white, augmentation, engine)
     steps = len(batches_of(own, settings.batch_size))
     work = 3 * flop(networks[0], images.shape[-1]) * len(images) * settings.epochs if engine.graphs else 0
     histories = fit_all(
@@ -105,7 +110,9 @@ def train(
         [shown.to(network, settings.batch_size, seed, run) for network, run in zip(networks, runs, strict=True)],
         steps,
         distillation(settings.temperature) if labels.soft else cross_entropy(),
-        lambda network: evaluate(network, val_pictures, mean, std, engine),
+        lambda network: evaluate(
+            network if white is None else Whitened(network, white), val_pictures, mean, std, engine
+        ),
         settings,
         context,
         settings.ema,
@@ -126,15 +133,17 @@ class _Shown:
         classes: int,
         mean: list[float],
         std: list[float],
+        whitening: Whitening | None,
         augmentation: "AugmentationSettings",
         engine: Engine,
     ) -> None:
+        own = F.one_hot(own, classes).float() if own.ndim == 1 else own
         self._images, self._own = images.to(engine.device), own.to(engine.device)
         self._share = (weights / weights.mean()).to(engine.device)
-        self._labels, self._classes, self._normalisation = labels, classes, (mean, std)
+        self._labels, self._preparation = labels, (mean, std, whitening)
         self._augmentation, self._engine = augmentation, engine
         self._lock = Lock()
-        self._epoch: tuple[int, augment.Views, Tensor | None] | None = None
+        self._epoch: tuple[int, augment.Views | siamese.Distortions, Tensor | None] | None = None
 
     def to(self, network: Network, size: int, seed: int, run: int) -> Callable[[int, int], Iterator[Batch]]:
         """Return a function that yields the batches of an epoch of a student, from a step on, in its own order."""
@@ -147,7 +156,7 @@ class _Shown:
             at_once = max(1, self._engine.at_once(self._images.shape[-1]) // len(parts[0]))  # small steps share a call
             for first in range(begin - begin % at_once, len(parts), at_once):
                 index = torch.cat(parts[first : first + at_once])
-                seen = self._engine.arranged(seen_of(self._images, views, index, *self._normalisation), network)
+                seen = self._engine.arranged(seen_of(self._images, views, index, *self._preparation), network)
                 sizes = [len(part) for part in parts[first : first + at_once]]
                 for step, (x, i) in enumerate(zip(seen.split(sizes), index.split(sizes), strict=True), first):
                     if step >= begin:
@@ -155,7 +164,7 @@ class _Shown:
 
         return batches
 
-    def _of(self, epoch: int) -> tuple[augment.Views, Tensor | None]:
+    def _of(self, epoch: int) -> tuple[augment.Views | siamese.Distortions, Tensor | None]:
         """Return the views of an epoch and their labels, None where a teacher is to be asked; made once for all students."""
         with self._lock:
             if self._epoch is None or self._epoch[0] != epoch:
@@ -166,10 +175,10 @@ class _Shown:
                     torch.cuda.current_stream().synchronize()
             return self._epoch[1:]
 
-    def _targets(self, epoch: int, views: augment.Views) -> Tensor | None:
+    def _targets(self, epoch: int, views: augment.Views | siamese.Distortions) -> Tensor | None:
         if self._labels.logits is not None:
             return self._labels.logits(epoch).to(self._engine.device)
-        return None if self._labels.soft else mixed(self._own, views, self._classes, self._images.shape[-1])
+        return None if self._labels.soft else mixed(self._own, views, self._images.shape[-1])
 
     def _asked(self, seen: Tensor) -> Tensor:
         assert self._labels.teacher is not None

@@ -20,6 +20,7 @@ PLACES = [  # of outputs; what is found becomes columns
     r"(?:^|/)(?P<dataset>[^/]+)/(?P<teacher>[^/]+)/(?P<method>[^/]+)/ipc(?P<ipc>\d+)/seed(?P<seed>\d+)/",
     r"(?:^|/)(?P<dataset>[^/]+)/(?P<teacher>[^/]+)/teacher/seed(?P<seed>\d+)/",
     r"(?:^|/)(?P<dataset>[^/]+)/latent/(?P<generator>[^/]+)/seed(?P<seed>\d+)/",
+    r"(?:^|/)(?P<dataset>[^/]+)/expert/(?P<expert>[^/]+)/seed(?P<seed>\d+)/",
     r"(?:^|/)data/(?P<dataset>[^/]+)\.h5$",
     r"/student/(?P<student>[^/]+)/(?P<protocol>[^/]+)/run(?P<run>\d+)\.json$",
     r"/labels/(?P<protocol>[^/]+)\.h5$",

@@ -114,10 +114,13 @@ def quiet(engine: Engine) -> Context:
 def learning_rate(settings: "OptimisationSettings", epoch: float) -> float:
     r"""Return the rate at a (fractional) epoch: lr/2 (1 + cos(pi t / (zeta T))) after a linear warm-up.
 
-    zeta = `schedule_stretch`; zeta = 1 is the usual cosine to zero, zeta = 2 ends at half the rate (EDC, NeurIPS 2024).
+    zeta = `schedule_stretch`; zeta = 1 is the usual cosine to zero, zeta = 2 ends at half the rate (EDC, NeurIPS 2024). With
+    `schedule: constant` it stays, with `step` it is a tenth from half of the epochs on (DM).
     """
     if epoch < settings.warmup_epochs:
         return settings.lr * (epoch + 1e-2) / (settings.warmup_epochs + 1e-2)
+    if settings.schedule != "cosine":
+        return settings.lr * (0.1 if settings.schedule == "step" and epoch >= settings.epochs / 2 else 1.0)
     span = max(settings.epochs - settings.warmup_epochs, 1e-9)
     share = (epoch - settings.warmup_epochs) / (span * settings.schedule_stretch)
     return settings.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
@@ -224,9 +227,10 @@ def fit(
     context: Context,
     ema: float = 0.0,
     work: float = 0.0,
+    each: Callable[[nn.Module], None] | None = None,
 ) -> list[dict[str, float]]:
     """Train one network in place and return its history; see `fit_all`."""
-    return fit_all([network], [epoch_of], steps, loss_of, validate, settings, context, ema, work)[0]
+    return fit_all([network], [epoch_of], steps, loss_of, validate, settings, context, ema, work, each)[0]
 
 
 def fit_all(
@@ -239,6 +243,7 @@ def fit_all(
     context: Context,
     ema: float = 0.0,
     work: float = 0.0,
+    each: Callable[[nn.Module], None] | None = None,
 ) -> list[list[dict[str, float]]]:
     """Train networks in place, side by side, and return the history of each, one entry an epoch.
 
@@ -260,6 +265,7 @@ def fit_all(
         context: engine, checkpoints, log, progress, and the processes that train together (one network only).
         ema: decay of the moving average of weights and buffers that is validated, and put into the network at the end; 0: off.
         work: FLOP of a network's training, by which the engine decides whether to compile it.
+        each: is given every network after each epoch, before that is kept.
 
     Raises:
         WmddError: a loss is not a number.
@@ -297,11 +303,13 @@ def fit_all(
                 raise WmddError(
                     f"the loss is not a number after epoch {epoch + 1}; lower lr ({settings.lr}) or set precision: fp32"
                 )
-            for each in trained.networks:
-                context.world.average_buffers(each)
+            for network in trained.networks:
+                context.world.average_buffers(network)
             if (epoch + 1) % settings.evaluate_every == 0 or epoch + 1 == settings.epochs:
                 entry |= validate(trained.networks[-1])
             trained.history.append(entry)
+            if each is not None:
+                each(trained.networks[-1])
             of = f"{number}/" if len(every) > 1 else ""
             context.log({f"{of}{k}": v for k, v in entry.items() if k != "epoch"}, epoch + 1)
         if context.world.any(bool(context.notice.heard)):

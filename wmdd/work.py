@@ -10,6 +10,9 @@ pass, counted on the network itself at its resolution, a job computes
     student    E n (3 F + F') + V M F  F' of the teacher, where labels are made as the student goes, else 0
     autoencoder, diffusion             as teacher, F of autoencoder or UNet
     encode     N F                     of the encoder
+    expert     as teacher, E N 3 F + V M F
+    match      T (C B F + n 3 F)       DM, DataDAM: T iterations, B real images of each of C classes, n distilled ones
+               T N b 8 F               MTT: N steps of a student on b images; 3 the step, again with its own reverse pass: 5
     decode     n (S G F' + F)          S steps of the UNet F', G = 2 with guidance; F of the decoder
     distance   n F                     of the teacher
 
@@ -641,11 +644,13 @@ class _Draft:
         )
 
     def images(self, r: Run, scene: _Scene, cell: Key) -> Key:
-        """Add what makes each block of the families recover and latent, and the job that joins them."""
+        """Add what makes each block of the families recover, latent and match, and the job that joins them."""
         key, of = ("images", *cell), (r.dataset, r.method, r.ipc)
         if key not in self.found.jobs:
             blocks = self.experiment.blocks(r.dataset, r.teacher, r.method, r.ipc)
-            make = self.recover if self.experiment.family(r.method) == "recover" else self.decode
+            make = {"recover": self.recover, "latent": self.decode, "match": self.match}[
+                self.experiment.family(r.method)
+            ]
             parts = [make(r, scene, (*cell, block)) for block in blocks]
             disk = scene.classes * r.ipc * scene.pixels
             largest = max(map(size_of, blocks)) * r.ipc * scene.pixels
@@ -674,6 +679,51 @@ class _Draft:
             passed=scene.training(min(count * r.ipc, at_once), scene.teacher),
             **scene.runs(scene.network),
         )  # fmt: skip
+
+    def match(self, r: Run, scene: _Scene, cell: Key) -> Key:
+        """Add the images of a block, and the experts that they need."""
+        settings, count = self.resolve("match", dataset=r.dataset, method=r.method), size_of(cell[-1])
+        needs, known, images = [self.data(r.dataset)], scene.pictures, count * r.ipc
+        experts = self.experiment.trajectories(r.dataset, r.method)
+        if experts:
+            name = self.experiment.expert(r.method)
+            trained = self.resolve("expert", dataset=r.dataset, expert=name)
+            needs += [self.expert(r, scene, name, trained, seed) for seed in range(experts)]
+            network = network_of(trained)
+            found = self.figures(network, scene.classes, known.resolution)
+            batch = min(images, settings.student_batch or images)
+            passes = settings.iterations * settings.student_steps * batch
+            flop, held = 8 * passes * found.flop, 3 * scene.training(batch, found)
+            moved = settings.iterations * settings.student_steps * 5 * found.bytes
+            memory = 2 * settings.student_steps * found.bytes
+        else:
+            network = network_of(settings)
+            found = self.figures(network, scene.classes, known.resolution)
+            real = count * settings.real_batch
+            passes = settings.iterations * (real + images)
+            flop, moved = settings.iterations * (real + 3 * images) * found.flop, passes * scene.pixels
+            held = scene.training(min(images, max(r.ipc, AT_ONCE[0])), found) + 24 * real * scene.pixels
+            memory = known.held(known.train) + 2 * found.bytes
+        return self.job(
+            ("match", *cell), (r.dataset, r.method, r.ipc), needs,
+            images=passes,
+            steps=settings.iterations,
+            flop=flop,
+            moved=moved,
+            disk=images * scene.pixels,
+            memory=memory + 32 * images * scene.pixels,
+            passed=held,
+            **scene.runs(network),
+        )  # fmt: skip
+
+    def expert(self, r: Run, scene: _Scene, name: str, settings: Any, seed: int) -> Key:
+        """Add an expert."""
+        if (key := ("expert", r.dataset, name, str(seed))) not in self.found.jobs:
+            network = self.figures(network_of(settings), scene.classes, scene.pictures.resolution)
+            looks = scene.pictures.decoded(settings.epochs, evaluations(settings))
+            kept = (settings.epochs + 1) * network.bytes
+            self.training(key, settings, scene, [self.data(r.dataset)], network._replace(bytes=kept), looks)
+        return key
 
     def start(self, r: Run, scene: _Scene, method: str) -> Key:
         """Add what makes the images that a method starts from."""

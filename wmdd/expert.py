@@ -1,0 +1,101 @@
+"""Expert: a network trained on the real data, of which the weights after every epoch are kept (MTT, Cazenavette et al. 2022).
+
+Plain stochastic gradient descent under siamese augmentation (`wmdd.siamese`), each image with a distortion of its own. What is
+kept is a trajectory [E + 1, P]: the parameters before the first epoch and after each, one behind the other in the network's
+order. A checkpoint holds as much of it as there is.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from wmdd import siamese
+from wmdd.models import build, normalise
+from wmdd.rng import generator
+from wmdd.training import Batch, Context, Keeper, batches_of, cross_entropy, evaluate, fit
+from wmdd.whitening import Whitened, Whitening
+
+if TYPE_CHECKING:
+    from wmdd.feeding import Pictures
+    from wmdd.settings import ExpertSettings
+
+
+def flat(network: nn.Module) -> Tensor:
+    """Return a copy of all parameters as one vector [P], float32 on the CPU."""
+    return torch.cat([p.detach().flatten() for p in network.parameters()]).float().cpu()
+
+
+class _Kept:
+    """Keeps the trajectory with the rest of the state."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self.rows: list[Tensor] = []
+
+    def load(self) -> dict[str, Any] | None:
+        if (state := self._keeper.load()) is not None:
+            self.rows = list(state.pop("trajectory"))
+        return state
+
+    def due(self) -> bool:
+        return self._keeper.due()
+
+    def save(self, state: dict[str, Any], done: float = 0.0, total: float = 0.0, unit: str = "") -> None:
+        self._keeper.save(state | {"trajectory": torch.stack(self.rows)}, done, total, unit)
+
+
+def train(
+    pictures: "Pictures",
+    val_pictures: "Pictures",
+    classes: int,
+    mean: list[float],
+    std: list[float],
+    whitening: Whitening | None,
+    settings: "ExpertSettings",
+    seed: int,
+    context: Context,
+) -> tuple[Tensor, list[dict[str, float]]]:
+    """Train an expert and return its trajectory [E + 1, P] and its history.
+
+    Args:
+        pictures: the training split.
+        val_pictures: the validation split, which is only looked at.
+        classes: C.
+        mean: per channel, of the normalisation.
+        std: per channel.
+        whitening: of the training images, if the network sees whitened ones.
+        settings: network and optimisation.
+        seed: the expert's number.
+        context: engine, checkpoints, log, progress.
+
+    Raises:
+        WmddError: the network normalises by batches, or the loss is not a number.
+    """
+    settings.check("expert: ")
+    labels, engine = pictures.labels, context.engine
+    network = engine.place(build(settings, classes, pictures.resolution, generator("expert", "weights", seed)))
+    classes_of, kept = labels.to(engine.device), _Kept(context.keeper)
+    kept.rows = [flat(network)]
+    white = None if whitening is None else whitening.to(engine.device)
+
+    def epoch_of(epoch: int, first: int) -> Iterable[Batch]:
+        how = siamese.draw(generator("expert", "views", seed, epoch), len(labels)) if settings.views == "dsa" else None
+        order = torch.randperm(len(labels), generator=generator("expert", "order", seed, epoch))
+        steps = batches_of(order, settings.batch_size)[first:]
+        for index, found in zip(steps, pictures.batches(steps), strict=True):
+            seen = normalise(found.to(engine.device), mean, std)
+            seen = seen if white is None else white.apply(seen)
+            seen = seen if how is None else siamese.apply(seen, how.of(index).to(engine.device))
+            yield Batch(engine.arranged(seen, network), classes_of[index.to(engine.device)])
+
+    def validate(trained: nn.Module) -> dict[str, float]:
+        return evaluate(trained if white is None else Whitened(trained, white), val_pictures, mean, std, engine)
+
+    history = fit(
+        network, epoch_of, len(batches_of(labels, settings.batch_size)), cross_entropy(), validate, settings,
+        Context(engine, kept, context.log, context.progress, context.world, context.notice),
+        each=lambda trained: kept.rows.append(flat(trained)),
+    )  # fmt: skip
+    return torch.stack(kept.rows), history
