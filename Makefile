@@ -35,7 +35,7 @@ demo: setup  ## run the whole workflow on a small dataset, and write the report
 	.venv/bin/snakemake --configfile config/config.yaml
 
 report: setup  ## write the report of an experiment, and Snakemake's own: make report CONFIG=config/cifar10.yaml
-	.venv/bin/snakemake --configfile $(CONFIG) figures
+	.venv/bin/snakemake figures --configfile $(CONFIG)
 	.venv/bin/snakemake --configfile $(CONFIG) --report results/report/snakemake.html
 
 test: setup  ## run the tests, two at a time

@@ -152,6 +152,16 @@ def test_commands_exist(name: str, run: Any) -> None:
     assert f"wmdd {name}" in out
 
 
+def test_targets_stand_before_configfile() -> None:
+    """Snakemake takes all that follows --configfile, up to the next option, for experiment files."""
+    written = [*PAGES, ROOT / "Makefile", *(ROOT / "config").glob("**/*.yaml"), *(ROOT / "profiles").glob("**/*.yaml")]
+    for page in written:
+        for command in re.findall(r"snakemake [^`\n]*--configfile ([^`\n#)|]*)", page.read_text()):
+            files = re.split(r" --| -[a-z]|[;:,]", command)[0].split()
+            others = [name for name in files if not re.fullmatch(r"[\w./-]*\.yaml[.]?|\$?\(?[A-Z]+\)?\.?", name)]
+            assert not others, f"{page}: {command}"
+
+
 @EVERY_PAGE
 def test_names_of_the_package_exist(page: Path) -> None:
     for name in codes(page):
