@@ -55,7 +55,7 @@ def estimate(job: Job, on: Device) -> Estimate:
     passing, moving = job.flop / rate, job.moved / on.bandwidth
     decoding = job.decoded / rates.nearest(rates.table()["cpu"]["data"], job.resolution) if job.decoded else 0
     inline = decoding if on.kind == "cpu" and job.stage != "features" else 0  # whose rate was measured with decoding
-    spent = start + max(passing, moving) + inline
+    spent = start + max(passing, moving, job.seconds) + inline
     return Estimate(spent, job.flop / on.flops, moving, passing, decoding, how)
 
 

@@ -54,6 +54,7 @@ AT_ONCE = (128, 2**21)  # images and pixels of a pass on CPU: wmdd.engine
 LARGEST = 400  # images of 224 px at once on a GPU: wmdd.recover
 LOOKED = 500  # pictures that are evaluated at once: wmdd.training
 MAPPED = (10, 10, 60, 0.01, 5e10)  # classes, distilled and real images of each, seconds a point, FLOP/s: wmdd.embedding
+LAUNCHED = 0.02  # seconds of the host a pass through a network that is too small to keep a GPU busy, assumed
 MEASURED = 2000  # points whose intrinsic dimension is measured: wmdd.transport.dimension
 
 
@@ -231,7 +232,7 @@ class Job:
         resolution: side of the images.
         width: of the network; 0 where it has none.
         decoded: pictures that are decoded beside it.
-        seconds: of work that runs no network, on one core.
+        seconds: of work that runs no network, on one core; of a job that runs one, what the host needs at least.
         gpus: that share it.
         memory: bytes of the arrays that it holds in the memory of the CPU.
         passed: bytes of the images and layers of its largest pass through a network, on the GPU if there is one.
@@ -696,6 +697,7 @@ class _Draft:
             flop, held = 8 * passes * found.flop, 3 * scene.training(batch, found)
             moved = settings.iterations * settings.student_steps * 5 * found.bytes
             memory = 2 * settings.student_steps * found.bytes
+            launches = settings.iterations * settings.student_steps
         else:
             network = network_of(settings)
             found = self.figures(network, scene.classes, known.resolution)
@@ -704,6 +706,7 @@ class _Draft:
             flop, moved = settings.iterations * (real + 3 * images) * found.flop, passes * scene.pixels
             held = scene.training(min(images, max(r.ipc, AT_ONCE[0])), found) + 24 * real * scene.pixels
             memory = known.held(known.train) + 2 * found.bytes
+            launches = settings.iterations
         return self.job(
             ("match", *cell), (r.dataset, r.method, r.ipc), needs,
             images=passes,
@@ -711,6 +714,7 @@ class _Draft:
             flop=flop,
             moved=moved,
             disk=images * scene.pixels,
+            seconds=LAUNCHED * launches,
             memory=memory + 32 * images * scene.pixels,
             passed=held,
             **scene.runs(network),
