@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(set((ROOT / "config").glob("**/*.yaml")) - {ROOT / "config/published.yaml"})  # which is no experiment
 ON_GPU = {
     "teacher", "features", "features_part", "recover", "relabel", "student", "autoencoder", "encode", "diffusion", "decode",
-    "distance",
+    "distance", "expert", "match",
 }  # fmt: skip
 
 
@@ -261,6 +261,30 @@ def test_threads_decode_and_compute():
     assert one.runtime == pytest.approx(8 * eight.runtime, rel=0.1)
 
 
+MTT = {"methods": ["mtt-cifar10-ipc1"]}
+
+
+def test_longer_experts_take_longer_and_more_memory():
+    longer, more = larger("expert", {"content": {"expert": {"epochs": 500}} | ON_CPU}, ON_CPU, **MTT)
+    assert longer > 0
+    assert more >= 1.3 * 450 * 4 * 319_754 / 2**20  # what is kept after each epoch
+
+
+@pytest.mark.parametrize(("method", "name"), [("dm", "iterations"), ("mtt", "student_steps"), ("mtt", "iterations")])
+def test_matching_for_longer_takes_longer(method, name):
+    short, long = ({"methods": {method: {"match": {name: number}}}} for number in (100, 1000))
+    longer, _ = larger("match", {"content": long | ON_CPU}, short | ON_CPU, methods=[method])
+    assert longer > 0
+
+
+@pytest.mark.parametrize("method", ["dm", "datadam", "mtt"])
+def test_matching_more_images_takes_longer_and_more_memory(method):
+    content = {"match": {"init": "noise", "student_steps": 5}, **ON_CPU}
+    longer, more = larger("match", {"ipc": [50]}, content, methods=[method], ipc=[1])
+    assert longer > 0
+    assert more > 0
+
+
 # GPUs
 
 
@@ -269,7 +293,7 @@ def test_gpus_are_asked_for_unless_the_engine_is_told_not_to():
     for rule in sorted(set(ORDER) - {"table"}):  # of which no matrix has one unless it is named
         share = {"datasets": {"cifar10": {"features_jobs": 2 if rule in ("features_part", "gather") else 1}}}
         share["embedding"] = rule == "embedding"
-        methods = ["random"] if rule == "select" else ["wmdd", "ddoq"]
+        methods = ["random"] if rule == "select" else ["wmdd", "ddoq", "mtt-cifar10-ipc1"]
         wanted = 4 if rule == "teacher" else int(rule in ON_GPU)
         assert asked(rule, gpus | share, methods=methods).gpu == wanted
         assert asked(rule, gpus | share | ON_CPU, methods=methods).gpu == 0

@@ -12,18 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError, WithJsonSchema
 
+import wmdd.commands_match  # noqa: F401  it registers its commands
 from wmdd.commands_latent import app
 from wmdd.errors import WmddError
 from wmdd.settings import (
     STAGES,
     AugmentationSettings,
+    AutoencoderSettings,
     BarycenterSettings,
     DataSettings,
     EngineSettings,
+    ExpertSettings,
     GeneratorSettings,
     LabelSettings,
+    MatchSettings,
     RecoverSettings,
     RelabelSettings,
+    SelectSettings,
     Settings,
     StudentSettings,
     TeacherSettings,
@@ -60,6 +65,11 @@ COMMANDS = {
         {"settings": "decode", "generator": GeneratorSettings, "engine": EngineSettings},
     ),
     "decay": ("--latents l --output o", {"settings": "decay"}),
+    "expert": ("--data d --output o --seed 0", {"settings": "expert", "engine": EngineSettings}),
+    "match": (
+        "--data d --output o --block classes0-1 --ipc 1 --seed 0",
+        {"settings": "match", "engine": EngineSettings},
+    ),
     "student": (
         "--images i --data d --output o --seed 0 --run 0",
         {"settings": "student", "augmentation": LabelSettings, "engine": EngineSettings},
@@ -138,11 +148,19 @@ def test_the_defaults_come_back(stage):
     assert {name: found[name] for name in given} == given
 
 
-OTHERS = {
-    "init": "method:other",
-    "factor": 8,
-    "strategy": "patches",
-}  # settings that not every value of their type fits
+OTHERS = {  # settings that not every value of their type fits
+    (RecoverSettings, "init"): "method:other",
+    (AutoencoderSettings, "factor"): 8,
+    (SelectSettings, "strategy"): "patches",
+}
+# Which objectives of match look at a setting; all three at the rest.
+OF_UNTRAINED = {"real_batch", "pool", "architecture", "width", "stem", "norm", "pooling"}
+OF_DATADAM = {"attention_power", "task_balance"}
+OF_MTT = {
+    "trajectories", "expert_epochs", "start_epochs", "student_steps", "student_batch", "student_lr", "rate_lr", "labels",
+    "labels_lr",
+}  # fmt: skip
+DEFAULT = {TeacherSettings: {"weights"}, MatchSettings: OF_MTT}  # with a teacher's weights there is no training to set
 
 
 def other_value(field, default):
@@ -169,23 +187,21 @@ def test_the_weights_of_a_teacher_come_back():
     assert parsed("teacher", flags(given))["settings"] == given
 
 
+def others(kind):
+    """Other values than the defaults."""
+    fields = {key: field for key, field in kind.model_fields.items() if (kind, key) != (TeacherSettings, "weights")}
+    return {key: OTHERS.get((kind, key)) or other_value(field, field.default) for key, field in fields.items()}
+
+
+def at_default(settings):
+    return {key for key in type(settings).model_fields if getattr(settings, key) == getattr(type(settings)(), key)}
+
+
 @pytest.mark.parametrize("stage", COMMANDS)
 def test_other_values_come_back(stage):
-    """But for a teacher's weights, with which there is no training to set."""
-    given = {
-        name: kind(
-            **{
-                key: OTHERS.get(key) or other_value(field, field.default)
-                for key, field in kind.model_fields.items()
-                if (kind, key) != (TeacherSettings, "weights")
-            }
-        )
-        for name, kind in kinds_of(stage).items()
-    }
+    given = {name: kind(**others(kind)) for name, kind in kinds_of(stage).items()}
     for part in given.values():  # nothing else is left at its default, or the test would prove nothing
-        default = type(part)()
-        same = [key for key in type(part).model_fields if getattr(part, key) == getattr(default, key)]
-        assert same == (["weights"] if isinstance(part, TeacherSettings) else [])
+        assert at_default(part) == DEFAULT.get(type(part), set())
     found = parsed(stage, flags(*given.values()))
     assert {name: found[name] for name in given} == given
 
@@ -225,6 +241,12 @@ def test_parts_given_together_share_no_field():
         ("relabel", "--store pruned --keep-epochs 1.5"),
         ("relabel", "--store pruned --top-k -1"),
         ("relabel", "--store pruned --temperature 0"),
+        ("relabel", "--views mine"),
+        ("student", "--schedule linear"),
+        ("expert", "--momentum 1.5"),
+        ("match", "--objective ftd"),
+        ("match", "--objective mtt --trajectories 0"),
+        ("match", "--objective mtt --student-lr 0"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused(stage, line):
@@ -262,6 +284,37 @@ def test_settings_of_the_pruning_count_only_where_there_is_one(store):
     assert flags(RelabelSettings(store=store, **changes)) == flags(RelabelSettings(store=store))
     chosen = RelabelSettings(store="pruned", **changes)
     assert {name: getattr(chosen, name) for name in changes} == changes
+
+
+@pytest.mark.parametrize(
+    ("objective", "unused"),
+    [("dm", OF_DATADAM | OF_MTT | {"objective"}), ("datadam", OF_MTT), ("mtt", OF_UNTRAINED | OF_DATADAM)],
+)
+def test_settings_of_other_objectives_count_only_where_they_are_looked_at(objective, unused):
+    chosen = MatchSettings(**others(MatchSettings) | {"objective": objective})
+    assert at_default(chosen) == unused
+    assert parsed("match", flags(chosen))["settings"] == chosen
+    looked_at = {key: value for key, value in others(MatchSettings).items() if key not in unused}
+    assert flags(chosen) == flags(MatchSettings(**looked_at | {"objective": objective}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ""),
+        ({"architecture": "convnet6", "norm": "none"}, ""),
+        ({"architecture": "resnet18"}, "here: the network must be a ConvNet, not resnet18; set architecture: convnet3"),
+        ({"architecture": "timm:convnet3"}, "here: the network must be a ConvNet, not timm:convnet3"),
+        ({"norm": "batch"}, "here: BatchNorm ties the images of a batch to each other; set norm: instance"),
+    ],
+)
+@pytest.mark.parametrize("kind", [ExpertSettings, MatchSettings])
+def test_only_what_can_be_matched_passes_the_check(kind, changes, said):
+    if not said:
+        kind(**changes).check("here: ")
+        return
+    with pytest.raises(WmddError, match=f"^{re.escape(said)}"):
+        kind(**changes).check("here: ")
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def _settings(images: list[Path]) -> dict[str, Any]:
     for path in images:
         dataset, method, meta = path.parts[-6], path.parts[-4], artifacts.load_meta(path)
         name = f"{method} on {dataset}" if several else method
-        made = [stage for stage in ("recover", "decode") if stage in meta]
+        made = [stage for stage in ("recover", "decode", "match") if stage in meta]
         stages: dict[str, Any] = {stage: meta[stage]["settings"] for stage in made}
         stages |= {} if made else {"select": meta["settings"]}
         for part in sorted(path.parent.glob("barycenter/*.h5"))[:1] + sorted(path.parent.glob("quantize/*.h5"))[:1]:

@@ -106,7 +106,7 @@ def _of_artifacts(*files: Path) -> dict[str, str]:
     for file in filter(Path.is_file, files):
         meta = artifacts.load_meta(file)
         found |= _settings(meta["stage"], meta["settings"])
-        for stage in ("recover", "decode"):  # of which images.h5 was joined
+        for stage in ("recover", "decode", "match"):  # of which images.h5 was joined
             found |= _settings(stage, meta[stage]["settings"]) if stage in meta else {}
     return found
 

@@ -77,7 +77,7 @@ def sections() -> dict[str, tuple[str, list[Any]]]:
     return {
         "Accuracy": ("student", accuracy),
         "Learning curves": ("teacher|student", learning),
-        "Distilled images": ("recover|select|decode", pictures),
+        "Distilled images": ("recover|select|decode|match", pictures),
         "Recover": ("recover", losses),
         "Barycenters": ("barycenter|quantize", transport),
         "Cost": ("", cost),

@@ -43,9 +43,10 @@ def graph(files: Iterable[tuple[str, Meta]]) -> Graph:
     for path, meta in found:
         for name, digest in meta.get("inputs", {}).items():
             makers = stages.get(digest, set()) - {meta["stage"]}
-            usual = MAKERS.get(name, (name,))
+            kind = name.rstrip("0123456789") or name  # expert0, expert1 and so on are experts
+            usual = MAKERS.get(kind, (kind,))
             if makers:
                 edges[min(makers, key=lambda maker: (maker not in usual, maker)), meta["stage"]] += 1
             elif any(maker in nodes for maker in usual):
-                broken.append(f"{path} was made from other {name} than are there now; run the workflow again")
-    return Graph(dict(nodes), dict(edges), broken)
+                broken.append(f"{path} was made from other {kind} than are there now; run the workflow again")
+    return Graph(dict(nodes), dict(edges), list(dict.fromkeys(broken)))

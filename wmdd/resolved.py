@@ -27,8 +27,11 @@ def resolved(experiment: Experiment, stage: str | None = None) -> dict[str, Any]
         put("teacher", "teacher", dataset=r.dataset, teacher=r.teacher)
         put("features", "features", dataset=r.dataset)
         family = experiment.family(r.method)
-        for name in {"recover": ("barycenter", "recover"), "select": ("select", "barycenter")}.get(family, ()):
+        own = {"recover": ("barycenter", "recover"), "select": ("select", "barycenter"), "match": ("match",)}
+        for name in own.get(family, ()):
             put(name, name, dataset=r.dataset, method=r.method)
+        if family == "match" and experiment.trajectories(r.dataset, r.method):
+            put("expert", "expert", dataset=r.dataset, expert=experiment.expert(r.method))
         if family == "latent":
             generator = experiment.generator(r.method)
             encoder = experiment.encoder(generator, r.dataset)

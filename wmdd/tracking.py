@@ -185,8 +185,8 @@ def columns(stage: str, output: Path, meta: dict[str, Any]) -> dict[str, Any]:
 
 def _named(inputs: dict[str, str]) -> dict[str, Any]:
     """Return the digests of the inputs by name; those of numbered ones, which may be thousands, as one list `parts`."""
-    parts = [digest for name, digest in inputs.items() if name.isdecimal()]
-    return {k: v for k, v in inputs.items() if not k.isdecimal()} | ({"parts": parts} if parts else {})
+    parts = {name: digest for name, digest in inputs.items() if re.fullmatch(r"(expert)?\d+", name)}
+    return {k: v for k, v in inputs.items() if k not in parts} | ({"parts": [*parts.values()]} if parts else {})
 
 
 def describe(output: Path, meta: dict[str, Any]) -> dict[str, Any] | None:

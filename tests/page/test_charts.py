@@ -93,6 +93,26 @@ def test_the_seconds_of_a_set_are_its_own_and_what_all_share():
     assert of.loc[("wmdd", 10, "hard", "resnet18"), "bytes"] == 70_000
 
 
+def test_a_method_pays_for_the_experts_that_it_follows_and_for_no_others():
+    place = "results/imagenette/expert/{}/seed{}/trajectory.h5"
+    names = [("small", 0), ("small", 1), ("large", 0)]
+    files = [(place.format(*of), {"stage": "expert", "digest": f"{of}", "inputs": {"data": "d"}}) for of in names]
+    for method, inputs in ("wmdd", {"expert0": "('small', 0)", "expert1": "('small', 1)"}), ("sre2l", {"data": "d"}):
+        path = f"results/imagenette/resnet18/{method}/ipc10/seed0/match/classes0-9.h5"
+        files.append((path, {"stage": "match", "digest": method, "inputs": inputs}))
+    cells = report.rows(results())
+    before = costs(cells)
+    rows = [("imagenette", name, "", str(seed), "expert", 1000.0 * (1 + seed)) for name, seed in names]
+    more = pd.DataFrame(rows, columns=["dataset", "method", "ipc", "seed", "stage", "seconds"])
+    with_them, without = (
+        figures.price(table, report.summary(cells), figures.experts(files)).set_index("method")["seconds"]
+        for table in (pd.concat([before, more]), before)
+    )
+    paid = (with_them - without).groupby("method").agg(["min", "max"])
+    assert paid.loc["wmdd"].tolist() == [3000, 3000]
+    assert (paid.drop("wmdd") == 0).all().all()
+
+
 def test_a_sweep_joins_what_differs_in_the_weight_alone(all_of_it):
     table = figures.sweeps(all_of_it.regularisations, report.summary(all_of_it.cells))
     assert set(table["method"]) == {"wmdd"}

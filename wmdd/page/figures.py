@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 from wmdd import charts, lineage, report
 from wmdd.charts import Palette
 from wmdd.gallery import Strip
+from wmdd.lineage import Meta
 
 if TYPE_CHECKING:
     from wmdd.page import Material
@@ -38,13 +40,14 @@ class Section(NamedTuple):
 
 OF = ["dataset", "teacher", "student", "protocol", "labels"]  # what a chart of accuracy is of
 Draw = Callable[[pd.DataFrame], Any]
+Experts = dict[tuple[str, str], set[tuple[str, str, str]]]  # dataset, method -> dataset, name, seed of each
 
 
 def sections(material: "Material") -> list[Section]:
     """Return the charts by section; sections with nothing to draw are left out."""
     palette = Palette(sorted(set(material.cells["method"])))
     summary = report.summary(material.cells)
-    made = price(material.costs, summary)
+    made = price(material.costs, summary, experts(material.files))
     chain = lineage.graph(material.files)
 
     def each(table: pd.DataFrame, keys: list[str], draw: Any, name: str, *more: Any) -> list[Figure]:
@@ -59,8 +62,9 @@ def sections(material: "Material") -> list[Section]:
         ),
         Section(
             "What it takes",
-            "Seconds to make a set, with those of its teacher and features (and of its autoencoder and diffusion model), which "
-            "all sets of a dataset share; bytes of its images and soft labels. The numbers are images per class.",
+            "Seconds to make a set, with those of its teacher and features (and of its autoencoder and diffusion model, or its "
+            "experts), which all sets of a dataset share; bytes of its images and soft labels. The numbers are images per "
+            "class.",
             [*each(made, OF, charts.price, "seconds", "seconds"), *each(made, OF, charts.price, "bytes", "bytes")],
         ),
         Section(
@@ -129,14 +133,30 @@ def _said(key: str, value: str) -> str:
     return {"ipc": f"{value} per class", "labels": f"{value} labels"}.get(key, value)
 
 
-def price(costs: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
+def experts(files: Iterable[tuple[str, Meta]]) -> Experts:
+    """Return the experts that the images of each method follow, by the digests that these carry (MTT)."""
+    found = list(files)
+    trained = {meta["digest"]: report.place(Path(path)) for path, meta in found if meta["stage"] == "expert"}
+    used: Experts = {}
+    for path, meta in found:
+        if meta["stage"] == "match":
+            of = report.place(Path(path))
+            mine = [trained[digest] for digest in meta["inputs"].values() if digest in trained]
+            used.setdefault((of["dataset"], of["method"]), set()).update(
+                (each["dataset"], each["method"], each["seed"]) for each in mine
+            )
+    return used
+
+
+def price(costs: pd.DataFrame, summary: pd.DataFrame, used: Experts | None = None) -> pd.DataFrame:
     """Return a summary with the seconds that a set takes to make and the bytes of its images and soft labels.
 
     Seconds are those of its own jobs (the sum over blocks, the mean over seeds), and of what all sets of its dataset share.
 
     Args:
-        costs: a row a job: dataset, method, ipc, seed, stage, seconds, bytes.
+        costs: a row a job: dataset, method (or name of the experts), ipc, seed, stage, seconds, bytes.
         summary: `report.summary`.
+        used: the experts of each method.
     """
     keys = ["dataset", "method", "ipc"]
     own = costs[(costs["ipc"] != "") & ~costs["stage"].isin(AFTER)]
@@ -144,6 +164,7 @@ def price(costs: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
     shared, networks = (
         costs[costs["stage"].isin(names)].groupby("dataset")["seconds"].sum() for names in (SHARED, GENERATOR)
     )
+    trained = costs[costs["stage"] == "expert"].groupby(["dataset", "method", "seed"])["seconds"].sum()
     latent = set(costs.loc[costs["stage"] == "quantize", "method"])
     images, labels = (
         costs[costs["stage"].isin(names)].groupby(keys)["bytes"].mean()
@@ -153,7 +174,10 @@ def price(costs: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
     for row in summary.to_dict("records"):
         of = row["dataset"], row["method"], str(row["ipc"])
         spent = (
-            seconds.get(of, math.nan) + shared.get(of[0], 0.0) + (networks.get(of[0], 0.0) if of[1] in latent else 0.0)
+            seconds.get(of, math.nan)
+            + shared.get(of[0], 0.0)
+            + (networks.get(of[0], 0.0) if of[1] in latent else 0.0)
+            + sum(trained.get(each, 0.0) for each in (used or {}).get(of[:2], ()))
         )
         size = images.get(of, math.nan) + (labels.get(of, 0.0) if row["labels"] == "soft" else 0.0)
         found.append({"seconds": spent, "bytes": size})
