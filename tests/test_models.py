@@ -5,11 +5,17 @@ import torch
 from torch import nn
 
 from wmdd.errors import WmddError
-from wmdd.models import RESNETS, build, normalise, restore, stem_of
+from wmdd.models import CONVNETS, RESNETS, bounds_of, build, normalise, restore, stem_of, to_pixels
 from wmdd.rng import generator
 from wmdd.settings import NetworkSettings
 
-EVERY = [*RESNETS, "convnet3", "convnet4", "vit-tiny", "timm:test_resnet", "timm:mobilenetv3_small_050"]
+EVERY = [
+    *RESNETS,
+    *list(CONVNETS)[:-1],
+    "vit-tiny",
+    "timm:test_resnet",
+    "timm:mobilenetv3_small_050",
+]  # convnet6: 64 px on
 EVERY += ["torchvision:mobilenet_v3_small", "torchvision:mnasnet0_5"]
 
 
@@ -38,20 +44,87 @@ def test_logits_are_the_head_of_the_embedding(architecture, resolution):
     assert not torch.equal(logits[0], logits[1])
 
 
-@pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_a_convnet_has_the_norm_asked_for(norm):
-    network = fresh("convnet3", norm=norm)
-    kinds = {"batch": nn.BatchNorm2d, "instance": nn.GroupNorm}
-    assert [sum(isinstance(m, kind) for m in network.modules()) for kind in kinds.values()] == (
-        [3, 0] if norm == "batch" else [0, 3]
-    )
+# ---- ConvNets
 
 
-def test_instance_norm_is_that_of_each_image_and_channel():
-    network = fresh("convnet3", norm="instance")
+@pytest.mark.parametrize("depth", range(1, 7))
+def test_a_convnet_halves_the_side_in_each_of_its_blocks(depth):
+    network = fresh(f"convnet{depth}", resolution=64, norm="instance")
+    maps = network.maps(torch.zeros(1, 3, 64, 64))
+    assert [tuple(m.shape) for m in maps] == [(1, 4, 64 >> i, 64 >> i) for i in range(depth)] + [
+        (1, 4 * (64 >> depth) ** 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("norm", "kind"),
+    [
+        ("batch", nn.BatchNorm2d),
+        ("instance", nn.GroupNorm),
+        ("layer", nn.GroupNorm),
+        ("group", nn.GroupNorm),
+        ("none", None),
+    ],
+)
+def test_a_convnet_has_the_norm_asked_for(norm, kind):
+    network = fresh("convnet3", norm=norm, width=8)
+    found = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm)]
+    assert [type(m) for m in found] == ([kind] * 3 if kind else [])
+    groups = {"instance": 8, "layer": 1, "group": 2}
+    assert [m.num_groups for m in found if kind is nn.GroupNorm] == [groups.get(norm)] * (3 if norm in groups else 0)
+
+
+@pytest.mark.parametrize(("norm", "shape"), [("instance", (2, 8, 1)), ("layer", (2, 1, 8)), ("group", (2, 2, 4))])
+def test_a_norm_is_over_the_channels_of_a_group_of_each_image(norm, shape):
+    network = fresh("convnet3", norm=norm, width=8)
     layer = next(m for m in network.modules() if isinstance(m, nn.GroupNorm))
-    x = 3 + 2 * torch.randn(2, 4, 8, 8, generator=generator("norm"))
-    torch.testing.assert_close(layer(x), torch.nn.functional.instance_norm(x))
+    x = 3 + 2 * torch.randn(2, 8, 8, 8, generator=generator("norm"))
+    grouped = layer(x).reshape(*shape, 64)
+    torch.testing.assert_close(grouped.mean((2, 3)), torch.zeros(shape[:2]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(grouped.var((2, 3), unbiased=False), torch.ones(shape[:2]), rtol=1e-4, atol=0)
+    if norm == "instance":
+        torch.testing.assert_close(layer(x), torch.nn.functional.instance_norm(x))
+
+
+@pytest.mark.parametrize(
+    ("pooling", "wanted"),
+    [("avg", [[2.5, 0.0], [0.0, 0.0]]), ("max", [[4.0, 0.0], [0.0, 0.0]]), ("none", None)],
+)
+def test_a_convnet_has_the_pooling_asked_for(pooling, wanted):
+    network = fresh("convnet1", resolution=4, pooling=pooling)
+    x = torch.zeros(1, 1, 4, 4)
+    x[0, 0, :2, :2] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    found = network.layers[3](x)
+    assert torch.equal(found, x if wanted is None else torch.tensor([[wanted]]))
+    assert network.head.in_features == 4 * (4 if pooling != "none" else 16)
+
+
+def test_without_norm_and_pooling_a_convnet_is_its_convolutions():
+    network = fresh("convnet2", resolution=8, norm="none", pooling="none")
+    first, second = (m for m in network.modules() if isinstance(m, nn.Conv2d))
+    x = torch.randn(2, 3, 8, 8, generator=generator("x"))
+    torch.testing.assert_close(network.embed(x), second(first(x).relu()).relu().flatten(1))
+
+
+def test_a_convnet_that_halves_pictures_to_nothing_is_refused():
+    with pytest.raises(WmddError, match=r"^convnet6 halves pictures of 32 px to nothing; take a shallower one$"):
+        fresh("convnet6")
+    assert fresh("convnet6", pooling="none", width=1).head.in_features == 32**2
+    assert fresh("convnet5").head.in_features == 4
+
+
+def test_groups_of_four_channels_need_a_multiple_of_four():
+    with pytest.raises(
+        WmddError, match=r"^norm group makes groups of 4 channels, but width is 6; make it a multiple of 4$"
+    ):
+        fresh("convnet3", norm="group", width=6)
+
+
+@pytest.mark.parametrize("norm", ["instance", "layer", "group", "none"])
+def test_an_image_does_not_know_of_the_others_of_its_batch(norm):
+    network = fresh("convnet2", resolution=8, norm=norm).train()
+    x = torch.randn(3, 3, 8, 8, generator=generator("x"))
+    torch.testing.assert_close(network(x)[:1], network(x[:1]))
 
 
 # Parameters as in torchvision's documentation.
@@ -105,7 +178,7 @@ def test_a_stem_can_be_asked_for():
 
 
 @pytest.mark.parametrize(
-    "architecture", ["resnet18", "convnet3", "vit-tiny", "timm:test_resnet", "torchvision:mnasnet0_5"]
+    "architecture", ["resnet18", "convnet1", "convnet3", "vit-tiny", "timm:test_resnet", "torchvision:mnasnet0_5"]
 )
 def test_weights_are_those_of_the_generator_and_nobody_else_is_disturbed(architecture):
     torch.manual_seed(1)
@@ -120,7 +193,17 @@ def test_weights_are_those_of_the_generator_and_nobody_else_is_disturbed(archite
 
 @pytest.mark.parametrize(
     "architecture",
-    ["resnet19", "timm:", "timm:resnet_of_nobody", "timm:hf-hub:timm/resnet18", "torchvision:", "torchvision:res", ""],
+    [
+        "resnet19",
+        "convnet0",
+        "convnet7",
+        "timm:",
+        "timm:resnet_of_nobody",
+        "timm:hf-hub:timm/resnet18",
+        "torchvision:",
+        "torchvision:res",
+        "",
+    ],
 )
 def test_an_unknown_architecture_is_refused(architecture):
     with pytest.raises(WmddError, match=r"unknown architecture|timm has no network|torchvision has no network"):
@@ -195,3 +278,21 @@ def test_pixels_are_normalised_per_channel():
     assert found.dtype == torch.float32
     expected = torch.tensor([[0.0, -2.0, -2.0], [0.2, 0.0, -1.2], [1.0, 8.0, 2.0]])
     torch.testing.assert_close(found, expected[..., None, None].expand(3, 3, 2, 2))
+
+
+def test_black_and_white_are_the_bounds_of_normalised_pixels():
+    mean, std = [0.0, 0.2, 0.5], [1.0, 0.1, 0.25]
+    low, high = bounds_of(mean, std, torch.device("cpu"))
+    for value, bound in ((0, low), (255, high)):
+        pixel = torch.full((1, 3, 1, 1), value, dtype=torch.uint8)
+        torch.testing.assert_close(bound[None], normalise(pixel, mean, std))
+
+
+def test_pixels_come_back_from_normalised_ones_rounded_and_within_range():
+    mean, std = [0.0, 0.2, 0.5], [1.0, 0.1, 0.25]
+    images = torch.arange(256, dtype=torch.uint8)[:, None, None, None].expand(256, 3, 2, 2)
+    found = normalise(images, mean, std)
+    assert torch.equal(to_pixels(found, mean, std), images)
+    step = torch.tensor(std).view(3, 1, 1).reciprocal() / 255
+    assert torch.equal(to_pixels(found + 0.4 * step, mean, std), images)
+    assert torch.equal(to_pixels(found[[0, 255]] * 2, mean, std)[:, 0], images[[0, 255], 0])

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from wmdd import artifacts, rates
 from wmdd.__main__ import main
 from wmdd.config import Experiment
+from wmdd.engine import flop
 from wmdd.errors import WmddError
 from wmdd.figures import autoencoder, denoiser
 from wmdd.labels import prune
@@ -27,7 +28,7 @@ from wmdd.models import build
 from wmdd.plan import count, estimate, hours, plan, render, seconds, size
 from wmdd.rng import generator
 from wmdd.settings import AutoencoderSettings, DataSettings, DiffusionSettings, NetworkSettings, RelabelSettings
-from wmdd.work import DIGITS, bytes_of_view, figures, pictures, work
+from wmdd.work import DIGITS, LAUNCHED, bytes_of_view, figures, pictures, work
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs/cost.md"
@@ -61,6 +62,25 @@ def test_flop_of_a_convnet_by_hand():
     assert found.flop == 2 * (64 * 27 * 4 + 16 * 36 * 4 + 4 * 36 * 4 + 4 * 5)
     assert (found.features, found.channels) == (4, 12)
     assert found.bytes == 4 * (27 * 4 + 2 * 36 * 4 + 3 * 4 + 4 * 3 * 4 + 4 * 5 + 5) + 8 * 3
+
+
+@pytest.mark.parametrize("pooling", ["avg", "max", "none"])
+@pytest.mark.parametrize("norm", ["batch", "instance", "layer", "group", "none"])
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_a_convnet_by_hand_is_the_one_that_is_built(depth, norm, pooling):
+    settings = NetworkSettings(architecture=f"convnet{depth}", width=4, norm=norm, pooling=pooling)
+    network = build(settings, 5, 16, generator("flop"))
+    found = figures(settings, 5, 16)
+    assert found.flop == flop(network, 16)
+    assert found.features == network.head.in_features
+    assert found.channels == sum(m.num_features for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert found.bytes == sum(tensor.nbytes for tensor in network.state_dict().values())
+
+
+def test_a_convnet_too_deep_for_its_pictures_is_refused():
+    with pytest.raises(WmddError, match="convnet6 halves pictures of 32 px to nothing"):
+        figures(NetworkSettings(architecture="convnet6"), 10, 32)
+    assert figures(NetworkSettings(architecture="convnet6", pooling="none"), 10, 32).features == 64 * 32**2
 
 
 def test_flop_of_a_transformer_by_hand():
@@ -201,6 +221,8 @@ def test_what_is_shared_by_jobs_is_the_whole():
          "images 4 grid 4 relabel 4 student 4 report 1 page 1"),
         ("latent", "data 1 select 6 teacher 1 features 1 autoencoder 1 encode 1 diffusion 1 decay 1 quantize 6 decode 6 "
          "barycenter 3 recover 3 images 9 distance 15 grid 5 relabel 15 student 30 distances 1 report 1 page 1"),
+        ("match", "data 1 teacher 1 features 1 expert 200 match 33 images 33 select 9 grid 14 relabel 36 student 114 "
+         "report 1 page 1"),
     ],
 )  # fmt: skip
 def test_the_jobs_are_those_of_the_dag(name, expected):
@@ -258,6 +280,64 @@ def test_the_work_of_the_latent_family():
     assert total("encode", "disk", **LATENT) == 50_000 * 2 * 4 * 8 * 8
     assert math.isnan(total("decode", "flop", methods=["ddoq-sd"]))
     assert not jobs("autoencoder", methods=["ddoq-sd"])
+
+
+CONVNET = NetworkSettings(architecture="convnet3", width=128, norm="instance")
+F3 = 2 * (1024 * 27 * 128 + (256 + 64) * 1152 * 128 + 2048 * 10)  # of it, at 32 px for ten classes
+
+
+def test_the_work_of_matching_untrained_networks():
+    assert figures(CONVNET, 10, 32).flop == F3
+    for method, real in (("dm", 256), ("datadam", 64)):
+        of = {"methods": [method], "ipc": [5]}
+        (job,) = jobs("match", **of)
+        assert job.flop == 20_000 * 10 * (real + 3 * 5) * F3  # no gradient of the real images
+        assert (job.images, job.steps) == (20_000 * 10 * (real + 5), 20_000)
+        assert job.disk == total("images", "disk", **of) == 50 * 3 * 32**2
+        assert not jobs("expert", **of)
+        assert not jobs("recover", **of)
+        assert not jobs("barycenter", **of)
+    cut = {"datasets": {"cifar10": {"classes_per_block": 4}}}
+    assert len(jobs("match", cut, methods=["dm"])) == 3
+    assert total("match", "flop", cut, methods=["dm"]) == total("match", "flop", methods=["dm"])
+
+
+def test_the_work_of_matching_trajectories():
+    of = {"methods": ["mtt-cifar10-ipc10"], "ipc": [10]}
+    (job,) = jobs("match", datasets=["cifar10"], **of)
+    assert job.flop == 5000 * 30 * 100 * 8 * F3
+    assert (job.images, job.steps) == (5000 * 30 * 100, 5000)
+    assert {key[0] for key in job.needs} == {"data", "expert"}
+    part = {"methods": {"mtt-cifar10-ipc10": {"match": {"student_batch": 20}}}}
+    assert total("match", "flop", part, **of) == job.flop / 5
+    experts = jobs("expert", **of)
+    assert len(experts) == 100
+    assert {expert.flop for expert in experts} == {50 * 50_000 * 3 * F3 + 50 * 10_000 * F3}
+    assert {expert.steps for expert in experts} == {50 * 196}
+    assert {expert.disk for expert in experts} == {51 * figures(CONVNET, 10, 32).bytes}
+    assert {expert.width for expert in experts} == {128}
+
+
+def test_trajectories_are_matched_in_one_block():
+    cut = {"datasets": {"cifar10": {"classes_per_block": 4}}}
+    (key,) = [key for key in work(experiment(cut, methods=["mtt"])).jobs if key[0] == "match"]
+    assert key[-1] == "classes0-9"
+
+
+def test_experts_are_trained_once_for_all_that_follow_them():
+    cell = {"methods": ["mtt-cifar10-ipc1", "mtt-cifar10-ipc10", "dm"], "ipc": [1, 10], "seeds": [0, 1]}
+    count = Counter(job.rule for job in work(experiment(runs=2, **cell)).jobs.values())
+    assert (count["expert"], count["match"], count["images"], count["student"]) == (100, 12, 12, 24)
+    few = {"methods": {"mtt-cifar10-ipc1": {"match": {"trajectories": 3}}}}
+    names = ["mtt-cifar10-ipc1", "mtt-cifar10-ipc10-whitened"]
+    found = Counter(key[2] for key in work(experiment(few, methods=names)).jobs if key[0] == "expert")
+    assert found == {"convnet3": 3, "convnet3-whitened": 100}
+
+
+def test_what_recover_begins_with_may_be_matched():
+    mine = {"methods": {"mine": {"base": "wmdd", "recover": {"init": "method:mtt"}}}}
+    count = Counter(job.rule for job in work(experiment(mine, methods=["mine"])).jobs.values())
+    assert (count["expert"], count["match"], count["recover"], count["images"]) == (100, 1, 1, 2)
 
 
 def test_what_a_method_starts_from_is_made_once():
@@ -411,9 +491,15 @@ def test_of_gpus_everything_is_assumed_and_says_so(name):
 
 @pytest.mark.parametrize("device", [CORE, H200, rates.device("cpu-core-fp32")])
 def test_no_job_is_faster_than_its_floor(device):
-    for job in work(experiment(methods=["wmdd", "sre2l", "kmeans-medoid", "random"])).jobs.values():
+    for job in work(experiment(methods=["wmdd", "sre2l", "kmeans-medoid", "random", "datadam", "mtt"])).jobs.values():
         found = estimate(job, device)
         assert found.seconds >= rates.table()["start"] + max(found.at_peak, found.at_bandwidth)
+
+
+@pytest.mark.parametrize(("method", "passes"), [("dm", 20_000), ("mtt", 5000 * 30)])
+def test_networks_too_small_for_a_gpu_wait_for_the_host(method, passes):
+    (job,) = jobs("match", methods=[method], ipc=[1])
+    assert estimate(job, H200).seconds >= passes * LAUNCHED
 
 
 def test_totals_are_sums_and_details_sum_to_the_rows():

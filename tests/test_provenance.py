@@ -52,6 +52,19 @@ FOLLOWS = [
     ("page", "charts"),
     ("page", "page/tables"),
     ("embedding", "distance"),
+    ("expert", "expert"),
+    ("expert", "siamese"),
+    ("expert", "whitening"),
+    ("expert", "models"),
+    ("match", "match/__init__"),
+    ("match", "match/distributions"),  # imported inside a helper of its command
+    ("match", "match/trajectories"),
+    ("match", "siamese"),
+    ("match", "whitening"),
+    ("match", "select"),  # whose random images it begins with
+    ("student", "siamese"),  # views: dsa
+    ("student", "whitening"),
+    ("relabel", "siamese"),
 ]
 # stage -> modules that are none of its business
 IGNORES = [
@@ -82,6 +95,15 @@ IGNORES = [
     ("autoencoder", "latent/ldm"),
     ("quantize", "latent/vae"),
     ("student", "decode"),
+    ("expert", "match/trajectories"),
+    ("expert", "relabel"),
+    ("match", "recover"),
+    ("match", "relabel"),
+    ("recover", "match/distributions"),
+    ("recover", "siamese"),
+    ("teacher", "siamese"),
+    ("student", "match/trajectories"),
+    ("student", "expert"),
 ]
 LATENT = {
     "autoencoder",
@@ -93,7 +115,13 @@ LATENT = {
     "decay",
     "distances",
 }  # in commands_latent.py
+MATCHED = {"expert", "match"}  # in commands_match.py
 SHOWN = {"embedding", "page", "table"}  # in commands_report.py
+MODULES = {
+    **dict.fromkeys(LATENT, "commands_latent.py"),
+    **dict.fromkeys(MATCHED, "commands_match.py"),
+    **dict.fromkeys(SHOWN, "commands_report.py"),
+}
 FUNCTION = "\n\ndef added_by_a_test():\n    return 1\n"
 
 
@@ -258,8 +286,7 @@ def test_the_module_of_another_stage_changes_nothing(package, before, stage, mod
 
 @pytest.mark.parametrize("other", STAGES)
 def test_a_command_changes_its_own_stage_alone(package, before, other):
-    module = "commands_latent.py" if other in LATENT else "commands_report.py" if other in SHOWN else "commands.py"
-    edit(package / module, lambda text: in_function(text, other, "added_by_a_test = 1"))
+    edit(package / MODULES.get(other, "commands.py"), lambda text: in_function(text, other, "added_by_a_test = 1"))
     after = digests(package)
     assert {stage for stage in STAGES if after[stage] != before[stage]} == {other}
 
@@ -342,12 +369,16 @@ def test_modules_that_import_each_other_end(package):
 @pytest.mark.parametrize(
     ("helper", "stages"),
     [
-        ("_block", {"barycenter", "encode", "features", "quantize", "recover"}),
+        ("_block", {"barycenter", "encode", "features", "match", "quantize", "recover"}),
         ("_statistics", {"recover"}),
         ("_save_barycenters", {"barycenter"}),
         ("_quality", {"distances", "page", "report"}),
         ("_check_labels", {"student"}),
-        ("_save_images", {"decode", "recover", "select"}),
+        ("_save_images", {"decode", "match", "recover", "select"}),
+        ("_experts", {"match"}),
+        ("_matched", {"match"}),
+        ("_own", {"student"}),
+        ("_write_history", {"autoencoder", "diffusion", "expert", "student", "teacher"}),
         ("_start", {"recover"}),
         ("_coder", {"decode", "encode"}),
         ("_latents", {"decay", "quantize"}),
