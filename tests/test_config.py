@@ -112,6 +112,20 @@ LADDERS = {
             "students.resnet18-w8",
         ],
     },
+    "expert": {
+        "of": {"dataset": "digits", "expert": "child"},
+        "start": {"experts": {"child": {"base": "convnet3"}}},
+        "key": "epochs",
+        "preset": 50,
+        "levels": ["expert", "datasets.digits.expert", "experts.convnet3", "experts.child"],
+    },
+    "match": {
+        "of": {"dataset": "digits", "method": "child"},
+        "start": {"methods": {"child": {"base": "datadam"}}},
+        "key": "real_batch",
+        "preset": 64,
+        "levels": ["match", "datasets.digits.match", "methods.datadam.match", "methods.child.match"],
+    },
 }
 RUNGS = [(stage, n) for stage, ladder in LADDERS.items() for n in range(len(ladder["levels"]) + 1)]
 
@@ -336,6 +350,9 @@ def test_a_wrong_value_in_a_sweep(values, says):
         (nested("methods.mine.recovery", {}), "methods.mine.recovery", "recover"),
         (nested("protocols.mine.student.epoch", 3), "protocols.mine.student.epoch", "epochs"),
         (nested("students.mine.arch", "resnet18"), "students.mine.arch", "architecture"),
+        (nested("experts.mine.epoch", 3), "experts.mine.epoch", "epochs"),
+        (nested("methods.mine.match.iteration", 3), "methods.mine.match.iteration", "iterations"),
+        (nested("methods.mine.experts", "convnet3"), "methods.mine.experts", "expert"),
         (nested("engine.precison", "fp32"), "engine.precison", "precision"),
         (nested("tracking.projekt", "x"), "tracking.projekt", "project"),
         (
@@ -396,8 +413,8 @@ def test_an_unknown_base_names_the_nearest():
         (nested("methods.mine.recover.statistics", "pc"), "methods.mine.recover.statistics: .*'per-class' or 'global'"),
         (nested("methods.mine.recover.flip", "maybe"), "methods.mine.recover.flip: Input should be a valid boolean"),
         (
-            nested("methods.mine.family", "match"),
-            "methods.mine.family: Input should be 'recover', 'select' or 'latent'",
+            nested("methods.mine.family", "matching"),
+            "methods.mine.family: Input should be 'recover', 'select', 'latent' or 'match'",
         ),
         (nested("teacher_seed", "sam"), "teacher_seed: .*'same'"),
         (nested("engine.device", "gpu"), "engine.device: Input should be 'auto', 'cpu' or 'cuda' .got 'gpu'"),
@@ -880,7 +897,8 @@ def test_every_file_is_an_experiment_that_runs_something(path):
 
 
 def test_resolved_settings_are_complete_and_named_by_where_they_apply():
-    found = resolved(experiment(methods=["wmdd", "random", "ddoq"], protocols=["paper"]))
+    methods = ["wmdd", "random", "ddoq", "dm", "mtt"]
+    found = resolved(experiment(methods=methods, protocols=["paper"]))
     assert set(found["recover"]) == {"digits wmdd"}
     assert set(found["quantize"]) == {"digits ddoq"}
     assert set(found["decode"]) == {"digits latent-diffusion ddoq"}
@@ -889,7 +907,9 @@ def test_resolved_settings_are_complete_and_named_by_where_they_apply():
     assert set(found["diffusion"]) == {"digits latent-diffusion"}
     assert set(found["select"]) == {"digits random"}
     assert set(found["barycenter"]) == {"digits wmdd", "digits random"}
-    assert set(found["student"]) == {f"digits {method} paper resnet18" for method in ("wmdd", "random", "ddoq")}
+    assert set(found["expert"]) == {"digits convnet3"}
+    assert set(found["match"]) == {"digits dm", "digits mtt"}
+    assert set(found["student"]) == {f"digits {method} paper resnet18" for method in methods}
     for stage, kind in STAGES.items():
         assert all(set(entry) == set(kind.model_fields) for entry in found[stage].values())
 
@@ -1048,3 +1068,165 @@ def test_what_methods_start_from_is_made_too():
 def test_a_mistake_in_the_family_latent_is_named(content, said):
     with pytest.raises(WmddError, match=re.escape(said)):
         latent(content)
+
+
+# the family match
+
+
+def matched(content=None, **cell):
+    return Experiment({"matrix": [{"datasets": ["cifar10"], "methods": ["mine"], **cell}], **(content or {})})
+
+
+def test_a_method_takes_its_experts_from_its_base():
+    content = {"methods": {"mine": {"base": "mtt"}, "other": {"base": "mine", "expert": "convnet4"}}}
+    found = matched(content, methods=["mine", "other", "dm"])
+    assert [(found.family(m), found.expert(m)) for m in ("mine", "other")] == [
+        ("match", "convnet3"),
+        ("match", "convnet4"),
+    ]
+    assert [found.trajectories("cifar10", m) for m in ("mine", "other", "dm", "datadam")] == [100, 100, 0, 0]
+
+
+def test_untrained_networks_are_matched_in_blocks_and_trajectories_in_one():
+    content = {"datasets": {"cifar10": {"classes_per_block": 4}}, "methods": {"mine": {"base": "mtt"}}}
+    found = matched(content)
+    for method in "dm", "datadam":
+        assert found.blocks("cifar10", "resnet18", method, 10) == ["classes0-3", "classes4-7", "classes8-9"]
+        assert found.blocks("cifar100", "resnet18", method, 50) == [f"classes{a}-{a + 19}" for a in range(0, 100, 20)]
+    for method, dataset, last in (
+        ("mine", "cifar10", 9),
+        ("mtt", "cifar100", 99),
+        ("mtt-tiny-ipc10", "tiny-imagenet", 199),
+    ):
+        assert found.blocks(dataset, "resnet18", method, 50) == [f"classes0-{last}"]
+
+
+def test_a_dataset_says_how_deep_the_networks_are():
+    """Three blocks at 32 px and four at 64, as DM, DataDAM and MTT have."""
+    none = Experiment({})
+    for method in "dm", "datadam":
+        for dataset, depth in (("cifar10", "convnet3"), ("tiny-imagenet", "convnet4")):
+            assert none.resolve("match", dataset=dataset, method=method).architecture == depth
+    assert none.expert("mtt-tiny-ipc10") == "convnet4"
+
+
+def test_a_sweep_of_matching():
+    content = {"methods": {"mine": {"base": "dm", "match": {"objective": ["dm", "datadam"], "lr": [1, 10]}}}}
+    found = {r.method for r in matched(content).runs()}
+    assert found == {f"mine-objective{o}-lr{rate}" for o in ("dm", "datadam") for rate in (1, 10)}
+
+
+def test_settings_of_other_objectives_rerun_nothing():
+    """They are not among the flags, so that a job's command stays what it is."""
+    before, after = (
+        matched({"match": match, "methods": {"mine": {"base": "mtt"}}}).resolve(
+            "match", dataset="cifar10", method="mine"
+        )
+        for match in ({}, {"real_batch": 5, "architecture": "convnet4", "task_balance": 3})
+    )
+    assert flags(before) == flags(after)
+
+
+def test_the_published_numbers_of_matching():
+    """docs/match.md: learning rates, batches, epochs and steps of each dataset and number of images per class."""
+    none = Experiment({})
+    of = {
+        name: none.resolve("match", dataset="cifar10", method=name) for name in none.names("methods") if "mtt" in name
+    }
+    for name in "dm", "datadam":
+        r = none.resolve("match", dataset="cifar10", method=name)
+        assert (r.iterations, r.momentum, r.lr, r.real_batch) == (
+            20_000,
+            0.5,
+            *((1, 256) if name == "dm" else (100, 64)),
+        )
+        assert (r.architecture, r.width, r.norm, r.pooling, r.views) == ("convnet3", 128, "instance", "avg", "dsa")
+    got = {
+        name: (r.student_steps, r.expert_epochs, r.start_epochs, r.student_batch, r.lr, r.rate_lr, r.student_lr)
+        for name, r in of.items()
+        if name != "mtt"
+    }
+    assert got == {
+        "mtt-cifar10-ipc1": (50, 2, 5, 0, 1000, 1e-7, 0.01),
+        "mtt-cifar10-ipc10": (30, 2, 15, 0, 1000, 1e-5, 0.01),
+        "mtt-cifar10-ipc50": (30, 2, 40, 0, 1000, 1e-5, 0.001),
+        "mtt-cifar10-ipc1-whitened": (50, 2, 2, 0, 100, 1e-7, 0.01),
+        "mtt-cifar10-ipc10-whitened": (30, 2, 20, 0, 100, 1e-5, 0.001),
+        "mtt-tiny-ipc1": (10, 2, 10, 0, 10_000, 1e-4, 0.01),
+        "mtt-tiny-ipc10": (20, 2, 40, 200, 10_000, 1e-4, 0.01),
+    }
+    assert all((r.iterations, r.trajectories) == (5000, 100) for r in of.values())
+    whitened = {name for name in of if none.resolve("expert", dataset="cifar10", expert=none.expert(name)).whiten}
+    assert whitened == {name for name in of if name.endswith("whitened")}
+    for protocol in "dsa", "dsa-whitened":
+        s = none.resolve("student", dataset="cifar10", method="mtt", protocol=protocol, student="convnet3")
+        assert (s.epochs, s.batch_size, s.optimizer, s.lr, s.momentum, s.weight_decay) == (
+            1000,
+            256,
+            "sgd",
+            0.01,
+            0.9,
+            5e-4,
+        )
+        assert (s.schedule, s.labels, s.learned_lr, s.whiten) == ("step", "hard", True, protocol == "dsa-whitened")
+        assert none.resolve("relabel", dataset="cifar10", method="mtt", protocol=protocol).views == "dsa"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            {"methods": {"mine": {"family": "match", "match": {"objective": "mtt"}}}},
+            "method mine has no experts; set expert to one of convnet3, convnet3-whitened, convnet4",
+        ),
+        (
+            {"methods": {"mine": {"base": "mtt", "expert": "convent3"}}},
+            "unknown name 'convent3' in experts; did you mean 'convnet3'",
+        ),
+        (
+            {"methods": {"mine": {"base": "mtt", "match": {"start_epochs": 40, "expert_epochs": 12}}}},
+            "method mine on cifar10: match begins at up to 39 epochs of an expert and goes on for 12, but the experts convnet3 "
+            "have 50; raise their epochs to 51",
+        ),
+        (
+            {"methods": {"mine": {"base": "mtt"}}, "experts": {"convnet3": {"norm": "batch"}}},
+            "method mine on cifar10: experts convnet3: BatchNorm ties the images of a batch to each other; set norm: instance",
+        ),
+        (
+            {"methods": {"mine": {"base": "mtt"}}, "expert": {"architecture": "resnet18"}},
+            "method mine on cifar10: experts convnet3: the network must be a ConvNet, not resnet18",
+        ),
+        (
+            {"methods": {"mine": {"base": "dm", "match": {"norm": "batch"}}}},
+            "method mine on cifar10: match: BatchNorm ties",
+        ),
+        (
+            {"methods": {"mine": {"base": "datadam", "match": {"architecture": "vit-tiny"}}}},
+            "method mine on cifar10: match: the network must be a ConvNet, not vit-tiny; set architecture: convnet3",
+        ),
+        (
+            {
+                "methods": {
+                    "mine": {"base": "wmdd", "recover": {"init": "method:other"}},
+                    "other": {"base": "mtt", "match": {"expert_epochs": 99}},
+                }
+            },
+            "method other on cifar10: match begins at up to 19 epochs",
+        ),
+        (
+            {"methods": {"mine": {"base": "mtt", "expert": "a"}}, "experts": {"a": {"base": "b"}, "b": {"base": "a"}}},
+            "experts: a -> b -> a goes round in a circle",
+        ),
+        ({"methods": {"mine": {"base": "mtt"}}, "teachers": {"expert": {}}}, "teachers.expert: the name is taken"),
+        ({"methods": {"mine": {"base": "mtt", "expert": ["convnet3"]}}}, "methods.mine.expert: "),
+    ],
+)
+def test_a_mistake_in_the_family_match_is_named(content, said):
+    with pytest.raises(WmddError, match=re.escape(said)) as caught:
+        matched(content)
+    assert "\n" not in str(caught.value)
+
+
+def test_experts_of_just_enough_epochs_will_do():
+    match = {"start_epochs": 40, "expert_epochs": 11}
+    assert matched({"methods": {"mine": {"base": "mtt", "match": match}}}).expert("mine") == "convnet3"

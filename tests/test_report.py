@@ -182,6 +182,7 @@ WILDCARDS = {
     "dataset": "my.data",
     "teacher": "resnet18-w8",
     "generator": "small-vae",
+    "expert": "wide",
     "method": "mine-lr0.1",
     "ipc": "10",
     "seed": "3",
@@ -198,7 +199,9 @@ COSTS = {
 } | {"student": f"{STUDENT}/run{{run}}.cost.json"}  # whose rules are made in a loop
 OF_DATASET = ("data", "teacher", "features", "features_part", "gather")
 OF_GENERATOR = ("autoencoder", "encode", "diffusion", "decay")
-OF_METHOD = ("barycenter", "recover", "images", "select", "quantize", "decode", "distance", "relabel", "student")
+OF_METHOD = (
+    "barycenter", "recover", "match", "images", "select", "quantize", "decode", "distance", "relabel", "student",
+)  # fmt: skip
 
 
 def spent(path, seconds=1.0, memory=100, stage="recover"):
@@ -206,13 +209,20 @@ def spent(path, seconds=1.0, memory=100, stage="recover"):
 
 
 def test_every_rule_with_a_cost_is_placed_below():
-    assert set(COSTS) == {*OF_DATASET, *OF_GENERATOR, *OF_METHOD}
+    assert set(COSTS) == {*OF_DATASET, *OF_GENERATOR, "expert", *OF_METHOD}
 
 
 @pytest.mark.parametrize("rule", OF_GENERATOR)
 def test_the_cost_of_a_generator(rule):
     (row,) = lines(cost_markdown([spent(COSTS[rule], stage=rule)]))
     assert (row["dataset"], row["method"], row["ipc"], row["stage"]) == ("my.data", "small-vae", "", rule)
+
+
+def test_the_cost_of_experts():
+    costs = [spent(COSTS["expert"].replace("{seed}", f"{n}"), stage="expert") for n in range(3)]
+    (row,) = lines(cost_markdown(costs))
+    assert (row["dataset"], row["method"], row["ipc"], row["stage"]) == ("my.data", "wide", "", "expert")
+    assert row["jobs"] == "3"
 
 
 @pytest.mark.parametrize("rule", OF_DATASET)

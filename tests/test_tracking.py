@@ -312,6 +312,10 @@ def test_places():
     assert place(Path("results/d/latent/vae/seed2/latents/classes0-4.h5")) == {
         "dataset": "d", "generator": "vae", "seed": 2, "block": "classes0-4",
     }  # fmt: skip
+    assert place(Path("results/d/expert/convnet3/seed17/trajectory.h5")) == {
+        "dataset": "d", "expert": "convnet3", "seed": 17,
+    }  # fmt: skip
+    assert place(Path("results/d/t/mtt/ipc1/seed0/match/classes0-9.h5"))["block"] == "classes0-9"
     assert place(Path("/far/results/d/t/m/ipc1/seed0/labels/paper.h5"))["protocol"] == "paper"
     assert place(Path("x.h5")) == {}
     meta = {"inputs": {"0": "a", "1": "b", "data": "c"}, "engine": {}}
@@ -319,6 +323,10 @@ def test_places():
     assert {"stage", "input/parts", "input/data"} == set(found)
     assert (
         columns("select", Path("x.h5"), meta | {"inputs": {"0": "a", "1": "c"}})["input/parts"] != found["input/parts"]
+    )
+    experts = {f"expert{n}": f"{n}" for n in range(100)}
+    assert {"stage", "input/parts", "input/data"} == set(
+        columns("match", Path("x.h5"), {"inputs": {"data": "d"} | experts, "engine": {}})
     )
 
 
