@@ -54,7 +54,7 @@ class Labels:
 
     seed: Callable[[int], int]  # of the views of an epoch
     logits: Callable[[int], Tensor] | None = None  # the teacher's on these views, [N, C], on the CPU
-    teacher: nn.Module | None = None  # takes the views as the student does
+    teacher: nn.Module | None = None  # takes the views as the student does, but never whitened
     epochs: float = math.inf  # for which there are labels
 
     @property

@@ -140,7 +140,7 @@ class _Shown:
         own = F.one_hot(own, classes).float() if own.ndim == 1 else own
         self._images, self._own = images.to(engine.device), own.to(engine.device)
         self._share = (weights / weights.mean()).to(engine.device)
-        self._labels, self._preparation = labels, (mean, std, whitening)
+        self._labels, self._normalisation, self._whitening = labels, (mean, std), whitening
         self._augmentation, self._engine = augmentation, engine
         self._lock = Lock()
         self._epoch: tuple[int, augment.Views | siamese.Distortions, Tensor | None] | None = None
@@ -156,11 +156,17 @@ class _Shown:
             at_once = max(1, self._engine.at_once(self._images.shape[-1]) // len(parts[0]))  # small steps share a call
             for first in range(begin - begin % at_once, len(parts), at_once):
                 index = torch.cat(parts[first : first + at_once])
-                seen = self._engine.arranged(seen_of(self._images, views, index, *self._preparation), network)
+                seen = self._engine.arranged(
+                    seen_of(self._images, views, index, *self._normalisation, self._whitening), network
+                )
+                told = seen  # the teacher's views: never whitened
+                if targets is None and self._whitening is not None:
+                    told = self._engine.arranged(seen_of(self._images, views, index, *self._normalisation), network)
                 sizes = [len(part) for part in parts[first : first + at_once]]
-                for step, (x, i) in enumerate(zip(seen.split(sizes), index.split(sizes), strict=True), first):
+                of_step = zip(seen.split(sizes), told.split(sizes), index.split(sizes), strict=True)
+                for step, (x, shown, i) in enumerate(of_step, first):
                     if step >= begin:
-                        yield Batch(x, asked(x) if targets is None else targets[i], self._share[i])
+                        yield Batch(x, asked(shown) if targets is None else targets[i], self._share[i])
 
         return batches
 
