@@ -220,6 +220,9 @@ def written(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
+OF_MATCHING = {"dsa", "dsa-whitened"}  # which docs/match.md describes
+
+
 def test_the_numbers_of_the_protocols_are_those_of_the_presets() -> None:
     numbers, variants, *_ = tables(ROOT / "docs/protocols.md")
     names = [plain(cell) for cell in numbers.head[1:3]]
@@ -230,13 +233,32 @@ def test_the_numbers_of_the_protocols_are_those_of_the_presets() -> None:
     chosen = {f"{stage}.{key}" for stage in ("relabel", "student") for name in names for key in _set(name, stage)}
     assert chosen <= {plain(row[0]) for row in numbers.rows}
     described = {plain(row[0]): row[1:] for row in variants.rows}
-    assert {*described, *names} == set(presets().protocols)
+    assert {*described, *names, *OF_MATCHING} == set(presets().protocols)
+    assert set(re.findall(r"`(dsa[\w-]*)`", (ROOT / "docs/match.md").read_text())) == OF_MATCHING
     for name, (base, differs) in described.items():
         key, value = plain(differs).split()
         assert presets().protocols[name].base == plain(base)
         assert written(setting(name, key)) == value
         sections = {stage: _set(name, stage) for stage in ("relabel", "student")}
         assert [f"{stage}.{each}" for stage, found in sections.items() for each in found] == [key]
+
+
+def test_the_published_settings_of_mtt_are_those_of_the_presets() -> None:
+    (published,) = [table for table in tables(ROOT / "docs/match.md") if table.head[0] == "preset"]
+    none, found = Experiment({}), set()
+    for name, ipc, *cells, source in published.rows:
+        method = plain(name)
+        found.add(method)
+        assert f"-ipc{ipc}" in method
+        assert source
+        chosen = none.resolve("match", method=method)
+        told = [float(re.match(r"\d[\d,]*(?:\.\d+)?(?:e-\d+)?", cell)[0].replace(",", "")) for cell in cells]
+        assert told == [
+            chosen.student_steps, chosen.expert_epochs, chosen.start_epochs, chosen.lr, chosen.rate_lr, chosen.student_lr,
+        ]  # fmt: skip
+        batch = re.search(r"on (\d+) images", cells[0])
+        assert chosen.student_batch == (int(batch[1]) if batch else 0)
+    assert found == {name for name in presets().methods if name.startswith("mtt-")}
 
 
 def _set(protocol: str, stage: str) -> list[str]:

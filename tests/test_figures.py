@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from wmdd import figures, models
+from wmdd.errors import WmddError
 from wmdd.figures import by_hand, rated_width, recovering, stated_side
 from wmdd.rng import generator
 from wmdd.settings import DataSettings, NetworkSettings, RecoverSettings
@@ -21,7 +22,20 @@ VARIANTS = [{}, {"width": 12, "norm": "instance", "stem": "tiny"}, {"width": 8, 
 @pytest.mark.parametrize("more", VARIANTS, ids=str)
 def test_counting_by_hand_is_counting_on_the_network(architecture, side, more):
     settings = NetworkSettings(architecture=architecture, **more)
+    if not side >> models.CONVNETS.get(architecture, 0):  # halved to nothing
+        assert by_hand(settings, 7, side) is None
+        with pytest.raises(WmddError, match="halves pictures of"):
+            counted(settings, 7, side)
+        return
     assert by_hand(settings, 7, side)[:4] == counted(settings, 7, side)[:4]
+
+
+@pytest.mark.parametrize("pooling", ["avg", "max", "none"])
+@pytest.mark.parametrize("norm", ["batch", "instance", "layer", "group", "none"])
+@pytest.mark.parametrize(("depth", "side"), [(1, 16), (2, 17), (4, 16), (6, 64)])
+def test_a_convnet_is_counted_with_its_norm_and_pooling(depth, side, norm, pooling):
+    settings = NetworkSettings(architecture=f"convnet{depth}", width=4, norm=norm, pooling=pooling)
+    assert by_hand(settings, 5, side)[:4] == counted(settings, 5, side)[:4]
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet50", "convnet3"])

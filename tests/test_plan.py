@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from wmdd import artifacts, rates
 from wmdd.__main__ import main
 from wmdd.config import Experiment
-from wmdd.engine import flop
 from wmdd.errors import WmddError
 from wmdd.figures import autoencoder, denoiser
 from wmdd.labels import prune
@@ -62,19 +61,6 @@ def test_flop_of_a_convnet_by_hand():
     assert found.flop == 2 * (64 * 27 * 4 + 16 * 36 * 4 + 4 * 36 * 4 + 4 * 5)
     assert (found.features, found.channels) == (4, 12)
     assert found.bytes == 4 * (27 * 4 + 2 * 36 * 4 + 3 * 4 + 4 * 3 * 4 + 4 * 5 + 5) + 8 * 3
-
-
-@pytest.mark.parametrize("pooling", ["avg", "max", "none"])
-@pytest.mark.parametrize("norm", ["batch", "instance", "layer", "group", "none"])
-@pytest.mark.parametrize("depth", [1, 2, 4])
-def test_a_convnet_by_hand_is_the_one_that_is_built(depth, norm, pooling):
-    settings = NetworkSettings(architecture=f"convnet{depth}", width=4, norm=norm, pooling=pooling)
-    network = build(settings, 5, 16, generator("flop"))
-    found = figures(settings, 5, 16)
-    assert found.flop == flop(network, 16)
-    assert found.features == network.head.in_features
-    assert found.channels == sum(m.num_features for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d))
-    assert found.bytes == sum(tensor.nbytes for tensor in network.state_dict().values())
 
 
 def test_a_convnet_too_deep_for_its_pictures_is_refused():

@@ -541,7 +541,11 @@ def test_a_student_learns_from_soft_and_hard_labels(labels, mix):
     logits = None
     if labels == "soft":  # of a teacher that knows what a view shows
         shown = [
-            student.mixed(F.one_hot(classes, 3).float(), augment.draw(torch.Generator().manual_seed(s), 30, (0.5, 1), True, mix), 16)
+            student.mixed(
+                F.one_hot(classes, 3).float(),
+                augment.draw(torch.Generator().manual_seed(s), 30, (0.5, 1), True, mix),
+                16,
+            )
             for s in seeds_of(0, 30)
         ]
         logits = (torch.stack(shown) + 1e-3).log().half()

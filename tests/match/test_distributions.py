@@ -110,7 +110,9 @@ def test_one_step_is_that_of_the_gradient_of_the_equation(settings):
 def test_the_loss_falls(settings):
     losses = []
     context = replace(quiet(plain()), log=lambda metrics, step: losses.append(metrics["loss"]))
-    matched(settings.model_copy(update={"iterations": 100, "init": "noise", "pool": 1, "views": "none"}), context=context)
+    matched(
+        settings.model_copy(update={"iterations": 100, "init": "noise", "pool": 1, "views": "none"}), context=context
+    )
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
@@ -138,7 +140,9 @@ def test_networks_of_a_pool_come_again():
 
 
 def test_too_few_real_images_for_the_batch_are_refused_by_name():
-    with pytest.raises(WmddError, match=r"class a has 9 real images, but 10 are to be drawn at once; lower match.real_batch"):
+    with pytest.raises(
+        WmddError, match=r"class a has 9 real images, but 10 are to be drawn at once; lower match.real_batch"
+    ):
         found_of(least=10)
 
 
@@ -146,7 +150,10 @@ def test_too_few_real_images_for_the_batch_are_refused_by_name():
     ("change", "message"),
     [
         ({"norm": "batch"}, r"match: BatchNorm ties the images of a batch to each other; set norm: instance"),
-        ({"architecture": "resnet18"}, r"match: the network must be a ConvNet, not resnet18; set architecture: convnet3"),
+        (
+            {"architecture": "resnet18"},
+            r"match: the network must be a ConvNet, not resnet18; set architecture: convnet3",
+        ),
     ],
 )
 def test_networks_that_tie_images_together_are_refused(change, message):

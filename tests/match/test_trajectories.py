@@ -22,7 +22,14 @@ CLASSES, K, SIDE = 3, 2, 8
 MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
 TRAINED = ExpertSettings(architecture="convnet2", width=4)
 MTT = MatchSettings(
-    objective="mtt", iterations=4, lr=5, trajectories=2, expert_epochs=1, start_epochs=2, student_steps=3, student_lr=0.05
+    objective="mtt",
+    iterations=4,
+    lr=5,
+    trajectories=2,
+    expert_epochs=1,
+    start_epochs=2,
+    student_steps=3,
+    student_lr=0.05,
 )
 
 
@@ -99,7 +106,9 @@ def test_the_gradient_of_the_parameters_is_the_networks_own():
 def test_the_student_comes_nearer_to_the_experts():
     losses = []
     context = replace(quiet(plain()), log=lambda metrics, step: losses.append(metrics["loss"]))
-    settings = MTT.model_copy(update={"iterations": 60, "views": "none", "lr": 20.0, "start_epochs": 1, "trajectories": 1})
+    settings = MTT.model_copy(
+        update={"iterations": 60, "views": "none", "lr": 20.0, "start_epochs": 1, "trajectories": 1}
+    )
     matched(settings, context, given=experts()[:1])
     assert sum(losses[-5:]) < sum(losses[:5])
 
@@ -135,7 +144,9 @@ def test_whitened_images_come_back_as_pictures():
 
 
 def test_short_experts_are_refused():
-    with pytest.raises(WmddError, match=r"an expert has 2 epochs, but match begins at up to 1 of them and goes on for 2"):
+    with pytest.raises(
+        WmddError, match=r"an expert has 2 epochs, but match begins at up to 1 of them and goes on for 2"
+    ):
         matched(MTT.model_copy(update={"expert_epochs": 2}), given=experts(2))
 
 
