@@ -36,11 +36,15 @@ STAGES = {  # of about two seconds each
     "relabel": f"--images images.h5 --teacher model.safetensors --output OUT.h5 --seed 0 --epochs 600 {CPU}",
     "student": f"--images images.h5 --data data.h5 --soft-labels labels.h5 --output OUT.json --seed 0 --run 0 {TRAINING}"
     " --epochs 300 --evaluate-every 100",
+    "expert": f"--data data.h5 --output OUT.h5 --seed 0 --architecture convnet2 --width 4 --epochs 60 --batch-size 30 {CPU}",
+    "match": "--data data.h5 --output OUT.h5 --block classes0-2 --ipc 2 --seed 0 --architecture convnet2 --width 4"
+    f" --iterations 300 --real-batch 20 {CPU}",
 }
 FILES = {
     "teacher": ("OUT.safetensors", "OUT.csv"),
     "features": ("OUT.h5", "OUT-2.h5"),
     "student": ("OUT.json", "OUT.csv"),
+    "expert": ("OUT.h5", "OUT.csv"),
 }
 
 
@@ -56,7 +60,7 @@ def run(line: str, folder: Path) -> subprocess.Popen[str]:
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, list[str]]:
     """Return exit code, output, and the lines on stderr that are neither the job's first and last nor its progress."""
     out, err = process.communicate(timeout=120)
-    usual = r"wmdd \w+: \S+ on cpu with|wmdd \w+: done|(training|features|relabelling|batch \d+ of \d+): |$"
+    usual = r"wmdd \w+: \S+ on cpu with|wmdd \w+: done|(training|features|relabelling|matching|batch \d+ of \d+): |$"
     return process.returncode, out, [line for line in err.splitlines() if not re.match(usual, line)]
 
 

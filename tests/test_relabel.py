@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from wmdd import augment
+from wmdd import augment, siamese, whitening
 from wmdd.engine import plain
 from wmdd.errors import WmddError
+from wmdd.feeding import Resident
 from wmdd.models import normalise
 from wmdd.relabel import ask, relabel, seed_of_views, seeds_of, seen, views_of
 from wmdd.rng import generator
@@ -56,6 +57,32 @@ def test_a_batch_that_is_normalised_with_its_partners_is_that_of_the_whole_set(i
     views, index = views_of(settings, COUNT, seed_of_views(1, 0)), torch.tensor(index)
     expected = augment.apply(normalise(images, MEAN, STD), views, index)
     assert torch.equal(seen(images, views, index, MEAN, STD), expected)
+
+
+DSA = AugmentationSettings(views="dsa")
+
+
+def test_distorted_views_are_replayed_too(tiny_teacher, images):
+    seeds = seeds_of(3, 3)
+    found = labels(tiny_teacher, images, seeds, DSA)
+    for epoch, seed in enumerate(seeds):
+        how = siamese.draw(torch.Generator().manual_seed(seed), COUNT)
+        with torch.no_grad():
+            expected = tiny_teacher(siamese.apply(normalise(images, MEAN, STD), how))
+        torch.testing.assert_close(found[epoch].float(), expected, rtol=2e-3, atol=1e-4)
+    torch.testing.assert_close(labels(tiny_teacher, images, seeds, DSA, size=2), found, rtol=2e-3, atol=1e-4)
+    other = AugmentationSettings(
+        views="dsa", crop_scale=(0.5, 0.6), flip=False, mix="none"
+    )  # of which nothing is looked at
+    assert torch.equal(labels(tiny_teacher, images, seeds, other), found)
+
+
+@KINDS
+def test_whitened_images_are_seen_as_the_pictures_are(images, settings):
+    white = whitening.fit(Resident(images, torch.zeros(COUNT, dtype=torch.int64)), MEAN, STD)
+    views, index = views_of(settings, COUNT, seed_of_views(1, 0)), torch.tensor([8, 3, 5])
+    expected = augment.apply(white.apply(normalise(images, MEAN, STD)), views, index)
+    torch.testing.assert_close(seen(images, views, index, MEAN, STD, white), expected)
 
 
 def test_an_epoch_is_made_when_it_is_asked_for(tiny_teacher, images):

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmdd import augment, student, teacher
+from wmdd import augment, siamese, student, teacher, whitening
 from wmdd.engine import Engine, plain
 from wmdd.errors import WmddError
 from wmdd.feeding import Resident
-from wmdd.labels import hard, stored
+from wmdd.labels import hard, online, stored
 from wmdd.models import Network, normalise
-from wmdd.relabel import seeds_of
+from wmdd.relabel import seeds_of, seen, views_of
 from wmdd.rng import generator
 from wmdd.settings import AugmentationSettings, StudentSettings, TeacherSettings, TrainingSettings
 from wmdd.student import weighted
@@ -61,6 +61,27 @@ def test_the_warm_up_is_linear_and_meets_the_cosine():
     assert learning_rate(settings, 4 - 1e-9) == pytest.approx(0.3)
     assert learning_rate(settings, 12) == pytest.approx(0.15)  # half-way through what is left
     assert learning_rate(settings, 20) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("schedule", "end"), [("constant", 0.3), ("step", 0.03)])
+def test_a_rate_stays_or_falls_to_a_tenth_at_half_of_the_epochs(schedule, end):
+    settings = TrainingSettings(epochs=9, lr=0.3, schedule=schedule)
+    assert [learning_rate(settings, epoch) for epoch in (0, 2, 4.49)] == [0.3] * 3
+    assert [learning_rate(settings, epoch) for epoch in (4.5, 5, 8.99, 9)] == pytest.approx([end] * 4)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant", "step"])
+def test_every_schedule_warms_up(schedule):
+    settings = TrainingSettings(epochs=20, lr=0.3, warmup_epochs=4, schedule=schedule)
+    cosine = settings.model_copy(update={"schedule": "cosine"})
+    assert [learning_rate(settings, e) for e in (0, 1, 3)] == [learning_rate(cosine, e) for e in (0, 1, 3)]
+    assert learning_rate(settings, 4) == pytest.approx(0.3)
+
+
+def test_a_schedule_that_does_not_fall_has_no_stretch():
+    for schedule in "constant", "step":
+        one, two = (TrainingSettings(epochs=9, schedule=schedule, schedule_stretch=s) for s in (1, 2))
+        assert [learning_rate(one, e) for e in range(10)] == [learning_rate(two, e) for e in range(10)]
 
 
 def test_the_loop_sets_the_rate_at_every_step():
@@ -627,6 +648,103 @@ def test_hard_labels_of_mixed_views_are_shares_of_the_area():
         expected[labels[i]] += float(kept[i])
         expected[labels[views.partner[i]]] += 1 - float(kept[i])
         torch.testing.assert_close(found[i], expected)
+
+
+DSA = AugmentationSettings(views="dsa")
+
+
+def test_hard_labels_of_distorted_views_are_the_images_own():
+    own = torch.rand(20, 3, generator=generator("own"))
+    assert student.mixed(own, siamese.draw(generator("views"), 20), 16) is own
+
+
+def test_a_student_sees_the_distortions_that_its_labels_are_of():
+    # As below: the loss of an epoch is zero exactly when the student says of each view what its labels say.
+    images, classes = distilled(7)
+    settings = SMALL.model_copy(update={"epochs": 3, "lr": 1e-12, "weight_decay": 0.0, "batch_size": 3})
+    network, _ = studied(images, classes, [1.0] * 7, torch.zeros(3, 7, 3), settings, DSA)
+    logits = torch.empty(3, 7, 3)
+    with torch.no_grad():
+        for epoch, seed in enumerate(seeds_of(0, 3)):
+            how = siamese.draw(torch.Generator().manual_seed(seed), 7)
+            logits[epoch] = network(siamese.apply(normalise(images, MEAN, STD), how))
+    _, history = studied(images, classes, [1.0] * 7, logits, settings, DSA)
+    assert [entry["loss"] for entry in history] == pytest.approx([0] * 3, abs=1e-9)
+    _, history = studied(images, classes, [1.0] * 7, logits.roll(1, 0), settings, DSA)
+    assert min(entry["loss"] for entry in history) > 1e-7
+
+
+def test_a_student_learns_from_distorted_views():
+    images, classes = distilled(30)
+    settings = SMALL.model_copy(update={"epochs": 30, "batch_size": 10, "schedule": "step"})
+    _, history = studied(images, classes, [1.0] * 30, None, settings, DSA)
+    assert history[-1]["top1"] > 0.8
+
+
+@pytest.mark.parametrize(
+    "augmentation", [STILL, AugmentationSettings(crop_scale=(0.5, 1)), DSA], ids=["still", "cut", "dsa"]
+)
+def test_classes_are_probabilities_of_one(augmentation):
+    images, classes = distilled(6)
+    one, first = studied(images, classes, [1.0] * 6, None, augmentation=augmentation)
+    two, second = studied(images, F.one_hot(classes, 3).float(), [1.0] * 6, None, augmentation=augmentation)
+    assert equal(one, two)
+    assert first == second
+
+
+def test_hard_labels_that_a_method_learned_are_mixed_as_classes_are():
+    """The loss of the first step, in which the network is still the fresh one, by hand."""
+    images, _ = distilled(6)
+    learned = torch.rand(6, 3, generator=generator("learned")).softmax(1)
+    settings = SMALL.model_copy(update={"lr": 1e-12, "weight_decay": 0.0})
+    cut = AugmentationSettings(crop_scale=(0.5, 1))
+    network, history = studied(images, learned, [1.0] * 6, None, settings, cut)
+    (seed,) = seeds_of(0, 1)
+    views = augment.draw(torch.Generator().manual_seed(seed), 6, (0.5, 1), True, "cutmix")
+    with torch.no_grad():
+        logits = network(augment.apply(normalise(images, MEAN, STD), views, torch.arange(6)))
+    kept = views.kept(16, 16)[:, None]
+    wanted = F.cross_entropy(logits, kept * learned + (1 - kept) * learned[views.partner])
+    assert history[0]["loss"] == pytest.approx(float(wanted), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "augmentation", [STILL, AugmentationSettings(crop_scale=(0.5, 1)), DSA], ids=["still", "cut", "dsa"]
+)
+def test_a_student_of_whitened_images_sees_them_and_its_teacher_does_not(augmentation):
+    images, classes = distilled(6)
+    white = whitening.fit(Resident(*coloured(40, "train")), MEAN, STD)
+    asked, shown = [], []
+
+    class Teacher(nn.Module):
+        head = nn.Linear(1, 3)
+
+        def forward(self, x):
+            asked.append(x.clone())
+            return x.mean((2, 3))
+
+    def hooked(module, inputs):
+        shown.append(inputs[0].clone())
+
+    settings = SMALL.model_copy(update={"batch_size": 6})
+    with pytest.MonkeyPatch.context() as patch:
+        build = student.build
+        patch.setattr(student, "build", lambda *a: hook(build(*a), hooked))
+        student.train(
+            images, classes, torch.ones(6), online(0, Teacher()), Resident(*coloured(3, "val")), 3, MEAN, STD, settings,
+            augmentation, 0, [0], quiet(plain()), white,
+        )  # fmt: skip
+    order = torch.randperm(6, generator=generator("student", "order", 0, 0, 0))
+    views = views_of(augmentation, 6, seeds_of(0, 1)[0])
+    torch.testing.assert_close(asked[0], seen(images, views, order, MEAN, STD))
+    torch.testing.assert_close(shown[0], seen(images, views, order, MEAN, STD, white))
+    validated = normalise(coloured(3, "val")[0], MEAN, STD)
+    torch.testing.assert_close(shown[-1], white.apply(validated))
+
+
+def hook(network, function):
+    network.register_forward_pre_hook(function)
+    return network
 
 
 def test_soft_labels_belong_to_their_epoch_and_image():
