@@ -277,6 +277,18 @@ def test_matching_for_longer_takes_longer(method, name):
     assert longer > 0
 
 
+@pytest.mark.parametrize("rule", ["expert", "match", "student"])
+def test_whitening_takes_a_matrix_of_all_pairs_of_numbers(rule):
+    content = {"expert": {"whiten": True}, "student": {"whiten": True}, **ON_CPU}
+    _, more = larger(rule, {"content": content}, ON_CPU, **MTT)
+    assert more >= 1.2 * 449  # MB, measured at 32 px
+
+
+def test_whitening_of_larger_images_takes_its_time():
+    of = {"content": {"student": {"whiten": True}}, "datasets": ["tiny-imagenet"]}
+    assert 60 * asked("student", **of).runtime > 5e-10 * (3 * 64**2) ** 3
+
+
 @pytest.mark.parametrize("method", ["dm", "datadam", "mtt"])
 def test_matching_more_images_takes_longer_and_more_memory(method):
     content = {"match": {"init": "noise", "student_steps": 5}, **ON_CPU}

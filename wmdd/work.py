@@ -35,9 +35,11 @@ from wmdd.figures import UNKNOWN, Figures, autoencoder, by_hand, denoiser, rated
 from wmdd.settings import (
     BarycenterSettings,
     DataSettings,
+    ExpertSettings,
     NetworkSettings,
     RecoverSettings,
     RelabelSettings,
+    StudentSettings,
     TrainingSettings,
     TransportSettings,
 )
@@ -55,6 +57,7 @@ LARGEST = 400  # images of 224 px at once on a GPU: wmdd.recover
 LOOKED = 500  # pictures that are evaluated at once: wmdd.training
 MAPPED = (10, 10, 60, 0.01, 5e10)  # classes, distilled and real images of each, seconds a point, FLOP/s: wmdd.embedding
 LAUNCHED = 0.02  # seconds of the host a pass through a network that is too small to keep a GPU busy, assumed
+WHITENED = (56, 5e-10)  # bytes and, on a core, seconds of whitening images of D numbers, times D^2 and D^3: measured at 32 px
 MEASURED = 2000  # points whose intrinsic dimension is measured: wmdd.transport.dimension
 
 
@@ -344,6 +347,11 @@ class _Scene:
         """Return the bytes of a pass without a gradient, in which outputs are soon forgotten."""
         return images * (12 * self.pixels + 4 * network.outputs)
 
+    def whitening(self, settings: ExpertSettings | StudentSettings) -> tuple[float, float]:
+        """Return the bytes and seconds of whitening, where a network sees whitened images."""
+        size = 3 * self.pictures.resolution**2 if settings.whiten else 0
+        return WHITENED[0] * size**2, WHITENED[1] * size**3
+
     def solving(self, atoms: int, features: float) -> float:
         """Return the bytes of the barycenter of a class: its points and some copies, plans; and the labels of all."""
         return self.points * 16 * (features + atoms) + 24 * self.pictures.train
@@ -479,8 +487,9 @@ class _Draft:
         network: Figures,
         decoded: float,
         more: float = 0,
+        seconds: float = 0,
     ) -> Key:
-        """Add the training of a part of a generator."""
+        """Add the training of a part of a generator, or of an expert."""
         known, looks = scene.pictures, evaluations(settings)
         seen, looked = settings.epochs * known.train, looks * known.val
         return self.job(
@@ -491,6 +500,7 @@ class _Draft:
             moved=(seen + looked) * scene.pixels,
             disk=network.bytes,
             decoded=decoded,
+            seconds=seconds,
             memory=known.held(known.train) + known.held(known.val) + 6 * network.bytes + 16 * LOOKED * scene.pixels + more,
             passed=max(scene.training(settings.batch_size, network), scene.looking(LOOKED, network)),
             resolution=known.resolution, width=settings.width,
@@ -696,8 +706,9 @@ class _Draft:
             passes = settings.iterations * settings.student_steps * batch
             flop, held = 8 * passes * found.flop, 3 * scene.training(batch, found)
             moved = settings.iterations * settings.student_steps * 5 * found.bytes
-            memory = 2 * settings.student_steps * found.bytes
-            launches = settings.iterations * settings.student_steps
+            white, seconds = scene.whitening(trained)
+            memory = 2 * settings.student_steps * found.bytes + white
+            seconds += LAUNCHED * settings.iterations * settings.student_steps
         else:
             network = network_of(settings)
             found = self.figures(network, scene.classes, known.resolution)
@@ -706,7 +717,7 @@ class _Draft:
             flop, moved = settings.iterations * (real + 3 * images) * found.flop, passes * scene.pixels
             held = scene.training(min(images, max(r.ipc, AT_ONCE[0])), found) + 24 * real * scene.pixels
             memory = known.held(known.train) + 2 * found.bytes
-            launches = settings.iterations
+            seconds = LAUNCHED * settings.iterations
         return self.job(
             ("match", *cell), (r.dataset, r.method, r.ipc), needs,
             images=passes,
@@ -714,7 +725,7 @@ class _Draft:
             flop=flop,
             moved=moved,
             disk=images * scene.pixels,
-            seconds=LAUNCHED * launches,
+            seconds=seconds,
             memory=memory + 32 * images * scene.pixels,
             passed=held,
             **scene.runs(network),
@@ -726,7 +737,8 @@ class _Draft:
             network = self.figures(network_of(settings), scene.classes, scene.pictures.resolution)
             looks = scene.pictures.decoded(settings.epochs, evaluations(settings))
             kept = (settings.epochs + 1) * network.bytes
-            self.training(key, settings, scene, [self.data(r.dataset)], network._replace(bytes=kept), looks)
+            needs, white = [self.data(r.dataset)], scene.whitening(settings)
+            self.training(key, settings, scene, needs, network._replace(bytes=kept), looks, *white)
         return key
 
     def start(self, r: Run, scene: _Scene, method: str) -> Key:
@@ -806,6 +818,7 @@ class _Draft:
         flop, size = mine.flop, min(count, settings.batch_size)
         seen, looked = settings.epochs * count, looks * scene.pictures.val
         step = scene.training(size, mine) + (scene.looking(size, scene.teacher) if taught == "online" else 0)
+        white, seconds = scene.whitening(settings)
         return self.job(
             ("student", *cell, r.student, r.protocol, str(r.run // together)), (r.dataset, r.method, r.ipc), needs,
             images=together * (seen + looked),
@@ -813,7 +826,8 @@ class _Draft:
             flop=together * (seen * (3 * flop + asked) + looked * flop),
             moved=together * (seen * (4 * scene.pixels + each) + looked * scene.pixels),
             decoded=together * scene.pictures.decoded(0, looks),
-            memory=1.25 * count * scene.pixels + scene.pictures.held(scene.pictures.val) + 16 * LOOKED * scene.pixels
+            seconds=seconds,
+            memory=white + 1.25 * count * scene.pixels + scene.pictures.held(scene.pictures.val) + 16 * LOOKED * scene.pixels
             + 6 * together * mine.bytes + 8 * count * scene.classes,
             passed=together * max(step, scene.looking(LOOKED, mine)),
             **scene.runs(network),
