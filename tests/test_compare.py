@@ -10,7 +10,7 @@ from scipy.stats import t as student_t
 from wmdd import artifacts
 from wmdd.compare import Side, paired, render, score, welch
 from wmdd.errors import WmddError
-from wmdd.settings import RecoverSettings, SelectSettings, StudentSettings
+from wmdd.settings import MatchSettings, RecoverSettings, SelectSettings, StudentSettings
 
 
 def write(folder, cell, top1, seed=0, run=0, protocol="quick", made=None, **settings):
@@ -61,6 +61,20 @@ def test_methods_are_compared(two, run):
     assert second[5] == "-6.67 (3)"
     assert "n counts seeds" in out
     assert "No test" not in out
+
+
+@pytest.mark.parametrize(("stage", "kind"), [("recover", RecoverSettings), ("match", MatchSettings)])
+def test_joined_sets_are_compared_by_the_settings_of_their_blocks(tmp_path, monkeypatch, run, stage, kind):
+    monkeypatch.chdir(tmp_path)
+    for number in 5, 7:
+        settings = kind(iterations=number).model_dump(mode="json")
+        write(
+            tmp_path, f"m{number}/ipc1", 50.0, made={"stage": "images", "settings": {}, stage: {"settings": settings}}
+        )
+    code, out, _ = run(f"compare {BASE}/m5 {BASE}/m7")
+    assert code == 0
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines()]
+    assert [f"{stage}.iterations", "5", "7"] in rows
 
 
 def test_welch_by_hand():

@@ -86,6 +86,7 @@ def test_the_report_has_matched_sets_and_their_experts(made: Workspace) -> None:
     rows = {tuple(cell.strip() for cell in line.split("|")[1:5]) for line in costs.splitlines() if "|" in line}
     assert ("digits", "convnet3", "", "expert") in rows
     assert {("digits", method, "2", "match") for method in ("dm", "mtt")} <= rows
+    assert "match: objective" in (made.root / "results/report/index.html").read_text(), "in which the methods differ"
     chart = json.loads((made.root / "results/report/figures/stages-0.vl.json").read_text())
     drawn = [row for table in chart["datasets"].values() for row in table if "from" in row]
     edges = [(row["from"], row["to"]) for row in drawn]
