@@ -57,7 +57,7 @@ LARGEST = 400  # images of 224 px at once on a GPU: wmdd.recover
 LOOKED = 500  # pictures that are evaluated at once: wmdd.training
 MAPPED = (10, 10, 60, 0.01, 5e10)  # classes, distilled and real images of each, seconds a point, FLOP/s: wmdd.embedding
 LAUNCHED = 0.02  # seconds of the host a pass through a network that is too small to keep a GPU busy, assumed
-WHITENED = (56, 5e-10)  # bytes and, on a core, seconds of whitening images of D numbers, times D^2 and D^3: measured at 32 px
+WHITENED = (56, 5e-10)  # bytes times D^2 and seconds of a core times D^3, images of D numbers: measured at 32 px
 MEASURED = 2000  # points whose intrinsic dimension is measured: wmdd.transport.dimension
 
 
