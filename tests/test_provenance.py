@@ -61,7 +61,6 @@ FOLLOWS = [
     ("match", "match/trajectories"),
     ("match", "siamese"),
     ("match", "whitening"),
-    ("match", "select"),  # whose random images it begins with
     ("student", "siamese"),  # views: dsa
     ("student", "whitening"),
     ("relabel", "siamese"),
@@ -98,6 +97,7 @@ IGNORES = [
     ("expert", "match/trajectories"),
     ("expert", "relabel"),
     ("match", "recover"),
+    ("match", "select"),
     ("match", "relabel"),
     ("recover", "match/distributions"),
     ("recover", "siamese"),

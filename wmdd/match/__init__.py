@@ -17,7 +17,6 @@ from wmdd.errors import WmddError
 from wmdd.feeding import read
 from wmdd.models import normalise
 from wmdd.rng import generator
-from wmdd.select import random
 
 if TYPE_CHECKING:
     from wmdd.feeding import Pictures
@@ -66,7 +65,7 @@ def start(found: Real, k: int, mean: list[float], std: list[float], settings: "M
         return torch.stack([torch.randn(shape, generator=generator("match", "noise", seed, c)) for c in found.labels])
     images = []
     for label, begin, count in zip(found.labels, found.begins, found.counts, strict=True):
-        chosen, _ = random(count, k, seed, label)
+        chosen = torch.randperm(count, generator=generator("select", seed, label))[:k]  # as wmdd.select.random
         images.append(normalise(read(found.pictures, begin + chosen), mean, std))
     return torch.stack(images)
 
