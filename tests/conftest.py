@@ -6,11 +6,15 @@ import shlex
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from xdist.scheduler import LoadScopeScheduling
 
+from wmdd import commands_latent, commands_match  # noqa: F401  they register their commands
 from wmdd.__main__ import main
+from wmdd.commands import app
 from wmdd.models import build
 from wmdd.rng import generator
 from wmdd.settings import NetworkSettings
@@ -79,6 +83,42 @@ def tiny_teacher():
         for step in range(20):
             network(1 + 2 * torch.randn(8, 3, 16, 16, generator=generator("noise", step)))
     return network.eval()
+
+
+@pytest.fixture(scope="module")
+def chained(tmp_path_factory):
+    """Run commands in a new folder that has pictures of three classes, eight of 8 px each in either split."""
+
+    def chained(name, lines):
+        folder = tmp_path_factory.mktemp(name)
+        draws = generator("pictures")
+        for split, (label, name) in [(s, c) for s in ("train", "val") for c in enumerate(("ant", "bee", "cat"))]:
+            place = folder / "pictures" / split / name
+            place.mkdir(parents=True)
+            for number in range(8):
+                noise = torch.randint(0, 80, (8, 8, 3), generator=draws) + 80 * label
+                Image.fromarray(noise.numpy().astype(np.uint8)).save(place / f"{number}.png")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setenv("WANDB_MODE", "disabled")
+            for line in lines:
+                app(shlex.split(line), result_action="return_value")
+        return folder
+
+    return chained
+
+
+@pytest.fixture
+def linked(tmp_path, monkeypatch):
+    """Work in a folder that has links to the files of another."""
+
+    def linked(made):
+        for path in made.iterdir():
+            (tmp_path / path.name).symlink_to(path)
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    return linked
 
 
 @pytest.fixture(autouse=True)

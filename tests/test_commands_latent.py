@@ -1,17 +1,13 @@
 """The commands of the latent family fit each other's files, and a user's mistake ends in one line."""
 
-import shlex
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from wmdd.artifacts import load, load_meta, read_json
-from wmdd.commands_latent import app
-from wmdd.rng import generator
 
 CPU = "--device cpu --precision fp32"
 DATA = "data --name pictures --output data.h5 --source imagefolder --root pictures --classes 3 --resolution 8"
@@ -41,31 +37,15 @@ CHAIN = [
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Every file of the family, of three classes with eight pictures of 8 px each."""
-    folder = tmp_path_factory.mktemp("latent")
-    draws = generator("pictures")
-    for split, (label, name) in [(s, c) for s in ("train", "val") for c in enumerate(("ant", "bee", "cat"))]:
-        place = folder / "pictures" / split / name
-        place.mkdir(parents=True)
-        for number in range(8):
-            noise = torch.randint(0, 80, (8, 8, 3), generator=draws) + 80 * label
-            Image.fromarray(noise.numpy().astype(np.uint8)).save(place / f"{number}.png")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("WANDB_MODE", "disabled")
-        for line in CHAIN:
-            app(shlex.split(line), result_action="return_value")
-    return folder
+def made(chained):
+    """Every file of the family. Never to be changed: use `here`."""
+    return chained("latent", CHAIN)
 
 
 @pytest.fixture
-def here(made, tmp_path, monkeypatch):
+def here(made, linked):
     """A folder that has links to these files, to work in."""
-    for path in made.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return linked(made)
 
 
 # The files fit each other

@@ -86,6 +86,16 @@ class Workspace:
         assert jobs, output
         return jobs
 
+    def changed(self, *keys: str, value: object) -> dict[str, int]:
+        """Change a setting, and return the jobs that would run."""
+        config = self.config
+        place = config
+        for key in keys[:-1]:
+            place = place.setdefault(key, {})
+        place[keys[-1]] = value
+        self.config = config
+        return self.pending()
+
     def path(self, pattern: str) -> Path:
         """Return the one file that matches."""
         (found,) = self.root.glob(pattern)

@@ -52,17 +52,6 @@ def run(made: Workspace, tmp_path: Path) -> Workspace:
     return Workspace(tmp_path / "run")
 
 
-def changed(run: Workspace, *keys: str, value: object) -> dict[str, int]:
-    """What would run with another value of a setting."""
-    config = run.config
-    place = config
-    for key in keys[:-1]:
-        place = place.setdefault(key, {})
-    place[keys[-1]] = value
-    run.config = config
-    return run.pending()
-
-
 def test_atoms_images_and_weights_belong_together(made: Workspace) -> None:
     for method in "ddoq", "d4m-vae":
         folder = made.root / CELL.format(method)
@@ -121,7 +110,7 @@ def test_a_finished_run_has_nothing_to_do(run: Workspace) -> None:
 
 
 def test_the_reverse_diffusion_reruns_decode_and_what_follows(run: Workspace) -> None:
-    pending = changed(run, "methods", value={"ddoq": {"decode": {"strength": 0.4}}})
+    pending = run.changed("methods", value={"ddoq": {"decode": {"strength": 0.4}}})
     assert pending == {
         "decode": 1, "recover": 1, "images": 2, "distance": 1, "student": 2, "grid": 2, "report": 1, "page": 1, "distances": 1,
         "all": 1,
@@ -129,7 +118,7 @@ def test_the_reverse_diffusion_reruns_decode_and_what_follows(run: Workspace) ->
 
 
 def test_weights_of_a_student_rerun_students_alone(run: Workspace) -> None:
-    assert changed(run, "methods", value={"ddoq": {"student": {"weights": "mass"}}}) == {
+    assert run.changed("methods", value={"ddoq": {"student": {"weights": "mass"}}}) == {
         "student": 1,
         "report": 1,
         "page": 1,
@@ -138,13 +127,13 @@ def test_weights_of_a_student_rerun_students_alone(run: Workspace) -> None:
 
 
 def test_the_diffusion_reruns_no_encoder(run: Workspace) -> None:
-    pending = changed(run, "generators", "latent-diffusion", "diffusion", "epochs", value=3)
+    pending = run.changed("generators", "latent-diffusion", "diffusion", "epochs", value=3)
     assert set(pending) == {"diffusion", "decode", "recover", *AFTER}
     assert pending["decode"] == 1, "only of the method that goes through it"
 
 
 def test_the_autoencoder_reruns_all_of_its_family_and_no_teacher(run: Workspace) -> None:
-    pending = changed(run, "generators", "vae", "autoencoder", "epochs", value=4)
+    pending = run.changed("generators", "vae", "autoencoder", "epochs", value=4)
     assert set(pending) == {"autoencoder", "encode", "diffusion", "quantize", "decode", "decay", "recover", *AFTER}
 
 

@@ -63,17 +63,6 @@ def run(made: Workspace, tmp_path: Path) -> Workspace:
     return Workspace(tmp_path / "run")
 
 
-def changed(run: Workspace, *keys: str, value: object) -> dict[str, int]:
-    """What would run with another value of a setting."""
-    config = run.config
-    place = config
-    for key in keys[:-1]:
-        place = place.setdefault(key, {})
-    place[keys[-1]] = value
-    run.config = config
-    return run.pending()
-
-
 def test_each_method_has_images_of_its_own(made: Workspace) -> None:
     found = {m: load(made.root / CELL.format(m) / "images.h5")[0]["images"] for m in ("dm", "datadam", "mtt", "random")}
     assert {images.shape for images in found.values()} == {(10, 2, 3, 16, 16)}
@@ -125,29 +114,29 @@ def test_a_finished_run_has_nothing_to_do(run: Workspace) -> None:
 
 
 def test_a_setting_of_one_method_reruns_that_method(run: Workspace) -> None:
-    assert changed(run, "methods", "dm", "match", "lr", value=3) == AFTER | {"match": 2}
+    assert run.changed("methods", "dm", "match", "lr", value=3) == AFTER | {"match": 2}
 
 
 def test_more_trajectories_train_more_experts_and_keep_the_others(run: Workspace) -> None:
-    assert changed(run, "methods", "mtt", "match", "trajectories", value=3) == AFTER | {"expert": 1, "match": 1}
+    assert run.changed("methods", "mtt", "match", "trajectories", value=3) == AFTER | {"expert": 1, "match": 1}
 
 
 def test_another_training_of_experts_reruns_them_and_no_dm(run: Workspace) -> None:
-    assert changed(run, "experts", "convnet3", "epochs", value=4) == AFTER | {"expert": 2, "match": 1}
+    assert run.changed("experts", "convnet3", "epochs", value=4) == AFTER | {"expert": 2, "match": 1}
 
 
 def test_the_views_of_a_protocol_rerun_its_students_alone(run: Workspace) -> None:
-    pending = changed(run, "protocols", "own", "student", "epochs", value=7)
+    pending = run.changed("protocols", "own", "student", "epochs", value=7)
     assert pending == {"student": 4, "report": 1, "page": 1, "all": 1}
 
 
 def test_no_teacher_takes_part(run: Workspace) -> None:
-    pending = changed(run, "teachers", "nano", "epochs", value=13)
+    pending = run.changed("teachers", "nano", "epochs", value=13)
     assert pending == {"teacher": 1, "features": 1, "report": 1, "page": 1, "all": 1}
 
 
 def test_the_rate_that_was_learned_can_be_left_aside(run: Workspace) -> None:
-    pending = changed(run, "protocols", "own", "student", "learned_lr", value=False)
+    pending = run.changed("protocols", "own", "student", "learned_lr", value=False)
     assert pending == {"student": 4, "report": 1, "page": 1, "all": 1}
 
 
