@@ -291,7 +291,7 @@ def test_the_work_of_matching_untrained_networks():
 def test_the_work_of_matching_trajectories():
     of = {"methods": ["mtt-cifar10-ipc10"], "ipc": [10]}
     (job,) = jobs("match", datasets=["cifar10"], **of)
-    assert job.flop == 5000 * 30 * 100 * 8 * F3
+    assert job.flop == 5000 * 30 * 100 * 11 * F3
     assert (job.images, job.steps) == (5000 * 30 * 100, 5000)
     assert {key[0] for key in job.needs} == {"data", "expert"}
     part = {"methods": {"mtt-cifar10-ipc10": {"match": {"student_batch": 20}}}}

@@ -16,7 +16,7 @@ The gradient goes backwards through the steps by hand. With v_N = dL/dtheta_N, f
 
 where each product is one reverse pass over g_i, recomputed from theta_i (`torch.func`). So no graph is older than one step, and
 beside the activations of one step memory holds the theta_i alone, 4 P bytes each: 1.3 MB for ConvNet-3 of width 128. Published
-code keeps the graphs of all steps; the recomputation takes about a third more time.
+code keeps the graphs of all steps; the recomputation takes about a third more FLOP (11 F a step and image in place of 8 F).
 
 The images of all classes are one student's training set: nothing separates by class, and the stage has one block. A batch is
 `student_batch` of them, all by default.
