@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wmdd import whitening
+from wmdd import config, whitening
 from wmdd.errors import WmddError
 from wmdd.feeding import Resident
 from wmdd.models import normalise
@@ -46,5 +46,6 @@ def test_a_whitened_network_is_given_pictures():
 
 
 def test_large_pictures_are_refused():
+    assert config.LARGEST_WHITENED == whitening.LARGEST
     with pytest.raises(WmddError, match="whitening takes images of at most 64 px, not of 65 px; set whiten: false"):
         whitening.fit(pictures(2, 65), MEAN, STD)

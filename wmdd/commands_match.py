@@ -139,8 +139,10 @@ def match(
             job("match", output, [settings], inputs | digests, engine, threads, block=block, ipc=ipc, seed=seed)
         )
         pictures, _ = files.enter_context(opened(staged(data), "train", once=follows, device=this.engine.device))
-        least = max(ipc, 1 if follows else settings.real_batch)
-        found = real(pictures, list(wanted), about["names"], least if settings.init == "real" or not follows else 1)
+        begun = ipc if settings.init == "real" else 1  # images of each class that it begins with
+        least = begun if follows else max(begun, settings.real_batch)
+        remedy = "lower match.real_batch" if least > begun else "take fewer images per class, or init: noise"
+        found = real(pictures, list(wanted), about["names"], least, remedy)
         made = _matched(found, ipc, about, rows, trained, settings, seed, this.context)
         more = {} if made.rate is None else {"student_lr": made.rate}
         learned = {} if made.labels is None else {"labels_learned": made.labels.numpy().astype(np.float32)}

@@ -51,6 +51,7 @@ Names = Annotated[list[Name], Field(min_length=1)]
 
 IMAGES_PER_BLOCK = 1000  # of a barycenter or recover job, where nothing is known that its time could be told by
 PIXELS_PER_BLOCK = 2**33  # bytes of its images as float32, of which it holds up to four copies: 14,000 of 224 px
+LARGEST_WHITENED = 64  # px: wmdd.whitening, which imports torch
 COARSE = (1, 2, 5)  # times powers of ten: the sizes of blocks, so that a rate measured anew seldom cuts them anew
 
 
@@ -632,6 +633,7 @@ class Experiment:
             name = self.expert(method)
             experts = self.resolve("expert", dataset=dataset, expert=name)
             experts.check(f"{where}experts {name}: ")
+            self._check_whiten(dataset, experts.whiten, f"{where}experts {name}: ")
             needed = settings.start_epochs - 1 + settings.expert_epochs
             if needed > experts.epochs:
                 raise WmddError(
@@ -640,6 +642,14 @@ class Experiment:
                 )
         else:
             settings.check(f"{where}match: ")
+
+    def _check_whiten(self, dataset: str, whiten: bool, where: str) -> None:
+        """Refuse whitened images that are too large for it, as far as their side is known."""
+        side = stated_side(self.resolve("data", dataset=dataset))
+        if whiten and side > LARGEST_WHITENED:
+            raise WmddError(
+                f"{where}whitening takes images of at most {LARGEST_WHITENED} px, not of {side} px; set whiten: false"
+            )
 
     @staticmethod
     def _check_model(settings: GeneratorSettings, side: int, where: str) -> None:
@@ -727,6 +737,7 @@ class Experiment:
             self._check_start(d, m)
             labels = self.resolve("relabel", dataset=d, method=m, protocol=p)
             student = self.resolve("student", dataset=d, method=m, protocol=p, student=s)
+            self._check_whiten(d, student.whiten, f"protocol {p} on {d}: ")
             if student.labels == "soft":
                 _check_labels(labels, student, f"protocol {p} on {d}: ")
 

@@ -12,7 +12,7 @@ pass, counted on the network itself at its resolution, a job computes
     encode     N F                     of the encoder
     expert     as teacher, E N 3 F + V M F
     match      T (C B F + n 3 F)       DM, DataDAM: T iterations, B real images of each of C classes, n distilled ones
-               T N b 11 F              MTT: N steps of a student on b images; 3 the step, and 8 it again with a reverse pass over it
+               T N b 11 F              MTT: N steps of a student on b images; 3 the step, 8 it again with a reverse pass over it
     decode     n (S G F' + F)          S steps of the UNet F', G = 2 with guidance; F of the decoder
     distance   n F                     of the teacher
 

@@ -40,7 +40,9 @@ class Real(NamedTuple):
     counts: list[int]
 
 
-def real(pictures: "Pictures", labels: list[int], names: list[str], least: int) -> Real:
+def real(
+    pictures: "Pictures", labels: list[int], names: list[str], least: int, remedy: str = "lower match.real_batch"
+) -> Real:
     """Find the real images of some classes.
 
     Raises:
@@ -51,8 +53,7 @@ def real(pictures: "Pictures", labels: list[int], names: list[str], least: int) 
     for label, found in zip(labels, count, strict=True):
         if found < least:
             raise WmddError(
-                f"class {names[label]} has {found} real images, but {least} are to be drawn at once; lower match.real_batch "
-                "or the images per class"
+                f"class {names[label]} has {found} real images, but {least} are to be drawn at once; {remedy}"
             )
     return Real(pictures, labels, begin, count)
 
