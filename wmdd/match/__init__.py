@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from wmdd.errors import WmddError
-from wmdd.feeding import read
+from wmdd.feeding import Pictures, read
 from wmdd.models import normalise
 from wmdd.rng import generator
 
 if TYPE_CHECKING:
-    from wmdd.feeding import Pictures
     from wmdd.settings import MatchSettings
 
 
@@ -34,14 +33,14 @@ class Matched(NamedTuple):
 class Real(NamedTuple):
     """The real images of the classes that are matched: where those of each class begin and end in the training set."""
 
-    pictures: "Pictures"
+    pictures: Pictures
     labels: list[int]  # of the block
     begins: list[int]
     counts: list[int]
 
 
 def real(
-    pictures: "Pictures", labels: list[int], names: list[str], least: int, remedy: str = "lower match.real_batch"
+    pictures: Pictures, labels: list[int], names: list[str], least: int, remedy: str = "lower match.real_batch"
 ) -> Real:
     """Find the real images of some classes.
 
