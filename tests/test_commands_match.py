@@ -148,6 +148,7 @@ def test_a_matched_set_is_drawn_and_exported_as_any_other(here, run):
     for line in "grid --images mtt.h5 --output x.png", "export --images mtt.h5 --output exported --to hdf5":
         code, _, err = run(line)
         assert code == 0, err
+    assert "the labels that the method of mtt.h5 learned are left out" in err
     card = (here / "exported/README.md").read_text()
     assert "| stage | match, images |" in card
     assert "objective: mtt" in card

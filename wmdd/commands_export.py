@@ -1,6 +1,7 @@
 """The command that hands a distilled set to others (see `wmdd.commands`)."""
 
 import re
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -62,6 +63,8 @@ def export(
     with artifacts.reading(images) if h5py.is_hdf5(images) else _no_set(images) as file:
         check_images(images, file)
         meta = artifacts.meta_of(file)
+        if "labels_learned" in file:
+            print(f"wmdd export: the labels that the method of {images} learned are left out", file=sys.stderr)
         weights = file["weights"][()].astype(np.float32)
         classes, k = weights.shape
         soft, about_labels = (

@@ -123,7 +123,8 @@ def match(
         resume(optimizer, state["optimizer"])
         first = int(state["iteration"])
     bounds = bounds_of(mean, std, engine.device)
-    group = max(1, at_once(engine, x) // k)  # classes at once: the loss separates
+    size = at_once(engine, x)  # classes at once: the loss separates; their real images are held together
+    group = max(1, min(size // k, 16 * size // settings.real_batch))
     batches = found.pictures.batches(_drawn(found, settings, seed, first))
     trace = torch.zeros(iterations, device=engine.device)
     every = max(1, iterations // 100)

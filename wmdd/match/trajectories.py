@@ -195,7 +195,8 @@ def match(
         value = float(made.loss)
         if i % every == 0 or i + 1 == settings.iterations or not math.isfinite(value):
             context.log({"loss": value, "student_lr": rate.item()}, i)
-        if not (math.isfinite(value) and bool(x.grad is None or x.grad.isfinite().all())):
+        grads = [each.grad for each in (x, rate, logits) if each is not None and each.grad is not None]
+        if not (math.isfinite(value) and all(bool(grad.isfinite().all()) for grad in grads)):
             raise WmddError(
                 f"a student's {settings.student_steps} steps lead to no number at iteration {i} (its learning rate is "
                 f"{rate.item():.3g}); lower match.lr ({settings.lr:g}), rate_lr ({settings.rate_lr:g}) or student_lr "
