@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import wmdd
 from wmdd.__main__ import main  # noqa: F401  whose commands are those of `app`
 from wmdd.artifacts import load, load_meta, read_json, save
+from wmdd.errors import WmddError
 
 CPU = "--device cpu --precision fp32"
 NET = "--architecture convnet2 --width 4"
@@ -148,10 +150,30 @@ def test_a_matched_set_is_drawn_and_exported_as_any_other(here, run):
     for line in "grid --images mtt.h5 --output x.png", "export --images mtt.h5 --output exported --to hdf5":
         code, _, err = run(line)
         assert code == 0, err
-    assert "the labels that the method of mtt.h5 learned are left out" in err
     card = (here / "exported/README.md").read_text()
     assert "| stage | match, images |" in card
     assert "objective: mtt" in card
+
+
+@pytest.mark.parametrize("layout", ["imagefolder", "hdf5", "webdataset", "parquet"])
+def test_learned_labels_and_rate_are_exported(here, run, layout):
+    code, _, err = run(f"export --images mtt.h5 --output exported --to {layout}")
+    assert code == 0, err
+    arrays, meta = load(here / "mtt.h5")
+    for found in wmdd.load(here / "exported"), wmdd.load(here / "mtt.h5"):
+        assert np.array_equal(found.soft_labels, arrays["labels_learned"].reshape(-1, 3))
+        assert found.meta["images"]["student_lr"] == meta["student_lr"]
+    card = (here / "exported/README.md").read_text()
+    assert "`soft_label` is what the method learned" in card
+    assert f"| learned rate of a student | {meta['student_lr']:.6g} |" in card
+    assert wmdd.load(here / "dm.h5").soft_labels is None
+
+
+def test_learned_labels_of_another_shape_are_told(here):
+    arrays, meta = load(here / "mtt.h5")
+    save(here / "bad.h5", arrays | {"labels_learned": np.ones((3, 1, 3), np.float32)}, meta)
+    with pytest.raises(WmddError, match=r"bad\.h5 has labels \[3, 1, 3\] of 3 classes of 2 images"):
+        wmdd.load(here / "bad.h5")
 
 
 # Students

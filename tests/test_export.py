@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.datasets import ImageFolder
 
+import wmdd
 from wmdd import export as module
 from wmdd import labels as stored_labels
-from wmdd.artifacts import load_meta, save, write_json
+from wmdd.artifacts import load, load_meta, save, write_json
 from wmdd.export import folders
 from wmdd.labels import rows_of
 from wmdd.settings import RelabelSettings
@@ -85,6 +86,15 @@ def exported(run, layout, **arguments):
     code, _, err = run(line(layout, **arguments))
     assert code == 0, err
     return Path(arguments.get("output", "out"))
+
+
+def learn_labels():
+    """Let the set have labels that its method learned."""
+    arrays, meta = load(f"{HERE}/images.h5")
+    learned = np.random.default_rng(1).dirichlet(np.ones(3), (3, IPC)).astype(np.float32)
+    save(f"{HERE}/images.h5", arrays | {"labels_learned": learned}, meta, chunked=("images",))
+    write_labels(f"{HERE}/labels.h5", f"{HERE}/images.h5")
+    return learned.reshape(-1, 3)
 
 
 def read_set():
@@ -213,6 +223,15 @@ def test_soft_labels_are_the_mean_over_epochs(here, run, changes):
     with h5py.File(exported(run, "hdf5") / "distilled.h5") as file:
         np.testing.assert_allclose(file["soft_labels"], expected, rtol=1e-6)
         np.testing.assert_allclose(file["soft_labels"][()].sum(1), 1, rtol=1e-6)
+
+
+def test_learned_labels_are_the_soft_labels_unless_a_teacher_s_are_given(here, run):
+    learned = learn_labels()
+    exported(run, "hdf5", output="own", more="")
+    assert np.array_equal(wmdd.load("own").soft_labels, learned)
+    code, _, err = run(line("hdf5"))
+    assert (code, f"{HERE}/labels.h5 takes the place of the labels that {HERE}/images.h5 learned" in err) == (0, True)
+    assert not np.allclose(wmdd.load("out").soft_labels, learned)
 
 
 # ---- the card

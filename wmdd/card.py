@@ -117,6 +117,10 @@ def _soft(about: Manifest) -> list[str]:
     soft = about.soft_labels
     if soft is None:
         return ["There are no soft labels, only the class of each image."]
+    if soft.store == "learned":
+        return [
+            "`soft_label` is what the method learned with the images: probabilities, to train on in place of `label`."
+        ]
     mixed = " Views were mixed with other images (CutMix), and so are the labels." if soft.mix != "none" else ""
     return [
         "`soft_label` is what the teacher says of an image: the mean of softmax(logits / T) over random views of it, here "
@@ -133,6 +137,7 @@ def _facts(about: Manifest, origin: Origin) -> list[tuple[str, str]]:
     weights = f", digest `{labels['inputs']['teacher']}`" if labels and "teacher" in labels.get("inputs", {}) else ""
     facts += [("teacher", (place.teacher if place else "not on record") + score + weights)]
     facts += [("seed", str(place.seed))] if place else []
+    facts += [("learned rate of a student", f"{made['student_lr']:.6g}")] if "student_lr" in made else []
     facts += [("git revision", f"`{made.get('revision', 'unknown')}`")]
     facts += [("versions", ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items()))]
     facts += [("digest of the images", f"`{made['digest']}`")]

@@ -19,6 +19,7 @@ from wmdd.artifacts import check_classes, load, load_model, read_json, save
 from wmdd.batchnorm import Statistics
 from wmdd.errors import WmddError
 from wmdd.job import Job, cost_path, job
+from wmdd.loading import learned_labels
 from wmdd.models import Network, restore
 from wmdd.progress import progress
 from wmdd.scratch import staged
@@ -675,8 +676,9 @@ def student(
 def _own(path: Path, classes: int, k: int) -> torch.Tensor:
     """Return the classes of distilled images [C K], or the labels [C K, C] that their method learned."""
     with artifacts.reading(path, "images") as file:
-        if "labels_learned" in file:
-            return torch.from_numpy(file["labels_learned"][()]).flatten(0, 1)
+        own = learned_labels(path, file)
+    if own is not None:
+        return torch.from_numpy(own)
     return torch.arange(classes).repeat_interleave(k)
 
 

@@ -18,7 +18,7 @@ from wmdd.artifacts import check_classes, read_json
 from wmdd.card import Origin, Place
 from wmdd.commands import Several, app
 from wmdd.errors import WmddError
-from wmdd.loading import Layout, Manifest, SoftLabels, check_images, provenance
+from wmdd.loading import LEARNED, Layout, Manifest, SoftLabels, check_images, learned_labels, provenance
 from wmdd.progress import progress
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def export(
         images: the distilled set, images.h5 of a run.
         to: the layout.
         output: a new folder.
-        labels: of the relabel stage; their mean over the epochs becomes the soft label of each image.
+        labels: of the relabel stage; their mean over the epochs becomes the soft label of each image. Without, the soft labels
+            are those that the method learned, where it learned any.
         temperature: of the softmax of these labels; that of the student protocol.
         student: scores of students of this set, for the card.
         source: dataset that the set is made of, a name in wmdd/datasets.yaml, for its licence; by default the name of the
@@ -63,13 +64,16 @@ def export(
     with artifacts.reading(images) if h5py.is_hdf5(images) else _no_set(images) as file:
         check_images(images, file)
         meta = artifacts.meta_of(file)
-        if "labels_learned" in file:
-            print(f"wmdd export: the labels that the method of {images} learned are left out", file=sys.stderr)
         weights = file["weights"][()].astype(np.float32)
         classes, k = weights.shape
-        soft, about_labels = (
-            (None, None) if labels is None else _soft(labels, meta, (classes * k, classes), temperature)
-        )
+        soft, about_labels, of_labels = None, None, None
+        if labels is not None:
+            if LEARNED in file:
+                print(f"wmdd export: {labels} takes the place of the labels that {images} learned", file=sys.stderr)
+            soft, about_labels = _soft(labels, meta, (classes * k, classes), temperature)
+            of_labels = _averaged(about_labels, temperature)
+        elif (own := learned_labels(images, file)) is not None:
+            soft, of_labels = own, SoftLabels(store="learned", digest=meta["digest"])
         about = Manifest(
             layout=to,
             classes=manifest_classes(meta["classes"], meta["names"]),
@@ -77,7 +81,7 @@ def export(
             resolution=file["images"].shape[-1],
             mean=meta["mean"],
             std=meta["std"],
-            soft_labels=None if about_labels is None else _averaged(about_labels, temperature),
+            soft_labels=of_labels,
             made={"images": provenance(meta)} | ({"labels": provenance(about_labels)} if about_labels else {}),
         )
         place = _place(images)
