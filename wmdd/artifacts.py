@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from wmdd.errors import WmddError
 
 META = "meta"
+LEARNED = "labels_learned"  # [C, K, C] of an images.h5: probabilities
 CHUNK = 2**20  # bytes that are read and written at once in an array that grows
 Arrays = dict[str, np.ndarray]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -400,6 +401,22 @@ def read_json(path: Path) -> Any:
         raise WmddError(f"{path} does not exist; run the stage that makes it first") from None
     except (OSError, ValueError) as error:
         raise WmddError(f"{path} is not a whole JSON file ({error}); delete it and run again") from None
+
+
+def learned_labels(path: Path, file: h5py.File) -> np.ndarray | None:
+    """Return the labels [N, C] float32 that the method of a distilled set learned, or None.
+
+    Raises:
+        WmddError: they are not those of its images and classes.
+    """
+    if LEARNED not in file:
+        return None
+    classes, k = file["weights"].shape
+    if file[LEARNED].shape != (classes, k, classes):
+        raise WmddError(
+            f"{path} has labels {list(file[LEARNED].shape)} of {classes} classes of {k} images; make it again"
+        )
+    return np.asarray(file[LEARNED][()], np.float32).reshape(-1, classes)
 
 
 def check_classes(expected: list[str], found: list[str], expected_from: str, found_from: str) -> None:

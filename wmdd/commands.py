@@ -15,11 +15,10 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from wmdd import __version__, artifacts
-from wmdd.artifacts import check_classes, load, load_model, read_json, save
+from wmdd.artifacts import LEARNED, check_classes, learned_labels, load, load_model, read_json, save
 from wmdd.batchnorm import Statistics
 from wmdd.errors import WmddError
 from wmdd.job import Job, cost_path, job
-from wmdd.loading import learned_labels
 from wmdd.models import Network, restore
 from wmdd.progress import progress
 from wmdd.scratch import staged
@@ -469,8 +468,8 @@ def images(*, blocks: Several, output: Path, threads: int = 1) -> None:
             for path in blocks:
                 with artifacts.reading(path, "images") as file:
                     writer.append("images", file["images"][()], compressed=True)
-                    if "labels_learned" in file:
-                        writer.append("labels_learned", file["labels_learned"][()])
+                    if LEARNED in file:
+                        writer.append(LEARNED, file[LEARNED][()])
             writer.put("labels", labels)
             writer.put("weights", weights)
 

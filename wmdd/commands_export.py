@@ -14,11 +14,11 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from wmdd import artifacts
-from wmdd.artifacts import check_classes, read_json
+from wmdd.artifacts import LEARNED, check_classes, learned_labels, read_json
 from wmdd.card import Origin, Place
 from wmdd.commands import Several, app
 from wmdd.errors import WmddError
-from wmdd.loading import LEARNED, Layout, Manifest, SoftLabels, check_images, learned_labels, provenance
+from wmdd.loading import Layout, Manifest, SoftLabels, check_images, provenance
 from wmdd.progress import progress
 
 if TYPE_CHECKING:

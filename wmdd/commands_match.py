@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from wmdd import artifacts
-from wmdd.artifacts import check_classes
+from wmdd.artifacts import LEARNED, check_classes
 from wmdd.commands import ENGINE, Ipc, Several, _block, _manifest, _save_images, _write_history, app
 from wmdd.errors import WmddError
 from wmdd.job import job
@@ -145,7 +145,7 @@ def match(
         found = real(pictures, list(wanted), about["names"], least, remedy)
         made = _matched(found, ipc, about, rows, trained, settings, seed, this.context)
         more = {} if made.rate is None else {"student_lr": made.rate}
-        learned = {} if made.labels is None else {"labels_learned": made.labels.numpy().astype(np.float32)}
+        learned = {} if made.labels is None else {LEARNED: made.labels.numpy().astype(np.float32)}
         weights = torch.full((len(wanted), ipc), 1 / ipc)
         _save_images(this, made.images, weights, list(wanted), about, learned, more)
 

@@ -37,7 +37,6 @@ from wmdd.pictures import UnreadableError, decode
 
 Layout = Literal["imagefolder", "hdf5", "webdataset", "parquet"]
 MANIFEST, CARD = "manifest.json", "README.md"
-LEARNED = "labels_learned"  # [C, K, C] of an images.h5: probabilities
 PICTURES, TABLE, ARRAYS = "train", "metadata.csv", "distilled.h5"
 AGAIN = "export the set again"
 _AT_ONCE = 100  # images that are read at once
@@ -178,7 +177,7 @@ def _from_images(path: Path, transform: Callable[[Tensor], Any] | None) -> Disti
         check_images(path, file)
         meta = artifacts.meta_of(file)
         images, weights = (torch.from_numpy(file[name][()]) for name in ("images", "weights"))
-        learned = learned_labels(path, file)
+        learned = artifacts.learned_labels(path, file)
     labels = torch.arange(len(images)).repeat_interleave(images.shape[1])
     return Distilled(
         images.flatten(0, 1), labels, weights.float().flatten(), None if learned is None else torch.from_numpy(learned),
@@ -201,22 +200,6 @@ def check_images(path: Path, file: h5py.File) -> None:
             f"{path} has the images of {shape[0]} classes and weights of {file['weights'].shape[0]}, but names {classes} "
             "classes; give the images.h5 that joins all blocks"
         )
-
-
-def learned_labels(path: Path, file: h5py.File) -> np.ndarray | None:
-    """Return the labels [N, C] float32 that the method of a distilled set learned, or None.
-
-    Raises:
-        WmddError: they are not those of its images and classes.
-    """
-    if LEARNED not in file:
-        return None
-    classes, k = file["weights"].shape
-    if file[LEARNED].shape != (classes, k, classes):
-        raise WmddError(
-            f"{path} has labels {list(file[LEARNED].shape)} of {classes} classes of {k} images; make it again"
-        )
-    return np.asarray(file[LEARNED][()], np.float32).reshape(-1, classes)
 
 
 def provenance(meta: dict[str, Any]) -> dict[str, Any]:
