@@ -199,7 +199,7 @@ def test_what_is_shared_by_jobs_is_the_whole():
     [  # of `snakemake -n --forceall`, but for `all`
         ("config", "data 1 select 4 teacher 1 features 1 grid 6 relabel 12 student 18 barycenter 4 "
          "recover 8 images 8 report 1 page 1"),
-        ("imagenette", "data 1 select 4 teacher 1 features 1 grid 6 relabel 6 student 12 barycenter 2 "
+        ("imagenette", "data 1 select 6 teacher 1 features 1 grid 8 relabel 8 student 16 barycenter 2 "
          "recover 2 images 2 report 1 page 1"),
         ("cifar10", "data 1 select 12 teacher 1 features 1 grid 8 relabel 24 student 48 barycenter 6 "
          "recover 12 images 12 report 1 page 1"),
