@@ -73,7 +73,10 @@ def export(
             soft, about_labels = _soft(labels, meta, (classes * k, classes), temperature)
             of_labels = _averaged(about_labels, temperature)
         elif (own := learned_labels(images, file)) is not None:
-            soft, of_labels = own, SoftLabels(store="learned", digest=meta["digest"])
+            soft, of_labels = (
+                own,
+                SoftLabels(temperature=1, epochs=0, store="learned", mix="none", digest=meta["digest"]),
+            )
         about = Manifest(
             layout=to,
             classes=manifest_classes(meta["classes"], meta["names"]),

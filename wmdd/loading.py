@@ -70,10 +70,10 @@ class Class(_Part):
 class SoftLabels(_Part):
     """Which soft labels were averaged, and how; or that they are those that the method learned (store: learned)."""
 
-    temperature: float = 1
-    epochs: int = 0
+    temperature: float
+    epochs: int
     store: str
-    mix: str = "none"
+    mix: str
     digest: str
 
 
@@ -130,9 +130,7 @@ class Distilled(Dataset[dict[str, Any]]):
     images: Tensor  # [N, 3, R, R] uint8
     labels: Tensor  # [N] int64
     weights: Tensor  # [N] float32: the masses of the images of a class, as the method left them
-    soft_labels: (
-        Tensor | None
-    )  # [N, C] float32: probabilities, the mean over the labelled views of an image; or learned
+    soft_labels: Tensor | None  # [N, C] float32: probabilities, the mean over an image's labelled views, or learned
     classes: list[str]  # as the artifacts call them
     names: list[str]  # readable
     mean: list[float]  # per channel, of the normalisation
