@@ -35,9 +35,12 @@ SRE2L = RecoverSettings(
     **MILD, cross_entropy=1, feature_weight=0, statistics="global", first_layer_weight=10, composition="across"
 )
 RELEASED = RecoverSettings(**MILD, cross_entropy=1, feature_loss="norm")
+WMDD_MEAN = RecoverSettings(**MILD, feature_loss="mean")
 OWN_VIEWS = RecoverSettings(**MILD, draws="image")
 DECOUPLED = pytest.mark.parametrize(
-    "settings", [WMDD, WMDD_CE, SRE2L_PCBN, OWN_VIEWS], ids=["wmdd", "wmdd-ce", "sre2l-pcbn", "own-views"]
+    "settings",
+    [WMDD, WMDD_CE, SRE2L_PCBN, OWN_VIEWS, WMDD_MEAN],
+    ids=["wmdd", "wmdd-ce", "sre2l-pcbn", "own-views", "mean"],
 )
 COUPLED = pytest.mark.parametrize(
     "settings", [BARYCENTER_ONLY, SRE2L, RELEASED], ids=["barycenter-only", "sre2l", "wmdd-released"]
@@ -209,10 +212,11 @@ def plain_loss(network, images: Tensor, target: Target, settings: RecoverSetting
         handle.remove()
 
     classes, k = target.weights.shape
-    squares, entropy, total = 0.0, 0.0, 0.0
+    squares, mean, entropy, total = 0.0, 0.0, 0.0, 0.0
     for c in range(classes):
         for j in range(k):
-            squares += float((features[c * k + j] - target.atoms[c, j]).square().sum())
+            square = float((features[c * k + j] - target.atoms[c, j]).square().sum())
+            squares, mean = squares + square, mean + float(target.weights[c, j]) * square
             entropy -= float(logits[c * k + j].log_softmax(0)[target.labels[c]]) / k
     for layer, (name, x) in enumerate(inputs):
         gain = settings.first_layer_weight if layer == 0 else 1
@@ -226,7 +230,7 @@ def plain_loss(network, images: Tensor, target: Target, settings: RecoverSetting
             off = float((mu - target.statistics.mean[name][row]).square().sum() ** 0.5)
             off += float((square - target.statistics.variance[name][row]).square().sum() ** 0.5)
             total += gain * off
-    feature = classes * squares**0.5 if settings.feature_loss == "norm" else squares
+    feature = {"squared": squares, "mean": mean, "norm": classes * squares**0.5}[settings.feature_loss]
     return {
         "feature": settings.feature_weight * feature,
         "cross_entropy": settings.cross_entropy * entropy,
@@ -244,10 +248,21 @@ def plain_loss(network, images: Tensor, target: Target, settings: RecoverSetting
         BARYCENTER_ONLY,
         SRE2L,
         RELEASED,
+        WMDD_MEAN,
         RecoverSettings(feature_weight=0.3, regularisation=500, cross_entropy=2, first_layer_weight=10),
         RecoverSettings(regularisation=0),
     ],
-    ids=["wmdd", "wmdd-ce", "sre2l-pcbn", "barycenter-only", "sre2l", "wmdd-released", "weighted", "no-statistics"],
+    ids=[
+        "wmdd",
+        "wmdd-ce",
+        "sre2l-pcbn",
+        "barycenter-only",
+        "sre2l",
+        "wmdd-released",
+        "mean",
+        "weighted",
+        "no-statistics",
+    ],
 )
 @ENGINES
 def test_terms_equal_a_plain_evaluation_of_the_equations(teacher, settings, uniform, engine):
@@ -278,6 +293,19 @@ def test_images_that_match_their_target_cost_nothing(teacher, uniform):
     assert {name: value.item() for name, value in found.items()} == pytest.approx(
         {"feature": 0, "batchnorm": 0}, abs=1e-10
     )
+
+
+@WEIGHTS
+@pytest.mark.parametrize(("loss", "factor"), [("mean", 1), ("squared", 2)])
+def test_every_image_twice_changes_the_mean_by_nothing_and_the_sum_by_two(teacher, loss, factor, uniform):
+    settings = RecoverSettings(**MILD, feature_loss=loss)
+    target = target_of(teacher, settings, uniform)
+    doubled = replace(target, atoms=target.atoms.repeat(1, 2, 1), weights=target.weights.repeat(1, 2) / 2)
+    images = normal(CLASSES, K, 3, SIDE, SIDE, key="real")
+    once = terms_of(teacher, images.flatten(0, 1), target, settings)
+    twice = terms_of(teacher, images.repeat(1, 2, 1, 1, 1).flatten(0, 1), doubled, settings)
+    expected = {"feature": factor * once["feature"].item(), "batchnorm": once["batchnorm"].item()}
+    assert {name: value.item() for name, value in twice.items()} == pytest.approx(expected, rel=1e-10)
 
 
 @DECOUPLED

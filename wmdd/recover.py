@@ -6,7 +6,8 @@ For the classes c of a block, with K images x_cj and weights w_cj each,
                + lambda \sum_l g_l ( ||mu_l(X_c) - mu_lc|| + ||sigma^2_l(X_c) - sigma^2_lc|| )   (Eq. 6, 7)
                + beta / K \sum_j CE(h(x_cj), c) ]
 
-where mu_l(X_c) and sigma^2_l(X_c) are the w-weighted mean and variance of the input of BatchNorm layer l. The terms are
+where mu_l(X_c) and sigma^2_l(X_c) are the w-weighted mean and variance of the input of BatchNorm layer l. With
+`feature_loss: mean` Eq. 5 is \sum_j w_cj ||f(x_cj) - b_cj||^2, so that lambda means the same for any K. The terms are
 sums over classes, so the gradient of an image does not depend on the other classes of its batch or block. Two published
 variants do not separate (`RecoverSettings.coupled`): with `statistics: global` (SRe2L) the moments are those of the whole
 batch against the teacher's running statistics, and with `feature_loss: norm` (WMDD's released code) Eq. 5 is the norm of
@@ -210,8 +211,13 @@ def loss_terms(
     for name, weight in _weighted(settings).items():
         if name == "feature" and target.atoms is not None:
             residual = embedded.to(target.atoms.dtype) - target.atoms.flatten(0, 1)
-            squared = settings.feature_loss == "squared"
-            terms[name] = weight * (residual.square().sum() if squared else classes * residual.norm())
+            match settings.feature_loss:
+                case "squared":
+                    terms[name] = weight * residual.square().sum()
+                case "mean":
+                    terms[name] = weight * (target.weights.flatten() * residual.square().sum(1)).sum()
+                case "norm":
+                    terms[name] = weight * classes * residual.norm()
         elif name == "cross_entropy":
             logits = network.head(embedded).to(target.weights.dtype)
             terms[name] = weight * F.cross_entropy(logits, target.labels.repeat_interleave(k), reduction="sum") / k
