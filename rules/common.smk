@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
 from snakemake.utils import validate
 
@@ -61,6 +62,9 @@ os.environ.setdefault("WANDB_RUN_GROUP", experiment.file.experiment)
 RUNS = list(experiment.runs())
 if not RUNS:
     raise WorkflowError("the experiment has an empty matrix; list datasets, methods and ipc under `matrix:`")
+if workflow.is_main_process:
+    for line in experiment.replaced():
+        logger.warning(f"warning: {line}")
 METHODS = experiment.methods()
 ENGINE = experiment.file.engine
 REQUESTS = Requests(experiment)

@@ -164,6 +164,32 @@ def test_the_weakest_part_of_the_file_wins_over_the_strongest_preset():
     assert found.resolve("student", **of).width == 5
 
 
+@pytest.mark.parametrize(
+    "general", [{"datasets": {"digits": {"recover": {"regularisation": 3}}}}, {"recover": {"regularisation": 3}}]
+)
+def test_what_the_file_replaces_of_a_presets_method_is_said_unless_it_names_the_method(general):
+    (line,) = experiment(general, methods=["wmdd", "sre2l"]).replaced()
+    assert line.startswith(
+        "sre2l on digits: recover.regularisation is 3.0 by a general section of the file, in place of the preset's 0.01;"
+    )
+    assert "say methods: {sre2l: {recover: {regularisation: ...}}}" in line
+    assert experiment(general, methods=["wmdd"]).replaced() == []
+    for own in (0.01, 3, 7):
+        named = merged(general, {"methods": {"sre2l": {"recover": {"regularisation": own}}}})
+        assert experiment(named, methods=["wmdd", "sre2l"]).replaced() == []
+
+
+def test_what_replaces_nothing_is_not_said():
+    same = {"recover": {"regularisation": 0.01, "iterations": 5}, "methods": {"mine": {"base": "sre2l"}}}
+    assert experiment(same, methods=["sre2l", "mine"]).replaced() == []
+    other = merged(
+        same,
+        {"recover": {"regularisation": 3}, "methods": {"loud": {"base": "mine", "recover": {"regularisation": 1}}}},
+    )
+    lines = experiment(other, methods=["mine", "loud"]).replaced()
+    assert [line.split(" on ")[0] for line in lines] == ["mine"]
+
+
 def test_what_a_level_leaves_out_comes_from_the_weaker_one():
     found = Experiment({"datasets": {"digits": {"recover": {"lr": 0.7}}}})
     chosen = found.resolve("recover", dataset="digits", method="sre2l")

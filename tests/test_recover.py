@@ -35,12 +35,12 @@ SRE2L = RecoverSettings(
     **MILD, cross_entropy=1, feature_weight=0, statistics="global", first_layer_weight=10, composition="across"
 )
 RELEASED = RecoverSettings(**MILD, cross_entropy=1, feature_loss="norm")
-WMDD_MEAN = RecoverSettings(**MILD, feature_loss="mean")
+WMDD_SQUARED = RecoverSettings(**MILD, feature_loss="squared")
 OWN_VIEWS = RecoverSettings(**MILD, draws="image")
 DECOUPLED = pytest.mark.parametrize(
     "settings",
-    [WMDD, WMDD_CE, SRE2L_PCBN, OWN_VIEWS, WMDD_MEAN],
-    ids=["wmdd", "wmdd-ce", "sre2l-pcbn", "own-views", "mean"],
+    [WMDD, WMDD_CE, SRE2L_PCBN, OWN_VIEWS, WMDD_SQUARED],
+    ids=["wmdd", "wmdd-ce", "sre2l-pcbn", "own-views", "squared"],
 )
 COUPLED = pytest.mark.parametrize(
     "settings", [BARYCENTER_ONLY, SRE2L, RELEASED], ids=["barycenter-only", "sre2l", "wmdd-released"]
@@ -248,7 +248,7 @@ def plain_loss(network, images: Tensor, target: Target, settings: RecoverSetting
         BARYCENTER_ONLY,
         SRE2L,
         RELEASED,
-        WMDD_MEAN,
+        WMDD_SQUARED,
         RecoverSettings(feature_weight=0.3, regularisation=500, cross_entropy=2, first_layer_weight=10),
         RecoverSettings(regularisation=0),
     ],
@@ -259,7 +259,7 @@ def plain_loss(network, images: Tensor, target: Target, settings: RecoverSetting
         "barycenter-only",
         "sre2l",
         "wmdd-released",
-        "mean",
+        "squared",
         "weighted",
         "no-statistics",
     ],

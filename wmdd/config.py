@@ -589,6 +589,33 @@ class Experiment:
             self._resolved[key] = self._resolve(stage, of)
         return self._resolved[key]
 
+    def replaced(self) -> list[str]:
+        """Say which settings of the presets of methods the file's more general sections replace, a line each.
+
+        A file wins over presets, so that the lambda of a dataset, meant for WMDD, is SRe2L's, too.
+        """
+        presets, file = self._layers
+        found: dict[str, None] = {}
+        for dataset, method in dict.fromkeys((run.dataset, run.method) for run in self.runs()):
+            chain = self._chain("methods", method)
+            for stage in _OF_METHODS:
+                preset, own = (
+                    {
+                        k: v
+                        for each in chain
+                        for k, v in _chosen(getattr(layer.entry("methods", each), stage, None)).items()
+                    }
+                    for layer in (presets, file)
+                )
+                now = self.resolve(stage, dataset=dataset, method=method).model_dump() if preset else {}
+                for key in (k for k in preset if k not in own and now[k] != preset[k]):
+                    remedy = f"to choose, say methods: {{{method}: {{{stage}: {{{key}: ...}}}}}}"
+                    found[
+                        f"{method} on {dataset}: {stage}.{key} is {now[key]} by a general section of the file, in place of "
+                        f"the preset's {preset[key]}; {remedy}"
+                    ] = None
+        return list(found)
+
     def _resolve(self, stage: str, of: Mapping[str, str]) -> Any:
         merged: dict[str, Any] = {}
         for layer in self._layers:

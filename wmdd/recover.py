@@ -2,12 +2,12 @@ r"""Recover: images whose features are the barycenter's atoms, under BatchNorm s
 
 For the classes c of a block, with K images x_cj and weights w_cj each,
 
-    L = \sum_c [ alpha \sum_j ||f(x_cj) - b_cj||^2                                   (Eq. 5)
+    L = \sum_c [ alpha \sum_j w_cj ||f(x_cj) - b_cj||^2                              (Eq. 5)
                + lambda \sum_l g_l ( ||mu_l(X_c) - mu_lc|| + ||sigma^2_l(X_c) - sigma^2_lc|| )   (Eq. 6, 7)
                + beta / K \sum_j CE(h(x_cj), c) ]
 
-where mu_l(X_c) and sigma^2_l(X_c) are the w-weighted mean and variance of the input of BatchNorm layer l. With
-`feature_loss: mean` Eq. 5 is \sum_j w_cj ||f(x_cj) - b_cj||^2, so that lambda means the same for any K. The terms are
+where mu_l(X_c) and sigma^2_l(X_c) are the w-weighted mean and variance of the input of BatchNorm layer l. WMDD writes Eq. 5
+without w (`feature_loss: squared`), so that the same lambda counts K times less for each image. The terms are
 sums over classes, so the gradient of an image does not depend on the other classes of its batch or block. Two published
 variants do not separate (`RecoverSettings.coupled`): with `statistics: global` (SRe2L) the moments are those of the whole
 batch against the teacher's running statistics, and with `feature_loss: norm` (WMDD's released code) Eq. 5 is the norm of

@@ -402,10 +402,10 @@ class RecoverSettings(Settings):
     )
     betas: tuple[Fraction, Fraction] = Field((0.5, 0.9), description="Adam (WMDD and SRe2L)")
     feature_weight: NonNegative = Field(1.0, description="weight of the distance to the barycenter's atoms, Eq. 5")
-    feature_loss: Literal["squared", "mean", "norm"] = Field(
-        "squared",
-        description="sum of squares (paper), their mean by the barycenter's weights (lambda then is the same for any images per "
-        "class), or the norm of the whole batch's residual (released code; couples)",
+    feature_loss: Literal["mean", "squared", "norm"] = Field(
+        "mean",
+        description="mean of the squared distances by the barycenter's weights (lambda is the same for any images per class), "
+        "their sum (paper), or the norm of the whole batch's residual (released code; couples)",
     )
     regularisation: NonNegative = Field(
         10.0, description="lambda, weight of the BatchNorm term, Eq. 7 (WMDD: 10 or 500)"

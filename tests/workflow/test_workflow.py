@@ -150,6 +150,15 @@ def test_mistake_in_the_configuration_is_one_line(fresh: Workspace, change: dict
     assert "Traceback" not in result.stdout + result.stderr
 
 
+def test_what_the_file_replaces_of_a_presets_method_is_a_warning(fresh: Workspace) -> None:
+    says = "warning: sre2l on digits: recover.regularisation is 3.0 by a general section of the file"
+    result = fresh.snakemake("--dry-run")
+    assert says not in result.stdout + result.stderr
+    fresh.config = fresh.config | {"recover": {"regularisation": 3}}
+    result = fresh.snakemake("--dry-run")
+    assert (result.stdout + result.stderr).count(says) == 1
+
+
 def test_missing_folder_is_one_line_and_nothing_is_left(fresh: Workspace) -> None:
     config = fresh.config
     config["datasets"]["mine"] = {"data": {"source": "imagefolder", "root": "nowhere", "classes": 3}}
