@@ -578,18 +578,15 @@ ROWS = pytest.mark.parametrize(
 
 @ROWS
 def test_the_loss_trace_is_that_of_the_reference(tiny_teacher, real, row):
-    settings = RecoverSettings(**MILD, iterations=20, **row)
-    tolerance = (
-        1e-4 if row else 3e-3
-    )  # Adam divides by what is left of gradients that cancel, and with it what was rounded
+    steps = 20 if row else 8  # later, what was rounded shows: Adam divides by what is left of gradients that cancel
+    settings = RecoverSettings(**MILD, iterations=steps, **row)
     expected, images = history_of(tiny_teacher, real, settings)
     for images_at_once in (6, 2):
         found, others = history_of(tiny_teacher, real, settings, replace(FAST, images_at_once=images_at_once))
         if len(found) > len(expected):  # a class a batch: the trace is the sum of theirs
-            found = [{k: found[i][k] + found[20 + i][k] + found[40 + i][k] for k in found[i]} for i in range(20)]
-        assert found[0] == pytest.approx(expected[0], rel=1e-5)
+            found = [{k: sum(found[i + c * steps][k] for c in range(3)) for k in found[i]} for i in range(steps)]
         for a, b in zip(expected, found, strict=True):
-            assert b == pytest.approx(a, rel=tolerance)
+            assert b == pytest.approx(a, rel=1e-4)
         assert float((images.int() - others.int()).abs().float().mean()) < 0.5
 
 
