@@ -78,7 +78,8 @@ class Problem:
         as_installed(options, tf32)
         return published.recover(
             copy.deepcopy(self.network), torch.arange(len(self.atoms)), self.atoms, self.statistics, self.resolution,
-            published.MEAN, published.STD, settings("RecoverSettings", **changes), 0, torch.device(options.device), clock,
+            published.MEAN, published.STD, settings("RecoverSettings", feature_loss="squared", **changes), 0,
+            torch.device(options.device), clock,
         )[1]  # fmt: skip
 
     def ours(self, options: argparse.Namespace, clock: Any, way: dict[str, str], **changes: Any) -> list[float]:
@@ -89,7 +90,7 @@ class Problem:
         recover.recover(
             copy.deepcopy(self.network), torch.arange(len(self.atoms)), self.atoms,
             torch.full(self.atoms.shape[:2], 1 / self.atoms.shape[1]), self.statistics, self.resolution,
-            published.MEAN, published.STD, settings("RecoverSettings", **changes), 0, context,
+            published.MEAN, published.STD, settings("RecoverSettings", feature_loss="squared", **changes), 0, context,
         )  # fmt: skip
         return losses
 
