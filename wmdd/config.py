@@ -595,7 +595,7 @@ class Experiment:
         A file wins over presets, so that the lambda of a dataset, meant for WMDD, is SRe2L's, too.
         """
         presets, file = self._layers
-        found: dict[str, None] = {}
+        found = []
         for dataset, method in dict.fromkeys((run.dataset, run.method) for run in self.runs()):
             chain = self._chain("methods", method)
             for stage in _OF_METHODS:
@@ -610,11 +610,11 @@ class Experiment:
                 now = self.resolve(stage, dataset=dataset, method=method).model_dump() if preset else {}
                 for key in (k for k in preset if k not in own and now[k] != preset[k]):
                     remedy = f"to choose, say methods: {{{method}: {{{stage}: {{{key}: ...}}}}}}"
-                    found[
+                    found.append(
                         f"{method} on {dataset}: {stage}.{key} is {now[key]} by a general section of the file, in place of "
                         f"the preset's {preset[key]}; {remedy}"
-                    ] = None
-        return list(found)
+                    )
+        return found
 
     def _resolve(self, stage: str, of: Mapping[str, str]) -> Any:
         merged: dict[str, Any] = {}
