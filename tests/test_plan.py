@@ -405,6 +405,18 @@ def test_what_is_not_known_is_a_question_mark_and_the_rest_is_there():
     assert text.splitlines()[-1].startswith("? own: its pictures are not known yet (there is no folder")
 
 
+def test_totals_of_what_nobody_knows_are_question_marks():
+    data = {"data": {"source": "imagefolder", "root": "own", "classes": 4}}
+    asked = work(
+        experiment({"datasets": {"own": data}}, datasets=["own"], methods=["random"], protocols=["paper-online"])
+    )
+    for on in (CORE, H200):
+        text = render(plan(asked, on), "mine.yaml")
+        assert re.search(r"\| total .* \? \|$", text, re.MULTILINE), "the bytes on disk"
+        assert "; ? on disk before compression." in text
+        assert not re.search(r"(>|more than) +([|?;]|on |GPU)", text), text
+
+
 @pytest.mark.parametrize("solver", ["cuturi-doucet", "quantize"])
 def test_a_solver_that_nobody_measured(solver):
     found = plan(work(experiment({"barycenter": {"solver": solver}})), CORE)

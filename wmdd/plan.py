@@ -119,12 +119,18 @@ def plan(work: Work, on: Device, detail: bool = False) -> Plan:
         groups.setdefault((dataset, method, ipc, job.rule) if detail else (dataset, "", "", job.rule), []).append(key)
     order = sorted(groups, key=lambda g: (not g[0], g[0], ORDER.index(g[3]), g[1], int(g[2] or 0)))
     rows = tuple(_row(group, [found[key] for key in groups[group]], on, sum) for group in order)
-    total = _row(("total", "", "", ""), list(found.values()), on, _known)
+    total = _row(("total", "", "", ""), list(found.values()), on, _least)
     return Plan(rows, total, _chain(found), on, tuple(work.notes))
 
 
 def _known(values: Iterable[float]) -> float:
     return sum(value for value in values if not math.isnan(value))
+
+
+def _least(values: Iterable[float]) -> float:
+    """Return the sum of what is known; nan if nothing is but zeros."""
+    values = list(values)
+    return _known(values) or sum(values)
 
 
 Sum = Callable[[Iterable[float]], float]
@@ -185,7 +191,7 @@ def render(plan: Plan, name: str, parallel: int = 1) -> str:
     columns = {head: texts for head, texts in known.items() if any(texts)}
     if plan.partial:
         for head in columns.keys() & {"images", "steps", "FLOP", "time", "GPU-h", "at peak", "at bandwidth", "disk"}:
-            columns[head][-1] = f"> {columns[head][-1]}"
+            columns[head][-1] = _more("> ", columns[head][-1])
     left = ("dataset", "method", "job")
     table = tabulate(
         columns, "keys", "pipe", colalign=["left" if head in left else "right" for head in columns],
@@ -201,14 +207,16 @@ def _words(plan: Plan, parallel: int) -> list[str]:
     on, total, more = plan.device, plan.total, "more than " if plan.partial else ""
     place = f"one {on.name}" if on.kind == "cpu" else f"one {on.name} and one CPU core, in turn"
     lines = [
-        f"{total.jobs:,} jobs (and snakemake's target `all`): {more}{seconds(total.seconds)} on {place}; "
-        f"longest chain {more}{seconds(plan.chain)}; {more}{size(total.disk)} on disk before compression."
+        f"{total.jobs:,} jobs (and snakemake's target `all`): {_more(more, seconds(total.seconds))} on {place}; "
+        f"longest chain {_more(more, seconds(plan.chain))}; {_more(more, size(total.disk))} on disk before compression."
     ]
     if parallel > 1:
         least, most = plan.with_devices(parallel)
-        lines.append(f"With {parallel} at once: {more}{seconds(least)}, {seconds(most)} at most.")
+        lines.append(f"With {parallel} at once: {_more(more, seconds(least))}, {seconds(most)} at most.")
     if on.kind == "cuda":
-        lines.append(f"{more}{hours(total.gpu)} GPU-hours. Jobs without them run on a CPU core (cpu-core).")
+        lines.append(
+            f"{_more(more, hours(total.gpu) or '0')} GPU-hours. Jobs without them run on a CPU core (cpu-core)."
+        )
         beside = {rule: sum(row.decoding for row in plan.rows if row.rule == rule) for rule in ORDER}
         if decoding := [f"{rule} {seconds(spent)}" for rule, spent in beside.items() if spent]:
             lines.append(
@@ -219,6 +227,11 @@ def _words(plan: Plan, parallel: int) -> list[str]:
         what = "the slowest measured rate" if on.rates else f"{rates.table()['share']:.0%} of the peak"
         lines.append(f"assumed: {what} of {on.name}; nothing was measured of that stage.")
     return [line[0].upper() + line[1:] for line in lines] + [f"? {note}" for note in plan.notes]
+
+
+def _more(prefix: str, text: str) -> str:
+    """Put a prefix before a number, if it is one."""
+    return f"{prefix}{text}" if text not in ("", "?") else text
 
 
 def count(value: float) -> str:
