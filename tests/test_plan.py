@@ -411,7 +411,8 @@ def test_totals_of_what_nobody_knows_are_question_marks():
         experiment({"datasets": {"own": data}}, datasets=["own"], methods=["random"], protocols=["paper-online"])
     )
     for on in (CORE, H200):
-        text = render(plan(asked, on), "mine.yaml")
+        text = render(plan(asked, on), "mine.yaml", parallel=4)
+        assert re.search(r"^With 4 at once: more than [^,]*\.$", text, re.MULTILINE), "no upper bound"
         assert re.search(r"\| total .* \? \|$", text, re.MULTILINE), "the bytes on disk"
         assert "; ? on disk before compression." in text
         assert not re.search(r"(>|more than) +([|?;]|on |GPU)", text), text

@@ -128,7 +128,7 @@ def _known(values: Iterable[float]) -> float:
 
 
 def _least(values: Iterable[float]) -> float:
-    """Return the sum of what is known; nan if nothing is but zeros."""
+    """Return the sum of what is known; nan where that is 0 and something is not known."""
     values = list(values)
     return _known(values) or sum(values)
 
@@ -212,7 +212,8 @@ def _words(plan: Plan, parallel: int) -> list[str]:
     ]
     if parallel > 1:
         least, most = plan.with_devices(parallel)
-        lines.append(f"With {parallel} at once: {_more(more, seconds(least))}, {seconds(most)} at most.")
+        bound = "" if plan.partial else f", {seconds(most)} at most"
+        lines.append(f"With {parallel} at once: {_more(more, seconds(least))}{bound}.")
     if on.kind == "cuda":
         lines.append(
             f"{_more(more, hours(total.gpu) or '0')} GPU-hours. Jobs without them run on a CPU core (cpu-core)."
