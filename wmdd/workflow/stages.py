@@ -1,0 +1,120 @@
+"""The stages of the workflow, a row each: the one list that all others are derived from.
+
+To add a stage: a row here, the path of what it makes in `layout.FILES`, a function, a command and a rule. A law in
+`wmdd.cost` tells what its jobs cost; without one, plans say that it is not known.
+"""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from wmdd.settings import (
+    AutoencoderSettings,
+    BarycenterSettings,
+    DataSettings,
+    DecaySettings,
+    DecodeSettings,
+    DiffusionSettings,
+    EncodeSettings,
+    ExpertSettings,
+    FeaturesSettings,
+    GeneratorSettings,
+    MatchSettings,
+    QuantizeSettings,
+    RecoverSettings,
+    RelabelSettings,
+    SelectSettings,
+    Settings,
+    StudentSettings,
+    TeacherSettings,
+)
+from wmdd.workflow.layout import FILES, log_of, wildcards_of
+
+DATASET, TEACHER = ("dataset",), ("dataset", "teacher")
+METHOD, GENERATOR = ("dataset", "method"), ("dataset", "generator")
+FAMILIES = ("recover", "select", "latent", "match")
+REAL = ("select",)  # the families whose images are real ones: the controls of a table
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage, which is a rule and a command of the same name.
+
+    Attributes:
+        name: of rule, command, log and row of a table.
+        file: the kind of file that it makes, of `layout.FILES`; "" where it makes a report.
+        settings: the model of its settings; None where it has none of its own.
+        keys: what its settings depend on: the fields of a cell.
+        families: of the methods whose images it helps to make; empty: of all.
+        network: it runs a network: on a GPU where there is one.
+        section: the settings and the code that it uses, where these are another stage's.
+        shared: by the sets of a dataset, so that a single one does not pay for it.
+        after: the images are made, so that their price leaves it out.
+    """
+
+    name: str
+    file: str = ""
+    settings: type[Settings] | None = None
+    keys: tuple[str, ...] = ()
+    families: tuple[str, ...] = ()
+    network: bool = False
+    section: str = ""
+    shared: bool = False
+    after: bool = False
+
+    @property
+    def output(self) -> str:
+        """The pattern of the path of what it makes."""
+        return FILES[self.file]
+
+    @property
+    def wildcards(self) -> tuple[str, ...]:
+        """The wildcards of that path."""
+        return wildcards_of(self.file) if self.file else ()
+
+    @property
+    def log(self) -> str:
+        """The pattern of the path of its log."""
+        return log_of(self.name, self.output if self.file else "report/")
+
+
+_ROWS = (
+    Stage("data", "data", DataSettings, DATASET, shared=True),
+    Stage("teacher", "teacher", TeacherSettings, TEACHER, network=True, shared=True),
+    Stage("features_part", "features_part", section="features", network=True, shared=True),
+    Stage("gather", "features", shared=True),
+    Stage("features", "features", FeaturesSettings, DATASET, network=True, shared=True),
+    Stage("autoencoder", "autoencoder", AutoencoderSettings, GENERATOR, ("latent",), network=True, shared=True),
+    Stage("encode", "latents", EncodeSettings, GENERATOR, ("latent",), network=True, shared=True),
+    Stage("diffusion", "diffusion", DiffusionSettings, GENERATOR, ("latent",), network=True, shared=True),
+    Stage("quantize", "quantize", QuantizeSettings, METHOD, ("latent",)),
+    Stage("decode", "decode", DecodeSettings, (*GENERATOR, "method"), ("latent",), network=True),
+    Stage("barycenter", "barycenter", BarycenterSettings, METHOD, ("recover", "select")),
+    Stage("recover", "recover", RecoverSettings, METHOD, ("recover",), network=True),
+    Stage("expert", "expert", ExpertSettings, ("dataset", "expert"), ("match",), network=True, shared=True),
+    Stage("match", "match", MatchSettings, METHOD, ("match",), network=True),
+    Stage("images", "images", families=("recover", "latent", "match")),
+    Stage("select", "images", SelectSettings, METHOD, ("select",), network=True),
+    Stage("distance", "distance", network=True, after=True),
+    Stage("decay", "decay", DecaySettings, GENERATOR, ("latent",), after=True),
+    Stage("relabel", "labels", RelabelSettings, (*METHOD, "protocol"), network=True, after=True),
+    Stage("student", "student", StudentSettings, (*METHOD, "protocol", "student"), network=True, after=True),
+    Stage("grid", "grid", after=True),
+    Stage("distances", after=True),
+    Stage("report", after=True),
+    Stage("embedding", "map", after=True),
+    Stage("page", after=True),
+    Stage("table", after=True),
+)
+STAGES = MappingProxyType({stage.name: stage for stage in _ROWS})
+# What a generator is has settings of its own, which `encode` and `decode` share, and is no stage.
+SETTINGS: MappingProxyType[str, type[Settings]] = MappingProxyType(
+    {stage.name: stage.settings for stage in _ROWS if stage.settings} | {"generator": GeneratorSettings}
+)
+KEYS = MappingProxyType({stage.name: stage.keys for stage in _ROWS if stage.settings} | {"generator": GENERATOR})
+NETWORK = tuple(stage.name for stage in _ROWS if stage.network and not stage.section)  # those that run one
+ORDER = tuple(STAGES)
+
+
+def makers_of(file: str) -> tuple[str, ...]:
+    """Return the stages that make a kind of file."""
+    return tuple(stage.name for stage in _ROWS if stage.file == file)
