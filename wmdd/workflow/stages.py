@@ -4,6 +4,7 @@ To add a stage: a row here, the path of what it makes in `layout.FILES`, a funct
 `wmdd.cost` tells what its jobs cost; without one, plans say that it is not known.
 """
 
+import re
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -113,6 +114,11 @@ SETTINGS: MappingProxyType[str, type[Settings]] = MappingProxyType(
 KEYS = MappingProxyType({stage.name: stage.keys for stage in _ROWS if stage.settings} | {"generator": GENERATOR})
 NETWORK = tuple(stage.name for stage in _ROWS if stage.network and not stage.section)  # those that run one
 ORDER = tuple(STAGES)
+
+
+def stage_of(rule: str) -> str:
+    """Return the stage of a rule: the rules `student_10`, `student_20`, ... of one experiment are all students."""
+    return rule if rule in STAGES else re.sub(r"_\d+$", "", rule)
 
 
 def makers_of(file: str) -> tuple[str, ...]:
