@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -31,7 +31,6 @@ from wmdd import catalogue, rates
 from wmdd.errors import WmddError
 from wmdd.figures import by_hand, rated_width, recovering, stated_side
 from wmdd.settings import (
-    STAGES,
     Count,
     EngineSettings,
     ExpertSettings,
@@ -45,8 +44,10 @@ from wmdd.settings import (
     TeacherSettings,
     WeightsSettings,
 )
+from wmdd.workflow.layout import NAME, RESERVED, Cell, block_of
+from wmdd.workflow.stages import KEYS, SETTINGS, STAGES, Family
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 Names = Annotated[list[Name], Field(min_length=1)]
 
 IMAGES_PER_BLOCK = 1000  # of a barycenter or recover job, where nothing is known that its time could be told by
@@ -82,13 +83,13 @@ def _partial(model: type[Settings], sweep: bool = False) -> Any:
     )
 
 
-_OVERRIDES = {stage: (_partial(model) | None, None) for stage, model in STAGES.items()}
-_OF_METHODS = ("barycenter", "recover", "select", "quantize", "decode", "match")
-_SWEEPS = {stage: (_partial(STAGES[stage], sweep=True) | None, None) for stage in _OF_METHODS}
+_OVERRIDES = {stage: (_partial(model) | None, None) for stage, model in SETTINGS.items()}
+_OF_METHODS = tuple(stage for stage, keys in KEYS.items() if "method" in keys and "protocol" not in keys)
+_SWEEPS = {stage: (_partial(SETTINGS[stage], sweep=True) | None, None) for stage in _OF_METHODS}
 # All that a student may know of a method is how much its images count.
 _SWEEPS |= {"student": (_partial(WeightsSettings, sweep=True) | None, None)}
-_OF_GENERATORS = ("autoencoder", "diffusion", "encode", "decode")
-FAMILIES = ("recover", "select", "latent", "match")
+_OF_GENERATORS = tuple(stage for stage, keys in KEYS.items() if "generator" in keys and stage != "generator")
+_OF_PROTOCOLS = tuple(stage for stage, keys in KEYS.items() if "protocol" in keys)
 
 
 class _DatasetEntry(_Entry):
@@ -117,9 +118,7 @@ class _MethodEntry(_Entry):
     """A method: a base and overrides. A list of values is a sweep: one method for each."""
 
     base: Name | None = Field(None, description="the method whose settings this one starts from")
-    family: Literal["recover", "select", "latent", "match"] | None = Field(
-        None, description="its chain of rules; inherited from base"
-    )
+    family: Family | None = Field(None, description="its chain of rules; inherited from base")
     generator: Name | None = Field(
         None, description="latent: what encodes the images and decodes the atoms; inherited from base"
     )
@@ -161,7 +160,7 @@ ExpertEntry: Any = create_model(
 StudentEntry: Any = _partial(NetworkSettings)
 DatasetEntry: Any = _model("Dataset", _DatasetEntry, _OVERRIDES)
 MethodEntry: Any = _model("Method", _MethodEntry, _SWEEPS)
-ProtocolEntry: Any = _model("Protocol", _ProtocolEntry, {stage: _OVERRIDES[stage] for stage in ("relabel", "student")})
+ProtocolEntry: Any = _model("Protocol", _ProtocolEntry, {stage: _OVERRIDES[stage] for stage in _OF_PROTOCOLS})
 
 
 class Matrix(_Entry):
@@ -262,19 +261,6 @@ _EXPERIMENT: dict[str, Any] = {
 ExperimentFile: Any = create_model(
     "Experiment", __base__=_Entry, __doc__="An experiment file of wmdd.", **(_EXPERIMENT | _OVERRIDES)
 )
-
-
-class Run(NamedTuple):
-    """One cell of the matrix: one student on one distilled set."""
-
-    dataset: str
-    teacher: str
-    method: str
-    ipc: int
-    seed: int
-    student: str
-    protocol: str
-    run: int
 
 
 def parse(content: Mapping[str, Any], name: str = "configuration") -> Any:
@@ -426,8 +412,8 @@ class Experiment:
         layers = [layer.methods if kind == "methods" else getattr(layer.content, kind) for layer in self._layers]
         return sorted(set().union(*layers))
 
-    def runs(self) -> Iterator[Run]:
-        """Yield every cell of the matrix once."""
+    def runs(self) -> Iterator[Cell]:
+        """Yield every cell of the matrix once: one student on one distilled set."""
         seen = set()
         for m in self.file.matrix:
             for run in self._product(m):
@@ -435,19 +421,19 @@ class Experiment:
                     seen.add(run)
                     yield run
 
-    def named(self) -> dict[str, list[Run]]:
+    def named(self) -> dict[str, list[Cell]]:
         """Return the runs of the entries of the matrix that have a name; entries of one name are one table."""
-        found: dict[str, dict[Run, None]] = {}
+        found: dict[str, dict[Cell, None]] = {}
         for m in self.file.matrix:
             if m.name:
                 found.setdefault(m.name, {}).update(dict.fromkeys(self._product(m)))
         return {name: list(runs) for name, runs in found.items()}
 
-    def _product(self, m: Matrix) -> Iterator[Run]:
+    def _product(self, m: Matrix) -> Iterator[Cell]:
         """Yield the cells of an entry of the matrix."""
         methods = [member for name in m.methods for member in self.sweeps.get(name, [name])]
         axes = (m.datasets, m.teachers, methods, m.ipc, m.seeds, m.students, m.protocols, range(m.runs))
-        return (Run(*cell) for cell in itertools.product(*axes))
+        return (Cell(*cell) for cell in itertools.product(*axes))
 
     def runs_of_jobs(self) -> list[list[int]]:
         """Return the runs that a job trains side by side, for each job of a distilled set."""
@@ -574,13 +560,13 @@ class Experiment:
         classes = self.resolve("data", dataset=dataset).classes
         jobs = min(self._of("datasets", dataset, "features_jobs") or 1, classes)
         cuts = [job * classes // jobs for job in range(jobs + 1)]
-        return [f"classes{a}-{b - 1}" for a, b in itertools.pairwise(cuts)]
+        return [block_of(a, b - 1) for a, b in itertools.pairwise(cuts)]
 
     def blocks(self, dataset: str, teacher: str, method: str, ipc: int) -> list[str]:
         """Return the class blocks of a method, e.g. `["classes0-4", "classes5-9"]`."""
         classes = self.resolve("data", dataset=dataset).classes
         size = self.classes_per_block(dataset, teacher, method, ipc)
-        return [f"classes{a}-{min(a + size, classes) - 1}" for a in range(0, classes, size)]
+        return [block_of(a, min(a + size, classes) - 1) for a in range(0, classes, size)]
 
     def resolve(self, stage: str, **of: str) -> Any:
         """Return the settings of a stage; `of` names its dataset, teacher, generator, expert, method, protocol and student."""
@@ -588,6 +574,40 @@ class Experiment:
         if key not in self._resolved:
             self._resolved[key] = self._resolve(stage, of)
         return self._resolved[key]
+
+    def settings(self, stage: str, cell: Cell) -> Any:
+        """Return the settings of a stage for a cell, which has what they depend on (`stages.KEYS`).
+
+        A cell of a method of the family latent without a generator has its method's.
+        """
+        keys = {key: getattr(cell, key) for key in KEYS[stage]}
+        if "generator" in keys and cell.generator is None:
+            keys["generator"] = self.generator(cell.method)
+        return self.resolve(stage, **keys)
+
+    def cells(self, stage: str, run: Cell) -> list[Cell]:
+        """Return the cells whose settings of a stage a run of the matrix depends on: none, where it does without the stage.
+
+        The generators and experts of its method are filled in.
+        """
+        families = STAGES[stage].families if stage in STAGES else ("latent",)
+        if families and self.family(run.method) not in families:
+            return []
+        if "expert" in KEYS[stage]:
+            used = self.trajectories(run.dataset, run.method)
+            return [run.having(expert=self.expert(run.method))] if used else []
+        if "generator" not in KEYS[stage]:
+            return [run]
+        decoder = self.generator(run.method)
+        encoder = self.encoder(decoder, run.dataset)
+        kind = self.resolve("generator", dataset=run.dataset, generator=decoder).kind
+        names = {
+            "generator": [decoder, encoder],
+            "autoencoder": [encoder] if kind != "ldm" else [],
+            "diffusion": [decoder] if kind == "latent-diffusion" else [],
+            "decode": [decoder],
+        }.get(stage, [encoder])
+        return [run.having(generator=name) for name in dict.fromkeys(names)]
 
     def replaced(self) -> list[str]:
         """Say which settings of the presets of methods the file's more general sections replace, a line each.
@@ -623,9 +643,9 @@ class Experiment:
             for kind in ("dataset", "teacher", "generator", "expert", "method", "protocol", "student"):
                 for name in self._chain(kind + "s", of[kind]) if kind in of else ():
                     merged |= _chosen(self._section(layer.entry(kind + "s", name), kind, stage))
-        known = STAGES[stage].model_fields  # entries have keys of the workflow beside those of the stage
+        known = SETTINGS[stage].model_fields  # entries have keys of the workflow beside those of the stage
         try:
-            return STAGES[stage](**{name: value for name, value in merged.items() if name in known})
+            return SETTINGS[stage](**{name: value for name, value in merged.items() if name in known})
         except ValidationError as error:
             raise WmddError(f"settings of {stage} for {', '.join(of.values())}: {_explain(error)}") from None
 
@@ -734,8 +754,7 @@ class Experiment:
 
     def _check(self) -> None:
         """Resolve every run once, so that a mistake shows before anything is computed."""
-        taken = ("methods", "teacher"), ("datasets", "report"), ("teachers", "latent"), ("teachers", "expert")
-        for kind, name in taken:  # folders of these names hold something else
+        for kind, name in ((kind, name) for kind, names in RESERVED.items() for name in names):
             if name in self.names(kind):
                 raise WmddError(f"{kind}.{name}: the name is taken; choose another")
         self._check_device()

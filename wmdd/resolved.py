@@ -4,7 +4,7 @@ from typing import Any
 
 from wmdd.config import Experiment
 from wmdd.errors import WmddError
-from wmdd.settings import STAGES
+from wmdd.workflow.stages import KEYS, SETTINGS
 
 
 def resolved(experiment: Experiment, stage: str | None = None) -> dict[str, Any]:
@@ -13,40 +13,14 @@ def resolved(experiment: Experiment, stage: str | None = None) -> dict[str, Any]
     Raises:
         WmddError: there is no such stage.
     """
-    if stage not in (None, *STAGES):
-        raise WmddError(f"unknown stage {stage!r}; one of {', '.join(STAGES)}")
+    if stage not in (None, *SETTINGS):
+        raise WmddError(f"unknown stage {stage!r}; one of {', '.join(SETTINGS)}")
     content: dict[str, Any] = {"experiment": experiment.file.experiment, "engine": experiment.file.engine.model_dump()}
 
-    def put(name: str, where: str, **of: str) -> None:
-        if stage in (None, name):
-            settings = experiment.resolve(name, **of).model_dump(mode="json")
-            content.setdefault(where, {})[" ".join(of.values())] = settings
-
-    for r in experiment.runs():
-        put("data", "data", dataset=r.dataset)
-        put("teacher", "teacher", dataset=r.dataset, teacher=r.teacher)
-        put("features", "features", dataset=r.dataset)
-        family = experiment.family(r.method)
-        own = {"recover": ("barycenter", "recover"), "select": ("select", "barycenter"), "match": ("match",)}
-        for name in own.get(family, ()):
-            put(name, name, dataset=r.dataset, method=r.method)
-        if family == "match" and experiment.trajectories(r.dataset, r.method):
-            put("expert", "expert", dataset=r.dataset, expert=experiment.expert(r.method))
-        if family == "latent":
-            generator = experiment.generator(r.method)
-            encoder = experiment.encoder(generator, r.dataset)
-            put("quantize", "quantize", dataset=r.dataset, method=r.method)
-            put("decode", "decode", dataset=r.dataset, generator=generator, method=r.method)
-            for of in dict.fromkeys((generator, encoder)):
-                put("generator", "generator", dataset=r.dataset, generator=of)
-            kinds = {
-                of: experiment.resolve("generator", dataset=r.dataset, generator=of).kind for of in (generator, encoder)
-            }
-            for name in ("encode", "decay", *(["autoencoder"] if kinds[encoder] == "vae" else [])):
-                put(name, name, dataset=r.dataset, generator=encoder)
-            if kinds[generator] == "latent-diffusion":
-                put("diffusion", "diffusion", dataset=r.dataset, generator=generator)
-        put("relabel", "relabel", dataset=r.dataset, method=r.method, protocol=r.protocol)
-        put("student", "student", dataset=r.dataset, method=r.method, protocol=r.protocol, student=r.student)
+    for run in experiment.runs():
+        for name in SETTINGS if stage is None else (stage,):
+            for cell in experiment.cells(name, run):
+                settings = experiment.settings(name, cell).model_dump(mode="json")
+                content.setdefault(name, {})[" ".join(getattr(cell, key) for key in KEYS[name])] = settings
     content["runs"] = len(list(experiment.runs()))
     return content

@@ -659,27 +659,6 @@ class StudentSettings(TrainingSettings, WeightsSettings):
     )
 
 
-STAGES: dict[str, type[Settings]] = {
-    "data": DataSettings,
-    "teacher": TeacherSettings,
-    "features": FeaturesSettings,
-    "barycenter": BarycenterSettings,
-    "generator": GeneratorSettings,
-    "autoencoder": AutoencoderSettings,
-    "diffusion": DiffusionSettings,
-    "encode": EncodeSettings,
-    "quantize": QuantizeSettings,
-    "decode": DecodeSettings,
-    "decay": DecaySettings,
-    "recover": RecoverSettings,
-    "select": SelectSettings,
-    "expert": ExpertSettings,
-    "match": MatchSettings,
-    "relabel": RelabelSettings,
-    "student": StudentSettings,
-}
-
-
 def flags(*parts: Settings) -> str:
     """Return settings as sorted command-line flags, so that equal settings are equal text whatever their order in a file.
 

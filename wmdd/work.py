@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from wmdd import catalogue, rates
-from wmdd.config import Experiment, Run
+from wmdd.config import Experiment
 from wmdd.errors import WmddError
 from wmdd.figures import UNKNOWN, Figures, autoencoder, by_hand, denoiser, rated_width, recovering, stated_side
 from wmdd.settings import (
@@ -43,6 +43,7 @@ from wmdd.settings import (
     TrainingSettings,
     TransportSettings,
 )
+from wmdd.workflow.layout import Cell as Run
 
 Key = tuple[str, ...]  # a rule and its wildcards
 NAN = math.nan
@@ -602,14 +603,17 @@ class _Draft:
     def maps(self) -> None:
         """Add the map of each dataset and teacher: of its first seed's sets with most images per class (`wmdd.embedding`)."""
         runs = list(self.experiment.runs())
-        for dataset, teacher in dict.fromkeys(r[:2] for r in runs):
-            mine = [r for r in runs if r[:2] == (dataset, teacher)]
+        for dataset, teacher in dict.fromkeys((r.dataset, r.teacher) for r in runs):
+            mine = [r for r in runs if (r.dataset, r.teacher) == (dataset, teacher)]
             most, scene = max(r.ipc for r in mine), self.scene(dataset, teacher)
             shown = {r.method: r for r in mine if (r.ipc, r.seed) == (most, mine[0].seed)}
             images = min(MAPPED[0], scene.classes) * min(MAPPED[1], most) * len(shown)
             needs = [self.teacher(mine[0], scene), self.features(mine[0], scene)]
             needs += [
-                ("select" if self.experiment.family(method) == "select" else "images", *map(str, (*r[:4], r.seed)))
+                (
+                    "select" if self.experiment.family(method) == "select" else "images",
+                    *map(str, (r.dataset, r.teacher, r.method, r.ipc, r.seed)),
+                )
                 for method, r in shown.items()
             ]
             points = images + min(MAPPED[0], scene.classes) * MAPPED[2]
@@ -743,7 +747,7 @@ class _Draft:
 
     def start(self, r: Run, scene: _Scene, method: str) -> Key:
         """Add what makes the images that a method starts from."""
-        other = r._replace(method=method)
+        other = r.having(method=method)
         make = self.select if self.experiment.family(method) == "select" else self.images
         return make(other, scene, (r.dataset, r.teacher, method, str(r.ipc), str(r.seed)))
 

@@ -64,32 +64,36 @@ FILES = {
 REPORT = "results/report"  # the folder of all that is of the whole experiment
 COST = ".cost.json"  # ends the file that says what a job took, beside what it made
 HISTORY = ".csv"  # ends the file with the epochs of a training, beside the network or the result
+ABSENT: Any = None  # of a cell's part; typed so that whoever knows that a part is there need not say so
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """A place in an experiment: what a file or a job belongs to. A part that it does not have is None.
+    """A place in an experiment: what a file or a job belongs to. A part that it does not have is None (`ABSENT`).
 
     A table groups its rows by these fields, so that none can be forgotten.
     """
 
-    dataset: str | None = None
-    teacher: str | None = None
-    method: str | None = None
-    ipc: int | None = None
-    seed: int | None = None
-    student: str | None = None
-    protocol: str | None = None
-    run: int | None = None
-    generator: str | None = None
-    expert: str | None = None
-    block: str | None = None
+    dataset: str = ABSENT
+    teacher: str = ABSENT
+    method: str = ABSENT
+    ipc: int = ABSENT
+    seed: int = ABSENT
+    student: str = ABSENT
+    protocol: str = ABSENT
+    run: int = ABSENT
+    generator: str = ABSENT
+    expert: str = ABSENT
+    block: str = ABSENT
 
     @classmethod
     def of(cls, wildcards: Any) -> "Cell":
         """Return the cell of Snakemake's wildcards, or of any mapping that has some of them."""
         pairs = {name: value for name, value in dict(wildcards).items() if name in WILDCARDS}
-        return cls(**{name: int(value) if WILDCARDS[name] == NUMBER else value for name, value in pairs.items()})
+        parts: dict[str, Any] = {
+            name: int(value) if WILDCARDS[name] == NUMBER else value for name, value in pairs.items()
+        }
+        return cls(**parts)
 
     def parts(self) -> dict[str, Any]:
         """Return the parts that the cell has, by name."""
@@ -102,7 +106,7 @@ class Cell:
     @property
     def classes(self) -> range:
         """The classes of its block."""
-        first, last = map(int, str(self.block).removeprefix("classes").split("-"))
+        first, last = map(int, self.block.removeprefix("classes").split("-"))
         return range(first, last + 1)
 
 

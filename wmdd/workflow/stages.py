@@ -7,6 +7,7 @@ To add a stage: a row here, the path of what it makes in `layout.FILES`, a funct
 import re
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 from wmdd.settings import (
     AutoencoderSettings,
@@ -32,8 +33,8 @@ from wmdd.workflow.layout import FILES, log_of, wildcards_of
 
 DATASET, TEACHER = ("dataset",), ("dataset", "teacher")
 METHOD, GENERATOR = ("dataset", "method"), ("dataset", "generator")
-FAMILIES = ("recover", "select", "latent", "match")
-REAL = ("select",)  # the families whose images are real ones: the controls of a table
+Family = Literal["recover", "select", "latent", "match"]
+REAL: tuple[Family, ...] = ("select",)  # the families whose images are real ones: the controls of a table
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Stage:
     file: str = ""
     settings: type[Settings] | None = None
     keys: tuple[str, ...] = ()
-    families: tuple[str, ...] = ()
+    families: tuple[Family, ...] = ()
     network: bool = False
     section: str = ""
     shared: bool = False
