@@ -7,13 +7,14 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
-from wmdd.catalogue import STAGES, Archive, Known, known, table
+from wmdd.catalogue import Archive, Known, known, table
 from wmdd.config import Experiment, presets, schema
 from wmdd.errors import WmddError
 from wmdd.imagenet import wnids
-from wmdd.settings import STAGES as ALL_STAGES
 from wmdd.settings import DataSettings, flags
+from wmdd.workflow.stages import SETTINGS
 
+MINIMAL = {"title": "mine", "layout": "folders", "variant": "mine"}
 DATASETS = [name for name, entry in table().items() if entry.data]
 
 
@@ -23,9 +24,16 @@ def test_the_table_can_be_read_without_torch():
     assert done.stdout == "False\n"
 
 
-def test_an_entry_may_override_every_stage():
-    assert set(STAGES) == set(ALL_STAGES)
-    assert set(STAGES) < set(Known.model_fields)
+@pytest.mark.parametrize("stage", SETTINGS)
+def test_an_entry_may_override_every_stage(stage):
+    entry = Known.model_validate({**MINIMAL, stage: {"anything": 1}})
+    assert entry.settings()[stage] == {"anything": 1}
+
+
+def test_a_key_that_is_no_stage_is_refused_by_name():
+    entry = Known.model_validate({**MINIMAL, "recovery": {"iterations": 1}})
+    with pytest.raises(WmddError, match="unknown key datasets.mine.recovery; did you mean 'recover'"):
+        Experiment({"datasets": {"mine": entry.settings()}})
 
 
 def test_every_entry_with_data_is_a_preset_and_the_others_are_sources_only():

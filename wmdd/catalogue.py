@@ -14,10 +14,6 @@ from wmdd.errors import WmddError
 
 Text = Annotated[str, Field(min_length=1)]
 Section = dict[str, Any]  # settings of a stage, checked in wmdd.config with everyone else's
-STAGES = (
-    "data", "teacher", "features", "barycenter", "generator", "autoencoder", "diffusion", "encode", "quantize", "decode",
-    "decay", "recover", "select", "expert", "match", "relabel", "student",
-)  # fmt: skip
 
 
 class _Entry(BaseModel):
@@ -58,7 +54,10 @@ class Rows(_Entry):
 
 
 class Known(_Entry):
-    """A dataset of the table."""
+    """A dataset of the table. What it has beside these fields are settings of stages, by stage."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Section]
 
     title: Text
     homepage: str = ""
@@ -69,22 +68,6 @@ class Known(_Entry):
     subset: tuple[Text, ...] = Field((), description="the class folders that are kept; empty: all")
     rows: Rows | None = None
     data: Section = {}
-    teacher: Section = {}
-    features: Section = {}
-    barycenter: Section = {}
-    generator: Section = {}
-    autoencoder: Section = {}
-    diffusion: Section = {}
-    encode: Section = {}
-    quantize: Section = {}
-    decode: Section = {}
-    decay: Section = {}
-    recover: Section = {}
-    select: Section = {}
-    expert: Section = {}
-    match: Section = {}
-    relabel: Section = {}
-    student: Section = {}
     classes_per_block: int | None = None
 
     @model_validator(mode="after")
@@ -101,8 +84,8 @@ class Known(_Entry):
 
     def settings(self) -> dict[str, Any]:
         """Return the entry of `datasets:` in an experiment file that this stands for."""
-        sections = {stage: dict(section) for stage in STAGES if (section := getattr(self, stage))}
-        return sections | ({"classes_per_block": self.classes_per_block} if self.classes_per_block else {})
+        entry = {"data": self.data, "classes_per_block": self.classes_per_block} | (self.model_extra or {})
+        return {name: dict(value) if isinstance(value, dict) else value for name, value in entry.items() if value}
 
 
 @cache
