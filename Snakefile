@@ -24,18 +24,8 @@ include: "rules/report.smk"
 
 
 wildcard_constraints:
-    dataset=NAME,
-    teacher=NAME,
-    generator=NAME,
-    expert=NAME,
-    method=NAME,
-    student=NAME,
-    protocol=NAME,
-    ipc=r"\d+",
-    seed=r"\d+",
-    run=r"\d+",
-    block=r"classes\d+-\d+",
-    table="|".join(map(re.escape, experiment.named())) or r"(?!)",
+    **WILDCARDS,
+    table=any_of(experiment.named()),
 
 
 localrules:
@@ -52,18 +42,18 @@ rule all:
     default_target: True
     input:
         rules.report.output,
-        rules.distances.output if measurements() else [],
+        rules.distances.output if inputs.distances() else [],
         rules.page.output,
-        grids(),
+        inputs.grids(),
 
 
 onsuccess:
     announce(
-        "results/report/index.html",
-        "results/report/table.md",
-        "results/report/datasets.md",
-        "results/report/cost.md",
-        "results/report/barycenters.md",
-        *(["results/report/distances.md"] if measurements() else []),
-        "results/report/images/",
+        f"{REPORT}/index.html",
+        f"{REPORT}/table.md",
+        f"{REPORT}/datasets.md",
+        f"{REPORT}/cost.md",
+        f"{REPORT}/barycenters.md",
+        *([f"{REPORT}/distances.md"] if inputs.distances() else []),
+        f"{REPORT}/images/",
     )

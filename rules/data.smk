@@ -4,18 +4,17 @@
 
 rule data:
     output:
-        data="data/{dataset}.h5",
-        cost="data/{dataset}.cost.json",
+        data=FILES["data"],
+        cost=cost_of(FILES["data"]),
     log:
-        "logs/data/{dataset}.log",
+        STAGES["data"].log,
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("data", "mem_mb"),
-        runtime=asked("data", "runtime"),
+        mem_mb=request("data", "mem_mb"),
+        runtime=request("data", "runtime"),
     params:
-        settings=settings("data"),
+        settings=inputs.flags("data"),
         code=code_digest("data"),
     shell:
         "python -m wmdd data"

@@ -11,22 +11,21 @@
 
 rule autoencoder:
     input:
-        data="data/{dataset}.h5",
+        data=FILES["data"],
     output:
-        model="results/{dataset}/latent/{generator}/seed{seed}/autoencoder.safetensors",
-        history="results/{dataset}/latent/{generator}/seed{seed}/autoencoder.csv",
-        cost="results/{dataset}/latent/{generator}/seed{seed}/autoencoder.cost.json",
+        model=FILES["autoencoder"],
+        history=history_of(FILES["autoencoder"]),
+        cost=cost_of(FILES["autoencoder"]),
     log:
-        "logs/{dataset}/latent/{generator}/seed{seed}/autoencoder.log",
+        STAGES["autoencoder"].log,
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("autoencoder", "mem_mb"),
-        runtime=asked("autoencoder", "runtime"),
-        gpu=asked("autoencoder", "gpu"),
+        mem_mb=request("autoencoder", "mem_mb"),
+        runtime=request("autoencoder", "runtime"),
+        gpu=request("autoencoder", "gpu"),
     params:
-        settings=settings("autoencoder", ENGINE),
+        settings=inputs.flags("autoencoder"),
         code=code_digest("autoencoder"),
     shell:
         "python -m wmdd autoencoder"
@@ -40,24 +39,23 @@ rule autoencoder:
 
 rule encode:
     input:
-        data="data/{dataset}.h5",
-        autoencoder=autoencoder_of,
-        model=model_of,
+        data=FILES["data"],
+        autoencoder=inputs.autoencoder,
+        model=inputs.pipeline,
     output:
-        latents="results/{dataset}/latent/{generator}/seed{seed}/latents/{block}.h5",
-        cost="results/{dataset}/latent/{generator}/seed{seed}/latents/{block}.cost.json",
+        latents=FILES["latents"],
+        cost=cost_of(FILES["latents"]),
     log:
-        "logs/{dataset}/latent/{generator}/seed{seed}/encode/{block}.log",
+        STAGES["encode"].log,
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("encode", "mem_mb"),
-        runtime=asked("encode", "runtime"),
-        gpu=asked("encode", "gpu"),
+        mem_mb=request("encode", "mem_mb"),
+        runtime=request("encode", "runtime"),
+        gpu=request("encode", "gpu"),
     params:
         autoencoder=optional("autoencoder", "autoencoder"),
-        settings=settings("encode", generator, ENGINE),
+        settings=inputs.flags("encode"),
         code=code_digest("encode"),
     shell:
         "python -m wmdd encode"
@@ -72,24 +70,23 @@ rule encode:
 
 rule diffusion:
     input:
-        latents=latents_of,
-        autoencoder=autoencoder_of,
-        data="data/{dataset}.h5",
+        latents=inputs.latents,
+        autoencoder=inputs.autoencoder,
+        data=FILES["data"],
     output:
-        model="results/{dataset}/latent/{generator}/seed{seed}/diffusion.safetensors",
-        history="results/{dataset}/latent/{generator}/seed{seed}/diffusion.csv",
-        cost="results/{dataset}/latent/{generator}/seed{seed}/diffusion.cost.json",
+        model=FILES["diffusion"],
+        history=history_of(FILES["diffusion"]),
+        cost=cost_of(FILES["diffusion"]),
     log:
-        "logs/{dataset}/latent/{generator}/seed{seed}/diffusion.log",
+        STAGES["diffusion"].log,
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("diffusion", "mem_mb"),
-        runtime=asked("diffusion", "runtime"),
-        gpu=asked("diffusion", "gpu"),
+        mem_mb=request("diffusion", "mem_mb"),
+        runtime=request("diffusion", "runtime"),
+        gpu=request("diffusion", "gpu"),
     params:
-        settings=settings("diffusion", ENGINE),
+        settings=inputs.flags("diffusion"),
         code=code_digest("diffusion"),
     shell:
         "python -m wmdd diffusion"
@@ -105,20 +102,19 @@ rule diffusion:
 
 rule quantize:
     input:
-        latents=latents_of,
+        latents=inputs.latents,
     output:
-        atoms="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/quantize/{block}.h5",
-        cost="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/quantize/{block}.cost.json",
+        atoms=FILES["quantize"],
+        cost=cost_of(FILES["quantize"]),
     log:
-        "logs/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/quantize/{block}.log",
+        STAGES["quantize"].log,
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("quantize", "mem_mb"),
-        runtime=asked("quantize", "runtime"),
+        mem_mb=request("quantize", "mem_mb"),
+        runtime=request("quantize", "runtime"),
     params:
-        settings=settings("quantize"),
+        settings=inputs.flags("quantize"),
         code=code_digest("quantize"),
     shell:
         "python -m wmdd quantize"
@@ -134,26 +130,25 @@ rule quantize:
 
 rule decode:
     input:
-        atoms="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/quantize/{block}.h5",
-        autoencoder=autoencoder_of,
-        diffusion=diffusion_of,
-        model=model_of,
+        atoms=FILES["quantize"],
+        autoencoder=inputs.autoencoder,
+        diffusion=inputs.diffusion,
+        model=inputs.pipeline,
     output:
-        images="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/decode/{block}.h5",
-        cost="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/decode/{block}.cost.json",
+        images=FILES["decode"],
+        cost=cost_of(FILES["decode"]),
     log:
-        "logs/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/decode/{block}.log",
+        STAGES["decode"].log,
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("decode", "mem_mb"),
-        runtime=asked("decode", "runtime"),
-        gpu=asked("decode", "gpu"),
+        mem_mb=request("decode", "mem_mb"),
+        runtime=request("decode", "runtime"),
+        gpu=request("decode", "gpu"),
     params:
         autoencoder=optional("autoencoder", "autoencoder"),
         diffusion=optional("diffusion", "diffusion"),
-        settings=settings("decode", generator, ENGINE),
+        settings=inputs.flags("decode"),
         code=code_digest("decode"),
     shell:
         "python -m wmdd decode"
@@ -169,23 +164,22 @@ rule decode:
 
 rule distance:
     input:
-        images="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.h5",
-        teacher=from_teacher("model.safetensors"),
-        features=from_teacher("features.h5"),
+        images=FILES["images"],
+        teacher=inputs.of_teacher("teacher"),
+        features=inputs.of_teacher("features"),
     output:
-        distance="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/distance.json",
-        cost="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/distance.cost.json",
+        distance=FILES["distance"],
+        cost=cost_of(FILES["distance"]),
     log:
-        "logs/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/distance.log",
+        STAGES["distance"].log,
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("distance", "mem_mb"),
-        runtime=asked("distance", "runtime"),
-        gpu=asked("distance", "gpu"),
+        mem_mb=request("distance", "mem_mb"),
+        runtime=request("distance", "runtime"),
+        gpu=request("distance", "gpu"),
     params:
-        settings=as_flags(ENGINE),
+        settings=inputs.flags("distance"),
         code=code_digest("distance"),
     shell:
         "python -m wmdd distance"
@@ -200,20 +194,19 @@ rule distance:
 
 rule decay:
     input:
-        latents=latents_of,
+        latents=inputs.latents,
     output:
-        decay="results/{dataset}/latent/{generator}/seed{seed}/decay.json",
-        cost="results/{dataset}/latent/{generator}/seed{seed}/decay.cost.json",
+        decay=FILES["decay"],
+        cost=cost_of(FILES["decay"]),
     log:
-        "logs/{dataset}/latent/{generator}/seed{seed}/decay.log",
+        STAGES["decay"].log,
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("decay", "mem_mb"),
-        runtime=asked("decay", "runtime"),
+        mem_mb=request("decay", "mem_mb"),
+        runtime=request("decay", "runtime"),
     params:
-        settings=settings("decay"),
+        settings=inputs.flags("decay"),
         code=code_digest("decay"),
     shell:
         "python -m wmdd decay"

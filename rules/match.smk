@@ -6,22 +6,21 @@
 
 rule expert:
     input:
-        data="data/{dataset}.h5",
+        data=FILES["data"],
     output:
-        trajectory="results/{dataset}/expert/{expert}/seed{seed}/trajectory.h5",
-        history="results/{dataset}/expert/{expert}/seed{seed}/trajectory.csv",
-        cost="results/{dataset}/expert/{expert}/seed{seed}/trajectory.cost.json",
+        trajectory=FILES["expert"],
+        history=history_of(FILES["expert"]),
+        cost=cost_of(FILES["expert"]),
     log:
-        "logs/{dataset}/expert/{expert}/seed{seed}/expert.log",
+        STAGES["expert"].log,
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("expert", "mem_mb"),
-        runtime=asked("expert", "runtime"),
-        gpu=asked("expert", "gpu"),
+        mem_mb=request("expert", "mem_mb"),
+        runtime=request("expert", "runtime"),
+        gpu=request("expert", "gpu"),
     params:
-        settings=settings("expert", ENGINE),
+        settings=inputs.flags("expert"),
         code=code_digest("expert"),
     shell:
         "python -m wmdd expert"
@@ -35,23 +34,22 @@ rule expert:
 
 rule match:
     input:
-        data="data/{dataset}.h5",
-        experts=experts_of,
+        data=FILES["data"],
+        experts=inputs.experts,
     output:
-        images="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/match/{block}.h5",
-        cost="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/match/{block}.cost.json",
+        images=FILES["match"],
+        cost=cost_of(FILES["match"]),
     log:
-        "logs/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/match/{block}.log",
+        STAGES["match"].log,
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("match", "mem_mb"),
-        runtime=asked("match", "runtime"),
-        gpu=asked("match", "gpu"),
+        mem_mb=request("match", "mem_mb"),
+        runtime=request("match", "runtime"),
+        gpu=request("match", "gpu"),
     params:
         experts=optional("experts", "experts"),
-        settings=settings("match", ENGINE),
+        settings=inputs.flags("match"),
         code=code_digest("match"),
     shell:
         "python -m wmdd match"

@@ -6,22 +6,21 @@
 
 rule barycenter:
     input:
-        features=from_teacher("features.h5"),
-        teacher=sure,
+        features=inputs.of_teacher("features"),
+        teacher=inputs.teacher_if_confident,
     output:
-        barycenter="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/barycenter/{block}.h5",
-        cost="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/barycenter/{block}.cost.json",
+        barycenter=FILES["barycenter"],
+        cost=cost_of(FILES["barycenter"]),
     log:
-        "logs/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/barycenter/{block}.log",
+        STAGES["barycenter"].log,
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("barycenter", "mem_mb"),
-        runtime=asked("barycenter", "runtime"),
+        mem_mb=request("barycenter", "mem_mb"),
+        runtime=request("barycenter", "runtime"),
     params:
         teacher=optional("teacher", "teacher"),
-        settings=settings("barycenter"),
+        settings=inputs.flags("barycenter"),
         code=code_digest("barycenter"),
     shell:
         "python -m wmdd barycenter"
@@ -38,26 +37,25 @@ rule barycenter:
 
 rule recover:
     input:
-        teacher=from_teacher("model.safetensors"),
-        statistics=from_teacher("statistics.h5"),
-        barycenter=barycenter_of,
-        start=start_of,
+        teacher=inputs.of_teacher("teacher"),
+        statistics=inputs.of_teacher("statistics"),
+        barycenter=inputs.barycenter_if_matched,
+        start=inputs.start,
     output:
-        images="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/recover/{block}.h5",
-        cost="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/recover/{block}.cost.json",
+        images=FILES["recover"],
+        cost=cost_of(FILES["recover"]),
     log:
-        "logs/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/recover/{block}.log",
+        STAGES["recover"].log,
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("recover", "mem_mb"),
-        runtime=asked("recover", "runtime"),
-        gpu=asked("recover", "gpu"),
+        mem_mb=request("recover", "mem_mb"),
+        runtime=request("recover", "runtime"),
+        gpu=request("recover", "gpu"),
     params:
         barycenter=optional("barycenter", "barycenter"),
         start=optional("start", "start"),
-        settings=settings("recover", ENGINE),
+        settings=inputs.flags("recover"),
         code=code_digest("recover"),
     shell:
         "python -m wmdd recover"
@@ -76,20 +74,19 @@ rule recover:
 
 rule images:
     input:
-        blocks_of,
+        inputs.blocks,
     output:
-        images="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.h5",
-        cost="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.cost.json",
+        images=FILES["images"],
+        cost=cost_of(FILES["images"]),
     log:
-        "logs/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.log",
+        STAGES["images"].log,
     wildcard_constraints:
-        method=family("recover", "latent", "match"),
+        method=inputs.methods_of("recover", "latent", "match"),
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("images", "mem_mb"),
-        runtime=asked("images", "runtime"),
+        mem_mb=request("images", "mem_mb"),
+        runtime=request("images", "runtime"),
     params:
         code=code_digest("images"),
     shell:

@@ -9,23 +9,22 @@
 
 rule grid:
     input:
-        images="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.h5",
+        images=FILES["images"],
     output:
         picture=report(
-            "results/report/images/{dataset}/{teacher}/{method}/ipc{ipc}-seed{seed}.png",
+            FILES["grid"],
             caption="captions/grid.rst",
             category="Distilled images",
             subcategory="{dataset}",
             labels={"method": "{method}", "images per class": "{ipc}", "seed": "{seed}"},
         ),
     log:
-        "logs/report/images/{dataset}/{teacher}/{method}/ipc{ipc}-seed{seed}.log",
+        STAGES["grid"].log,
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("grid", "mem_mb"),
-        runtime=asked("grid", "runtime"),
+        mem_mb=request("grid", "mem_mb"),
+        runtime=request("grid", "runtime"),
     params:
         code=code_digest("grid"),
     shell:
@@ -34,27 +33,26 @@ rule grid:
 
 rule report:
     input:
-        students=students(),
-        teachers=teachers(),
-        datasets=datasets(),
-        barycenters=barycenters(),
-        costs=costs(),
+        students=inputs.students(),
+        teachers=inputs.teachers(),
+        datasets=inputs.datasets(),
+        barycenters=inputs.barycenters(),
+        costs=all_costs,
     output:
-        table=report("results/report/table.md", caption="captions/table.rst", category="Results"),
-        csv=report("results/report/table.csv", caption="captions/table.rst", category="Results"),
-        cost=report("results/report/cost.md", caption="captions/cost.rst", category="Results"),
-        barycenters=report("results/report/barycenters.md", caption="captions/barycenters.rst", category="Results"),
-        barycenters_csv=report("results/report/barycenters.csv", caption="captions/barycenters.rst", category="Results"),
-        datasets=report("results/report/datasets.md", caption="captions/datasets.rst", category="Results"),
-        runs="results/report/runs.json",
+        table=report(f"{REPORT}/table.md", caption="captions/table.rst", category="Results"),
+        csv=report(f"{REPORT}/table.csv", caption="captions/table.rst", category="Results"),
+        cost=report(f"{REPORT}/cost.md", caption="captions/cost.rst", category="Results"),
+        barycenters=report(f"{REPORT}/barycenters.md", caption="captions/barycenters.rst", category="Results"),
+        barycenters_csv=report(f"{REPORT}/barycenters.csv", caption="captions/barycenters.rst", category="Results"),
+        datasets=report(f"{REPORT}/datasets.md", caption="captions/datasets.rst", category="Results"),
+        runs=f"{REPORT}/runs.json",
     log:
-        "logs/report/report.log",
+        STAGES["report"].log,
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("report", "mem_mb"),
-        runtime=asked("report", "runtime"),
+        mem_mb=request("report", "mem_mb"),
+        runtime=request("report", "runtime"),
     params:
         barycenters=optional("barycenters", "barycenters"),
         code=code_digest("report"),
@@ -77,21 +75,20 @@ rule report:
 
 rule distances:
     input:
-        distances=measurements(),
-        atoms=quantized(),
-        decays=decays(),
+        distances=inputs.distances(),
+        atoms=inputs.quantized(),
+        decays=inputs.decays(),
     output:
-        table=report("results/report/distances.md", caption="captions/distances.rst", category="Results"),
-        csv=report("results/report/distances.csv", caption="captions/distances.rst", category="Results"),
-        figure=report("results/report/distances.png", caption="captions/distances.rst", category="Results"),
+        table=report(f"{REPORT}/distances.md", caption="captions/distances.rst", category="Results"),
+        csv=report(f"{REPORT}/distances.csv", caption="captions/distances.rst", category="Results"),
+        figure=report(f"{REPORT}/distances.png", caption="captions/distances.rst", category="Results"),
     log:
-        "logs/report/distances.log",
+        STAGES["distances"].log,
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("distances", "mem_mb"),
-        runtime=asked("distances", "runtime"),
+        mem_mb=request("distances", "mem_mb"),
+        runtime=request("distances", "runtime"),
     params:
         atoms=optional("atoms", "atoms"),
         decays=optional("decays", "decays"),
@@ -109,19 +106,18 @@ rule distances:
 
 rule embedding:
     input:
-        images=mapped,
-        teacher=lambda wildcards: from_teacher("model.safetensors")(first_of(wildcards)),
-        features=lambda wildcards: from_teacher("features.h5")(first_of(wildcards)),
+        images=inputs.mapped,
+        teacher=inputs.of_map("teacher"),
+        features=inputs.of_map("features"),
     output:
-        points="results/report/maps/{dataset}/{teacher}.json",
+        points=FILES["map"],
     log:
-        "logs/report/maps/{dataset}/{teacher}.log",
+        STAGES["embedding"].log,
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("embedding", "mem_mb"),
-        runtime=asked("embedding", "runtime"),
+        mem_mb=request("embedding", "mem_mb"),
+        runtime=request("embedding", "runtime"),
     params:
         code=code_digest("embedding"),
     shell:
@@ -136,31 +132,30 @@ rule embedding:
 
 rule page:
     input:
-        students=students(),
-        costs=costs(),
-        datasets=datasets(),
-        teachers=teachers(),
-        images=sets(),
-        barycenters=barycenters(),
-        distances=measurements(),
-        atoms=quantized(),
-        decays=decays(),
-        maps=maps(),
+        students=inputs.students(),
+        costs=all_costs,
+        datasets=inputs.datasets(),
+        teachers=inputs.teachers(),
+        images=inputs.sets(),
+        barycenters=inputs.barycenters(),
+        distances=inputs.distances(),
+        atoms=inputs.quantized(),
+        decays=inputs.decays(),
+        maps=inputs.maps(),
         published=PUBLISHED,
         circles=CIRCLES if Path(CIRCLES).is_file() else [],
         templates=TEMPLATES,
-        tables=[*rules.report.output, *(rules.distances.output if measurements() else [])],
+        tables=[*rules.report.output, *(rules.distances.output if inputs.distances() else [])],
     output:
-        page=report("results/report/index.html", caption="captions/page.rst", category="Results"),
-        figures=directory("results/report/figures"),
+        page=report(f"{REPORT}/index.html", caption="captions/page.rst", category="Results"),
+        figures=directory(f"{REPORT}/figures"),
     log:
-        "logs/report/page.log",
+        STAGES["page"].log,
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("page", "mem_mb"),
-        runtime=asked("page", "runtime"),
+        mem_mb=request("page", "mem_mb"),
+        runtime=request("page", "runtime"),
     params:
         barycenters=optional("barycenters", "barycenters"),
         distances=optional("distances", "distances"),
@@ -194,20 +189,19 @@ rule page:
 # The runs of an entry of the matrix that has a name, as a table: `snakemake --configfile config/paper.yaml table1`.
 rule table:
     input:
-        students=lambda wildcards: students(experiment.named()[wildcards.table]),
+        students=lambda wildcards: inputs.students(experiment.named()[wildcards.table]),
         published=PUBLISHED,
     output:
-        table="results/report/tables/{table}.md",
-        csv="results/report/tables/{table}.csv",
-        latex="results/report/tables/{table}.tex",
+        table=f"{REPORT}/tables/{{table}}.md",
+        csv=f"{REPORT}/tables/{{table}}.csv",
+        latex=f"{REPORT}/tables/{{table}}.tex",
     log:
-        "logs/report/tables/{table}.log",
+        log_of("table", f"{REPORT}/tables/{{table}}.md"),
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("table", "mem_mb"),
-        runtime=asked("table", "runtime"),
+        mem_mb=request("table", "mem_mb"),
+        runtime=request("table", "runtime"),
     params:
         code=code_digest("table"),
     shell:
@@ -228,7 +222,7 @@ for name in experiment.named():
         name:
             name
         input:
-            f"results/report/tables/{name}.md",
+            f"{REPORT}/tables/{name}.md",
 
 
 rule figures:

@@ -4,27 +4,26 @@
 
 rule select:
     input:
-        data="data/{dataset}.h5",
-        features=features_of,
-        teacher=looking,
+        data=FILES["data"],
+        features=inputs.features_if_chosen_by,
+        teacher=inputs.teacher_if_asked,
     output:
-        images="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.h5",
-        cost="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.cost.json",
+        images=FILES["images"],
+        cost=cost_of(FILES["images"]),
     log:
-        "logs/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/select.log",
+        STAGES["select"].log,
     wildcard_constraints:
-        method=family("select"),
+        method=inputs.methods_of("select"),
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("select", "mem_mb"),
-        runtime=asked("select", "runtime"),
-        gpu=asked("select", "gpu"),
+        mem_mb=request("select", "mem_mb"),
+        runtime=request("select", "runtime"),
+        gpu=request("select", "gpu"),
     params:
         features=optional("features", "features"),
         teacher=optional("teacher", "teacher"),
-        settings=settings("select", solver, looked),
+        settings=inputs.flags("select"),
         code=code_digest("select"),
     shell:
         "python -m wmdd select"

@@ -6,22 +6,21 @@
 
 rule relabel:
     input:
-        images="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.h5",
-        teacher=from_teacher("model.safetensors"),
+        images=FILES["images"],
+        teacher=inputs.of_teacher("teacher"),
     output:
-        labels="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/labels/{protocol}.h5",
-        cost="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/labels/{protocol}.cost.json",
+        labels=FILES["labels"],
+        cost=cost_of(FILES["labels"]),
     log:
-        "logs/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/relabel/{protocol}.log",
+        STAGES["relabel"].log,
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("relabel", "mem_mb"),
-        runtime=asked("relabel", "runtime"),
-        gpu=asked("relabel", "gpu"),
+        mem_mb=request("relabel", "mem_mb"),
+        runtime=request("relabel", "runtime"),
+        gpu=request("relabel", "gpu"),
     params:
-        settings=settings("relabel", ENGINE),
+        settings=inputs.flags("relabel"),
         code=code_digest("relabel"),
     shell:
         "python -m wmdd relabel"
@@ -34,6 +33,11 @@ rule relabel:
         " > {log} 2>&1"
 
 
+def of_run(pattern, run):
+    """A path of a student, whose job is of a group of runs rather than of the wildcard `run`."""
+    return pattern.replace("{run}", str(run))
+
+
 # A rule for each group of runs that a job trains side by side (`runs_per_job`); with one run there is one rule.
 for runs in experiment.runs_of_jobs():
 
@@ -41,28 +45,27 @@ for runs in experiment.runs_of_jobs():
         name:
             "student" if runs[0] == 0 else f"student_{runs[0]}"
         input:
-            images="results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.h5",
-            labels=labels_of,
-            teacher=asked_by,
-            data="data/{dataset}.h5",
+            images=FILES["images"],
+            labels=inputs.labels_if_stored,
+            teacher=inputs.teacher_if_online,
+            data=FILES["data"],
         output:
-            result=[f"{STUDENT}/run{run}.json" for run in runs],
-            history=[f"{STUDENT}/run{run}.csv" for run in runs],
-            cost=f"{STUDENT}/run{runs[0]}.cost.json",
+            result=[of_run(FILES["student"], run) for run in runs],
+            history=[of_run(history_of(FILES["student"]), run) for run in runs],
+            cost=of_run(cost_of(FILES["student"]), runs[0]),
         log:
-            f"{STUDENT}/run{runs[0]}.log".replace("results/", "logs/", 1),
+            of_run(STAGES["student"].log, runs[0]),
         conda:
             "../envs/wmdd.yaml"
-        threads: 1
         resources:
-            mem_mb=asked("student", "mem_mb"),
-            runtime=asked("student", "runtime"),
-            gpu=asked("student", "gpu"),
+            mem_mb=request("student", "mem_mb"),
+            runtime=request("student", "runtime"),
+            gpu=request("student", "gpu"),
         params:
             runs=runs,
             labels=optional("soft-labels", "labels"),
             teacher=optional("teacher", "teacher"),
-            settings=settings("student", augmentation, ENGINE),
+            settings=inputs.flags("student"),
             code=code_digest("student"),
         shell:
             "python -m wmdd student"

@@ -7,24 +7,23 @@
 
 rule teacher:
     input:
-        data="data/{dataset}.h5",
-        weights=weights_of,
+        data=FILES["data"],
+        weights=inputs.weights,
     output:
-        model="results/{dataset}/{teacher}/teacher/seed{seed}/model.safetensors",
-        history="results/{dataset}/{teacher}/teacher/seed{seed}/model.csv",
-        cost="results/{dataset}/{teacher}/teacher/seed{seed}/model.cost.json",
+        model=FILES["teacher"],
+        history=history_of(FILES["teacher"]),
+        cost=cost_of(FILES["teacher"]),
     log:
-        "logs/{dataset}/{teacher}/teacher/seed{seed}/teacher.log",
+        STAGES["teacher"].log,
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("teacher", "mem_mb"),
-        runtime=asked("teacher", "runtime"),
-        gpu=asked("teacher", "gpu"),
+        mem_mb=request("teacher", "mem_mb"),
+        runtime=request("teacher", "runtime"),
+        gpu=request("teacher", "gpu"),
     params:
         processes=gpus_of,
-        settings=settings("teacher", ENGINE),
+        settings=inputs.flags("teacher"),
         code=code_digest("teacher"),
     shell:
         "python -m wmdd teacher"
@@ -39,25 +38,24 @@ rule teacher:
 
 rule features:
     input:
-        data="data/{dataset}.h5",
-        teacher="results/{dataset}/{teacher}/teacher/seed{seed}/model.safetensors",
+        data=FILES["data"],
+        teacher=FILES["teacher"],
     output:
-        features="results/{dataset}/{teacher}/teacher/seed{seed}/features.h5",
-        statistics="results/{dataset}/{teacher}/teacher/seed{seed}/statistics.h5",
-        cost="results/{dataset}/{teacher}/teacher/seed{seed}/features.cost.json",
+        features=FILES["features"],
+        statistics=FILES["statistics"],
+        cost=cost_of(FILES["features"]),
     log:
-        "logs/{dataset}/{teacher}/teacher/seed{seed}/features.log",
+        STAGES["features"].log,
     wildcard_constraints:
-        dataset=featured(shared=False),
+        dataset=inputs.datasets_with(shared=False),
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("features", "mem_mb"),
-        runtime=asked("features", "runtime"),
-        gpu=asked("features", "gpu"),
+        mem_mb=request("features", "mem_mb"),
+        runtime=request("features", "runtime"),
+        gpu=request("features", "gpu"),
     params:
-        settings=settings("features", ENGINE),
+        settings=inputs.flags("features"),
         code=code_digest("features"),
     shell:
         "python -m wmdd features"
@@ -72,22 +70,21 @@ rule features:
 
 rule features_part:
     input:
-        data="data/{dataset}.h5",
-        teacher="results/{dataset}/{teacher}/teacher/seed{seed}/model.safetensors",
+        data=FILES["data"],
+        teacher=FILES["teacher"],
     output:
-        part="results/{dataset}/{teacher}/teacher/seed{seed}/features/{block}.h5",
-        cost="results/{dataset}/{teacher}/teacher/seed{seed}/features/{block}.cost.json",
+        part=FILES["features_part"],
+        cost=cost_of(FILES["features_part"]),
     log:
-        "logs/{dataset}/{teacher}/teacher/seed{seed}/features/{block}.log",
+        STAGES["features_part"].log,
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("features_part", "mem_mb"),
-        runtime=asked("features_part", "runtime"),
-        gpu=asked("features_part", "gpu"),
+        mem_mb=request("features_part", "mem_mb"),
+        runtime=request("features_part", "runtime"),
+        gpu=request("features_part", "gpu"),
     params:
-        settings=settings("features", ENGINE),
+        settings=inputs.flags("features"),
         code=code_digest("features"),
     shell:
         "python -m wmdd features"
@@ -102,21 +99,20 @@ rule features_part:
 
 rule gather:
     input:
-        parts_of_features,
+        inputs.features_parts,
     output:
-        features="results/{dataset}/{teacher}/teacher/seed{seed}/features.h5",
-        statistics="results/{dataset}/{teacher}/teacher/seed{seed}/statistics.h5",
-        cost="results/{dataset}/{teacher}/teacher/seed{seed}/features.cost.json",
+        features=FILES["features"],
+        statistics=FILES["statistics"],
+        cost=cost_of(FILES["features"]),
     log:
-        "logs/{dataset}/{teacher}/teacher/seed{seed}/gather.log",
+        STAGES["gather"].log,
     wildcard_constraints:
-        dataset=featured(shared=True),
+        dataset=inputs.datasets_with(shared=True),
     conda:
         "../envs/wmdd.yaml"
-    threads: 1
     resources:
-        mem_mb=asked("gather", "mem_mb"),
-        runtime=asked("gather", "runtime"),
+        mem_mb=request("gather", "mem_mb"),
+        runtime=request("gather", "runtime"),
     params:
         code=code_digest("gather"),
     shell:
