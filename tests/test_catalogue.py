@@ -32,7 +32,7 @@ def test_an_entry_may_override_every_stage(stage):
 
 def test_a_key_that_is_no_stage_is_refused_by_name():
     entry = Known.model_validate({**MINIMAL, "recovery": {"iterations": 1}})
-    with pytest.raises(WmddError, match="unknown key datasets.mine.recovery; did you mean 'recover'"):
+    with pytest.raises(WmddError, match=r"unknown key datasets\.mine\.recovery; did you mean 'recover'"):
         Experiment({"datasets": {"mine": entry.settings()}})
 
 

@@ -18,7 +18,17 @@ from wmdd.errors import WmddError
 from wmdd.job import cost_path, job
 from wmdd.preemption import AGAIN
 from wmdd.settings import EngineSettings, SelectSettings
-from wmdd.tracking import NullTracker, WandbTracker, artifact_name, columns, describe, place, run_id, start, without_key
+from wmdd.tracking import (
+    NullTracker,
+    WandbTracker,
+    artifact_name,
+    describe,
+    kind_of,
+    parts_of,
+    run_id,
+    start,
+    without_key,
+)
 
 ROOT = Path(__file__).parents[1]
 KEY = "0123456789abcdef" * 2 + "deadbeef"  # 40 hexadecimal digits, as a real one has
@@ -307,27 +317,16 @@ def test_no_key_is_in_the_runs_of_a_chain(chain):
     test_no_key_is_written_anywhere(chain)
 
 
-def test_places():
-    assert place(Path("data/digits.h5")) == {"dataset": "digits"}
-    assert place(Path("results/d/latent/vae/seed2/latents/classes0-4.h5")) == {
-        "dataset": "d", "generator": "vae", "seed": 2, "block": "classes0-4",
+def test_an_output_of_the_workflow_tells_its_place_and_another_nothing():
+    assert parts_of(Path("/far/results/d/t/m/ipc1/seed0/labels/paper.h5")) == {
+        "dataset": "d", "teacher": "t", "method": "m", "ipc": 1, "seed": 0, "protocol": "paper"
     }  # fmt: skip
-    assert place(Path("results/d/expert/convnet3/seed17/trajectory.h5")) == {
-        "dataset": "d", "expert": "convnet3", "seed": 17,
-    }  # fmt: skip
-    assert place(Path("results/d/t/mtt/ipc1/seed0/match/classes0-9.h5"))["block"] == "classes0-9"
-    assert place(Path("/far/results/d/t/m/ipc1/seed0/labels/paper.h5"))["protocol"] == "paper"
-    assert place(Path("x.h5")) == {}
-    meta = {"inputs": {"0": "a", "1": "b", "data": "c"}, "engine": {}}
-    found = columns("select", Path("x.h5"), meta)
-    assert {"stage", "input/parts", "input/data"} == set(found)
-    assert (
-        columns("select", Path("x.h5"), meta | {"inputs": {"0": "a", "1": "c"}})["input/parts"] != found["input/parts"]
-    )
-    experts = {f"expert{n}": f"{n}" for n in range(100)}
-    assert {"stage", "input/parts", "input/data"} == set(
-        columns("match", Path("x.h5"), {"inputs": {"data": "d"} | experts, "engine": {}})
-    )
+    assert parts_of(Path("x.h5")) == {}
+
+
+def test_stages_that_make_the_same_file_have_artifacts_of_one_kind():
+    kinds = {"gather": "features", "features": "features", "select": "images", "images": "images", "relabel": "relabel"}
+    assert {stage: kind_of(stage) for stage in kinds} == kinds
 
 
 def test_an_artifact_says_the_same_whenever_it_was_made(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from wmdd.loading import MANIFEST, Manifest
+from wmdd.workflow.layout import Cell
 
 if TYPE_CHECKING:
     from wmdd.catalogue import Known
@@ -20,20 +21,10 @@ _SPDX = {"CC BY 4.0": "cc-by-4.0"}  # names of licences as Hugging Face has them
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where in an experiment a set is from."""
-
-    dataset: str
-    teacher: str
-    method: str
-    seed: int
-
-
-@dataclass(frozen=True)
 class Origin:
     """What the card says beside the manifest: place, source dataset, how that is known, scores of students, the teacher's."""
 
-    place: Place | None = None
+    place: Cell | None = None
     source: "Known | None" = None
     sure: bool = False  # the source was named, not guessed from a folder's name
     students: Sequence[dict[str, Any]] = ()

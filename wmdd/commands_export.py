@@ -1,6 +1,5 @@
 """The command that hands a distilled set to others (see `wmdd.commands`)."""
 
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,17 +14,17 @@ from cyclopts.validators import Number
 
 from wmdd import artifacts
 from wmdd.artifacts import LEARNED, check_classes, learned_labels, read_json
-from wmdd.card import Origin, Place
+from wmdd.card import Origin
 from wmdd.commands import Several, app
 from wmdd.errors import WmddError
 from wmdd.loading import Layout, Manifest, SoftLabels, check_images, provenance
 from wmdd.progress import progress
+from wmdd.workflow.layout import Cell, place_of
 
 if TYPE_CHECKING:
     from wmdd.catalogue import Known
 
 Temperature = Annotated[float, Parameter(validator=Number(gt=0))]
-_PLACE = re.compile(r"(?P<dataset>[^/]+)/(?P<teacher>[^/]+)/(?P<method>[^/]+)/ipc\d+/seed(?P<seed>\d+)/images\.h5$")
 
 
 @app.command
@@ -131,14 +130,12 @@ def _averaged(meta: dict[str, Any], temperature: float) -> SoftLabels:
     )
 
 
-def _place(images: Path) -> Place | None:
-    match = _PLACE.search(images.absolute().as_posix())
-    if match is None:
-        return None
-    return Place(match["dataset"], match["teacher"], match["method"], int(match["seed"]))
+def _place(images: Path) -> Cell | None:
+    place = place_of(images.absolute())
+    return place.cell if place and place.kind == "images" else None
 
 
-def _source(name: str | None, place: Place | None, meta: dict[str, Any]) -> "Known | None":
+def _source(name: str | None, place: Cell | None, meta: dict[str, Any]) -> "Known | None":
     """Return the dataset that a set is made of, where it is known by name."""
     from wmdd import catalogue
 

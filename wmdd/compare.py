@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from wmdd import artifacts
 from wmdd.errors import WmddError
-from wmdd.tracking import place
+from wmdd.tracking import parts_of as place
 
 PLACE = ("dataset", "teacher", "method", "ipc", "student", "protocol")
 RESULT = re.compile(r"run\d+\.json")

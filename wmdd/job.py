@@ -23,6 +23,7 @@ from wmdd.progress import progress
 from wmdd.provenance import code_digest, git_revision, processor, versions
 from wmdd.settings import EngineSettings, Settings
 from wmdd.training import Context, Reader, quiet
+from wmdd.workflow.layout import cost_of
 
 BEFORE = "going on from its checkpoint when started again"
 
@@ -147,7 +148,7 @@ def _main(done: Job, config: dict[str, Any], threads: int, begun: float) -> Iter
 
 def cost_path(output: Path) -> Path:
     """Return where the cost of making `output` is kept."""
-    return output.with_suffix(".cost.json")
+    return Path(cost_of(output.as_posix()))
 
 
 def _cost(seconds: float, engine: Engine) -> dict[str, Any]:

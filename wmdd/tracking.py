@@ -14,19 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from wmdd import artifacts
+from wmdd.workflow.layout import place_of
+from wmdd.workflow.stages import STAGES, makers_of
 
 RECORD = "artifact.json"  # beside a run's data: the artifact that it made; `wmdd.sync` draws the lineage from it
-PLACES = [  # of outputs; what is found becomes columns
-    r"(?:^|/)(?P<dataset>[^/]+)/(?P<teacher>[^/]+)/(?P<method>[^/]+)/ipc(?P<ipc>\d+)/seed(?P<seed>\d+)/",
-    r"(?:^|/)(?P<dataset>[^/]+)/(?P<teacher>[^/]+)/teacher/seed(?P<seed>\d+)/",
-    r"(?:^|/)(?P<dataset>[^/]+)/latent/(?P<generator>[^/]+)/seed(?P<seed>\d+)/",
-    r"(?:^|/)(?P<dataset>[^/]+)/expert/(?P<expert>[^/]+)/seed(?P<seed>\d+)/",
-    r"(?:^|/)data/(?P<dataset>[^/]+)\.h5$",
-    r"/student/(?P<student>[^/]+)/(?P<protocol>[^/]+)/run(?P<run>\d+)\.json$",
-    r"/labels/(?P<protocol>[^/]+)\.h5$",
-    r"/(?P<block>classes\d+-\d+)\.h5$",
-]
-KINDS = {"gather": "features", "select": "images"}  # stages that make what another one makes, too
 SEVERAL = re.compile(r"\d+/(final/.+)")  # the score of one of several students of a job
 SECRET = re.compile(r"\b([0-9a-f]{40}|wandb_v\d\w+)\b")
 
@@ -162,11 +153,16 @@ def without_key(text: str) -> str:
     return SECRET.sub("***", " ".join((text.replace(key, "***") if key else text).split()))
 
 
-def place(output: Path) -> dict[str, Any]:
-    """Return what a path says of the output: dataset, teacher, method, ipc, seed, student, protocol, run, block."""
-    path = output.as_posix()
-    found = {k: v for pattern in PLACES if (m := re.search(pattern, path)) for k, v in m.groupdict().items()}
-    return {name: int(value) if name in ("ipc", "seed", "run") else value for name, value in found.items()}
+def parts_of(output: Path) -> dict[str, Any]:
+    """Return what a path says of the output, as far as it is one of the workflow's: dataset, method, seed and so on."""
+    place = place_of(output)
+    return place.cell.parts() if place else {}
+
+
+def kind_of(stage: str) -> str:
+    """Return the kind of a stage's artifacts: one for all stages that make the same file, as images and select."""
+    file = STAGES[stage].file if stage in STAGES else ""
+    return file if len(makers_of(file)) > 1 else stage
 
 
 def columns(stage: str, output: Path, meta: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +170,7 @@ def columns(stage: str, output: Path, meta: dict[str, Any]) -> dict[str, Any]:
 
     `cell` is method and IPC in one, to group by.
     """
-    found = {"stage": stage} | place(output)
+    found = {"stage": stage} | parts_of(output)
     if "ipc" in found:
         found["cell"] = f"{found['method']} ipc{found['ipc']}"
     inputs = _named(meta["inputs"])
@@ -200,7 +196,7 @@ def describe(output: Path, meta: dict[str, Any]) -> dict[str, Any] | None:
     statistics = output.with_name("statistics.h5")
     if output.name == "features.h5" and statistics.is_file():
         outputs[statistics.name] = digest(statistics)
-    about = {"name": artifact_name(output), "kind": KINDS.get(meta["stage"], meta["stage"]), "outputs": outputs}
+    about = {"name": artifact_name(output), "kind": kind_of(meta["stage"]), "outputs": outputs}
     about |= {"path": output.as_posix(), "digest": outputs[output.name], "inputs": _named(meta["inputs"])}
     return about | {name: meta[name] for name in ("stage", "settings", "identity", "code")}
 
