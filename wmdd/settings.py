@@ -1,7 +1,7 @@
 """Every setting of every stage: type, default, bounds, unit, meaning and source. The single source of truth.
 
-The JSON schema that Snakemake validates against, the command-line flags and `python -m wmdd config` are all
-made from these classes. A default without a named source is this project's own choice.
+The check of experiment files, the command-line flags and the schema for editors are all made from these classes. A
+default without a named source is this project's own choice.
 """
 
 import math
