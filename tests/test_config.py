@@ -975,7 +975,8 @@ def test_what_an_editor_underlines_is_refused_in_one_line(stage):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("experiment: 2026-01-01", "experiment: YAML reads 2026-01-01 neither as text nor as a number; put it in quotes"),
+        ("experiment: 2026-01-01", "experiment: YAML reads '2026-01-01' neither as text nor as a number; put it in quotes"),
+        (r'decode: {prompt: "\ud800"}', r"decode.prompt: YAML reads '\ud800' neither as text"),
         ("methods: {on: {base: wmdd}}", "methods.True: YAML does not read this key as text; put it in quotes"),
         ("relabel: {epochs: true}", "relabel.epochs: Input should be a valid integer (got True)"),
         ("recover: {lr: .inf}", "recover.lr: Input should be a finite number (got inf)"),

@@ -293,16 +293,21 @@ def _plain(value: Any, path: tuple[str, ...] = ()) -> Any:
     """
     if isinstance(value, Mapping):
         for key in value:
-            if not isinstance(key, str):
+            if not _is_text(key):
                 raise WmddError(f"{_dotted((*path, str(key)))}: YAML does not read this key as text; put it in quotes")
         return {str(key): _plain(part, (*path, key)) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(part, (*path, str(place))) for place, part in enumerate(value)]
     if isinstance(value, float):
         return int(value) if value.is_integer() and 0 < abs(value) < 2**53 else value
-    if value is None or isinstance(value, str | int):
+    if value is None or isinstance(value, int) or _is_text(value):
         return value
-    raise WmddError(f"{_dotted(path)}: YAML reads {value} neither as text nor as a number; put it in quotes")
+    raise WmddError(f"{_dotted(path)}: YAML reads {str(value)!r} neither as text nor as a number; put it in quotes")
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether a value is text that a command can take: without a null byte, and no half of a character."""
+    return isinstance(value, str) and not re.search("[\0\ud800-\udfff]", value)
 
 
 def _dotted(path: Iterable[str]) -> str:
