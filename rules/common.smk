@@ -10,7 +10,6 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
-from snakemake.utils import validate
 
 ROOT = Path(workflow.basedir)
 # Jobs find the interpreter that runs this workflow and the package beside the Snakefile, wherever they are started.
@@ -52,7 +51,6 @@ try:
     experiment = Experiment(config)
 except WmddError as error:
     raise WorkflowError(str(error)) from None
-validate(config, str(ROOT / "config/schema.json"), set_default=False)
 
 # wandb reads these in every job; what the user's environment says wins.
 os.environ.setdefault("WANDB_MODE", experiment.file.tracking.mode)

@@ -3,12 +3,11 @@
 import subprocess
 import sys
 
-import jsonschema
 import pytest
 from pydantic import ValidationError
 
 from wmdd.catalogue import Archive, Known, known, table
-from wmdd.config import Experiment, presets, schema
+from wmdd.config import Experiment, presets
 from wmdd.errors import WmddError
 from wmdd.imagenet import wnids
 from wmdd.settings import DataSettings, flags
@@ -42,9 +41,8 @@ def test_every_entry_with_data_is_a_preset_and_the_others_are_sources_only():
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_an_entry_fits_the_schema_and_names_itself(name):
+def test_an_entry_names_itself(name):
     entry = known(name)
-    jsonschema.validate({"datasets": {name: entry.settings()}}, schema())
     data = Experiment({}).resolve("data", dataset=name)
     assert data.source == name
     assert len(entry.subset) in (0, data.classes)
@@ -123,7 +121,7 @@ def test_an_entry_that_is_not_whole_is_refused(bad):
     [
         ({"mean": [0.5, 0.5]}, "mean.2: Field required"),
         ({"mean": [0.5, 0.5, 1.5]}, "mean.2: Input should be less than or equal to 1"),
-        ({"mean": ["1e-1", 0.5, 0.5]}, "mean: Input should be a number, but YAML reads this as text"),
+        ({"mean": ["1e-1", 0.5, 0.5]}, "mean.0: Input should be a number, but YAML reads this as text"),
         ({"std": [0, 1, 1]}, "std.0: Input should be greater than 0"),
         ({"train_images": -1}, "train_images: Input should be greater than or equal to 0"),
     ],

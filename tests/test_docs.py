@@ -18,7 +18,7 @@ from markdown_it.token import Token
 from wmdd.catalogue import Known
 from wmdd.config import Experiment, ExperimentFile, parse, presets
 from wmdd.models import stem_of
-from wmdd.settings import STAGES
+from wmdd.workflow.stages import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("**/*.md"))
@@ -291,7 +291,7 @@ def test_the_datasets_of_the_page_resolve() -> None:
         data = experiment.resolve("data", dataset=name)
         assert data.source == "imagefolder"
         assert data.classes == content["datasets"][name]["data"]["classes"]
-        for stage in STAGES:
+        for stage in SETTINGS:
             experiment.resolve(stage, dataset=name)
     assert experiments[1]["datasets"]["letters"]["features_jobs"] == len(
         Experiment(experiments[1]).features_blocks("letters")
@@ -325,7 +325,7 @@ def test_defaults_of_the_dataset_page() -> None:
 def test_every_setting_of_data_in_the_table_exists() -> None:
     table, _ = tables(DATASET_PAGE)
     names = {name for row in table.rows for name in re.findall(r"`(\w+)", row[0])}
-    assert names <= STAGES["data"].model_fields.keys()
+    assert names <= SETTINGS["data"].model_fields.keys()
 
 
 # --- docs/troubleshooting.md -------------------------------------------------------------------------------------------------

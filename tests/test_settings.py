@@ -16,7 +16,6 @@ import wmdd.commands_match  # noqa: F401  it registers its commands
 from wmdd.commands_latent import app
 from wmdd.errors import WmddError
 from wmdd.settings import (
-    STAGES,
     AugmentationSettings,
     AutoencoderSettings,
     BarycenterSettings,
@@ -34,6 +33,7 @@ from wmdd.settings import (
     TeacherSettings,
     flags,
 )
+from wmdd.workflow.stages import SETTINGS
 
 # What each command needs beside its settings, and which settings it takes by which parameter.
 COMMANDS = {
@@ -75,11 +75,11 @@ COMMANDS = {
         {"settings": "student", "augmentation": LabelSettings, "engine": EngineSettings},
     ),
 }
-KINDS = [*STAGES.values(), EngineSettings, AugmentationSettings, LabelSettings]
+KINDS = [*SETTINGS.values(), EngineSettings, AugmentationSettings, LabelSettings]
 
 
 def kinds_of(stage):
-    return {name: STAGES.get(kind, kind) for name, kind in COMMANDS[stage][1].items()}
+    return {name: SETTINGS.get(kind, kind) for name, kind in COMMANDS[stage][1].items()}
 
 
 def parsed(stage, line):
@@ -136,7 +136,7 @@ def test_text_is_quoted_for_the_shell_and_comes_back(root):
 # The round trip through the commands
 
 
-@pytest.mark.parametrize("stage", sorted(STAGES.keys() - {"generator"}))  # which encode and decode share
+@pytest.mark.parametrize("stage", sorted(SETTINGS.keys() - {"generator"}))  # which encode and decode share
 def test_every_stage_has_its_command_here(stage):
     assert "settings" in COMMANDS[stage][1]
 
@@ -340,7 +340,7 @@ def test_rules_give_each_command_the_settings_it_takes():
     """`settings("student", augmentation, ENGINE)` in a rule: as many parts as the command has settings parameters."""
     rules = "\n".join(path.read_text() for path in (Path(__file__).parents[1] / "rules").glob("*.smk"))
     calls = dict(re.findall(r'settings=settings\("(\w+)"(.*)\),?\n', rules))
-    assert set(calls) == set(STAGES) - {"generator"}
+    assert set(calls) == set(SETTINGS) - {"generator"}
     for stage, more in calls.items():
         assert more.count(",") == len(COMMANDS[stage][1]) - 1, stage
         assert ("ENGINE" in more or "looked" in more) == ("engine" in COMMANDS[stage][1]), (

@@ -831,7 +831,7 @@ def config(file: Path, *, stage: str | None = None) -> None:
 
 @app.command
 def schema() -> None:
-    """Print the JSON schema of experiment files (kept in config/schema.json)."""
+    """Print the JSON schema of experiment files, for editors that complete and check YAML."""
     from wmdd.config import schema as build
 
     print(json.dumps(build(), indent=1))

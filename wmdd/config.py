@@ -7,9 +7,11 @@ teacher's < the method's (its base first) < the protocol's (its base first) < th
 
 import difflib
 import itertools
+import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -31,6 +33,7 @@ from wmdd import catalogue, rates
 from wmdd.errors import WmddError
 from wmdd.figures import by_hand, rated_width, recovering, stated_side
 from wmdd.settings import (
+    NAME,
     Count,
     EngineSettings,
     ExpertSettings,
@@ -44,10 +47,11 @@ from wmdd.settings import (
     TeacherSettings,
     WeightsSettings,
 )
-from wmdd.workflow.layout import NAME, RESERVED, Cell, block_of
+from wmdd.workflow.layout import RESERVED, Cell, block_of
 from wmdd.workflow.stages import KEYS, SETTINGS, STAGES, Family
 
-Name = Annotated[str, Field(pattern=f"^{NAME}$")]
+NAME_LENGTH = 200  # of the 255 characters that a file system allows, what is left beside suffixes
+Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=NAME_LENGTH)]
 Names = Annotated[list[Name], Field(min_length=1)]
 
 IMAGES_PER_BLOCK = 1000  # of a barycenter or recover job, where nothing is known that its time could be told by
@@ -57,14 +61,7 @@ COARSE = (1, 2, 5)  # times powers of ten: the sizes of blocks, so that a rate m
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _number(value: Any) -> Any:
-    """Refuse text where a number belongs; the JSON schema does, and YAML 1.1 takes 1e-3 for text."""
-    if any(isinstance(v, str) for v in (value if isinstance(value, list) else [value])):
-        raise ValueError("Input should be a number, but YAML reads this as text; write 0.001 or 1.0e-3, not 1e-3")
-    return value
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _partial(model: type[Settings], sweep: bool = False) -> Any:
@@ -72,9 +69,6 @@ def _partial(model: type[Settings], sweep: bool = False) -> Any:
     fields: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-        kinds = (field.annotation, *get_args(field.annotation))  # a number, numbers, or either or nothing
-        if any(kind in (int, float) or get_origin(kind) is tuple for kind in kinds):
-            kind = Annotated[kind, BeforeValidator(_number)]
         kind = kind | Annotated[list[kind], Field(min_length=1)] | None if sweep else kind | None
         fields[name] = (kind, Field(None, description=field.description))
     suffix = "Sweep" if sweep else "Overrides"
@@ -270,9 +264,42 @@ def parse(content: Mapping[str, Any], name: str = "configuration") -> Any:
         WmddError: one line for the first mistake; for an unknown key it names the nearest known one.
     """
     try:
-        return ExperimentFile.model_validate(dict(content))
+        # Strict, so that `true` is no number and "1" is none; as JSON, where a list may be a tuple even then.
+        return ExperimentFile.model_validate_json(json.dumps(_plain(content)), strict=True)
     except ValidationError as error:
         raise WmddError(f"{name}: {_explain(error)}") from None
+    except WmddError as error:
+        raise WmddError(f"{name}: {error}") from None
+
+
+def _plain(value: Any, path: tuple[str, ...] = ()) -> Any:
+    """Return the content of a YAML file as JSON has it; a float that is an integer becomes one (`epochs: 50.0`).
+
+    Raises:
+        WmddError: YAML reads a key as something else than text, or a value as a date or the like.
+    """
+    if isinstance(value, Mapping):
+        for key in value:
+            if not _is_text(key):
+                raise WmddError(f"{_dotted((*path, str(key)))}: YAML does not read this key as text; put it in quotes")
+        return {str(key): _plain(part, (*path, key)) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part, (*path, str(place))) for place, part in enumerate(value)]
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and 0 < abs(value) < 2**53 else value
+    if value is None or isinstance(value, int) or _is_text(value):
+        return value
+    raise WmddError(f"{_dotted(path)}: YAML reads {str(value)!r} neither as text nor as a number; put it in quotes")
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether a value is text that a command can take: without a null byte, and no half of a character."""
+    return isinstance(value, str) and not re.search("[\0\ud800-\udfff]", value)
+
+
+def _dotted(path: Iterable[str]) -> str:
+    """Return a path as one line of text, whatever a key holds."""
+    return repr(".".join(path))[1:-1]
 
 
 def _explain(error: ValidationError) -> str:
@@ -283,18 +310,20 @@ def _explain(error: ValidationError) -> str:
         field.pop()
     about = [m for m in mistakes if m[0][: len(field)] == field and m[2]["type"] != "tuple_type"] or mistakes
     path, model, mistake = max(about, key=lambda m: len(m[0]))
-    where = ".".join(path)
+    where = _dotted(path)
     if mistake["type"] == "extra_forbidden":
         known = sorted(model.model_fields)
         nearest = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.0)
         return f"unknown key {where}; did you mean {nearest[0]!r}? Known here: {', '.join(known)}"
-    reasons = dict.fromkeys(_reason(m[2]["msg"]) for m in about if m[0] == path)
+    reasons = dict.fromkeys(_reason(m[2]) for m in about if m[0] == path)
     return f"{where}: {', or: '.join(reasons)} (got {mistake['input']!r})"
 
 
-def _reason(message: str) -> str:
-    message = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping of settings", message)
-    return message.removeprefix("Value error, ")
+def _reason(mistake: Any) -> str:
+    if mistake["type"] in ("int_type", "float_type") and isinstance(mistake["input"], str):
+        return "Input should be a number, but YAML reads this as text; write 0.001 or 1.0e-3, not 1e-3, without quotes"
+    message = mistake["msg"].replace("an object", "a mapping of settings").replace("a valid array", "a valid list")
+    return str(message.removeprefix("Value error, "))
 
 
 def _follow(location: tuple[int | str, ...]) -> tuple[list[str], Any]:
@@ -342,7 +371,7 @@ def _expand(methods: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[
     Each is based on the method without its lists, which keeps its name (and with it a preset of that name).
 
     Raises:
-        WmddError: two methods would have the same name.
+        WmddError: two methods would have the same name, or one a name too long for a file.
     """
     flat: dict[str, Any] = {}
     sweeps: dict[str, list[str]] = {}
@@ -360,6 +389,15 @@ def _expand(methods: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[
             for stage, key, value in point:
                 overrides.setdefault(stage, {})[key] = value
             member = "-".join([name, *(f"{key}{_label(value)}" for _, key, value in point)])
+            if len(member) > NAME_LENGTH:
+                raise WmddError(
+                    f"methods.{name}: its sweep makes a name of {len(member)} characters, more than {NAME_LENGTH}: "
+                    f"{member[:60]}...; write a method for each value instead"
+                )
+            if member in made:
+                raise WmddError(
+                    f"methods.{name}: its sweep makes the name {member} twice; write a method for each value instead"
+                )
             made[member] = MethodEntry.model_validate({"base": name, **overrides})
             sweeps.setdefault(name, []).append(member)
         for taken in (flat.keys() | methods.keys() - {name}) & made.keys():
@@ -369,7 +407,12 @@ def _expand(methods: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[
 
 
 def _label(value: Any) -> str:
-    return "-".join(str(v).removesuffix(".0") for v in (value if isinstance(value, tuple) else (value,)))
+    """Return a value as a part of a name: letters without accents, and `-` for what a name may not have."""
+    label = "-".join(str(v).removesuffix(".0") for v in (value if isinstance(value, tuple) else (value,)))
+    if re.fullmatch(r"[A-Za-z0-9_.+-]*", label):
+        return label
+    letters = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", letters).strip("-")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,13 @@ KEY = [
     "protocol",
 ]  # what must agree for two numbers to stand side by side
 Percent = Annotated[float, Field(ge=0, le=100)]
+Kind = Literal["paper", "quoted", "repository", "secondary"]
+KINDS: dict[Kind, str] = {
+    "paper": "the paper's own table",
+    "quoted": "quoted there from other papers",
+    "repository": "from its authors' repository",
+    "secondary": "read in a secondary source, not checked",
+}
 
 
 class _Model(BaseModel):
@@ -42,9 +49,10 @@ class Block(_Model):
     """Some numbers of one table: a list over `ipc` for each method."""
 
     source: str
+    kind: Kind = Field(description="how the numbers came into the file")
     dataset: str
     student: str = "resnet18"
-    protocol: str
+    protocol: str = Field(description="one of ours, or in words whose it is")
     labels: Literal["soft", "hard"]
     ipc: list[int]
     table: Literal["main", "ablation", "architectures"] = "main"
@@ -101,7 +109,7 @@ def read(path: Path) -> pd.DataFrame:
 def _rows(content: Published, block: Block) -> list[dict[str, Any]]:
     source = content.sources[block.source]
     common = {"student": block.student, "labels": block.labels, "protocol": block.protocol, "table": block.table}
-    common |= {"source": source.title, "url": source.url}
+    common |= {"source": f"{source.title}: {KINDS[block.kind]}", "url": source.url}
     return [
         common | {"dataset": ours, "method": method, "ipc": ipc, "published": value}
         for ours in content.datasets[block.dataset].ours
@@ -114,7 +122,7 @@ def _rows(content: Published, block: Block) -> list[dict[str, Any]]:
 def beside(summary: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     """Return our summary with the columns published, source and url, NaN where nothing is published under the same key.
 
-    The controls of others under a protocol of their own (`own`) are not comparable, and no number with another network is.
+    Numbers under others' protocols stand beside none of ours: no name of ours has a blank or an apostrophe, as theirs do.
     """
     found = published.drop_duplicates(KEY)[[*KEY, "published", "source", "url"]]
     return summary.merge(found, on=KEY, how="left")

@@ -1,7 +1,7 @@
 """Every setting of every stage: type, default, bounds, unit, meaning and source. The single source of truth.
 
-The JSON schema that Snakemake validates against, the command-line flags and `python -m wmdd config` are all
-made from these classes. A default without a named source is this project's own choice.
+The check of experiment files, the command-line flags and the schema for editors are all made from these classes. A
+default without a named source is this project's own choice.
 """
 
 import math
@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 from wmdd import catalogue
 from wmdd.errors import WmddError
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"  # of a dataset, method and so on: a part of a path
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -390,7 +391,7 @@ class RecoverSettings(Settings):
 
     init: str = Field(
         "noise",
-        pattern=r"^(noise|method:[A-Za-z0-9][A-Za-z0-9_.+-]*)$",
+        pattern=f"^(noise|method:{NAME})$",
         description="where to start: noise (WMDD, SRe2L), or method:NAME, the images of another method of the same cell",
     )
     iterations: Count = Field(2000, description="Adam steps (WMDD and SRe2L: 2,000)")

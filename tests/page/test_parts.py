@@ -72,6 +72,22 @@ def test_the_numbers_of_the_paper():
     assert table.loc[("imagenette", "wmdd", 10, "resnet18", "soft", "paper")] == 64.8
     assert table.loc[("imagenette-in1k", "sre2l", 1, "resnet18", "soft", "paper")] == 20.6
     assert table.loc[("tiny-imagenet", "wmdd", 50, "resnet50", "soft", "paper")] == 60.5
+    assert table.loc[("imagenet-1k", "random", 10, "resnet18", "soft", "CDA's")] == 35.8
+    assert table.loc[("imagenet-1k", "sre2l", 10, "resnet18", "soft", "CDA's")] == 33.5, "below random images"
+
+
+def test_under_the_rectified_protocol_there_is_only_what_its_paper_has():
+    table = published.read(FILE).query("protocol == 'rectified'")
+    assert set(table["method"]) == {"sre2l", "d4m-sd"}
+    assert table["source"].str.contains("RD3").all()
+
+
+def test_a_protocol_is_one_of_ours_or_no_name_that_an_experiment_could_have():
+    from wmdd.config import parse, presets
+
+    for protocol in set(published.read(FILE)["protocol"]) - set(presets().protocols):
+        with pytest.raises(WmddError, match="should match pattern"):
+            parse({"protocols": {protocol: {}}})
 
 
 def test_every_published_method_of_ours_is_a_preset():
@@ -82,7 +98,10 @@ def test_every_published_method_of_ours_is_a_preset():
 
 def test_every_number_has_a_source():
     table = published.read(FILE)
-    assert table["source"].str.len().min() > 20
+    assert table["source"].str.fullmatch(f".{{20,}}: ({'|'.join(published.KINDS.values())})").all()
+    assert set(table[table["protocol"] == "rectified"]["source"].str.split(": ").str[-1]) == {
+        published.KINDS["secondary"]
+    }
     assert table[published.KEY].notna().all().all()
 
 
@@ -104,6 +123,8 @@ def test_they_stand_beside_ours():
     ("change", "says"),
     [
         (lambda c: c["results"][0].update(source="nobody"), "there is no source nobody; known: ddoq"),
+        (lambda c: c["results"][0].pop("kind"), "results.0.kind: Field required"),
+        (lambda c: c["results"][0].update(kind="blog"), "'paper', 'quoted', 'repository' or 'secondary'"),
         (lambda c: c["results"][0].update(dataset="mnist"), "there is no dataset mnist; known: cifar10"),
         (
             lambda c: c["results"][0]["methods"].update(wmdd=[1.0]),

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wmdd.errors import WmddError
+from wmdd.settings import NAME
 from wmdd.workflow.layout import (
     FILES,
-    NAME,
     NUMBER,
     REPORT,
     RESERVED,

@@ -50,8 +50,6 @@ def extend(root: Path) -> None:
     """Do all that the page says."""
     for diff in DIFFS:
         apply(diff, root)
-    assert "python -m wmdd schema > config/schema.json" in PAGE
-    (root / "config/schema.json").write_text(wmdd(root, "schema"))
 
 
 def wmdd(root: Path, *arguments: str) -> str:

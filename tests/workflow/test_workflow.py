@@ -84,6 +84,22 @@ def test_students_of_a_job_are_those_of_jobs_of_their_own(finished: Workspace, r
     assert run.pending("--rerun-triggers", "mtime") == {}, "the files are the same ones"
 
 
+def test_values_that_no_path_can_hold_may_be_swept(run: Workspace) -> None:
+    run.config = run.config | {
+        "matrix": [run.config["matrix"][0] | {"methods": ["start", "prompt"], "protocols": ["short"]}],
+        "methods": {
+            "start": {"base": "wmdd", "recover": {"init": ["noise", "method:random"]}},
+            "prompt": {"base": "ddoq", "decode": {"prompt": ["a photo of {name}", "{name}"]}},
+        },
+    }
+    pending = run.pending()
+    assert {stage: pending[stage] for stage in ("recover", "decode", "student")} == {
+        "recover": 4,  # two blocks each
+        "decode": 4,
+        "student": 4,
+    }
+
+
 def test_every_artifact_says_what_made_it(finished: Workspace) -> None:
     results = finished.root / "results/digits/nano"
     files = [finished.root / "data/digits.h5", *results.glob("**/*.h5")]

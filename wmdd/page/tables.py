@@ -183,7 +183,7 @@ def published(known: pd.DataFrame, names: set[str]) -> Table | None:
         for row in rows.sort_values([*SAME, "labels"]).to_dict("records")
     ]
     columns = ["dataset", "images per class", "method", "student", "protocol", "labels", "top-1, %", "source"]
-    caption = "As published; a protocol `own` is another one for each method."
+    caption = "As published; what is under a protocol of others stands beside no number of ours."
     return Table("published", columns, lines, caption, wide=True)
 
 

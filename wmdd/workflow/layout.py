@@ -11,8 +11,8 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from wmdd.errors import WmddError
+from wmdd.settings import NAME
 
-NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
 NUMBER = r"\d+"
 WILDCARDS = {  # what each may be
     "dataset": NAME,
