@@ -18,14 +18,13 @@ from wmdd.errors import WmddError
 from wmdd.figures import stated_side
 from wmdd.plan import estimate
 from wmdd.resolved import resolved
-from wmdd.settings import EngineSettings, RecoverSettings, flags
+from wmdd.settings import NAME, EngineSettings, RecoverSettings, flags
 from wmdd.work import work
 from wmdd.workflow.layout import Cell
 from wmdd.workflow.stages import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(set((ROOT / "config").glob("**/*.yaml")) - {ROOT / "config/published.yaml"})  # which is no experiment
-(WILDCARD,) = re.findall(r'^NAME = r"(.*)"$', (ROOT / "rules/common.smk").read_text(), re.MULTILINE)
 
 
 def experiment(content=None, **cell):
@@ -344,7 +343,7 @@ def test_every_member_of_a_sweep_has_a_valid_name_or_the_file_is_refused(prompts
         assert max(map(len, prompts)) > 100 or len({_plain_name(p) for p in prompts}) < len(set(prompts))
         return
     assert len(set(names)) == len(pairs)
-    assert all(re.fullmatch(WILDCARD, name) for name in names)
+    assert all(re.fullmatch(NAME, name) for name in names)
     content["methods"] |= {f"after{n}": {"base": name} for n, name in enumerate(names)}
     found = Experiment(content)
     for n, (name, (scale, prompt)) in enumerate(zip(names, pairs, strict=True)):
@@ -877,7 +876,7 @@ def test_every_preset_runs_with_every_other(dataset, method):
     assert len(runs) == len(known.teachers) * len(known.students) * len(protocols)
     assert small or len(protocols) < len(all_protocols)
     assert all(
-        re.fullmatch(WILDCARD, part) for r in runs for part in (r.dataset, r.teacher, r.method, r.student, r.protocol)
+        re.fullmatch(NAME, part) for r in runs for part in (r.dataset, r.teacher, r.method, r.student, r.protocol)
     )
     assert found.blocks(dataset, "resnet18", method, 10)
 

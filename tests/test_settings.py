@@ -14,6 +14,7 @@ from pydantic import ValidationError, WithJsonSchema
 
 import wmdd.commands_match  # noqa: F401  it registers its commands
 from wmdd.commands_latent import app
+from wmdd.config import Experiment
 from wmdd.errors import WmddError
 from wmdd.settings import (
     AugmentationSettings,
@@ -33,6 +34,8 @@ from wmdd.settings import (
     TeacherSettings,
     flags,
 )
+from wmdd.workflow.inputs import Inputs
+from wmdd.workflow.layout import Cell
 from wmdd.workflow.stages import SETTINGS
 
 # What each command needs beside its settings, and which settings it takes by which parameter.
@@ -336,13 +339,12 @@ def test_only_what_a_solver_does_passes_the_check(solver, weights):
         chosen.check("here: ")
 
 
-def test_rules_give_each_command_the_settings_it_takes():
-    """`settings("student", augmentation, ENGINE)` in a rule: as many parts as the command has settings parameters."""
-    rules = "\n".join(path.read_text() for path in (Path(__file__).parents[1] / "rules").glob("*.smk"))
-    calls = dict(re.findall(r'settings=settings\("(\w+)"(.*)\),?\n', rules))
-    assert set(calls) == set(SETTINGS) - {"generator"}
-    for stage, more in calls.items():
-        assert more.count(",") == len(COMMANDS[stage][1]) - 1, stage
-        assert ("ENGINE" in more or "looked" in more) == ("engine" in COMMANDS[stage][1]), (
-            stage
-        )  # `looked`: if it is asked
+@pytest.mark.parametrize("stage", sorted(SETTINGS.keys() - {"generator"}))
+def test_jobs_give_each_command_the_settings_it_takes(stage):
+    cell = Cell("digits", "resnet18", "ddoq-vae", 1, 0, "resnet18", "paper", generator="vae", expert="convnet3")
+    cell = cell.having(method="patches") if stage == "select" else cell  # which asks a network
+    matrix = [{"datasets": ["digits"], "methods": ["ddoq-vae", "patches"]}]
+    given = Inputs(Experiment({"matrix": matrix})).settings(stage, cell)
+    assert {type(settings) for settings in given} == set(kinds_of(stage).values())
+    rules = "".join(path.read_text() for path in (Path(__file__).parents[1] / "rules").glob("*.smk"))
+    assert f'inputs.flags("{stage}")' in rules
