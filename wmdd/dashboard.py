@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from wmdd.errors import WmddError
 from wmdd.tracking import without_key
+from wmdd.workflow.stages import BLOCKS
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports import v2 as wr
@@ -77,7 +78,7 @@ def sections() -> dict[str, tuple[str, list[Any]]]:
     return {
         "Accuracy": ("student", accuracy),
         "Learning curves": ("teacher|student", learning),
-        "Distilled images": ("recover|select|decode|match", pictures),
+        "Distilled images": ("|".join(["select", *BLOCKS]), pictures),
         "Recover": ("recover", losses),
         "Barycenters": ("barycenter|quantize", transport),
         "Cost": ("", cost),

@@ -12,7 +12,7 @@ from typing import Any
 from wmdd.config import Experiment
 from wmdd.settings import EngineSettings, LabelSettings, Settings, flags
 from wmdd.workflow.layout import HISTORY, Cell, path_of
-from wmdd.workflow.stages import KEYS, STAGES, Family
+from wmdd.workflow.stages import BLOCKS, KEYS, STAGES, Family
 
 Paths = str | list[str]
 Input = Callable[[Any], Paths]
@@ -133,7 +133,8 @@ class Inputs:
     def blocks(self, wildcards: Any) -> Paths:
         """Return the recovered, decoded or matched blocks of a distilled set."""
         cell = Cell.of(wildcards)
-        kind = {"recover": "recover", "latent": "decode", "match": "match"}[self.experiment.family(cell.method)]
+        family = self.experiment.family(cell.method)
+        kind = next(STAGES[stage].file for stage in BLOCKS if family in STAGES[stage].families)
         return [path_of(kind, each) for each in self._blocks(cell)]
 
     def _blocks(self, cell: Cell) -> list[Cell]:

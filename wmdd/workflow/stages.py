@@ -49,6 +49,7 @@ class Stage:
         families: of the methods whose images it helps to make; empty: of all.
         network: it runs a network: on a GPU where there is one.
         section: the settings and the code that it uses, where these are another stage's.
+        block: it makes the images of a block of classes; the blocks are joined to a distilled set.
         shared: by the sets of a dataset, so that a single one does not pay for it.
         after: the images are made, so that their price leaves it out.
     """
@@ -60,6 +61,7 @@ class Stage:
     families: tuple[Family, ...] = ()
     network: bool = False
     section: str = ""
+    block: bool = False
     shared: bool = False
     after: bool = False
 
@@ -89,11 +91,11 @@ _ROWS = (
     Stage("encode", "latents", EncodeSettings, GENERATOR, ("latent",), network=True, shared=True),
     Stage("diffusion", "diffusion", DiffusionSettings, GENERATOR, ("latent",), network=True, shared=True),
     Stage("quantize", "quantize", QuantizeSettings, METHOD, ("latent",)),
-    Stage("decode", "decode", DecodeSettings, (*GENERATOR, "method"), ("latent",), network=True),
+    Stage("decode", "decode", DecodeSettings, (*GENERATOR, "method"), ("latent",), network=True, block=True),
     Stage("barycenter", "barycenter", BarycenterSettings, METHOD, ("recover", "select")),
-    Stage("recover", "recover", RecoverSettings, METHOD, ("recover",), network=True),
+    Stage("recover", "recover", RecoverSettings, METHOD, ("recover",), network=True, block=True),
     Stage("expert", "expert", ExpertSettings, ("dataset", "expert"), ("match",), network=True, shared=True),
-    Stage("match", "match", MatchSettings, METHOD, ("match",), network=True),
+    Stage("match", "match", MatchSettings, METHOD, ("match",), network=True, block=True),
     Stage("images", "images", families=("recover", "latent", "match")),
     Stage("select", "images", SelectSettings, METHOD, ("select",), network=True),
     Stage("distance", "distance", network=True, after=True),
@@ -114,6 +116,7 @@ SETTINGS: MappingProxyType[str, type[Settings]] = MappingProxyType(
 )
 KEYS = MappingProxyType({stage.name: stage.keys for stage in _ROWS if stage.settings} | {"generator": GENERATOR})
 NETWORK = tuple(stage.name for stage in _ROWS if stage.network and not stage.section)  # those that run one
+BLOCKS = tuple(stage.name for stage in _ROWS if stage.block)  # the stages that make the blocks of a distilled set
 ORDER = tuple(STAGES)
 
 
