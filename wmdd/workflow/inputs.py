@@ -223,7 +223,7 @@ class Inputs:
 
     def datasets(self) -> list[str]:
         """Return every dataset of the matrix."""
-        return self._each("data")
+        return self.each("data")
 
     def teachers(self) -> list[str]:
         """Return every teacher of the matrix."""
@@ -231,15 +231,15 @@ class Inputs:
 
     def sets(self) -> list[str]:
         """Return every distilled set of the matrix."""
-        return self._each("images")
+        return self.each("images")
 
     def grids(self) -> list[str]:
         """Return a picture of each distilled set: of the first seed that it has."""
-        return self._each("grid", self._first(lambda run: (run.dataset, run.teacher, run.method, run.ipc)))
+        return self.each("grid", self._first(lambda run: (run.dataset, run.teacher, run.method, run.ipc)))
 
     def maps(self) -> list[str]:
         """Return the map of each dataset and teacher, where the experiment wants one."""
-        return self._each("map") if self.experiment.file.embedding else []
+        return self.each("map") if self.experiment.file.embedding else []
 
     def barycenters(self) -> list[str]:
         """Return the barycenters of every run of the matrix that has some."""
@@ -252,11 +252,11 @@ class Inputs:
 
     def distances(self) -> list[str]:
         """Return the distances to the real data: of all sets if the experiment wants them; of the family latent always."""
-        return self._each("distance", self.runs if self.experiment.file.distances else self._of_family("latent"))
+        return self.each("distance", self.runs if self.experiment.file.distances else self._of_family("latent"))
 
     def decays(self) -> list[str]:
         """Return how W2 falls with the number of atoms, for every generator that encodes."""
-        return self._each("decay", map(self._encoder, self._of_family("latent")))
+        return self.each("decay", map(self._encoder, self._of_family("latent")))
 
     def features(self) -> list[str]:
         """Return the features of every teacher of the matrix: every table counts what they cost."""
@@ -294,6 +294,6 @@ class Inputs:
         """Return of the runs that share a key one of the smallest seed."""
         return list({key(run): run for run in sorted(self.runs, key=lambda run: -run.seed)}.values())
 
-    def _each(self, kind: str, runs: Iterable[Cell] | None = None) -> list[str]:
+    def each(self, kind: str, runs: Iterable[Cell] | None = None) -> list[str]:
         """Return the file of a kind of every run, each once."""
         return sorted({path_of(kind, run) for run in (self.runs if runs is None else runs)})
