@@ -57,6 +57,10 @@ rule all:
         grids(),
 
 
+onstart:
+    hold(workflow)
+
+
 onsuccess:
     announce(
         "results/report/index.html",

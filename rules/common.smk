@@ -27,13 +27,12 @@ if not workflow.is_main_process:
 
 from wmdd.config import Experiment
 from wmdd.errors import WmddError
-from wmdd.lock import guard
+from wmdd.lock import Guard, hold
 from wmdd.provenance import code_digest, git_revision
 from wmdd.resources import Requests
 from wmdd.settings import LabelSettings, Settings, flags as as_flags
 
-if workflow.is_main_process:
-    guard()
+logger.addHandler(Guard(workflow))
 os.environ.setdefault("WMDD_REVISION", git_revision())  # there may be no git where the jobs run
 
 DEPLOYMENT = workflow.deployment_settings.deployment_method  # --sdm
