@@ -64,11 +64,11 @@ def clear(locks: Path = LOCKS) -> None:
         who = f"`{' '.join(holder.command)}` ({holder})"
         if not holder.gone:
             raise WorkflowError(f"this folder is held by {who}; wait or stop it; if it runs no more, first --unlock")
-        with suppress(FileNotFoundError):  # of several at once, the one that removes the name may remove the lock
+        with suppress(OSError):  # of several at once, the one that removes the name may remove the lock
             stale = [lock for lock in locks.glob("*.lock") if lock.stat().st_mtime_ns <= path.stat().st_mtime_ns]
             path.unlink()
             for lock in stale:
-                lock.unlink(missing_ok=True)
+                lock.unlink()
             logger.warning(f"wmdd: {who} is gone; its lock is removed. Its jobs may still run (SLURM: squeue, scancel)")
 
 
