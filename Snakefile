@@ -47,6 +47,10 @@ rule all:
         inputs.grids(),
 
 
+onstart:
+    hold(workflow)
+
+
 onsuccess:
     announce(
         f"{REPORT}/index.html",

@@ -26,7 +26,7 @@ if not workflow.is_main_process:
 
 from wmdd.config import Experiment
 from wmdd.errors import WmddError
-from wmdd.lock import guard
+from wmdd.lock import Guard, hold
 from wmdd.provenance import code_digest, git_revision
 from wmdd.resources import Requests
 from wmdd.workflow.costs import costs
@@ -34,8 +34,7 @@ from wmdd.workflow.inputs import Inputs, any_of
 from wmdd.workflow.layout import FILES, REPORT, WILDCARDS, cost_of, history_of, log_of
 from wmdd.workflow.stages import STAGES
 
-if workflow.is_main_process:
-    guard()
+logger.addHandler(Guard(workflow))
 os.environ.setdefault("WMDD_REVISION", git_revision())  # there may be no git where the jobs run
 
 DEPLOYMENT = workflow.deployment_settings.deployment_method  # --sdm

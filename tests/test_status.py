@@ -372,11 +372,11 @@ def test_who_runs_the_workflow():
     assert holder() == ""
     put(".snakemake/locks/0.input.lock", "data/d.h5\n")
     assert holder() == "it is not known where"
-    here = Holder.here()
-    name = Path(".snakemake/wmdd-holder.json")
+    here = Holder()
+    name = Path(".snakemake/locks/wmdd-1.json")
     put(name, json.dumps(asdict(here)))
-    assert holder().startswith(f"pid {os.getpid()} on {here.host}, since 20")
-    put(name, json.dumps(asdict(replace(here, started="another process of that number"))))
+    assert holder().startswith(f"pid {os.getpid()} on {here.machine[0]}, since 20")
+    put(name, json.dumps(asdict(replace(here, command=["another process of that number"]))))
     assert holder() == ""
     put(name, "{")
     assert holder() == "it is not known where"

@@ -1,223 +1,99 @@
-"""One workflow a folder: it is written down who holds the folder, so that the lock of a killed workflow does not outlive it.
+"""Who holds a folder, so that the lock of a killed workflow does not outlive it.
 
-Snakemake locks the folder that it works in, and after `kill -9` or a power loss the lock stays: nothing tells whose it was.
-Here the process that takes the lock leaves its name, which a later one of the same machine can look up.
+Snakemake's lock keeps two workflows apart, but names nobody and stays after `kill -9`. So a workflow writes who it is beside
+its lock before its first job, in the folder that Snakemake deletes with the lock; the next one reads that before it locks.
 """
 
 import json
+import logging
 import os
-import platform
-import shlex
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-NAME = "wmdd-holder.json"  # in .snakemake
+import psutil  # type: ignore[import-untyped]  # comes with snakemake
+from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
+
+LOCKS = Path(".snakemake/locks")
+MACHINE = [os.uname().nodename]  # what a process id belongs to; machine-id and container where there are such
+with suppress(OSError):
+    MACHINE.append(Path("/etc/machine-id").read_text().strip())
+with suppress(OSError):
+    MACHINE.append(os.readlink("/proc/self/ns/pid"))
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that works in a folder, and all by which another can tell whether it still runs."""
+    """A process that works in a folder, by default this one, and what tells whether it still runs."""
 
-    host: str
-    machine: str  # machine-id, or the boot where there is none
-    namespace: str  # of process ids: those of another container mean nothing here
-    pid: int
-    started: str  # boot and time of its start: a process id is used again
-    since: str
-    command: str
-
-    @classmethod
-    def here(cls) -> "Holder":
-        """Return this process."""
-        since = datetime.now().astimezone().isoformat(" ", "seconds")
-        program = Path(sys.argv[0])
-        name = program.parent.name if program.name == "__main__.py" else program.name
-        pid = os.getpid()
-        return cls(*_machine(), pid, _started(pid) or "", since, shlex.join([name, *sys.argv[1:]]))
+    machine: list[str] = field(default_factory=lambda: MACHINE)
+    pid: int = field(default_factory=os.getpid)
+    command: list[str] = field(default_factory=lambda: psutil.Process().cmdline())  # a process id is used again
+    since: str = field(default_factory=lambda: datetime.now().astimezone().isoformat(" ", "seconds"))
 
     def __str__(self) -> str:
-        return f"`{self.command}` (pid {self.pid} on {self.host}, since {self.since})"
-
-    @property
-    def near(self) -> bool:
-        """Return whether this process can see the holder, if it runs."""
-        return (self.host, self.machine, self.namespace) == _machine()
+        return f"pid {self.pid} on {self.machine[0]}, since {self.since}"
 
     @property
     def gone(self) -> bool:
-        """Return whether it surely runs no more. Of another machine that can't be said."""
-        if not self.near:
-            return False
+        """Return whether it surely runs no more. Start times are not compared: they move when the clock is set."""
         try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:  # another user's, and its details may be hidden
-            return _started(self.pid) not in (None, self.started)
-        return _started(self.pid) != self.started
+            with suppress(PermissionError):  # another user's
+                os.kill(self.pid, 0)
+            running = psutil.Process(self.pid).cmdline() == self.command
+        except (ProcessLookupError, psutil.ZombieProcess):
+            running = False
+        except psutil.Error:  # hidden from other users
+            running = True
+        return not running and self.machine == MACHINE
 
 
-def _machine() -> tuple[str, str, str]:
-    """Return host name, machine-id and the namespace of process ids."""
-    machine = _text("/etc/machine-id") or _text("/proc/sys/kernel/random/boot_id")
-    try:
-        namespace = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        namespace = ""
-    return platform.node(), machine, namespace
+def holders(locks: Path = LOCKS) -> Iterator[tuple[Path, Holder]]:
+    """Yield the holders of a folder, each with its file; what can't be read is left to Snakemake's lock."""
+    for path in locks.glob("wmdd-*.json"):
+        with suppress(OSError, ValueError, TypeError):
+            yield path, Holder(**json.loads(path.read_text()))
 
 
-def _started(pid: int) -> str | None:
-    """Return when a process started, or None if there is none (one that waits to be buried is none)."""
-    if not Path("/proc/self/stat").exists():  # not Linux
-        import psutil  # type: ignore[import-untyped]  # comes with snakemake
-
-        return f"{psutil.Process(pid).create_time()}" if psutil.pid_exists(pid) else None
-    state, *fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split() or ["X"]
-    return None if state in ("Z", "X") else f"{_text('/proc/sys/kernel/random/boot_id')} {fields[18]}"
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
+def clear(locks: Path = LOCKS) -> None:
+    """Remove the lock of a workflow that is gone, and say so; raise who holds the folder, or may do so."""
+    for path, holder in holders(locks):
+        who = f"`{' '.join(holder.command)}` ({holder})"
+        if not holder.gone:
+            raise WorkflowError(f"this folder is held by {who}; wait or stop it; if it runs no more, first --unlock")
+        with suppress(OSError):  # of several at once, the one that removes the name may remove the lock
+            stale = [lock for lock in locks.glob("*.lock") if lock.stat().st_mtime_ns <= path.stat().st_mtime_ns]
+            path.unlink()
+            for lock in stale:
+                lock.unlink()
+            logger.warning(f"wmdd: {who} is gone; its lock is removed. Its jobs may still run (SLURM: squeue, scancel)")
 
 
-class HeldError(Exception):
-    """Another workflow holds the folder, or may do so."""
+def locking(workflow: object) -> bool:
+    """Return whether jobs run under a lock: not in a dry run, `--nolock`, `--unlock`, `--dag` or a job's own Snakemake."""
+    execution = getattr(workflow, "execution_settings", None)  # set before Snakemake locks, and only if it runs jobs
+    dry = getattr(getattr(workflow, "output_settings", None), "dryrun", True)
+    return getattr(workflow, "is_main_process", False) and not dry and getattr(execution, "lock", False)
 
 
-@contextmanager
-def held(path: Path, clear: Callable[[], None]) -> Iterator[None]:
-    """Hold a folder, of which `path` says who does; `clear` removes what a holder that is gone has left.
+class Guard(logging.Handler):
+    """Looks once who holds the folder: when Snakemake logs that it starts, which is before it locks."""
 
-    Raises:
-        HeldError: another holds it, or may do so; says who and what to do.
-    """
-    mine = Holder.here()
-    while not _claim(path, mine):
-        try:
-            found = path.read_text()
-        except FileNotFoundError:
-            continue
-        other = _parse(found)
-        if other is None or not other.gone:
-            raise HeldError(_refusal(other))
-        if _put_aside(path, found):
+    def __init__(self, workflow: object) -> None:
+        super().__init__()
+        self.workflow = workflow
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Clear the way; an error ends the run."""
+        if locking(self.workflow):
+            self.workflow = None
             clear()
-            print(_farewell(other), file=sys.stderr, flush=True)
-    try:
-        yield
-    finally:
-        if _parse(_text(str(path))) == mine:  # else somebody has unlocked the folder meanwhile
-            path.unlink(missing_ok=True)
 
 
-def _claim(path: Path, mine: Holder) -> bool:
-    """Write who holds the folder, if nobody does; of several who try at once one can."""
-    text = json.dumps(asdict(mine))
-    part = _beside(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with part.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(part, path)
-    except FileExistsError:
-        return False
-    except OSError:  # no links here: then for an instant the file is empty
-        try:
-            with path.open("x") as file:
-                file.write(text)
-        except FileExistsError:
-            return False
-    finally:
-        part.unlink(missing_ok=True)
-    return True
-
-
-def _beside(path: Path) -> Path:
-    """Return a name that no other process uses."""
-    return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
-
-
-def _put_aside(path: Path, found: str) -> bool:
-    """Remove the name of a holder that is gone; of several who try only one can, and not the name of one who came since."""
-    aside = _beside(path)
-    try:
-        path.rename(aside)
-    except FileNotFoundError:
-        return False
-    if aside.read_text() != found:
-        with suppress(OSError):
-            os.link(aside, path)
-        found = ""
-    aside.unlink()
-    return bool(found)
-
-
-def _parse(text: str) -> Holder | None:
-    try:
-        return Holder(**json.loads(text))
-    except (ValueError, TypeError):
-        return None
-
-
-def _refusal(other: Holder | None) -> str:
-    if other is None:
-        return f"this folder is held by a workflow that cannot be told (.snakemake/{NAME} is cut short)"
-    if other.near:
-        remedy = f"wait for it, stop it (kill -INT {other.pid}), or work in another folder (--directory)"
-    else:
-        remedy = f"if it runs no more (`ps -p {other.pid}` on {other.host}), run the same command with --unlock first"
-    return f"this folder is held by {other}; {remedy}"
-
-
-def _farewell(other: Holder) -> str:
-    return (
-        f"wmdd: the workflow that held this folder, {other}, is gone; its lock is removed. Jobs that it had started may "
-        "still run: that is harmless, because they write the same files whole, but it costs; on SLURM see squeue and "
-        "`scancel --name=` with the run id that it printed"
-    )
-
-
-def guard() -> None:
-    """Let the Snakemake of this process write down that it holds its folder, whenever it locks it.
-
-    That is in a run, and not in a dry run, in `--unlock`, in `--nolock` or in the jobs of a workflow.
-    """
-    from snakemake import persistence
-    from snakemake.exceptions import LockException
-
-    kind: Any = getattr(persistence, "PersistenceBase", None)
-    if kind is None or hasattr(kind, "wmdd_guarded"):  # another Snakemake: its own lock is all there is
-        return
-    lock, cleanup_locks = kind.lock, kind.cleanup_locks
-
-    @contextmanager
-    def guarded(self: Any) -> Iterator[None]:
-        folder = Path(self.path)
-
-        def clear() -> None:
-            self.unlock()
-            (folder / "locks").mkdir(exist_ok=True)  # it is gone with what was in it, but needed
-
-        try:
-            with held(folder / NAME, clear), lock(self):
-                yield
-        except HeldError as error:
-            print(f"wmdd: {error}", file=sys.stderr, flush=True)
-            raise LockException from None
-
-    def cleanup(self: Any) -> None:
-        cleanup_locks(self)
-        (Path(self.path) / NAME).unlink(missing_ok=True)
-
-    kind.lock, kind.cleanup_locks, kind.wmdd_guarded = guarded, cleanup, True
+def hold(workflow: object) -> None:
+    """Write down that this process has locked the folder (`onstart`)."""
+    if locking(workflow) and LOCKS.is_dir():  # it is not where locks are in a database
+        (LOCKS / f"wmdd-{os.urandom(8).hex()}.json").write_text(json.dumps(asdict(Holder())))

@@ -7,7 +7,6 @@ ended. Nothing is locked or changed, so that one may look while the workflow run
 
 import binascii
 import io
-import json
 import re
 import time
 from base64 import urlsafe_b64decode
@@ -21,8 +20,7 @@ from tabulate import tabulate
 
 from wmdd.checkpoint import Progress, peek
 from wmdd.errors import WmddError
-from wmdd.lock import NAME as HELD
-from wmdd.lock import Holder
+from wmdd.lock import holders
 from wmdd.plan import ORDER, seconds
 
 STATES = ("done", "running", "queued", "failed", "stopped", "out of date", "ready", "waiting")
@@ -188,9 +186,8 @@ def holder(folder: Path = Path(".snakemake")) -> str:
     """Return which Snakemake runs the workflow here, or nothing; one that was killed on another machine can't be told."""
     if not any((folder / "locks").glob("*.lock")):
         return ""
-    with suppress(OSError, ValueError, TypeError):
-        known = Holder(**json.loads((folder / HELD).read_text()))
-        return "" if known.gone else f"pid {known.pid} on {known.host}, since {known.since}"
+    for _, known in holders(folder / "locks"):
+        return "" if known.gone else str(known)
     return "it is not known where"
 
 
