@@ -55,8 +55,8 @@ def text(lines: list[str], font: int = FONT) -> Image.Image:
     style = f'font-family="Liberation Sans" font-size="{font}" text-anchor="end" fill="{INK}"'
     size = f'width="{room}" height="{max(1, len(lines)) * step}"'
     source = f'<svg xmlns="http://www.w3.org/2000/svg" {size}><g {style}>{"".join(rows)}</g></svg>'
-    picture = Image.open(io.BytesIO(vl_convert.svg_to_png(source)))
-    box = picture.getbbox()
-    picture = picture.crop((box[0] if box else room, 0, *picture.size))
+    with Image.open(io.BytesIO(vl_convert.svg_to_png(source))) as whole:
+        box = whole.getbbox()
+        picture = whole.crop((box[0] if box else room, 0, *whole.size))
     white = Image.new("RGBA", picture.size, "white")
     return Image.alpha_composite(white, picture).convert("RGB")
