@@ -150,7 +150,8 @@ def test_stages_stand_behind_what_they_use():
 
 
 def test_stages_lie_the_same_in_every_process():
-    source = "from wmdd.charts import _layers; print(_layers({(f's{i}', f's{i + j}'): 1 for i in range(20) for j in (1, 2, 5)}))"
+    edges = {(f"s{i}", f"s{i + j}"): 1 for i in range(20) for j in (1, 2, 5)}
+    source = f"from wmdd.charts import _layers; print(_layers({edges}))"
     layers = {
         subprocess.run(
             [sys.executable, "-c", source],
