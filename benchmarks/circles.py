@@ -12,19 +12,21 @@ import argparse
 import math
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+import numpy as np
 import torch
-from matplotlib.colors import PowerNorm
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from wmdd.grid import text
 from wmdd.transport.several import barycenter
 
 CIRCLES = [(-1.1, 0.9, 1.5), (1.2, 1.0, 0.8), (-0.9, -1.1, 0.9), (1.0, -0.8, 1.6)]  # centre and radius
 BLUR = 0.14  # standard deviation of the Gaussian, in the units of the plane
 SIDE, PIXELS = 3.0, 220  # half the width of the picture, and its resolution
+PANEL, GAP, FOOT = 240, 12, 36  # px of the picture: the side of a panel, between panels, below them
+# ColorBrewer's Purples, from no mass to the most
+PURPLES = ["fcfbfd", "efedf5", "dadaeb", "bcbddc", "9e9ac8", "807dba", "6a51a3", "54278f", "3f007d"]
+POWER = 0.7  # of the density, so that thin mass is seen
 
 
 def circle(x: float, y: float, radius: float, points: int) -> Tensor:
@@ -71,27 +73,30 @@ def main() -> None:
 
 def draw(logs: Tensor, means: list[Tensor], output: Path) -> None:
     """Draw the densities of the circles in a square of four, and their means beside it, each in its own scale of colours."""
-    side, gap, foot = 2.4, 0.12, 0.36  # inches
-    width, height = 4 * side + 5 * gap, side + gap + foot
-    figure = plt.figure(figsize=(width, height), dpi=100)
-    small = (side - gap / 2) / 2
-    corners = [
-        (gap, foot + side - small),
-        (gap + side - small, foot + side - small),
-        (gap, foot),
-        (gap + side - small, foot),
-    ]
-    panels = [(*corner, small, one.exp()) for corner, one in zip(corners, logs, strict=True)]
-    panels += [(gap + (i + 1) * (side + gap), foot, side, one) for i, one in enumerate(means)]
-    for left, bottom, size, density in panels:
-        axes = figure.add_axes((left / width, bottom / height, size / width, size / height), xticks=[], yticks=[])
-        axes.imshow(density, origin="lower", cmap="Purples", interpolation="bilinear", norm=PowerNorm(0.7))
-        axes.spines[:].set_color("0.75")
+    step, small = PANEL + GAP, (PANEL - GAP // 2) // 2
+    canvas = Image.new("RGB", (4 * step + GAP, PANEL + GAP + FOOT), "white")
+    corners = [(GAP + x, GAP + y) for y in (0, PANEL - small) for x in (0, PANEL - small)]
+    panels = [(corner, small, one.exp()) for corner, one in zip(corners, logs, strict=True)]
+    panels += [((GAP + (i + 1) * step, GAP), PANEL, one) for i, one in enumerate(means)]
+    pen = ImageDraw.Draw(canvas)
+    for (left, top), side, density in panels:
+        canvas.paste(heat(density).resize((side, side), Image.Resampling.BILINEAR), (left, top))
+        pen.rectangle((left, top, left + side - 1, top + side - 1), outline="#bfbfbf")
     for i, caption in enumerate(["Four measures", "Euclidean mean", "KL mean", "Wasserstein barycenter"]):
-        middle = gap + i * (side + gap) + side / 2
-        figure.text(middle / width, foot / 2 / height, caption, ha="center", va="center", fontsize=12)
+        words = text([caption], 17)
+        middle = GAP + i * step + PANEL // 2
+        canvas.paste(words, (middle - words.width // 2, PANEL + GAP + (FOOT - words.height) // 2))
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, pil_kwargs={"optimize": True})
+    canvas.save(output, "PNG", optimize=True)
+
+
+def heat(density: Tensor) -> Image.Image:
+    """Return a density [H, W], whose first row is the lowest, as a picture in shades of purple."""
+    share = ((density - density.min()) / (density.max() - density.min())).flipud() ** POWER
+    stops = np.array([list(bytes.fromhex(colour)) for colour in PURPLES])
+    place = share.numpy() * (len(stops) - 1)
+    colours = [np.interp(place, np.arange(len(stops)), channel) for channel in stops.T]
+    return Image.fromarray(np.stack(colours, 2).round().astype(np.uint8))
 
 
 if __name__ == "__main__":

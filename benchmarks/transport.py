@@ -33,6 +33,7 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
 from benchmarks.machine import processor
+from wmdd.charts import COLOURS
 from wmdd.transport import quantize, quantize_all, released
 from wmdd.transport.cells import Measures
 from wmdd.transport.measure import exact, squared_distances
@@ -279,24 +280,26 @@ def growth(plot: Path | None) -> list[dict[str, Any]]:
 
 def draw_growth(rows: pd.DataFrame, path: Path) -> None:
     """Draw seconds and cost against N, a line a solver and K."""
-    import matplotlib
+    import altair as alt
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
+    x = alt.X("n:Q", title="points N (32 dimensions)").scale(type="log", nice=False, padding=10)
+    x = x.axis(values=sorted(set(rows.n)), format="~s")
+    colour = alt.Color("solver:N", title=None, sort=None).scale(range=COLOURS)
+    dashes = alt.StrokeDash("atoms:N", title=None, sort=None).scale(range=[[1, 0], [6, 3]])
+    base = alt.Chart(rows.assign(atoms=rows.k.map("K = {}".format)), width=380, height=260)
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    colours = dict(zip(rows.solver.unique(), plt.get_cmap("tab10").colors, strict=False))
-    for (solver, k), part in rows.groupby(["solver", "k"], sort=False):
-        style = {"color": colours[solver], "linestyle": "-" if k == 10 else "--", "marker": "o", "markersize": 3}
-        axes[0].loglog(part.n, part.seconds, label=f"{solver}, K = {k}", **style)
-        axes[1].semilogx(part.n, part.cost, **style)
-    axes[0].set(xlabel="points N (32 dimensions)", ylabel="seconds")
-    axes[1].set(xlabel="points N (32 dimensions)", ylabel="cost $W_2^2$")
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7, frameon=False)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    def panel(y: alt.Y) -> alt.LayerChart:
+        return base.mark_line().encode(x, y, colour, dashes) + base.mark_point(filled=True, opacity=1).encode(
+            x, y, colour
+        )
+
+    powers = [10.0**power for power in range(-2, 3)]
+    seconds = panel(alt.Y("seconds:Q").scale(type="log", nice=False, padding=10).axis(values=powers, format="~g"))
+    cost = panel(alt.Y("cost:Q", title="cost W2^2").scale(zero=False, nice=False, padding=10))
+    figure = alt.hconcat(seconds, cost, background="white").configure_legend(
+        orient="bottom", labelLimit=0, symbolOpacity=1
+    )
+    figure.save(str(path), format="png", scale_factor=1.5)
 
 
 def machine() -> dict[str, Any]:

@@ -7,6 +7,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -22,6 +23,7 @@ from wmdd.rates import read
 from wmdd.rng import generator
 from wmdd.settings import AugmentationSettings, NetworkSettings, StudentSettings
 
+ROOT = Path(__file__).parents[1]
 MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
 SIDE, WIDTH = 8, 4
 
@@ -272,3 +274,33 @@ def test_a_student_needs_data(capsys):
         stages.parsed(["studnet"])
     assert "unknown section 'studnet'" in capsys.readouterr().err
     assert stages.parsed([]).sections == ["recover", "labels"]
+
+
+def test_a_density_is_drawn_upright_and_darkest_where_it_is_highest():
+    from benchmarks.circles import heat
+
+    density = torch.zeros(4, 3)
+    density[0, 2] = 1.0  # the lowest row
+    pixels = heat(density).load()
+    assert (pixels[2, 3], pixels[0, 0]) == ((0x3F, 0, 0x7D), (0xFC, 0xFB, 0xFD))
+
+
+def test_circles_and_their_means_are_a_picture(tmp_path):
+    from benchmarks.circles import draw
+
+    logs = torch.arange(4 * 9.0).reshape(4, 3, 3)
+    for name in ("a", "b"):
+        draw(logs, [logs[0].exp()] * 3, tmp_path / "new" / name)
+    assert (tmp_path / "new/a").read_bytes() == (tmp_path / "new/b").read_bytes()
+    with Image.open(tmp_path / "new/a") as found:
+        assert (found.format, found.size) == ("PNG", (1020, 288))
+
+
+def test_growth_is_a_picture(tmp_path):
+    from benchmarks.transport import draw_growth
+
+    rows = json.loads((ROOT / "benchmarks/results/transport-cpu.json").read_text())["growth"]
+    draw_growth(pd.DataFrame(rows), tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as found:
+        assert found.width > 2 * found.height
+        assert len(found.convert("RGB").getcolors(2**20)) > 50

@@ -1,5 +1,6 @@
 """The three places that name package versions agree: pyproject.toml, requirements.lock and envs/."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -63,6 +64,21 @@ def test_lock_satisfies_pyproject(line):
 def test_environment_pins_equal_the_lock(path):
     lines = pip_lines(path)
     assert {name(line): pin(line) for line in lines} == {name(line): PINS.get(name(line)) for line in lines}
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level packages that a module imports, anywhere in it."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("folder", ["wmdd", "benchmarks"])
+def test_altair_and_pillow_draw(folder):
+    packages = set().union(*map(imported, (ROOT / folder).rglob("*.py")))
+    assert "altair" in packages
+    assert not packages & {"matplotlib", "networkx", "seaborn", "plotly"}
 
 
 def test_conda_environment_has_every_runtime_package():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -189,19 +190,60 @@ def test_the_text_says_what_the_numbers_are_and_leaves_out_what_there_is_not(tab
     assert "|       9 |       5 |       3 |        2 |       3 |     4 |" in text
 
 
+ROWS = {"atoms": [1, 2, 4], "cost": [8.0, 4.0, 2.0], "fitted": 2.0, "twonn": float("nan"), "mle": 4.0}
+DECAY = Path("results/digits/latent/vae/seed0/decay.json")
+
+
 @pytest.mark.parametrize("falling", [False, True])
 def test_the_picture_is_drawn(table, tmp_path, falling):
-    rows = {"atoms": [1, 2, 4], "cost": [8.0, 4.0, 2.0], "fitted": 2.0, "twonn": float("nan"), "mle": 4.0}
-    found = build.decays([(Path("results/digits/latent/vae/seed0/decay.json"), {"decay": [rows]})] if falling else [])
-    build.draw(table, found, tmp_path / "distances.png")
+    found = build.decays([(DECAY, {"decay": [ROWS]})] if falling else [])
+    for name in ("a", "b"):
+        build.draw(table, found, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     from PIL import Image
 
-    with Image.open(tmp_path / "distances.png") as picture:
+    with Image.open(tmp_path / "a") as picture:
+        assert picture.format == "PNG"
         assert picture.width > (1500 if falling else 500)
         assert len(picture.convert("RGB").getcolors(2**20)) > 50
 
 
+def legends(chart):
+    """The names in the legend of each panel."""
+    layers = [layer for panel in chart.to_dict()["hconcat"] for layer in panel["layer"][:1]]
+    return [layer["encoding"]["color"]["scale"]["domain"] for layer in layers]
+
+
+def test_a_line_is_of_one_teacher(table):
+    decays = build.decays(
+        [(DECAY, {"decay": [ROWS]}), (Path("results/cifar10/latent/vae/seed0/decay.json"), {"decay": [ROWS]})]
+    )
+    both = pd.concat([table, table.assign(teacher="other")])
+    assert legends(build.figure(table, decays.head(0))) == [["ddoq", "random"]]
+    first, second, third = legends(build.figure(both, decays))
+    assert first == ["nano ddoq", "nano random", "other ddoq", "other random"]
+    assert second == ["cifar10, vae", "K^(-1/2), fitted, cifar10, vae", "digits, vae", "K^(-1/2), fitted, digits, vae"]
+    assert third == ["nano ddoq", "other ddoq"]
+
+
+def test_a_row_is_of_one_teacher():
+    measured = [
+        (Path(f"results/digits/{teacher}/random/ipc1/seed0/distance.json"),
+         {"distance": {"cost": [c], "uniform_cost": [c], "variance": [20]}})
+        for teacher, c in (("a", 1.0), ("b", 9.0))
+    ]  # fmt: skip
+    rows = build.summary(measured, [])
+    assert list(zip(rows["teacher"], rows["features W2^2"], strict=True)) == [("a", 1), ("b", 9)]
+
+
+def test_a_rate_goes_through_the_middle_of_its_decay():
+    chart = build._decay(build.decays([(DECAY, {"decay": [ROWS | {"fitted": 4.0}]})]))
+    (values,) = chart.to_dict()["datasets"].values()
+    rate = [row["distance"] for row in values if row["line"].startswith("K^(-1/4)")]
+    assert rate == pytest.approx([2 * 2**0.25, 2, 2 / 2**0.25])
+
+
 @pytest.mark.parametrize("path", ["results/x/distance.json", "elsewhere.json"])
 def test_a_file_that_is_elsewhere_is_refused(path):
-    with pytest.raises(ValueError, match="is not where a distance belongs"):
+    with pytest.raises(WmddError, match=f"{path} is not where the workflow puts a file; keep the folders"):
         build.summary([(Path(path), {"distance": {"cost": [], "uniform_cost": [], "variance": []}})], [])

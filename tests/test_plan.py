@@ -24,9 +24,10 @@ from wmdd.labels import prune
 from wmdd.latent.denoiser import build as build_denoiser
 from wmdd.latent.vae import build as build_vae
 from wmdd.models import build
-from wmdd.plan import count, estimate, hours, plan, render, seconds, size
+from wmdd.plan import estimate, plan, render
 from wmdd.rng import generator
 from wmdd.settings import AutoencoderSettings, DataSettings, DiffusionSettings, NetworkSettings, RelabelSettings
+from wmdd.units import count
 from wmdd.work import DIGITS, LAUNCHED, bytes_of_view, figures, pictures, work
 
 ROOT = Path(__file__).parents[1]
@@ -530,20 +531,6 @@ def test_a_chain_counts_the_share_of_each_gpu():
     teacher = next(row.seconds for row in alone.rows if row.rule == "teacher")
     assert alone.chain - together.chain == pytest.approx(teacher * 3 / 4)
     assert alone.total == together.total
-
-
-@pytest.mark.parametrize(
-    ("write", "value", "text"),
-    [
-        (seconds, 0.0314, "0.031 s"), (seconds, 45, "45 s"), (seconds, 145, "2.4 min"),
-        (seconds, 600, "10 min"), (seconds, 7200, "2.0 h"),
-        (seconds, 36e5, "1,000 h"), (seconds, math.nan, "?"), (seconds, 0, ""), (hours, 360, "0.1"),
-        (size, 1.5e9, "1.5 GB"), (size, 999, "999 B"), (size, math.nan, "?"), (size, 0, ""),
-        (count, 1234.0, "1,234"), (count, 1.452e17, "1.45e17"), (count, math.nan, "?"),
-    ],
-)  # fmt: skip
-def test_numbers_have_units(write, value, text):
-    assert write(value) == text
 
 
 # The command

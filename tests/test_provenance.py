@@ -41,7 +41,7 @@ FOLLOWS = [
     ("features", "shards"),
     ("gather", "shards"),
     ("select", "points"),
-    ("grid", "report"),  # has no module of its own
+    ("grid", "grid"),
     ("images", None),
     ("autoencoder", "latent/vae"),
     ("encode", "latent/ldm"),  # imported inside a helper of its command

@@ -1,22 +1,18 @@
-"""Tables over runs, and pictures of distilled sets."""
+"""Tables over runs."""
 
 import io
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from wmdd.report import (
     QUALITY,
     barycenter_markdown,
     barycenter_summary,
     cost_markdown,
-    draw_grid,
     markdown,
     rows,
     summary,
@@ -307,62 +303,3 @@ def test_a_matrix_without_barycenters_says_so():
 def test_barycenters_in_another_place_are_a_bug():
     with pytest.raises(ValueError, match=r"x\.h5 is not where"):
         barycenter_summary([(Path("x.h5"), *block()[1:])])
-
-
-# Pictures
-
-
-def picture(path, k=10, side=8, classes=3, seed=0):
-    images = np.random.default_rng(seed).integers(0, 255, (classes, k, 3, side, side), dtype=np.uint8)
-    draw_grid(images, [f"class {i}" for i in range(classes)], path, "a title")
-    return images
-
-
-@pytest.mark.parametrize("k", [1, 2, 10])
-@pytest.mark.parametrize("side", [1, 8, 112])
-def test_a_grid_is_a_png(tmp_path, k, side):
-    picture(tmp_path / "x", k, side)
-    with Image.open(tmp_path / "x") as image:
-        assert image.format == "PNG"
-        assert image.width >= 0.6 * 150 * k
-        assert image.height >= 0.6 * 150 * 3
-
-
-@pytest.mark.parametrize("k", [1, 10])
-def test_equal_images_give_equal_bytes(tmp_path, k):
-    for name in ("a", "b"):
-        picture(tmp_path / name, k)
-    picture(tmp_path / "c", k, seed=1)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
-
-
-def test_equal_bytes_in_another_process(tmp_path):
-    picture(tmp_path / "a")
-    source = "import test_report, pathlib; test_report.picture(pathlib.Path('b'))"
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "", "HOME": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", source], check=True, cwd=tmp_path, env=environment)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-def test_every_image_stands_in_its_row_and_column(tmp_path):
-    """Six plain colours: found again in reading order."""
-    colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[255, 255, 0], [0, 255, 255], [255, 0, 255]]])
-    images = np.broadcast_to(colours[..., None, None], (2, 3, 3, 8, 8)).astype(np.uint8)
-    draw_grid(images, ["a", "b"], tmp_path / "x", "")
-    with Image.open(tmp_path / "x") as image:
-        pixels = np.asarray(image.convert("RGB")).astype(int)
-    centres = []
-    for colour in colours.reshape(-1, 3):
-        y, x = np.nonzero((abs(pixels - colour) < 3).all(2))
-        assert len(y) > 50 * 50
-        centres.append((round(y.mean(), -1), round(x.mean(), -1)))
-    assert centres == sorted(centres)
-    assert len({y for y, _ in centres}) == 2
-    assert len({x for _, x in centres}) == 3
-
-
-def test_many_classes_are_drawn(tmp_path):
-    picture(tmp_path / "x", k=1, side=2, classes=200)
-    with Image.open(tmp_path / "x") as image:
-        assert image.height > 200 * 90

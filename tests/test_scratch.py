@@ -151,7 +151,7 @@ def test_a_file_that_is_no_artifact_is_left_to_its_reader(node, tmp_path, capsys
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tmpfs is Linux's")
 def test_a_disk_that_is_too_small(data, node, capsys):
     with tmpfs(node, "8k"):
-        assert "GB left" in refused(data, capsys)
+        assert "kB left" in refused(data, capsys)
         assert files(node) == []
 
 

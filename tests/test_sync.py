@@ -12,6 +12,7 @@ from wmdd import sync
 from wmdd.errors import WmddError
 from wmdd.sync import LINKED, TOGETHER, Run, check_server, find, link, records, unlinked, upload
 from wmdd.tracking import RECORD
+from wmdd.units import size
 
 STAND_IN = """
 import os, sys
@@ -226,14 +227,15 @@ def test_the_command_uploads_links_and_does_nothing_twice(folder, run, monkeypat
     made(folder, "s", inputs={"teacher": "t" * 20})
     code, out, err = run("sync --dry-run")
     assert code == 0
-    assert out.startswith("wandb: 2 offline runs, 0 uploaded, 0 still running, 2 to upload (0.0 MB)\n")
+    total = size(sum(map(sync.size, find(folder))))
+    assert out.startswith(f"wandb: 2 offline runs, 0 uploaded, 0 still running, 2 to upload ({total})\n")
     assert "-s" in out
     assert calls(folder) == api.edges == []
     code, out, err = run("sync")
     assert (code, out.splitlines()[-1]) == (0, "uploaded 2 runs, linked 1 inputs")
     assert "2 of 2 uploaded" in err
     code, out, _ = run("sync")
-    assert (code, out) == (0, "wandb: 2 offline runs, 2 uploaded, 0 still running, 0 to upload (0.0 MB)\n")
+    assert (code, out) == (0, "wandb: 2 offline runs, 2 uploaded, 0 still running, 0 to upload (0 B)\n")
     assert len(calls(folder)) == len(api.edges) == 1
 
 

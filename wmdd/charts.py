@@ -4,9 +4,10 @@ Colours are those of Okabe and Ito (2008), which colour-blind people can tell ap
 and lines have no colour of their own: the page gives them one, light or dark.
 """
 
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
@@ -283,32 +284,24 @@ def embedding(points: pd.DataFrame) -> Any | None:
 def stages(nodes: dict[str, int], edges: dict[tuple[str, str], int]) -> Any | None:
     """Draw the stages that made the results, each with its number of files, from left to right in the order of their use."""
     import altair as alt
-    import networkx
 
     if not edges:
         return None
-    net = networkx.DiGraph(list(edges))
-    forward = net.copy()
-    while not networkx.is_directed_acyclic_graph(forward):  # images that recover begins with make stages go in a circle
-        circle = networkx.find_cycle(forward)
-        forward.remove_edge(*min(circle, key=lambda edge: (edges[edge], edge)))
-    for layer, names in enumerate(networkx.topological_generations(forward)):
-        for name in names:
-            net.nodes[name]["layer"] = layer
-    places = networkx.multipartite_layout(net, subset_key="layer")
+    layers = _layers(edges)
+    places = {
+        name: (float(x), y - (len(names) - 1) / 2) for x, names in enumerate(layers) for y, name in enumerate(names)
+    }
     boxes = pd.DataFrame(
-        [{"stage": name, "files": nodes.get(name, 0), "x": places[name][0], "y": places[name][1]} for name in net]
+        [{"stage": name, "files": nodes.get(name, 0), "x": x, "y": y} for name, (x, y) in places.items()]
     )
-    lines = pd.DataFrame(
-        [
-            dict(zip(("x", "y", "x2", "y2"), map(float, np.r_[places[a], places[b]]), strict=True))
-            | {"from": a, "to": b}
-            for a, b in net.edges
-        ]
-    )
+    ends = [(*places[a], *places[b], a, b) for a, b in edges]
+    lines = pd.DataFrame(ends, columns=["x", "y", "x2", "y2", "from", "to"])
     bare: Any = {"axis": None}
-    x, y = alt.X("x:Q", **bare).scale(zero=False, padding=45), alt.Y("y:Q", **bare).scale(zero=False, padding=25)
-    height = 70 + 60 * boxes["x"].round(6).value_counts().max()
+    x, y = (
+        alt.X("x:Q", **bare).scale(nice=False, padding=45),
+        alt.Y("y:Q", **bare).scale(nice=False, zero=False, padding=25),
+    )
+    height = 70 + 60 * max(map(len, layers))
     rules = (
         _chart(lines, "What was made from what", height)
         .mark_rule(color="#999999")
@@ -321,3 +314,26 @@ def stages(nodes: dict[str, int], edges: dict[tuple[str, str], int]) -> Any | No
     )
     words = _chart(boxes, "Names of stages", height).mark_text(dy=-14, fontSize=11).encode(x, y, text="stage:N")
     return alt.layer(rules, dots, words)
+
+
+def _layers(edges: dict[tuple[str, str], int]) -> list[list[str]]:
+    """Return the stages in layers: each stage stands behind all that it uses.
+
+    Images that recover begins with make stages go in a circle; its rarest edge does not count.
+    """
+    forward = dict(edges)
+    while True:
+        uses: dict[str, list[str]] = {name: [] for edge in edges for name in edge}
+        for before, after in forward:
+            uses[after].append(before)
+        order = TopologicalSorter(uses)
+        try:
+            order.prepare()
+        except CycleError as error:
+            del forward[min(pairwise(error.args[1]), key=lambda edge: (forward[edge], edge))]
+            continue
+        layers = []
+        while names := order.get_ready():
+            layers.append(list(names))
+            order.done(*names)
+        return layers

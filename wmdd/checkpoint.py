@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from wmdd import units
 from wmdd.artifacts import atomic
 from wmdd.errors import WmddError
 from wmdd.preemption import KEPT, Notice, Preempted
@@ -56,7 +57,7 @@ class Checkpoint:
             print(f"checkpoint {self.path} is of other settings, code or inputs; starting over", flush=True)
             return None
         self.earlier = earlier
-        print(f"going on from {self.path}, after {self.earlier:.0f} s of earlier work", flush=True)
+        print(f"going on from {self.path}, after {units.seconds(self.earlier) or '0 s'} of earlier work", flush=True)
         return state
 
     def begin(self, earlier: float) -> None:

@@ -760,14 +760,14 @@ def _write_history(path: Path, history: list[dict[str, float]]) -> None:
 @app.command
 def grid(*, images: Path, output: Path, per_class: int = 10, rows: int = 20, threads: int = 1) -> None:
     """Draw the distilled images, a row a class; of more classes than `rows`, some from first to last."""
-    from wmdd.report import draw_grid
+    from wmdd.grid import draw
 
     with artifacts.reading(images, "images") as file:
         meta = artifacts.meta_of(file)
         classes = np.unique(np.linspace(0, len(meta["classes"]) - 1, rows).round().astype(int))
         shown = file["images"][classes, :per_class]
     with artifacts.atomic(output) as part:
-        draw_grid(shown, [meta["names"][label] for label in classes], part, str(images.parent))
+        draw(shown, [meta["names"][label] for label in classes], part, str(images.parent))
 
 
 @app.command

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from wmdd import artifacts
+from wmdd import artifacts, units
 from wmdd.artifacts import check_classes, load_model, read_json
 from wmdd.commands import Several, _quality, _teacher, app
 from wmdd.errors import WmddError
@@ -153,7 +153,7 @@ def page(
     )
     _write_figures(list(build.drawn(material)), figures)
     artifacts.write_text(output, build.build(material))
-    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB; open it in a browser")
+    print(f"{output}: {units.size(output.stat().st_size)}; open it in a browser")
 
 
 def _made(costs: list[Path]) -> list[Path]:

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+from wmdd import units
 from wmdd.commands import app
 from wmdd.errors import WmddError
 
@@ -21,10 +22,10 @@ def sync(*, folder: Path = Path("wandb"), dry_run: bool = False) -> None:
     runs = way.find(folder)
     waiting = [run for run in runs if run.state == "waiting"]
     count = {state: sum(run.state == state for run in runs) for state in ("synced", "running")}
-    total = sum(map(way.size, waiting)) / 1e6
+    total = units.size(sum(map(way.size, waiting))) or "0 B"
     print(
         f"{folder}: {len(runs)} offline runs, {count['synced']} uploaded, {count['running']} still running, "
-        f"{len(waiting)} to upload ({total:.1f} MB)"
+        f"{len(waiting)} to upload ({total})"
     )
     if dry_run:
         print(*(run.file.parent for run in waiting), sep="\n")

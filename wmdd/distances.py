@@ -1,34 +1,30 @@
 """Distances: how far distilled sets are from the real data, in tables and a picture (`wmdd.distance`, `quantize`, `decay`)."""
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-CELL = re.compile(
-    r"(?P<dataset>[^/]+)/(?P<teacher>[^/]+)/(?P<method>[^/]+)/ipc(?P<ipc>\d+)/seed(?P<seed>\d+)/(distance\.json|quantize/[^/]+\.h5)$"
-)
-GENERATOR = re.compile(r"(?P<dataset>[^/]+)/latent/(?P<generator>[^/]+)/seed(?P<seed>\d+)/decay\.json$")
-GROUP = ["dataset", "teacher", "method", "ipc"]
+from wmdd.charts import COLOURS, POINT, Palette
+from wmdd.workflow.layout import cell_of, wildcards_of
+
+GROUP = [name for name in wildcards_of("distance") if name != "seed"]
+GENERATOR = [name for name in wildcards_of("decay") if name != "seed"]
 # name in the table -> array of the quantize stage, or list of the distance stage
 LATENTS = {"latents W2^2": "cost", "latents W2^2, equal": "uniform_cost", "dimension": "dimension"}
 FEATURES = {"features W2^2": "cost", "features W2^2, equal": "uniform_cost", "features variance": "variance"}
-MARKERS = "osD^vP*"
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito 2008
+DECAY = ["cost", "fitted", "twonn", "mle"]
+RATES = {"fitted": [6, 3], "twonn": [2, 2]}  # a dimension whose rate is drawn, and the dashes of its line
+WIDTH, HEIGHT = 340, 280  # px of a panel
 
 
 def _rows(found: list[tuple[Path, dict[str, Any]]], columns: dict[str, str]) -> pd.DataFrame:
     """Return the mean over classes and seeds of each cell."""
-    parts = []
-    for path, content in found:
-        match = CELL.search(path.as_posix())
-        if match is None:
-            raise ValueError(f"{path} is not where a distance belongs")
-        of = {name: match[name] for name in (*GROUP, "seed")} | {"ipc": int(match["ipc"])}
-        parts.append(pd.DataFrame({name: content[key] for name, key in columns.items()}).assign(**of))
+    parts = [
+        pd.DataFrame({name: content[key] for name, key in columns.items()}).assign(**cell_of(path).parts())
+        for path, content in found
+    ]
     if not parts:
         return pd.DataFrame(columns=[*GROUP, *columns]).set_index(GROUP)
     return pd.concat(parts).groupby(GROUP)[list(columns)].mean()
@@ -53,19 +49,14 @@ def summary(
 
 def decays(found: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
     """Return a row a dataset, generator and number of atoms: W2^2 and dimensions, the mean over classes and seeds."""
-    parts = []
-    for path, content in found:
-        match = GENERATOR.search(path.as_posix())
-        if match is None:
-            raise ValueError(f"{path} is not where a decay belongs")
-        for row in content["decay"]:
-            one = pd.DataFrame({"atoms": row["atoms"], "cost": row["cost"]})
-            dimensions = {name: row[name] for name in ("fitted", "twonn", "mle")}
-            parts.append(one.assign(dataset=match["dataset"], generator=match["generator"], **dimensions))
-    columns = ["cost", "fitted", "twonn", "mle"]
+    parts = [
+        pd.DataFrame({name: row[name] for name in ("atoms", *DECAY)}).assign(**cell_of(path).parts())
+        for path, content in found
+        for row in content["decay"]
+    ]
     if not parts:
-        return pd.DataFrame(columns=["dataset", "generator", "atoms", *columns])
-    return pd.concat(parts).groupby(["dataset", "generator", "atoms"])[columns].mean().reset_index()
+        return pd.DataFrame(columns=[*GENERATOR, "atoms", *DECAY])
+    return pd.concat(parts).groupby([*GENERATOR, "atoms"])[DECAY].mean().reset_index()
 
 
 def markdown(table: pd.DataFrame, falling: pd.DataFrame) -> str:
@@ -84,9 +75,9 @@ def markdown(table: pd.DataFrame, falling: pd.DataFrame) -> str:
         "",
     ]
     if not falling.empty:
-        wide = falling.pivot(index=["dataset", "generator"], columns="atoms", values="cost")
+        wide = falling.pivot(index=GENERATOR, columns="atoms", values="cost")
         wide.columns = pd.Index([f"K = {k}" for k in wide.columns])
-        dimensions = falling.groupby(["dataset", "generator"])[["fitted", "twonn", "mle"]].first()
+        dimensions = falling.groupby(GENERATOR)[DECAY[1:]].first()
         lines += [
             "## Decay",
             "",
@@ -100,62 +91,83 @@ def markdown(table: pd.DataFrame, falling: pd.DataFrame) -> str:
 
 
 def draw(table: pd.DataFrame, falling: pd.DataFrame, output: Path) -> None:
-    """Draw W2 of the features by images per class; of latents its decay too, and the features' W2 against theirs."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    latent = table.dropna(subset=["latents W2^2"])
-    count = 1 + 2 * (not falling.empty and not latent.empty)
-    figure, axes = plt.subplots(1, count, figsize=(4.6 * count, 3.6), squeeze=False, layout="constrained")
-    _lines(axes[0, 0], table, "ipc", "features W2^2")
-    axes[0, 0].set(xlabel="images per class", ylabel="W2 to the real features", xscale="log", title="Distilled sets")
-    _plain(axes[0, 0].xaxis, sorted(table["ipc"].unique()))
-    if count > 1:
-        _decay(axes[0, 1], falling)
-        _lines(axes[0, 2], latent, "latents W2^2", "features W2^2")
-        axes[0, 2].set(xlabel="W2 of the latents", ylabel="W2 of the decoded images' features", title="Push-forward")
-    for axis in axes[0]:
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
-    figure.savefig(output, dpi=150, format="png", metadata={"Software": None})
-    plt.close(figure)
+    """Write `figure` as PNG."""
+    figure(table, falling).save(str(output), format="png", scale_factor=2)
 
 
-def _lines(axis: Any, table: pd.DataFrame, x: str, y: str) -> None:
-    """Draw a line a dataset and method."""
-    several = table["dataset"].nunique() > 1
-    for number, ((dataset, method), rows) in enumerate(table.groupby(["dataset", "method"])):
-        rows = rows.sort_values("ipc")
-        across = rows[x] ** 0.5 if x != "ipc" else rows[x]
-        label = f"{dataset} {method}" if several else str(method)
-        style = {
-            "color": COLORS[number % len(COLORS)],
-            "marker": MARKERS[number % len(MARKERS)],
-            "markerfacecolor": "none",
-        }
-        axis.plot(across, rows[y] ** 0.5, "-", label=label, markersize=7, **style)  # hollow, as some lie on others
+def figure(table: pd.DataFrame, falling: pd.DataFrame) -> Any:
+    """Draw W2 of the features by images per class; of latents its decay too, and the features' W2 against theirs.
+
+    Args:
+        table: `summary`; each dataset, teacher and method has a line.
+        falling: `decays`.
+    """
+    import altair as alt
+
+    keys = [key for key in ("dataset", "teacher") if table[key].nunique() > 1]
+    table = table.assign(method=table[[*keys, "method"]].agg(" ".join, axis=1))
+    table = table.assign(features=table["features W2^2"] ** 0.5, latents=table["latents W2^2"].astype(float) ** 0.5)
+    table = table[["method", "ipc", "features", "latents"]]
+    palette = Palette(sorted(set(table["method"])))
+    ipc = sorted(set(table["ipc"].tolist()))
+    across = alt.X("ipc:Q", title="images per class").axis(values=ipc)
+    across = across.scale(type="log", domain=[ipc[0] / 1.3, ipc[-1] * 1.3], nice=False)
+    panels = [_lines(table, across, "W2 to the real features", palette, "Distilled sets")]
+    latent = table.dropna(subset=["latents"])
+    if not falling.empty and not latent.empty:
+        across = (
+            alt.X("latents:Q", title="W2 of the latents").scale(zero=False, nice=False, padding=20).axis(tickCount=6)
+        )
+        panels += [
+            _decay(falling),
+            _lines(latent, across, "W2 of the decoded images' features", palette, "Push-forward"),
+        ]
+    apart: Any = dict.fromkeys(("color", "shape", "strokeDash"), "independent")
+    return alt.hconcat(*panels, spacing=40, background="white").resolve_scale(**apart)
 
 
-def _decay(axis: Any, falling: pd.DataFrame) -> None:
+def _lines(table: pd.DataFrame, x: Any, title: str, palette: Palette, name: str) -> Any:
+    """Draw W2 of the features, a line a method; its points are hollow, as some lie on others."""
+    import altair as alt
+
+    of = palette.encodings(set(table["method"]))
+    y = alt.Y("features:Q", title=title).scale(zero=False, nice=False, padding=15)
+    base = alt.Chart(table, width=WIDTH, height=HEIGHT, title=name)
+    points = base.mark_point(size=1.5 * POINT, strokeWidth=2, opacity=1).encode(x, y, **of)
+    return base.mark_line(strokeWidth=2).encode(x, y, color=of["color"], order="ipc:Q") + points
+
+
+def _decay(falling: pd.DataFrame) -> Any:
     """Draw W2 against the number of atoms, and the rates of the dimensions from the middle on both sides."""
-    for number, ((dataset, generator), rows) in enumerate(falling.groupby(["dataset", "generator"])):
-        color, k, w = COLORS[number % len(COLORS)], rows["atoms"].to_numpy(float), rows["cost"].to_numpy(float) ** 0.5
-        axis.loglog(k, w, "o-", color=color, label=f"{dataset}, {generator}", markersize=4)
-        middle = len(k) // 2
-        for name, style in ("fitted", "--"), ("twonn", ":"):
-            d = float(rows[name].iloc[0])
-            if np.isfinite(d):
-                rate = w[middle] * (k / k[middle]) ** (-1 / d)
-                axis.loglog(k, rate, style, color=color, label=f"K^(-1/{d:.0f}), {name}", linewidth=1)
-    axis.set(xlabel="atoms K", ylabel="W2 to the latents", title="Decay")
-    _plain(axis.xaxis, sorted(falling["atoms"].unique()))
-    low, high = axis.get_ylim()
-    _plain(axis.yaxis, np.linspace(low, high, 6).round(2).tolist())
+    import altair as alt
 
-
-def _plain(axis: Any, ticks: Sequence[float]) -> None:
-    """Write numbers at a logarithmic axis as they are."""
-    axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
-    axis.set_ticks([], minor=True)
+    lines, styles = [], []
+    groups = list(falling.groupby(GENERATOR))
+    for place, (names, rows) in enumerate(groups):
+        name = ", ".join(map(str, names))
+        k, w, middle = rows["atoms"].to_numpy(float), rows["cost"].to_numpy(float) ** 0.5, len(rows) // 2
+        drawn = {name: (w, [1, 0])}
+        for dimension, dashes in RATES.items():
+            if np.isfinite(d := float(rows[dimension].iloc[0])):
+                rate = f"K^(-1/{d:.0f}), {dimension}" + (f", {name}" if len(groups) > 1 else "")
+                drawn[rate] = w[middle] * (k / k[middle]) ** (-1 / d), dashes
+        lines += [pd.DataFrame({"line": line, "atoms": k, "distance": values}) for line, (values, _) in drawn.items()]
+        styles += [(line, name, COLOURS[place % len(COLOURS)], dashes) for line, (_, dashes) in drawn.items()]
+    labels, owners, colours, dashes = map(list, zip(*styles, strict=True))
+    table = pd.concat(lines)
+    x = (
+        alt.X("atoms:Q", title="atoms K")
+        .scale(type="log", nice=False, padding=15)
+        .axis(values=sorted(falling["atoms"].unique().tolist()))
+    )
+    y = alt.Y("distance:Q", title="W2 to the latents").scale(type="log", nice=False, padding=15).axis(format="~g")
+    legend = alt.Legend(
+        title=None, orient="bottom", columns=3 if len(groups) == 1 else 1, symbolType="stroke", labelLimit=0
+    )
+    colour = alt.Color("line:N", legend=legend).scale(domain=labels, range=colours)
+    style = alt.StrokeDash("line:N", legend=legend).scale(domain=labels, range=dashes)
+    base = alt.Chart(table, width=WIDTH, height=HEIGHT, title="Decay")
+    points = base.transform_filter(alt.FieldOneOfPredicate("line", owners)).mark_point(
+        filled=True, size=POINT / 2, opacity=1
+    )
+    return base.mark_line(strokeWidth=1.5).encode(x, y, colour, style) + points.encode(x, y, colour)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from wmdd import artifacts, tracking
+from wmdd import artifacts, tracking, units
 from wmdd.checkpoint import Checkpoint, seconds_between
 from wmdd.distributed import ALONE, World
 from wmdd.engine import Engine, plain
@@ -140,7 +140,7 @@ def _main(done: Job, config: dict[str, Any], threads: int, begun: float) -> Iter
     artifacts.write_json(cost_path(output), cost)
     checkpoint.remove()
     print(
-        f"wmdd {stage}: done in {cost['seconds']:.1f} s, peak memory {cost['peak_memory_mb']} MB",
+        f"wmdd {stage}: done in {units.seconds(cost['seconds']) or '0 s'}, peak memory {cost['peak_memory_mb']} MB",
         file=sys.stderr,
         flush=True,
     )

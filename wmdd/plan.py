@@ -15,6 +15,7 @@ from functools import cache
 
 from wmdd import rates
 from wmdd.rates import Device
+from wmdd.units import count, hours, seconds, size
 from wmdd.work import Job, Key, Work
 
 ORDER = (  # of the rules in the table
@@ -233,35 +234,3 @@ def _words(plan: Plan, parallel: int) -> list[str]:
 def _more(prefix: str, text: str) -> str:
     """Put a prefix before a number, if it is one."""
     return f"{prefix}{text}" if text not in ("", "?") else text
-
-
-def count(value: float) -> str:
-    """Write a number: whole with commas below ten million, above as 1.45e17; nothing for 0."""
-    if math.isnan(value):
-        return "?"
-    return "" if not value else f"{value:,.0f}" if value < 1e7 else f"{value:.2e}".replace("e+", "e")
-
-
-def seconds(value: float) -> str:
-    """Write a time in s, min or h."""
-    if not 0 < value < 7200:
-        return f"{hours(value)} h" if value >= 7200 else hours(value)
-    if value >= 120:
-        return f"{value / 60:.1f} min" if value < 600 else f"{value / 60:.0f} min"
-    return f"{value:.0f} s" if value >= 10 else f"{value:.2g} s"
-
-
-def hours(value: float) -> str:
-    """Write a time as hours, without the unit."""
-    if math.isnan(value):
-        return "?"
-    hours = value / 3600
-    return "" if not value else f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"
-
-
-def size(value: float) -> str:
-    """Write bytes in units of powers of a thousand."""
-    if math.isnan(value):
-        return "?"
-    power = min(int(math.log10(max(value, 1)) // 3), 5)
-    return f"{value / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}" if value else ""

@@ -1,4 +1,4 @@
-"""Report: tables over all runs and pictures of the distilled sets."""
+"""Report: tables over all runs."""
 
 import math
 import re
@@ -246,29 +246,3 @@ def place(path: Path) -> dict[str, str]:
         return {"dataset": parts[1], "method": "", "ipc": "", "seed": parts[4].removeprefix("seed")}
     of = parts[4].removeprefix("ipc"), parts[5].removeprefix("seed")
     return {"dataset": parts[1], "method": parts[3], "ipc": of[0], "seed": of[1]}
-
-
-def draw_grid(images: np.ndarray, names: list[str], output: Path, title: str) -> None:
-    """Draw images [C, K, 3, H, W], a row a class with its name, pixel for pixel enlarged."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    count, k, _, height, width = images.shape
-    gap = math.ceil(0.05 * height)
-    canvas = np.full((count, height + gap, k, width + gap, 3), 255, np.uint8)
-    canvas[:, :height, :, :width] = images.transpose(0, 3, 1, 4, 2)  # [C, K, 3, H, W] -> [C, H, K, W, 3]
-    canvas = canvas.reshape(count * (height + gap), k * (width + gap), 3)[:-gap, :-gap]
-    size = (max(0.62 * k, 2.2) + 1.0, 0.62 * count + 0.5)  # inches
-    figure, axis = plt.subplots(figsize=size)
-    axis.imshow(canvas, interpolation="nearest" if height < 100 else "antialiased")
-    axis.set_anchor("W")
-    axis.set_xticks([])
-    axis.set_yticks([row * (height + gap) + height / 2 for row in range(count)], names, fontsize=8)
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    figure.suptitle(title, fontsize=8)
-    figure.subplots_adjust(left=1.1 / size[0], right=0.99, bottom=0.1 / size[1], top=1 - 0.35 / size[1])
-    figure.savefig(output, dpi=150, format="png", metadata={"Software": None})
-    plt.close(figure)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wmdd import artifacts
+from wmdd import artifacts, units
 from wmdd.errors import WmddError
 from wmdd.progress import progress
 
@@ -116,7 +116,7 @@ def _copy(path: Path, copy: Path, size: int) -> None:
         left.unlink()
     free = shutil.disk_usage(copy.parent).free
     if free < size:
-        raise OSError(f"{copy.parent} has {free / 1e9:.1f} GB left, {path} has {size / 1e9:.1f}")
+        raise OSError(f"{copy.parent} has {units.size(free) or 'nothing'} left, {path} has {units.size(size)}")
     print(f"copying {path} to {copy}", file=sys.stderr, flush=True)
     with artifacts.atomic(copy) as part, path.open("rb") as source, part.open("wb") as target:
         pieces = iter(lambda: source.read(PIECE), b"")

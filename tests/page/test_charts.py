@@ -1,6 +1,9 @@
 """Charts: valid Vega-Lite of what they are given, nothing where there is nothing."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,6 +13,8 @@ from wmdd.charts import CONTROLS, SHAPES, Palette
 from wmdd.page import figures
 
 from .material import METHODS, costs, material, results
+
+ROOT = str(Path(__file__).parents[2])
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +137,35 @@ def test_stages_may_go_in_a_circle():
     assert {(row["from"], row["to"]) for row in rows if "from" in row} == set(edges)
     across = {row["stage"]: row["x"] for row in rows if "stage" in row}
     assert across["recover"] < across["images"] < across["student"], "the rarest edge goes back"
+
+
+def test_stages_stand_behind_what_they_use():
+    """Each in the first layer that allows it; the layers share a middle; a stage that uses itself, and two circles."""
+    edges = {("a", "b"): 2, ("a", "c"): 2, ("b", "d"): 2, ("a", "d"): 2, ("d", "d"): 1, ("d", "b"): 1, ("c", "a"): 1}
+    rows = [row for row in values(charts.stages({}, edges)) if "stage" in row]
+    assert {row["stage"]: row["x"] for row in rows} == {"a": 0, "b": 1, "c": 1, "d": 2}
+    places = {row["stage"]: row["y"] for row in rows}
+    assert places["a"] == places["d"] == (places["b"] + places["c"]) / 2
+    assert abs(places["b"] - places["c"]) == 1
+
+
+def test_stages_lie_the_same_in_every_process():
+    edges = {(f"s{i}", f"s{i + j}"): 1 for i in range(20) for j in (1, 2, 5)}
+    source = f"from wmdd.charts import _layers; print(_layers({edges}))"
+    layers = {
+        subprocess.run(
+            [sys.executable, "-c", source],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ROOT},
+            check=True,
+            capture_output=True,
+        ).stdout
+        for seed in "12"
+    }
+    assert len(layers) == 1
+
+
+def test_nothing_made_of_nothing_is_no_chart():
+    assert charts.stages({"data": 1}, {}) is None
 
 
 def test_a_map_without_distilled_images_is_none():

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from wmdd.units import size
+
 CONTROL = "random"
 CONTROLS = (CONTROL, "kmeans-medoid")  # real images
 ABLATION = {  # preset -> cross-entropy, per-class statistics, barycenter
@@ -208,7 +210,7 @@ def cost(costs: pd.DataFrame) -> Table:
         line += [_amount(seconds.sum(), ",.0f"), _amount(seconds.median(), ",.1f")]
         line += [_amount(hours, ".3f") if len(gpu) else Value("", 0), _amount(rows["peak_memory_mb"].max(), ",.0f")]
         line += [_amount(gpu.max(), ",.0f") if len(gpu) else Value("", 0)]
-        lines.append([*line, Value(_size(rows["bytes"].sum()), float(rows["bytes"].sum()))])
+        lines.append([*line, Value(size(rows["bytes"].sum()), float(rows["bytes"].sum()))])
     columns = ["dataset", "method", "images per class", "stage", "jobs", "seconds", "seconds a job", "GPU-hours"]
     columns += ["peak memory, MB", "peak GPU memory, MB", "on disk"]
     caption = "What was computed, by stage. The stages of a dataset and of a teacher have no method."
@@ -217,11 +219,6 @@ def cost(costs: pd.DataFrame) -> Table:
 
 def _amount(value: float, how: str) -> Value:
     return Value(f"{value:{how}}", float(value))
-
-
-def _size(count: float) -> str:
-    power = min(3, int(math.log10(max(count, 1)) // 3))
-    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB')[power]}"
 
 
 def plain(name: str, table: pd.DataFrame) -> Table | None:
