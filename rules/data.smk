@@ -1,5 +1,8 @@
 # data: raw pictures -> data/{dataset}.h5
 #   Reads every picture once. The folder itself is not watched: delete the file after changing pictures.
+#   What wmdd/datasets.yaml says of the pictures is watched.
+
+from wmdd.catalogue import known
 
 
 rule data:
@@ -16,6 +19,7 @@ rule data:
         runtime=asked("data", "runtime"),
     params:
         settings=settings("data"),
+        pictures=lambda wildcards: known(experiment.resolve("data", dataset=wildcards.dataset).source).pictures(),
         code=code_digest("data"),
     shell:
         "python -m wmdd data"

@@ -13,7 +13,9 @@ from wmdd.reach import Package
 PACKAGE = Path(__file__).parent
 # The functions and classes that decide no number, nor does what only they reach; each name stands once in the package.
 GROUND = {
-    "job": "what a command does around its stage: provenance, checkpoint, tracker, cost",
+    "job": "what a command does around its stage: provenance, checkpoint, tracker, cost; makes the Job that it hands out",
+    "Checkpoint": "keeps the state of an unfinished stage, and gives it back as it was",
+    "NullTracker": "logs nothing",
     "launch": "starts the same command in several processes",
     "progress": "shows how far a stage is",
     "Notice": "hears that a job is to end",
@@ -37,9 +39,9 @@ def code_digest(stage: str, root: Path = PACKAGE) -> str:
     """Return a digest of the code of this package that decides what a stage makes.
 
     That is the stage's command and all functions, classes and constants that it refers to, and so on (`wmdd.reach`), up to
-    those of `GROUND`. Of settings it has methods and validators, but no defaults, bounds and descriptions: values reach a stage as
-    flags. Nor has it the names of modules, imports, docstrings, comments, annotations and the words of errors, nor files that are
-    not Python: settings in them come as flags, and the others are inputs of their rules.
+    those of `GROUND`. Of settings it has methods and validators, but no defaults, bounds and descriptions: their values
+    reach a stage as flags. Nor has it the names of modules, imports, docstrings, comments, annotations, the words of errors,
+    and files that are not Python: what of them decides a number is an input or another param of the stage's rule.
 
     Raises:
         WmddError: there is no such command, or more than one.

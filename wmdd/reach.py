@@ -73,8 +73,10 @@ class Package:
     def follow(self, what: Import, attributes: Sequence[str]) -> list[tuple[Definition | str, Sequence[str]]]:
         """Return what an imported name refers to, and which of its attributes are left; a text if it is of another package."""
         module, path = what.module, [*filter(None, [what.name]), *attributes]
-        if module not in self.files:
+        if module.partition(".")[0] != self.name:
             return [(".".join([module, *path]), ())]
+        if module not in self.files:  # a folder without `__init__.py`, or not there
+            return self.follow(Import(f"{module}.{path[0]}"), path[1:]) if path else [(Definition(self.name, "*"), ())]
         if not path:
             return [(Definition(module, "*"), ())]
         here, (first, *rest) = self.module(module), path
@@ -113,11 +115,12 @@ class Package:
             reader.references += [
                 Definition(module.name, name) for name in module.definitions if self._handed(module, name)
             ]
-            reader.references += [Definition(each.module, "*") for each in module.imports.get("*", ())]
+            reader.references += [
+                Definition(each.module, "*") for each in module.imports.get("*", ()) if each.module in self.files
+            ]
             reader.imports += [module.parent, *module.imported]
         said = hashlib.sha256("\n".join(reader.tokens).encode()).hexdigest() if reader.tokens else ""
-        references = (each for each in reader.references if each.module in self.files)
-        return Text(said, tuple(references), tuple(name for name in reader.imports if name in self.files))
+        return Text(said, tuple(reader.references), tuple(name for name in reader.imports if name in self.files))
 
     def _handed(self, module: Module, name: str) -> bool:
         """Return whether a definition is given to a decorator of this package, by which it is reached without its name."""
