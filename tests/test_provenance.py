@@ -35,7 +35,7 @@ DECIDES = {
     "seeds_of": {"relabel"},
     "Confident": {"barycenter", "select"},
     "cuturi_doucet": {"barycenter", "quantize"},
-    "quantize_all": {"barycenter"},
+    "quantize_all": {"barycenter", "decay", "quantize", "select"},
     "learning_rate": TRAINED,
     "evaluate": CLASSIFIERS,
     "parts_of": {"teacher"},

@@ -129,13 +129,18 @@ def test_comment_and_docstring_rerun_nothing(run: Workspace) -> None:
 def test_renaming_a_module_and_describing_a_setting_rerun_nothing(run: Workspace) -> None:
     (run.root / "wmdd/augment.py").rename(run.root / "wmdd/distortions.py")
     for path in (run.root / "wmdd").rglob("*.py"):
-        path.write_text(path.read_text().replace("wmdd.augment", "wmdd.distortions"))
+        text = path.read_text().replace("wmdd.augment", "wmdd.distortions")
+        path.write_text(text.replace("from wmdd import augment", "from wmdd import distortions as augment"))
     edit(run.root / "wmdd/settings.py", '"Adam steps (', '"steps of Adam (')
     assert run.pending() == {}
 
 
 def test_code_of_settings_reruns_the_stage_that_asks_it(run: Workspace) -> None:
-    edit(run.root / "wmdd/settings.py", 'return self.statistics == "global" or', "return True or")
+    edit(
+        run.root / "wmdd/settings.py",
+        'return self.statistics == "global" or',
+        'return False or self.statistics == "global" or',
+    )
     assert set(run.pending()) == {"recover", *LATER}
 
 
