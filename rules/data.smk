@@ -1,5 +1,6 @@
 # data: raw pictures -> data/{dataset}.h5
 #   Reads every picture once. The folder itself is not watched: delete the file after changing pictures.
+#   What wmdd/datasets.yaml says of the pictures is watched.
 
 
 rule data:
@@ -15,6 +16,7 @@ rule data:
         runtime=request("data", "runtime"),
     params:
         settings=inputs.flags("data"),
+        pictures=inputs.pictures,
         code=code_digest("data"),
     shell:
         "python -m wmdd data"

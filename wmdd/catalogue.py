@@ -82,6 +82,11 @@ class Known(_Entry):
         """Return the archive whose name ends so."""
         return next(archive for archive in self.archives if archive.name.endswith(suffix))
 
+    def pictures(self) -> str:
+        """Return what decides which pictures it has, as JSON; settings come as flags, and addresses decide nothing."""
+        archives = {"__all__": {"name", "sha256", "md5", "folder"}}
+        return self.model_dump_json(include={"layout": True, "subset": True, "rows": True, "archives": archives})
+
     def settings(self) -> dict[str, Any]:
         """Return the entry of `datasets:` in an experiment file that this stands for."""
         entry = {"data": self.data, "classes_per_block": self.classes_per_block} | (self.model_extra or {})

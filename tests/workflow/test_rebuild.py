@@ -126,6 +126,29 @@ def test_comment_and_docstring_rerun_nothing(run: Workspace) -> None:
     assert run.pending() == {}
 
 
+def test_renaming_a_module_and_describing_a_setting_rerun_nothing(run: Workspace) -> None:
+    (run.root / "wmdd/augment.py").rename(run.root / "wmdd/distortions.py")
+    for path in (run.root / "wmdd").rglob("*.py"):
+        text = path.read_text().replace("wmdd.augment", "wmdd.distortions")
+        path.write_text(text.replace("from wmdd import augment", "from wmdd import distortions as augment"))
+    edit(run.root / "wmdd/settings.py", '"Adam steps (', '"steps of Adam (')
+    assert run.pending() == {}
+
+
+def test_code_of_settings_reruns_the_stage_that_asks_it(run: Workspace) -> None:
+    edit(
+        run.root / "wmdd/settings.py",
+        'return self.statistics == "global" or',
+        'return False or self.statistics == "global" or',
+    )
+    assert set(run.pending()) == {"recover", *LATER}
+
+
+def test_another_entry_of_a_dataset_reruns_its_data(run: Workspace) -> None:
+    edit(run.root / "wmdd/datasets.yaml", "  layout: digits\n", "  layout: digits\n  subset: [some]\n")
+    assert run.pending("data/digits.h5") == {"data": 1}
+
+
 def test_code_of_recover_reruns_recover_and_later(run: Workspace) -> None:
     edit(run.root / "wmdd/recover.py", "iterations // 100", "settings.iterations // 50")
     assert set(run.pending()) == {"recover", *LATER}
@@ -143,7 +166,7 @@ def test_code_of_a_command_reruns_that_stage(run: Workspace) -> None:
 
 def test_code_of_the_report_reruns_the_report(run: Workspace) -> None:
     edit(run.root / "wmdd/report.py", '"# Results"', '"# The results"')
-    assert set(run.pending()) == {"grid", "report", "page", "all"}
+    assert set(run.pending()) == {"report", "page", "all"}
 
 
 def test_another_file_under_the_same_name_is_another_teacher(fresh: Workspace) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from wmdd import catalogue
 from wmdd.config import Experiment
 from wmdd.settings import EngineSettings, LabelSettings, Settings, flags
 from wmdd.workflow.layout import HISTORY, Cell, path_of
@@ -76,6 +77,10 @@ class Inputs:
         """Return where a student's labels come from: hard, stored, pruned or online."""
         hard = self.experiment.settings("student", cell).labels == "hard"
         return "hard" if hard else str(self.experiment.settings("relabel", cell).store)
+
+    def pictures(self, wildcards: Any) -> str:
+        """Return what the catalogue says of a dataset's pictures: a change of it makes the data anew."""
+        return catalogue.known(self.experiment.settings("data", Cell.of(wildcards)).source).pictures()
 
     # ---- inputs of a job
 
