@@ -124,7 +124,15 @@ def test_a_protocol_that_changes_the_student_alone_differs_in_that_alone(tmp_pat
         artifacts.save(path, {"x": np.full(1, epochs)}, {"stage": "relabel", "settings": settings})
         digests[name] = artifacts.load_meta(path)["digest"]
     sides = [
-        write(tmp_path, "wmdd/ipc10", 50, protocol=protocol, made=RECOVERED, inputs={"labels": digests["paper"]}, **changed)
+        write(
+            tmp_path,
+            "wmdd/ipc10",
+            50,
+            protocol=protocol,
+            made=RECOVERED,
+            inputs={"labels": digests["paper"]},
+            **changed,
+        )
         for protocol, changed in (("paper", {}), ("mine", {"lr": 0.5}))
     ]
     settings = render([Side.read(path) for path in sides]).split("\n\n")[0]

@@ -87,7 +87,7 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
     over `random` in the same setting, gain_low, gain_high, gain_p, gain_n (pairs of seeds, 0 where none pair); and the means
     of seconds and bytes where the students have them.
     """
-    filled = cells.fillna(dict.fromkeys(GROUP, ""))
+    filled = cells.assign(**{name: cells[name].astype(object).where(cells[name].notna(), "") for name in GROUP})
     groups = dict(iter(filled.groupby(GROUP, dropna=False)))
     scores = {key: scores_of(students) for key, students in groups.items()}
     place = GROUP.index("method")
