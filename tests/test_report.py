@@ -153,6 +153,45 @@ def test_two_groups_in_one_cell_are_refused():
         across("table", pd.concat([summary, summary]), ["dataset", "ipc"])
 
 
+STUDY = f"--runs {ROOT}/docs/studies/imagenette/runs.json --configfile {ROOT}/config/studies/imagenette.yaml"
+WRITTEN = f"--published {ROOT}/config/published.yaml --table t.md --csv t.csv --latex t.tex"
+
+
+def test_a_table_of_a_study_from_its_kept_runs(tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(f"table {STUDY} --name explain {WRITTEN}")
+    assert code == 0, err
+    rows = {(row["method"], row["teacher"], row["protocol"]): row for row in lines(Path("t.md").read_text())}
+    shown = {
+        key: rows["wmdd", *key]["nette, 10 per class"]
+        for key in (("nette-w8", "paper-online"), ("nette-w8-short", "paper-online"))
+    }
+    assert shown == {
+        ("nette-w8", "paper-online"): "33.6 ± 2.4 (3)",
+        ("nette-w8-short", "paper-online"): "39.8 ± 1.2 (3)",
+    }
+    numbers = pd.read_csv("t.csv")
+    assert set(numbers.loc[numbers["method"] == "random", "family"]) == {"select"}
+    assert set(numbers.loc[numbers["method"].str.startswith("wmdd"), "family"]) == {"recover"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("", "a table is made of --students or of --runs; give one of them"),
+        (f"--runs {ROOT}/docs/studies/cifar10/results.json", "results.json does not hold the runs of a report"),
+        (f"--runs {ROOT}/docs/studies/imagenette/runs.json --name explain", "give its --configfile"),
+        (f"{STUDY} --name explian", "has the name explian; those that it has: reproduce, "),
+    ],
+)
+def test_a_table_of_what_is_not_there_is_one_line(tmp_path, monkeypatch, run, flags, said):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(f"table {flags} {WRITTEN}")
+    assert (code, out) == (1, "")
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
 # Cost
 
 PARTS = {

@@ -790,7 +790,8 @@ def report(
     """Gather all runs into tables: mean, standard deviation and seeds of each cell, and its gain over random real images."""
     from wmdd import report as build
     from wmdd import results
-    from wmdd.render import given
+    from wmdd.page.scores import results as results_table
+    from wmdd.render import render
 
     scores = [(path, read_json(path)) for path in students]
     families = results.families_beside(students)
@@ -798,7 +799,7 @@ def report(
     spent = [(path, read_json(path)) for path in costs]
     summary = results.summary(results.rows(scores, families))
     solved = build.barycenter_summary([(path, *_quality(path)) for path in barycenters or []])
-    artifacts.write_text(csv, given(summary).round(2).to_csv(index=False))
+    artifacts.write_text(csv, render(results_table(summary), "csv"))
     artifacts.write_text(cost_table, build.cost_markdown(results.jobs(spent)))
     artifacts.write_text(barycenter_csv, solved.to_csv(index=False))
     artifacts.write_text(barycenter_table, build.barycenter_markdown(solved))

@@ -58,27 +58,70 @@ def embedding(*, images: Several, teacher: Path, features: Path, output: Path, t
 
 
 @app.command
-def table(*, students: Several, published: Path, table: Path, csv: Path, latex: Path) -> None:
+def table(
+    *,
+    published: Path,
+    table: Path,
+    csv: Path,
+    latex: Path,
+    students: Several | None = None,
+    runs: Path | None = None,
+    configfile: Path | None = None,
+    name: str | None = None,
+) -> None:
     """Write some results as a table, a row a method and a column a dataset and number of images per class.
 
     Args:
-        students: of the student stage.
         published: config/published.yaml, whose numbers stand in rows of their own.
         table: Markdown.
         csv: the same as numbers, a row a mean.
         latex: the same for a paper, with booktabs.
+        students: of the student stage.
+        runs: results/report/runs.json of an earlier report, in place of students.
+        configfile: with runs: the experiment file that has the name.
+        name: with runs: of entries of its matrix; the table has their runs, as far as they are there.
     """
     from wmdd import published as known
     from wmdd import results
     from wmdd.page.scores import across
     from wmdd.render import render
 
-    cells = results.rows([(path, read_json(path)) for path in students], results.families_beside(students))
+    if (students is None) == (runs is None):
+        raise WmddError("a table is made of --students or of --runs; give one of them")
+    if students is not None:
+        cells = results.rows([(path, read_json(path)) for path in students], results.families_beside(students))
+    else:
+        cells = _kept(Path(str(runs)), configfile, name)
     wide = across("table", known.beside(results.summary(cells), known.read(published)), ["dataset", "ipc"])
     artifacts.write_text(csv, render(wide, "csv"))
     artifacts.write_text(latex, render(wide, "latex"))
     artifacts.write_text(table, render(wide, "markdown"))
     print(render(wide, "markdown"))
+
+
+def _kept(runs: Path, configfile: Path | None, name: str | None) -> pd.DataFrame:
+    """Return the students of a report that are kept in its runs.json: all, or those of a named entry of a matrix."""
+    from wmdd.config import Experiment, Run
+    from wmdd.results import of_raw
+
+    try:
+        cells = of_raw(read_json(runs))
+    except (KeyError, TypeError):
+        raise WmddError(f"{runs} does not hold the runs of a report; give its runs.json") from None
+    if name is None:
+        return cells
+    if configfile is None:
+        raise WmddError(f"--name {name} is of an experiment; give its --configfile")
+    named = Experiment.read(configfile).named()
+    if name not in named:
+        raise WmddError(
+            f"no entry of the matrix of {configfile} has the name {name}; those that it has: {', '.join(named)}"
+        )
+    wanted = pd.DataFrame(named[name], columns=Run._fields)
+    chosen = cells.merge(wanted, on=list(Run._fields))
+    if chosen.empty:
+        raise WmddError(f"{runs} has no run of {name} of {configfile}")
+    return chosen
 
 
 @app.command

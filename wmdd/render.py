@@ -113,7 +113,7 @@ def render(table: Table, form: Form) -> str:
 
         return Markup(environment().get_template("table.html").render(t=table, infinity=math.inf))
     if form == "csv":
-        return (table.text if table.numbers is None else given(table.numbers).round(2)).to_csv(index=False)
+        return (table.text if table.numbers is None else given(table.numbers).round(4)).to_csv(index=False)
     if form == "latex":
         shared = f"% {table.shared}\n" if table.shared else ""
         return shared + table.text.to_latex(index=False, escape=True).replace("±", r"$\pm$")

@@ -73,7 +73,9 @@ def rows(results: Results, families: Mapping[Cell, str] | None = None) -> pd.Dat
     for path, content in results:
         cell = cell_of(path)
         if cell.student is None:
-            raise WmddError(f"{path} is not where a student's result belongs; give files .../student/.../runN.json")
+            raise WmddError(
+                f"{path} is not where a student's result belongs; give run0.json and the like of the student stage"
+            )
         line = parts_of(cell) | {"labels": content["settings"]["labels"]}
         line["family"] = (families or {}).get(set_of(cell), "")
         lines.append(line | {name: 100 * content["result"][name] for name in SCORES})
@@ -155,7 +157,11 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def of_raw(content: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the rows of `raw`; where these do not say their family, the jobs that made their sets do."""
+    """Return the rows of `raw`; where these do not say their family, the jobs that made their sets do.
+
+    Raises:
+        KeyError: it is something else.
+    """
     families: dict[Cell, str] = {}
     for cost in content.get("costs", []):
         if (place := place_of(cost["file"])) is not None and (family := family_of({"stage": cost["stage"]})):
@@ -163,5 +169,5 @@ def of_raw(content: Mapping[str, Any]) -> pd.DataFrame:
     lines = []
     for line in content["runs"]:
         cell = Cell.of(line)
-        lines.append({"family": families.get(set_of(cell), "")} | line | parts_of(cell))
+        lines.append({"family": families.get(set_of(cell), "")} | line | parts_of(cell) | {"labels": line["labels"]})
     return pd.DataFrame(lines, columns=[*CELL, "labels", "family", *SCORES])
