@@ -17,6 +17,7 @@ from wmdd.commands import Several, _quality, _teacher, app
 from wmdd.errors import WmddError
 from wmdd.job import cost_path
 from wmdd.workflow.layout import CELL, Cell, cell_of
+from wmdd.workflow.stages import STAGES
 
 
 @app.command
@@ -278,7 +279,7 @@ def _settings(images: list[Path]) -> dict[str, Any]:
         cell, meta = cell_of(path), artifacts.load_meta(path)
         dataset, method = str(cell.dataset), str(cell.method)
         name = f"{method} on {dataset}" if several else method
-        made = [stage for stage in ("recover", "decode", "match") if stage in meta]
+        made = [stage for stage in STAGES if stage in meta]
         stages: dict[str, Any] = {stage: meta[stage]["settings"] for stage in made}
         stages |= {} if made else {"select": meta["settings"]}
         for part in sorted(path.parent.glob("barycenter/*.h5"))[:1] + sorted(path.parent.glob("quantize/*.h5"))[:1]:

@@ -13,6 +13,7 @@ from tabulate import tabulate
 from wmdd import artifacts, intervals
 from wmdd.errors import WmddError
 from wmdd.workflow.layout import CELL, COST, Cell, beside, place_of
+from wmdd.workflow.stages import STAGES
 
 PLACE = tuple(name for name in CELL if name not in ("seed", "run"))
 NONE = "—"
@@ -100,8 +101,8 @@ def _of_artifacts(*files: Path) -> dict[str, str]:
     for file in filter(Path.is_file, files):
         meta = artifacts.load_meta(file)
         found |= _settings(meta["stage"], meta["settings"])
-        for stage in ("recover", "decode", "match"):  # of which images.h5 was joined
-            found |= _settings(stage, meta[stage]["settings"]) if stage in meta else {}
+        for stage in filter(meta.__contains__, STAGES):  # of which images.h5 was joined
+            found |= _settings(stage, meta[stage]["settings"])
     return found
 
 

@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
+from wmdd.workflow.layout import CELL
+
 TEMPLATES = Path(__file__).parent / "page" / "templates"
 TITLES = {"ipc": "images per class"}
 Form = Literal["markdown", "csv", "latex", "html"]
@@ -89,8 +91,8 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def given(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a data frame without the columns that say nothing."""
-    return frame.loc[:, [not frame[name].isin(["", None]).all() for name in frame]]
+    """Return a data frame without the parts of a cell that no row has."""
+    return frame.drop(columns=[name for name in CELL if name in frame and (frame[name] == "").all()])
 
 
 def plain(key: str) -> Column:

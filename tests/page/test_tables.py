@@ -12,6 +12,7 @@ from wmdd import published
 from wmdd.compare import Side, render
 from wmdd.intervals import difference
 from wmdd.page import scores, tables
+from wmdd.render import render as render_table
 from wmdd.results import rows, summary
 from wmdd.workflow.layout import cell_of
 
@@ -249,3 +250,10 @@ def test_empty_columns_are_left_out():
     assert [cell.text for cell in table.rows[0]] == ["a", "1.235"]
     assert [cell.text for cell in table.rows[1]] == ["b", ""]
     assert tables.numbers("x", pd.DataFrame()) is None
+
+
+def test_html_escapes_what_names_say():
+    html = str(render_table(tables.numbers("x", pd.DataFrame({"class": ['<b>&"'], "cost": [1.5]})), "html"))
+    assert "<b>" not in html
+    assert "&lt;b&gt;&amp;" in html
+    assert 'data-order="1.5"' in html
