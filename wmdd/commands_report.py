@@ -16,7 +16,7 @@ from wmdd.artifacts import check_classes, load_model, read_json
 from wmdd.commands import Several, _quality, _teacher, app
 from wmdd.errors import WmddError
 from wmdd.job import cost_path
-from wmdd.workflow.layout import CELL, Cell, cell_of
+from wmdd.workflow.layout import CELL, Cell, cell_of, wildcards_of
 from wmdd.workflow.stages import STAGES
 
 
@@ -102,7 +102,7 @@ def table(
 
 def _kept(runs: Path, configfile: Path | None, name: str | None) -> pd.DataFrame:
     """Return the students of a report that are kept in its runs.json: all, or those of a named entry of a matrix."""
-    from wmdd.config import Experiment, Run
+    from wmdd.config import Experiment
     from wmdd.results import of_raw
 
     try:
@@ -118,8 +118,9 @@ def _kept(runs: Path, configfile: Path | None, name: str | None) -> pd.DataFrame
         raise WmddError(
             f"no entry of the matrix of {configfile} has the name {name}; those that it has: {', '.join(named)}"
         )
-    wanted = pd.DataFrame(named[name], columns=Run._fields)
-    chosen = cells.merge(wanted, on=list(Run._fields))
+    parts = list(wildcards_of("student"))
+    wanted = {tuple(getattr(student, part) for part in parts) for student in named[name]}
+    chosen = cells[[place in wanted for place in cells[parts].itertuples(index=False, name=None)]]
     if chosen.empty:
         raise WmddError(f"{runs} has no run of {name} of {configfile}")
     return chosen
