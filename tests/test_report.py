@@ -159,7 +159,7 @@ WRITTEN = f"--published {ROOT}/config/published.yaml --table t.md --csv t.csv --
 
 def test_a_table_of_a_study_from_its_kept_runs(tmp_path, monkeypatch, run):
     monkeypatch.chdir(tmp_path)
-    code, _, err = run(f"table {STUDY} --name explain {WRITTEN}")
+    code, _, err = run(f"study-table {STUDY} --name explain {WRITTEN}")
     assert code == 0, err
     rows = {(row["method"], row["teacher"], row["protocol"]): row for row in lines(Path("t.md").read_text())}
     shown = {
@@ -178,7 +178,6 @@ def test_a_table_of_a_study_from_its_kept_runs(tmp_path, monkeypatch, run):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("", "a table is made of --students or of --runs; give one of them"),
         (f"--runs {ROOT}/docs/studies/cifar10/results.json", "results.json does not hold the runs of a report"),
         (f"--runs {ROOT}/docs/studies/imagenette/runs.json --name explain", "give its --configfile"),
         (f"{STUDY} --name explian", "has the name explian; those that it has: reproduce, "),
@@ -186,7 +185,7 @@ def test_a_table_of_a_study_from_its_kept_runs(tmp_path, monkeypatch, run):
 )
 def test_a_table_of_what_is_not_there_is_one_line(tmp_path, monkeypatch, run, flags, said):
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(f"table {flags} {WRITTEN}")
+    code, out, err = run(f"study-table {flags} {WRITTEN}")
     assert (code, out) == (1, "")
     assert said in err
     assert len(err.splitlines()) == 1

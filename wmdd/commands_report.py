@@ -59,41 +59,54 @@ def embedding(*, images: Several, teacher: Path, features: Path, output: Path, t
 
 
 @app.command
-def table(
-    *,
-    published: Path,
-    table: Path,
-    csv: Path,
-    latex: Path,
-    students: Several | None = None,
-    runs: Path | None = None,
-    configfile: Path | None = None,
-    name: str | None = None,
-) -> None:
+def table(*, students: Several, published: Path, table: Path, csv: Path, latex: Path) -> None:
     """Write some results as a table, a row a method and a column a dataset and number of images per class.
 
     Args:
+        students: of the student stage.
         published: config/published.yaml, whose numbers stand in rows of their own.
         table: Markdown.
         csv: the same as numbers, a row a mean.
         latex: the same for a paper, with booktabs.
-        students: of the student stage.
-        runs: results/report/runs.json of an earlier report, in place of students.
-        configfile: with runs: the experiment file that has the name.
-        name: with runs: of entries of its matrix; the table has their runs, as far as they are there.
     """
+    from wmdd.results import families_beside, rows
+
+    cells = rows([(path, read_json(path)) for path in students], families_beside(students))
+    _write_table(cells, published, table, csv, latex)
+
+
+@app.command
+def study_table(
+    *,
+    runs: Path,
+    published: Path,
+    table: Path,
+    csv: Path,
+    latex: Path,
+    configfile: Path | None = None,
+    name: str | None = None,
+) -> None:
+    """Write the same table from the runs that a study keeps, without running anything.
+
+    Args:
+        runs: results/report/runs.json of a report.
+        published: config/published.yaml, whose numbers stand in rows of their own.
+        table: Markdown.
+        csv: the same as numbers, a row a mean.
+        latex: the same for a paper, with booktabs.
+        configfile: the experiment file that has the name.
+        name: of entries of its matrix, whose runs the table has, as far as they are there; all runs by default.
+    """
+    _write_table(_kept(runs, configfile, name), published, table, csv, latex)
+
+
+def _write_table(cells: pd.DataFrame, published: Path, table: Path, csv: Path, latex: Path) -> None:
     from wmdd import published as known
-    from wmdd import results
     from wmdd.page.scores import across
     from wmdd.render import render
+    from wmdd.results import summary
 
-    if (students is None) == (runs is None):
-        raise WmddError("a table is made of --students or of --runs; give one of them")
-    if students is not None:
-        cells = results.rows([(path, read_json(path)) for path in students], results.families_beside(students))
-    else:
-        cells = _kept(Path(str(runs)), configfile, name)
-    wide = across("table", known.beside(results.summary(cells), known.read(published)), ["dataset", "ipc"])
+    wide = across("table", known.beside(summary(cells), known.read(published)), ["dataset", "ipc"])
     artifacts.write_text(csv, render(wide, "csv"))
     artifacts.write_text(latex, render(wide, "latex"))
     artifacts.write_text(table, render(wide, "markdown"))

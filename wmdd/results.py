@@ -31,7 +31,7 @@ def set_of(cell: Cell) -> Cell:
     return cell.having(student=None, protocol=None, run=None, block=None)
 
 
-def parts_of(cell: Cell) -> dict[str, Any]:
+def all_parts(cell: Cell) -> dict[str, Any]:
     """Return all parts of a cell, those that it lacks as ""."""
     return dict.fromkeys(CELL, "") | cell.parts()
 
@@ -76,7 +76,7 @@ def rows(results: Results, families: Mapping[Cell, str] | None = None) -> pd.Dat
             raise WmddError(
                 f"{path} is not where a student's result belongs; give run0.json and the like of the student stage"
             )
-        line = parts_of(cell) | {"labels": content["settings"]["labels"]}
+        line = all_parts(cell) | {"labels": content["settings"]["labels"]}
         line["family"] = (families or {}).get(set_of(cell), "")
         lines.append(line | {name: 100 * content["result"][name] for name in SCORES})
     return pd.DataFrame(lines, columns=[*CELL, "labels", "family", *SCORES])
@@ -134,7 +134,7 @@ def _only(values: "pd.Series[Any]") -> str:
 
 def jobs(costs: Results) -> pd.DataFrame:
     """Return a row a job: its cell, from the path of its cost file, its stage, and what else that file says."""
-    return pd.DataFrame([parts_of(cell_of(path)) | {"file": path.as_posix()} | cost for path, cost in costs])
+    return pd.DataFrame([all_parts(cell_of(path)) | {"file": path.as_posix()} | cost for path, cost in costs])
 
 
 def raw(results: Results, families: Mapping[Cell, str], teachers: Mapping[str, Meta], costs: Results) -> dict[str, Any]:
@@ -169,5 +169,5 @@ def of_raw(content: Mapping[str, Any]) -> pd.DataFrame:
     lines = []
     for line in content["runs"]:
         cell = Cell.of(line)
-        lines.append({"family": families.get(set_of(cell), "")} | line | parts_of(cell) | {"labels": line["labels"]})
+        lines.append({"family": families.get(set_of(cell), "")} | line | all_parts(cell) | {"labels": line["labels"]})
     return pd.DataFrame(lines, columns=[*CELL, "labels", "family", *SCORES])
