@@ -1,39 +1,33 @@
-"""Tables over runs."""
+"""The report in words."""
 
 import io
-import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from test_results import result
 
+from wmdd import results as frames
+from wmdd.errors import WmddError
+from wmdd.page.scores import across
+from wmdd.render import render
 from wmdd.report import (
     QUALITY,
     barycenter_markdown,
     barycenter_summary,
     cost_markdown,
+    dataset_markdown,
     markdown,
-    rows,
-    summary,
 )
+from wmdd.workflow.layout import FILES, REPORT, Cell, cost_of, path_of
+from wmdd.workflow.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
-RULES = "\n".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
 
 
-def result(top1, protocol="paper", seed=0, run=0, labels="soft", method="wmdd", ipc=10, **cell):
-    where = {"dataset": "digits", "teacher": "t-w8", "student": "s-w8"} | cell
-    path = (
-        f"results/{where['dataset']}/{where['teacher']}/{method}/ipc{ipc}/seed{seed}"
-        f"/student/{where['student']}/{protocol}/run{run}.json"
-    )
-    scores = {"top1": top1, "top5": 0.9, "best_top1": top1 + 0.01, "best_epoch": 3}
-    return Path(path), {"settings": {"labels": labels}, "result": scores}
-
-
-def table(results, teachers=None):
-    return markdown(summary(rows(results)), teachers or {})
+def table(results, teachers=None, **more):
+    return markdown(frames.summary(frames.rows(results)), teachers or {}, **more)
 
 
 def lines(text):
@@ -44,116 +38,61 @@ def lines(text):
     return [dict(zip(found[0], row, strict=True)) for row in found[2:]]
 
 
-# Rows
-
-
-def test_the_table_says_whose_validation_set_is_held_out():
-    table = pd.DataFrame(
-        {"dataset": ["d"], "ipc": [1], "method": ["m"], "student": ["s"], "protocol": ["p"], "teacher": ["t"]}
-        | {"labels": ["soft"], "mean": [1.0], "std": [0.5], "n": [2], "top5": [3.0]}
-    )
-    assert "Of cifar10-search, d what validates is a part of the training set" in markdown(
-        table, {}, ["cifar10-search", "d"]
-    )
-    assert "held out" not in markdown(table, {})
-
-
-def test_a_row_says_where_it_belongs_and_what_it_scored():
-    (row,) = rows([result(0.25, seed=3, run=2, ipc=50, method="a-lr0.1", dataset="my.data")]).to_dict("records")
-    assert row == {
-        "dataset": "my.data",
-        "teacher": "t-w8",
-        "method": "a-lr0.1",
-        "ipc": 50,
-        "seed": 3,
-        "student": "s-w8",
-        "protocol": "paper",
-        "run": 2,
-        "labels": "soft",
-        "top1": 25.0,
-        "top5": 90.0,
-        "best_top1": pytest.approx(26.0),
-    }
-
-
-def test_an_absolute_path_is_understood():
-    path, content = result(0.5)
-    assert rows([("/somewhere/else" / path, content)]).loc[0, "dataset"] == "digits"
-
-
-def test_a_result_in_another_place_is_a_bug():
-    with pytest.raises(ValueError, match=r"x/run0\.json is not where"):
-        rows([(Path("x/run0.json"), result(0.5)[1])])
-
-
-@pytest.mark.parametrize(
-    ("protocol", "labels", "merged"),
-    [("paper", "soft", "paper"), ("paper-hard", "hard", "paper"), ("die-hard", "soft", "die-hard"), ("x", "hard", "x")],
-)
-def test_a_protocol_and_its_hard_twin_are_one(protocol, labels, merged):
-    assert rows([result(0.5, protocol, labels=labels)]).loc[0, "protocol"] == merged
-
-
-# Summary
-
-
-def test_mean_and_standard_deviation_of_a_cell():
-    found = summary(rows([result(x, seed=i) for i, x in enumerate((0.1, 0.2, 0.6))]))
-    assert found["mean"].tolist() == [30.0]
-    assert found["std"].round(2).tolist() == [26.46]  # sqrt((20^2 + 10^2 + 30^2) / 2), not / 3
-    assert found["n"].tolist() == [3]
-    assert found["top5"].tolist() == [90.0]
-
-
-def test_seeds_and_runs_are_pooled_and_nothing_else():
-    pooled = [result(0.1, seed=0, run=0), result(0.2, seed=0, run=1), result(0.3, seed=1, run=0)]
-    apart = [
-        result(0.5, ipc=1),
-        result(0.5, method="other"),
-        result(0.5, protocol="other"),
-        result(0.5, dataset="other"),
-        result(0.5, teacher="other"),
-        result(0.5, student="other"),
-        result(0.5, "paper-hard", labels="hard"),
-    ]
-    found = summary(rows(pooled + apart))
-    assert sorted(found["n"]) == [1] * 7 + [3]
-    assert summary(rows(list(reversed(pooled + apart)))).equals(found)
-
-
-def test_the_summary_goes_through_csv():
-    found = summary(rows([result(0.1), result(0.2, seed=1), result(0.3, method="b")]))
-    again = pd.read_csv(io.StringIO(found.to_csv(index=False)))
-    pd.testing.assert_frame_equal(again, found)
-
-
 # The table
 
 
-def test_soft_and_hard_labels_stand_side_by_side():
+def test_the_table_says_whose_validation_set_is_held_out():
+    held_out = table([result(0.5)], held_out=["cifar10-search", "d"])
+    assert "Of cifar10-search, d what validates is a part of the training set" in held_out
+    assert "held out" not in table([result(0.5)])
+
+
+def test_soft_and_hard_labels_have_a_row_each():
     results = [result(0.5 + i / 10, seed=i) for i in range(3)]
     results += [result(0.2 + i / 10, "paper-hard", labels="hard", seed=i) for i in range(2)]
+    soft, hard = lines(table(results))
+    assert (soft["labels"], soft["protocol"], soft["top-1, %"]) == ("soft", "paper", "60.0 ± 10.0 (3)")
+    assert (hard["labels"], hard["protocol"], hard["top-1, %"]) == ("hard", "paper-hard", "25.0 ± 7.1 (2)")
+
+
+def test_a_protocol_and_its_hard_namesake_with_the_same_labels_are_two_rows():
+    rows = lines(table([result(0.1, "mine", labels="hard"), result(0.5, "mine-hard", labels="hard")]))
+    assert {row["protocol"]: row["top-1, %"] for row in rows} == {"mine": "10.0 (1)", "mine-hard": "50.0 (1)"}
+
+
+def test_two_seeds_of_four_students_are_two():
+    results = [result(0.5 + seed / 10, seed=seed, run=run) for seed in (0, 1) for run in range(4)]
     (row,) = lines(table(results))
-    assert row["soft labels"] == "60.0 ± 10.0 (3)"
-    assert row["hard labels"] == "25.0 ± 7.1 (2)"
-    assert row["protocol"] == "paper"
+    assert (row["top-1, %"], row["students"]) == ("55.0 ± 7.1 (2)", "8")
 
 
 def test_a_single_run_shows_no_deviation():
     (row,) = lines(table([result(0.123)]))
-    assert row["soft labels"] == "12.3 (1)"
+    assert row["top-1, %"] == "12.3 (1)"
     assert "nan" not in table([result(0.123)])
 
 
-def test_a_cell_that_was_not_run_is_empty():
-    found = {
-        row["method"]: row for row in lines(table([result(0.5), result(0.4, "paper-hard", labels="hard", method="b")]))
-    }
-    assert (found["wmdd"]["hard labels"], found["b"]["soft labels"]) == ("", "")
+def test_the_gain_over_random_is_paired_by_seed():
+    results = [result(0.5 + seed / 10 + gain, seed=seed, method=method)
+               for method, gains in (("random", (0, 0, 0)), ("wmdd", (0.01, 0.02, 0.03)))
+               for seed, gain in enumerate(gains)]  # fmt: skip
+    random, wmdd = lines(table(results))
+    assert wmdd["− random"] == "+2.0, -0.5 to +4.5 (3)"  # 2 ± 4.303 * 1 / sqrt(3)
+    assert random["− random"] == ""
+
+
+def test_what_all_rows_share_is_said_once_and_what_they_do_not_is_a_column():
+    same = table([result(0.5), result(0.4, method="b")])
+    assert "In all rows: teacher t-w8, student s-w8, protocol paper." in same
+    assert "teacher" not in lines(same)[0]
+    other = table([result(0.5), result(0.4, method="b", teacher="u")])
+    assert [row["teacher"] for row in lines(other)] == ["u", "t-w8"]
+    assert "In all rows: student s-w8, protocol paper." in other
 
 
 def test_images_per_class_are_sorted_as_numbers():
-    assert [row["ipc"] for row in lines(table([result(0.5, ipc=i) for i in (100, 10, 2)]))] == ["2", "10", "100"]
+    rows = lines(table([result(0.5, ipc=i) for i in (100, 10, 2)]))
+    assert [row["images per class"] for row in rows] == ["2", "10", "100"]
 
 
 def test_the_teachers_stand_under_the_table():
@@ -172,9 +111,85 @@ def test_the_table_does_not_depend_on_the_order_of_the_results():
     assert table(results) == table(results[::-1])
 
 
+# Tables of their own
+
+
+def wide(results):
+    return across("table", frames.summary(frames.rows(results)), ["dataset", "ipc"])
+
+
+def test_two_teachers_are_two_rows():
+    rows = lines(render(wide([result(0.1, teacher="A"), result(0.9, teacher="B")]), "markdown"))
+    assert rows == [
+        {"method": "wmdd", "teacher": "A", "digits, 10 per class": "10.0 (1)"},
+        {"method": "wmdd", "teacher": "B", "digits, 10 per class": "90.0 (1)"},
+    ]
+
+
+@pytest.mark.parametrize("part", ["teacher", "student", "protocol", "method", "labels"])
+def test_no_part_of_a_cell_is_dropped_or_pooled(part):
+    found = wide([result(0.1, **{part: "a"}), result(0.9, **{part: "b"})])
+    shown = {(row[part], row["digits, 10 per class"]) for row in lines(render(found, "markdown"))}
+    assert shown == {("a", "10.0 (1)"), ("b", "90.0 (1)")}
+    numbers = pd.read_csv(io.StringIO(render(found, "csv")))
+    assert dict(zip(numbers[part], numbers["mean"], strict=True)) == {"a": 10, "b": 90}
+    assert r"90.0 (1)" in render(found, "latex")
+
+
+def test_a_column_for_each_dataset_and_number_of_images():
+    (row,) = lines(render(wide([result(0.1, ipc=10), result(0.2, ipc=2), result(0.3, dataset="z")]), "markdown"))
+    assert row == {
+        "method": "wmdd", "digits, 2 per class": "20.0 (1)", "digits, 10 per class": "10.0 (1)", "z, 10 per class": "30.0 (1)"
+    }  # fmt: skip
+
+
+def test_two_groups_in_one_cell_are_refused():
+    summary = frames.summary(frames.rows([result(0.1)]))
+    with pytest.raises(ValueError, match="two results for"):
+        across("table", pd.concat([summary, summary]), ["dataset", "ipc"])
+
+
+STUDY = f"--runs {ROOT}/docs/studies/imagenette/runs.json --configfile {ROOT}/config/studies/imagenette.yaml"
+WRITTEN = f"--published {ROOT}/config/published.yaml --table t.md --csv t.csv --latex t.tex"
+
+
+def test_a_table_of_a_study_from_its_kept_runs(tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(f"study-table {STUDY} --name explain {WRITTEN}")
+    assert code == 0, err
+    rows = {(row["method"], row["teacher"], row["protocol"]): row for row in lines(Path("t.md").read_text())}
+    shown = {
+        key: rows["wmdd", *key]["nette, 10 per class"]
+        for key in (("nette-w8", "paper-online"), ("nette-w8-short", "paper-online"))
+    }
+    assert shown == {
+        ("nette-w8", "paper-online"): "33.6 ± 2.4 (3)",
+        ("nette-w8-short", "paper-online"): "39.8 ± 1.2 (3)",
+    }
+    numbers = pd.read_csv("t.csv")
+    assert set(numbers.loc[numbers["method"] == "random", "family"]) == {"select"}
+    assert set(numbers.loc[numbers["method"].str.startswith("wmdd"), "family"]) == {"recover"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (f"--runs {ROOT}/docs/studies/cifar10/results.json", "results.json does not hold the runs of a report"),
+        (f"--runs {ROOT}/docs/studies/imagenette/runs.json --name explain", "give its --configfile"),
+        (f"{STUDY} --name explian", "has the name explian; those that it has: reproduce, "),
+    ],
+)
+def test_a_table_of_what_is_not_there_is_one_line(tmp_path, monkeypatch, run, flags, said):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(f"study-table {flags} {WRITTEN}")
+    assert (code, out) == (1, "")
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
 # Cost
 
-WILDCARDS = {
+PARTS = {
     "dataset": "my.data",
     "teacher": "resnet18-w8",
     "generator": "small-vae",
@@ -187,70 +202,56 @@ WILDCARDS = {
     "protocol": "paper.v2",
     "run": "1",
 }
-(STUDENT,) = re.findall(r'^STUDENT = "(.*)"$', RULES, re.MULTILINE)
-COSTS = {
-    text.split(":")[0]: found[1]
-    for text in re.split(r"^rule ", RULES, flags=re.MULTILINE)
-    if (found := re.search(r'cost="([^"]+)"', text))
-} | {"student": f"{STUDENT}/run{{run}}.cost.json"}  # whose rules are made in a loop
-OF_DATASET = ("data", "teacher", "features", "features_part", "gather")
-OF_GENERATOR = ("autoencoder", "encode", "diffusion", "decay")
-OF_METHOD = (
-    "barycenter", "recover", "match", "images", "select", "quantize", "decode", "distance", "relabel", "student",
-)  # fmt: skip
+MADE = [stage.name for stage in STAGES.values() if stage.file and not stage.output.startswith(REPORT)]
 
 
-def spent(path, seconds=1.0, memory=100, stage="recover"):
-    return Path(path.format(**WILDCARDS)), {"stage": stage, "seconds": seconds, "peak_memory_mb": memory}
+def spent(stage, seconds=1.0, memory=100, **parts):
+    cell = Cell.of(PARTS | parts)
+    path = Path(cost_of(path_of(STAGES[stage].file, cell)))
+    return path, {"stage": stage, "seconds": seconds, "peak_memory_mb": memory}
 
 
-def test_every_rule_with_a_cost_is_placed_below():
-    assert set(COSTS) == {*OF_DATASET, *OF_GENERATOR, "expert", *OF_METHOD}
+def costs(*jobs):
+    return lines(cost_markdown(frames.jobs(list(jobs))))
 
 
-@pytest.mark.parametrize("rule", OF_GENERATOR)
-def test_the_cost_of_a_generator(rule):
-    (row,) = lines(cost_markdown([spent(COSTS[rule], stage=rule)]))
-    assert (row["dataset"], row["method"], row["ipc"], row["stage"]) == ("my.data", "small-vae", "", rule)
-
-
-def test_the_cost_of_experts():
-    costs = [spent(COSTS["expert"].replace("{seed}", f"{n}"), stage="expert") for n in range(3)]
-    (row,) = lines(cost_markdown(costs))
-    assert (row["dataset"], row["method"], row["ipc"], row["stage"]) == ("my.data", "wide", "", "expert")
-    assert row["jobs"] == "3"
-
-
-@pytest.mark.parametrize("rule", OF_DATASET)
-def test_the_cost_of_a_dataset_or_teacher(rule):
-    (row,) = lines(cost_markdown([spent(COSTS[rule], stage=rule)]))
-    assert (row["dataset"], row["method"], row["ipc"], row["stage"]) == ("my.data", "", "", rule)
-
-
-@pytest.mark.parametrize("rule", OF_METHOD)
-def test_the_cost_of_a_method(rule):
-    (row,) = lines(cost_markdown([spent(COSTS[rule], stage=rule)]))
-    assert (row["dataset"], row["method"], row["ipc"], row["stage"]) == ("my.data", "mine-lr0.1", "10", rule)
+@pytest.mark.parametrize("stage", MADE)
+def test_the_cost_of_a_stage_is_of_all_parts_of_its_cell(stage):
+    first, second = spent(stage), spent("data", dataset="another")
+    row = costs(first, second)[0]
+    assert (row["stage"], row["jobs"], row["seconds"]) == (stage, "1", "1")
+    parts = [name for name in STAGES[stage].wildcards if name not in ("seed", "run", "block")]
+    titles = {"ipc": "images per class"}
+    assert {name: row[titles.get(name, name)] for name in parts} == {name: PARTS[name] for name in parts}
+    assert not {*row} & {*PARTS} - {*parts}
 
 
 def test_jobs_of_a_stage_are_gathered():
-    blocks = [COSTS["recover"].replace("{block}", f"classes{i}-{i}") for i in range(3)]
-    costs = [
-        spent(path, seconds, memory) for path, seconds, memory in zip(blocks, (1, 2, 6), (50, 70, 60), strict=True)
-    ]
-    (row,) = lines(cost_markdown(costs))
-    assert (row["jobs"], float(row["seconds"]), float(row["seconds a job"])) == ("3", 9, 2)
-    assert float(row["peak memory MB"]) == 70
+    times = zip((1, 2, 6), (50, 70, 60), strict=True)
+    (row,) = costs(*(spent("recover", s, m, block=f"classes{i}-{i}") for i, (s, m) in enumerate(times)))
+    assert (row["jobs"], row["seconds"], row["seconds a job"], row["peak memory, MB"]) == ("3", "9", "2.0", "70")
+
+
+def test_costs_of_two_teachers_are_apart():
+    rows = costs(spent("teacher", 10, teacher="A"), spent("teacher", 1000, teacher="B"))
+    assert {row["teacher"]: row["seconds"] for row in rows} == {"A": "10", "B": "1,000"}
 
 
 def test_other_figures_of_a_job_do_not_disturb():
-    path, cost = spent(COSTS["relabel"])
-    assert (
-        len(
-            lines(cost_markdown([(path, cost | {"bytes_per_image": 3, "peak_gpu_memory_mb": 7}), spent(COSTS["data"])]))
-        )
-        == 2
-    )
+    path, cost = spent("relabel")
+    assert len(costs((path, cost | {"bytes_per_image": 3, "peak_gpu_memory_mb": 7}), spent("data"))) == 2
+
+
+def test_datasets():
+    meta = {
+        "variant": "test", "classes": ["a", "b"], "counts": {"train": [900, 900], "val": [50, 50]}, "resolution": 64,
+        "mean": [0.5, 0.25, 0.1], "std": [1.0, 1.0, 1.0], "duplicates": {"val in train": 2}, "skipped": ["a.jpg"],
+        "enlarged": {"count": 7},
+    }  # fmt: skip
+    (row,) = lines(dataset_markdown([("digits", meta)]))
+    assert (row["dataset"], row["classes"], row["training pictures"], row["mean"], row["left out"], row["enlarged"]) == (
+        "digits", "2", "1,800", "0.500 0.250 0.100", "1", "7"
+    )  # fmt: skip
 
 
 # Barycenters
@@ -258,11 +259,10 @@ def test_other_figures_of_a_job_do_not_disturb():
 
 def block(classes=2, method="wmdd", ipc=10, seed=0, block="classes0-1", seconds=0.5, **quality):
     """A block as the stage writes it, every column 1 but for those given."""
-    path = RULES.split('barycenter="')[1].split('"')[0]
-    where = WILDCARDS | {"method": method, "ipc": ipc, "seed": seed, "block": block}
+    where = PARTS | {"method": method, "ipc": ipc, "seed": seed, "block": block}
     known = {name: np.ones(classes) for name in QUALITY if name != "restarts_gap"} | {"points": np.full(classes, 9)}
     given = {name: np.asarray(values) for name, values in quality.items()}
-    return Path(path.format(**where)), known | given, np.broadcast_to(seconds, classes).tolist()
+    return Path(FILES["barycenter"].format(**where)), known | given, np.broadcast_to(seconds, classes).tolist()
 
 
 def test_barycenters_are_the_mean_over_classes_and_seeds_and_the_largest_gap():
@@ -301,5 +301,5 @@ def test_a_matrix_without_barycenters_says_so():
 
 
 def test_barycenters_in_another_place_are_a_bug():
-    with pytest.raises(ValueError, match=r"x\.h5 is not where"):
+    with pytest.raises(WmddError, match=r"x\.h5 is not where"):
         barycenter_summary([(Path("x.h5"), *block()[1:])])

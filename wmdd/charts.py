@@ -4,17 +4,22 @@ Colours are those of Okabe and Ito (2008), which colour-blind people can tell ap
 and lines have no colour of their own: the page gives them one, light or dark.
 """
 
+import itertools
+from collections.abc import Collection, Iterable
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from wmdd.intervals import interval_text
+from wmdd.results import over_seeds
+
 if TYPE_CHECKING:
     import altair as alt
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B8A100", "#8C6BB1"]
-CONTROLS = {"random": "#8A8A8A", "kmeans-medoid": "#5F7A8A"}  # real images
+GREYS = ["#8A8A8A", "#5F7A8A", "#B5ADA0", "#55606B", "#A7B8C2", "#6E665C"]  # real images
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
 HEIGHT = 280  # px
 POINT = 70  # square px
@@ -24,11 +29,11 @@ LONG = 18  # letters of a name, of which only two fit side by side
 class Palette:
     """A colour and a shape for each method, the same in every chart."""
 
-    def __init__(self, methods: list[str]) -> None:
-        self.methods = sorted(methods, key=lambda method: (method in CONTROLS, method))
-        others = [method for method in self.methods if method not in CONTROLS]
-        colours = {method: COLOURS[place % len(COLOURS)] for place, method in enumerate(others)} | CONTROLS
-        self.colours = [colours[method] for method in self.methods]
+    def __init__(self, methods: Iterable[str], real: Collection[str] = ()) -> None:
+        """Take all methods, and which of them have real images: these are grey."""
+        self.methods = sorted(methods, key=lambda method: (method in real, method))
+        greys, colours = itertools.cycle(GREYS), itertools.cycle(COLOURS)
+        self.colours = [next(greys if method in real else colours) for method in self.methods]
         # where colours come again, shapes have moved on by one
         self.shapes = [SHAPES[(place + place // len(SHAPES)) % len(SHAPES)] for place in range(len(self.methods))]
 
@@ -102,16 +107,25 @@ def _accuracy(name: str = "mean") -> "alt.Y":
     return alt.Y(f"{name}:Q", title="top-1 accuracy, %").scale(zero=False)
 
 
+SPREAD = ("mean:Q", "std:Q", "n:Q", "interval:N")
+
+
+def _banded(summary: pd.DataFrame, across: str) -> pd.DataFrame:
+    """Return what is drawn of a summary: a band of one standard deviation as low and high, the 95 % interval in words."""
+    intervals = [interval_text(low, high) for low, high in zip(summary["low"], summary["high"], strict=True)]
+    spread = summary["std"].fillna(0)
+    table = summary.assign(low=summary["mean"] - spread, high=summary["mean"] + spread, interval=intervals)
+    return table[["method", across, "mean", "std", "n", "low", "high", "interval"]]
+
+
 def accuracy(summary: pd.DataFrame, palette: Palette) -> Any | None:
-    """Draw accuracy against images per class: mean and a band of one standard deviation."""
+    """Draw accuracy against images per class: mean over seeds and a band of one standard deviation."""
     if summary["ipc"].nunique() < 2:
         return None
-    spread = summary["std"].fillna(0)
-    table = summary.assign(low=summary["mean"] - spread, high=summary["mean"] + spread)
-    tooltip = ["method:N", "ipc:Q", "mean:Q", "std:Q", "n:Q"]
+    tooltip = ["method:N", "ipc:Q", *SPREAD]
     return _lines(
-        table,
-        _ipc(table),
+        _banded(summary, "ipc"),
+        _ipc(summary),
         _accuracy(),
         palette,
         "Accuracy against images per class, by method",
@@ -121,17 +135,15 @@ def accuracy(summary: pd.DataFrame, palette: Palette) -> Any | None:
 
 
 def curves(histories: pd.DataFrame, palette: Palette) -> Any | None:
-    """Draw accuracy on the validation set against the epoch, the mean over students.
+    """Draw accuracy on the validation set against the epoch, the mean over seeds.
 
     Args:
-        histories: columns method, epoch, top1 (%).
+        histories: columns method, seed, epoch, top1 (%).
         palette: of the methods.
     """
     import altair as alt
 
-    table = (
-        histories.dropna(subset="top1").groupby(["method", "epoch"])["top1"].agg(["mean", "std", "size"]).reset_index()
-    )
+    table = over_seeds(histories, ["method", "epoch"], "top1")
     if table.empty or table["epoch"].nunique() < 2:
         return None
     x = alt.X("epoch:Q", title="epoch").axis(grid=False)
@@ -140,10 +152,10 @@ def curves(histories: pd.DataFrame, palette: Palette) -> Any | None:
 
 
 def losses(histories: pd.DataFrame, palette: Palette) -> Any | None:
-    """Draw the training loss of students against the epoch, the mean over students; at most 60 points a line."""
+    """Draw the training loss of students against the epoch, the mean over seeds; at most 60 points a line."""
     import altair as alt
 
-    table = histories.dropna(subset="loss").groupby(["method", "epoch"])["loss"].mean().rename("mean").reset_index()
+    table = over_seeds(histories, ["method", "epoch"], "loss")
     if table.empty:
         return None
     step = max(1, int(table["epoch"].max() // 60))
@@ -162,7 +174,7 @@ def price(table: pd.DataFrame, what: str, palette: Palette) -> Any | None:
     """
     import altair as alt
 
-    table = table[table[what] > 0]
+    table = table.loc[table[what] > 0, ["method", "ipc", "mean", what]]
     if table.empty:
         return None
     title = {"seconds": "seconds to make the set, its teacher included", "bytes": "bytes of images and soft labels"}[
@@ -186,7 +198,7 @@ def sensitivity(table: pd.DataFrame, palette: Palette) -> Any | None:
     """Draw accuracy against the regularisation of the statistics.
 
     Args:
-        table: columns method (of which the others are variants), regularisation, mean, std, n.
+        table: columns method (of which the others are variants), regularisation, mean, std, n, low, high.
         palette: of the methods.
     """
     import altair as alt
@@ -194,14 +206,13 @@ def sensitivity(table: pd.DataFrame, palette: Palette) -> Any | None:
     table = table[table["regularisation"] > 0]
     if table.empty:
         return None
-    spread = table["std"].fillna(0)
-    table = table.assign(low=table["mean"] - spread, high=table["mean"] + spread)
+    table = _banded(table, "regularisation")
     x = (
         alt.X("regularisation:Q", title="weight λ of the BatchNorm statistics")
         .scale(type="log")
         .axis(grid=False, tickCount=5)
     )
-    tooltip = ["method:N", "regularisation:Q", "mean:Q", "std:Q", "n:Q"]
+    tooltip = ["method:N", "regularisation:Q", *SPREAD]
     return _lines(
         table, x, _accuracy(), palette, "Accuracy against the weight of the statistics", band=True, tooltip=tooltip
     )

@@ -787,22 +787,25 @@ def report(
     barycenters: Several | None = None,
     threads: int = 1,
 ) -> None:
-    """Gather all runs into tables: mean, standard deviation and n of each cell, soft and hard labels side by side."""
+    """Gather all runs into tables: mean, standard deviation and seeds of each cell, and its gain over random real images."""
     from wmdd import report as build
+    from wmdd import results
+    from wmdd.page.scores import results as results_table
+    from wmdd.render import render
 
-    results = [(path, read_json(path)) for path in students]
+    scores = [(path, read_json(path)) for path in students]
+    families = results.families_beside(students)
     known = {str(path): load_model(path)[1] for path in teachers}
     spent = [(path, read_json(path)) for path in costs]
-    rows = build.rows(results)
-    summary = build.summary(rows)
+    summary = results.summary(results.rows(scores, families))
     solved = build.barycenter_summary([(path, *_quality(path)) for path in barycenters or []])
-    artifacts.write_text(csv, summary.round(2).to_csv(index=False))
-    artifacts.write_text(cost_table, build.cost_markdown(spent))
+    artifacts.write_text(csv, render(results_table(summary), "csv"))
+    artifacts.write_text(cost_table, build.cost_markdown(results.jobs(spent)))
     artifacts.write_text(barycenter_csv, solved.to_csv(index=False))
     artifacts.write_text(barycenter_table, build.barycenter_markdown(solved))
     about = [(path.stem, artifacts.load_meta(path)) for path in datasets]
     artifacts.write_text(dataset_table, build.dataset_markdown(about))
-    artifacts.write_json(runs, build.raw(results, known, spent))
+    artifacts.write_json(runs, results.raw(scores, families, known, spent))
     held_out = [name for name, meta in about if meta.get("settings", {}).get("held_out")]
     text = build.markdown(summary, known, held_out)
     artifacts.write_text(table, text)

@@ -16,6 +16,8 @@ from wmdd.artifacts import check_classes, load_model, read_json
 from wmdd.commands import Several, _quality, _teacher, app
 from wmdd.errors import WmddError
 from wmdd.job import cost_path
+from wmdd.workflow.layout import CELL, Cell, cell_of, wildcards_of
+from wmdd.workflow.stages import STAGES
 
 
 @app.command
@@ -50,7 +52,7 @@ def embedding(*, images: Several, teacher: Path, features: Path, output: Path, t
             check_classes(known["classes"], artifacts.meta_of(file)["classes"], str(teacher), str(path))
             pictures = torch.from_numpy(file["images"][wanted, : stage.MADE])
         parts.append(embed(network, pictures.flatten(0, 1), known["mean"], known["std"], quiet(plain())))
-        method = path.parts[-4]  # results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}/images.h5
+        method = cell_of(path).method
         points += [{"name": names[label], "method": method} for label in wanted for _ in range(pictures.shape[1])]
     places = stage.plane(torch.cat(parts)).round(3).tolist()
     artifacts.write_json(output, [of | {"x": x, "y": y} for of, (x, y) in zip(points, places, strict=True)])
@@ -67,17 +69,74 @@ def table(*, students: Several, published: Path, table: Path, csv: Path, latex: 
         csv: the same as numbers, a row a mean.
         latex: the same for a paper, with booktabs.
     """
-    from wmdd import published as known
-    from wmdd import report
+    from wmdd.results import families_beside, rows
 
-    summary = known.beside(
-        report.summary(report.rows([(path, read_json(path)) for path in students])), known.read(published)
-    )
-    wide = report.wide(summary)
-    artifacts.write_text(csv, summary.round(2).to_csv(index=False))
-    artifacts.write_text(latex, report.latex(wide))
-    artifacts.write_text(table, wide.to_markdown(index=False) + "\n")
-    print(wide.to_markdown(index=False))
+    cells = rows([(path, read_json(path)) for path in students], families_beside(students))
+    _write_table(cells, published, table, csv, latex)
+
+
+@app.command
+def study_table(
+    *,
+    runs: Path,
+    published: Path,
+    table: Path,
+    csv: Path,
+    latex: Path,
+    configfile: Path | None = None,
+    name: str | None = None,
+) -> None:
+    """Write the same table from the runs that a study keeps, without running anything.
+
+    Args:
+        runs: results/report/runs.json of a report.
+        published: config/published.yaml, whose numbers stand in rows of their own.
+        table: Markdown.
+        csv: the same as numbers, a row a mean.
+        latex: the same for a paper, with booktabs.
+        configfile: the experiment file that has the name.
+        name: of entries of its matrix, whose runs the table has, as far as they are there; all runs by default.
+    """
+    _write_table(_kept(runs, configfile, name), published, table, csv, latex)
+
+
+def _write_table(cells: pd.DataFrame, published: Path, table: Path, csv: Path, latex: Path) -> None:
+    from wmdd import published as known
+    from wmdd.page.scores import across
+    from wmdd.render import render
+    from wmdd.results import summary
+
+    wide = across("table", known.beside(summary(cells), known.read(published)), ["dataset", "ipc"])
+    artifacts.write_text(csv, render(wide, "csv"))
+    artifacts.write_text(latex, render(wide, "latex"))
+    artifacts.write_text(table, render(wide, "markdown"))
+    print(render(wide, "markdown"))
+
+
+def _kept(runs: Path, configfile: Path | None, name: str | None) -> pd.DataFrame:
+    """Return the students of a report that are kept in its runs.json: all, or those of a named entry of a matrix."""
+    from wmdd.config import Experiment
+    from wmdd.results import of_raw
+
+    try:
+        cells = of_raw(read_json(runs))
+    except (KeyError, TypeError):
+        raise WmddError(f"{runs} does not hold the runs of a report; give its runs.json") from None
+    if name is None:
+        return cells
+    if configfile is None:
+        raise WmddError(f"--name {name} is of an experiment; give its --configfile")
+    named = Experiment.read(configfile).named()
+    if name not in named:
+        raise WmddError(
+            f"no entry of the matrix of {configfile} has the name {name}; those that it has: {', '.join(named)}"
+        )
+    parts = list(wildcards_of("student"))
+    wanted = {tuple(getattr(student, part) for part in parts) for student in named[name]}
+    chosen = cells[[place in wanted for place in cells[parts].itertuples(index=False, name=None)]]
+    if chosen.empty:
+        raise WmddError(f"{runs} has no run of {name} of {configfile}")
+    return chosen
 
 
 @app.command
@@ -123,10 +182,10 @@ def page(
     from wmdd import distances as measured
     from wmdd import page as build
     from wmdd import published as known
-    from wmdd import report
+    from wmdd import report, results
 
-    results = [(path, read_json(path)) for path in students]
-    cells = report.rows(results)
+    scores = {path: read_json(path) for path in students}
+    cells = results.rows([*scores.items()], results.families_of(images))
     joined = [cost_path(path) for path in images]  # whose joining has a cost too
     costs = list(dict.fromkeys([*costs, *filter(Path.is_file, joined)]))
     paths = _made(costs)
@@ -136,7 +195,7 @@ def page(
         cells=cells,
         histories=_histories(students, cells),
         costs=_costs(costs, paths),
-        files=[(str(path), meta) for path in paths if (meta := _meta(path)) is not None],
+        files=[(str(path), meta) for path in dict.fromkeys([*paths, *students]) if (meta := _meta(path)) is not None],
         datasets=about,
         teachers={str(path): load_model(path)[1] for path in teachers},
         barycenters=report.barycenter_summary([(path, *_quality(path)) for path in barycenters or []]),
@@ -144,7 +203,7 @@ def page(
             [(path, read_json(path)) for path in distances or []], [(path, _quality(path)[0]) for path in atoms or []]
         ),
         decays=measured.decays([(path, read_json(path)) for path in decays or []]),
-        maps={(path.parent.name, path.stem): pd.DataFrame(read_json(path)) for path in embeddings or []},
+        maps={_teacher_of(path): pd.DataFrame(read_json(path)) for path in embeddings or []},
         strips=_strips(images),
         published=known.read(published),
         links=[(path.as_posix(), os.path.relpath(path, output.parent)) for path in links or []],
@@ -154,6 +213,11 @@ def page(
     _write_figures(list(build.drawn(material)), figures)
     artifacts.write_text(output, build.build(material))
     print(f"{output}: {units.size(output.stat().st_size)}; open it in a browser")
+
+
+def _teacher_of(path: Path) -> tuple[str, str]:
+    cell = cell_of(path)
+    return str(cell.dataset), str(cell.teacher)
 
 
 def _made(costs: list[Path]) -> list[Path]:
@@ -178,13 +242,13 @@ def _meta(path: Path) -> dict[str, Any] | None:
 
 def _costs(costs: list[Path], paths: list[Path]) -> pd.DataFrame:
     """Return a row a job: its place, what its cost file says, and the bytes of the files that it made."""
-    from wmdd.report import place
+    from wmdd.results import jobs
 
     sizes: dict[Path, int] = defaultdict(int)
     for path in paths:
         name = "features" if path.name == "statistics.h5" else path.stem
         sizes[path.with_name(f"{name}.cost.json")] += path.stat().st_size
-    return pd.DataFrame([place(path) | read_json(path) | {"bytes": sizes[path]} for path in costs])
+    return jobs([(path, read_json(path) | {"bytes": sizes[path]}) for path in costs])
 
 
 def _histories(students: list[Path], cells: pd.DataFrame) -> pd.DataFrame:
@@ -195,27 +259,21 @@ def _histories(students: list[Path], cells: pd.DataFrame) -> pd.DataFrame:
             history = pd.read_csv(path.with_suffix(".csv"))
         except (OSError, ValueError):
             raise WmddError(f"{path.with_suffix('.csv')} is missing or damaged; delete {path} and run again") from None
-        keep = ("dataset", "teacher", "method", "ipc", "student", "protocol", "labels")
-        parts.append(history.assign(top1=100 * history["top1"], **{name: cell[name] for name in keep}))
+        keep = {str(name): cell[name] for name in (*CELL, "labels")}
+        parts.append(history.assign(top1=100 * history["top1"], **keep))
     return pd.concat(parts, ignore_index=True)
 
 
 def _strips(images: list[Path]) -> Any:
     """Read distilled images and put those of a class side by side, by dataset, teacher, class and method."""
     from wmdd import gallery
-    from wmdd.report import IMAGES
 
-    found, seen = [], set()
+    found = []
+    first: dict[Cell, Path] = {}  # seed of each
     for path in sorted(images):
-        match = IMAGES.search(path.as_posix())
-        if match is None:
-            raise WmddError(
-                f"{path} is not where a distilled set belongs: results/DATASET/TEACHER/METHOD/ipcN/seedN/images.h5"
-            )
-        of = match["dataset"], match["teacher"], match["method"], int(match["ipc"])
-        if of in seen:
-            continue
-        seen.add(of)
+        first.setdefault(cell_of(path).having(seed=None), path)
+    for cell, path in first.items():
+        of = str(cell.dataset), str(cell.teacher), str(cell.method), int(cell.ipc or 0)
         with artifacts.reading(path, "images") as file:
             names = artifacts.meta_of(file)["names"]
             for label in gallery.chosen(len(names)):
@@ -230,11 +288,12 @@ def _settings(images: list[Path]) -> dict[str, Any]:
     """Read the settings of each method on a dataset, by stage, and where images are recovered the weight of the statistics."""
     settings: dict[str, dict[str, Any]] = {}
     weights: dict[tuple[str, str], tuple[str, float]] = {}
-    several = len({path.parts[-6] for path in images}) > 1
+    several = len({cell_of(path).dataset for path in images}) > 1
     for path in images:
-        dataset, method, meta = path.parts[-6], path.parts[-4], artifacts.load_meta(path)
+        cell, meta = cell_of(path), artifacts.load_meta(path)
+        dataset, method = str(cell.dataset), str(cell.method)
         name = f"{method} on {dataset}" if several else method
-        made = [stage for stage in ("recover", "decode", "match") if stage in meta]
+        made = [stage for stage in STAGES if stage in meta]
         stages: dict[str, Any] = {stage: meta[stage]["settings"] for stage in made}
         stages |= {} if made else {"select": meta["settings"]}
         for part in sorted(path.parent.glob("barycenter/*.h5"))[:1] + sorted(path.parent.glob("quantize/*.h5"))[:1]:

@@ -4,16 +4,17 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from wmdd.results import set_of
+from wmdd.workflow.layout import CELL, Cell, place_of
+from wmdd.workflow.stages import STAGES, makers_of
+
 Meta = dict[str, Any]
 
-
-MAKERS = {  # the stages that make an input, where it has another name
-    "statistics": ("features",),
-    "atoms": ("quantize",),
-    "labels": ("relabel",),
-    "images": ("images", "select"),
-    "start": ("images", "select"),
-}
+FILES = {
+    "statistics": "features",
+    "atoms": "quantize",
+    "start": "images",
+}  # inputs that are not named as the file they are
 
 
 class Graph(NamedTuple):
@@ -44,9 +45,45 @@ def graph(files: Iterable[tuple[str, Meta]]) -> Graph:
         for name, digest in meta.get("inputs", {}).items():
             makers = stages.get(digest, set()) - {meta["stage"]}
             kind = name.rstrip("0123456789") or name  # expert0, expert1 and so on are experts
-            usual = MAKERS.get(kind, (kind,))
+            usual = makers_of(FILES.get(kind, kind)) or (kind,)
             if makers:
                 edges[min(makers, key=lambda maker: (maker not in usual, maker)), meta["stage"]] += 1
             elif any(maker in nodes for maker in usual):
                 broken.append(f"{path} was made from other {kind} than are there now; run the workflow again")
     return Graph(dict(nodes), dict(edges), list(dict.fromkeys(broken)))
+
+
+def made_from(files: Iterable[tuple[str, Meta]]) -> dict[Cell, set[Cell]]:
+    """Return for each distilled set the cells of all that it was made from: data, teacher, generator, experts; and itself.
+
+    By the digests that files carry. Of several files with one content, such as a barycenter of two methods, that counts which
+    has most in common with its user.
+
+    Args:
+        files: path and meta data of each.
+    """
+    makers: dict[str, set[Cell]] = {}
+    inputs: dict[Cell, set[str]] = {}
+    for path, meta in files:
+        place, stage = place_of(path), STAGES.get(meta["stage"])
+        if place is not None and stage is not None and not stage.after:
+            makers.setdefault(str(meta.get("digest")), set()).add(set_of(place.cell))
+            inputs.setdefault(set_of(place.cell), set()).update(map(str, meta.get("inputs", {}).values()))
+    sources = {
+        user: {max(makers[digest], key=lambda maker: (_shared(maker, user), str(maker))) for digest in digests & makers.keys()}
+        for user, digests in inputs.items()
+    }  # fmt: skip
+    return {cell: _reached(cell, sources) for cell in inputs if cell.method is not None}
+
+
+def _shared(one: Cell, other: Cell) -> int:
+    return sum(getattr(one, name) == getattr(other, name) for name in CELL)
+
+
+def _reached(cell: Cell, sources: dict[Cell, set[Cell]]) -> set[Cell]:
+    found, ahead = {cell}, [cell]
+    while ahead:
+        more = sources.get(ahead.pop(), set()) - found
+        found |= more
+        ahead += more
+    return found

@@ -7,13 +7,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from wmdd import published, report
+from wmdd import published
 from wmdd.gallery import Strip, strip
 from wmdd.page import Material
+from wmdd.results import jobs, rows, set_of
+from wmdd.workflow.layout import CELL, Cell, cost_of, path_of
+from wmdd.workflow.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
 METHODS = ("random", "kmeans-medoid", "wmdd", "wmdd-ce", "sre2l", "wmdd-lambda-regularisation1", "ddoq")
 SCORES = {"random": 0.30, "kmeans-medoid": 0.33, "wmdd": 0.42, "wmdd-ce": 0.40, "sre2l": 0.25, "ddoq": 0.36}
+FAMILIES = {"random": "select", "kmeans-medoid": "select", "ddoq": "latent"}
+STEPS = {
+    "select": ["select"],
+    "latent": ["quantize", "decode", "images"],
+    "recover": ["barycenter", "recover", "images"],
+}
 NAMES = ["tench", '<b>&"quotes"', "français", "cassette player"]
 
 
@@ -33,32 +42,52 @@ def results(dataset: str = "imagenette") -> list:
     return found
 
 
+def cells_of(found: list | None = None) -> pd.DataFrame:
+    """A row a student, each with the family of its method."""
+    found = results() if found is None else found
+    places = rows(found).to_dict("records")
+    known = {set_of(Cell.of({k: place[k] for k in CELL if place[k] != ""})): place["method"] for place in places}
+    return rows(found, {cell: FAMILIES.get(method, "recover") for cell, method in known.items()})
+
+
 def histories(cells: pd.DataFrame) -> pd.DataFrame:
     """Three measurements and thirty losses of each student."""
     parts = []
     for cell in cells.to_dict("records"):
         epochs = np.arange(1, 31)
         top1 = np.where(epochs % 10 == 0, cell["top1"] * epochs / 30, np.nan)
-        keep = {name: cell[name] for name in ("dataset", "teacher", "method", "ipc", "student", "protocol", "labels")}
+        keep = {name: cell[name] for name in (*CELL, "labels")}
         parts.append(pd.DataFrame({"epoch": epochs, "loss": 1 / epochs, "top1": top1}).assign(**keep))
     return pd.concat(parts, ignore_index=True)
 
 
-def costs(cells: pd.DataFrame) -> pd.DataFrame:
-    """Jobs of every kind; of a GPU where a student was trained."""
-    dataset = cells["dataset"].iloc[0]
-    rows = [
-        (dataset, "", "", "", stage, seconds) for stage, seconds in (("data", 5), ("teacher", 100), ("features", 10))
+def job(stage: str, seconds: float, **parts: object) -> tuple[Path, dict]:
+    """The cost of a job; of a GPU where a student was trained."""
+    parts = {"dataset": "imagenette", "block": "classes0-3", "seed": 0} | parts
+    made = cost_of(path_of(STAGES[stage].file, Cell(**parts)))
+    gpu = {"peak_gpu_memory_mb": 900.0} if stage == "student" else {}
+    cost = {
+        "stage": stage,
+        "seconds": seconds,
+        "bytes": 1000 * seconds,
+        "peak_memory_mb": 500,
+        "machine": "A processor",
+    }
+    return Path(made), cost | gpu
+
+
+def costs(more: list | None = None) -> pd.DataFrame:
+    """Jobs of every kind."""
+    found = [
+        job(stage, seconds, teacher="resnet18") for stage, seconds in (("data", 5), ("teacher", 100), ("features", 10))
     ]
-    rows += [(dataset, "vae", "", "0", stage, 50) for stage in ("autoencoder", "encode")]
-    rows += [(dataset, "latent-diffusion", "", "0", "diffusion", 300)]
+    found += [job(stage, 50, generator="vae") for stage in ("autoencoder", "encode")]
+    found += [job("diffusion", 300, generator="latent-diffusion")]
+    place = {"teacher": "resnet18", "student": "resnet18", "protocol": "paper", "run": 0}
     for method, ipc, seed in itertools.product(METHODS, (1, 10), (0, 1)):
-        made = {"random": ["select"], "kmeans-medoid": ["select"], "ddoq": ["quantize", "decode", "images"]}
-        for stage in (*made.get(method, ["barycenter", "recover", "images"]), "relabel", "student"):
-            rows.append((dataset, method, str(ipc), str(seed), stage, 7 * ipc))
-    table = pd.DataFrame(rows, columns=["dataset", "method", "ipc", "seed", "stage", "seconds"])
-    table = table.assign(bytes=1000 * table["seconds"], peak_memory_mb=500, machine="A processor")
-    return table.assign(peak_gpu_memory_mb=[900.0 if stage == "student" else math.nan for stage in table["stage"]])
+        for stage in (*STEPS[FAMILIES.get(method, "recover")], "relabel", "student"):
+            found.append(job(stage, 7 * ipc, **place, method=method, ipc=ipc, seed=seed))
+    return jobs(found + (more or []))
 
 
 def strips() -> list[Strip]:
@@ -97,11 +126,11 @@ def maps() -> pd.DataFrame:
 
 def material() -> Material:
     """Everything."""
-    cells = report.rows(results())
+    cells = cells_of()
     counts = {"train": [900, 900, 900, 900], "val": [50, 50, 50, 50]}
     meta = {
         "variant": "test", "classes": ["n1", "n2", "n3", "n4"], "names": NAMES, "counts": counts, "resolution": 64,
-        "duplicates": {"val in train": 2}, "skipped": ["a.jpg"],
+        "duplicates": {"val in train": 2}, "skipped": ["a.jpg"], "enlarged": {"count": 0}, "mean": [0.5] * 3, "std": [0.2] * 3,
     }  # fmt: skip
     of = pd.DataFrame(
         [("imagenette", "resnet18", method, ipc, 8.0 / ipc**0.1) for method in ("wmdd", "wmdd-ce") for ipc in (1, 10)],
@@ -117,7 +146,7 @@ def material() -> Material:
         experiment="an <experiment>",
         cells=cells,
         histories=histories(cells),
-        costs=costs(cells),
+        costs=costs(),
         files=files(),
         datasets=[("imagenette", meta)],
         teachers={"results/teacher": {"accuracy": {"top1": 0.9}, "settings": {"architecture": "resnet18"}}},

@@ -8,11 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from wmdd import charts, report
-from wmdd.charts import CONTROLS, SHAPES, Palette
+from wmdd import charts
+from wmdd.charts import GREYS, SHAPES, Palette
 from wmdd.page import figures
+from wmdd.results import rows, summary
 
-from .material import METHODS, costs, material, results
+from .material import METHODS, material, results
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -54,7 +55,7 @@ def test_every_chart_is_drawn_without_a_browser(sections):
 
 def test_a_title_names_what_tells_charts_apart(sections):
     titles = {figure.title for figure in sections["How students learn"].figures}
-    assert "imagenette, resnet18, paper, soft labels, 10 per class".replace("paper, ", "") in titles
+    assert "imagenette, resnet18, paper, soft labels, 10 per class" in titles
     assert len(titles) == 2 * 2 * 2
 
 
@@ -67,59 +68,38 @@ def test_nothing_to_draw_is_no_section(all_of_it):
     assert not {"Where the images are", "Weight of the statistics"} & set(titles)
 
 
-def test_the_band_is_one_standard_deviation():
-    summary = report.summary(report.rows(results()))
-    chosen = summary[(summary["labels"] == "soft") & (summary["student"] == "resnet18")]
+def test_the_band_is_one_standard_deviation_over_seeds_and_the_interval_is_said():
+    table = summary(rows(results()))
+    chosen = table[(table["labels"] == "soft") & (table["student"] == "resnet18")]
     for row in values(charts.accuracy(chosen, Palette(list(METHODS)))):
         assert (row["high"] - row["low"]) / 2 == pytest.approx(row["std"], abs=1e-3)
+        low, high = map(float, row["interval"].split(" to "))
+        assert high - low == pytest.approx(2 * 12.7062 * row["std"] / 2**0.5, abs=0.11)
+
+
+def test_a_learning_curve_averages_the_students_of_a_seed_first():
+    lines = [(seed, epoch, 10.0 * epoch + 20 * seed + run) for seed in (0, 1) for epoch in (1, 2) for run in (-1, 0, 1)]
+    histories = pd.DataFrame(lines, columns=["seed", "epoch", "top1"]).assign(method="wmdd")
+    (first, second) = values(charts.curves(histories, Palette(["wmdd"])))
+    assert (first["mean"], second["mean"]) == (20, 30)
+    assert (first["n"], first["std"]) == (2, pytest.approx(14.142, abs=1e-3))
 
 
 def test_a_method_has_one_colour_and_shape_in_every_chart():
     names = [f"m{number}" for number in range(20)]
-    palette = Palette([*names, "random"])
+    palette = Palette([*names, "random", "wmdd-plus"], {"random", "wmdd-plus"})
     pairs = list(zip(palette.colours, palette.shapes, strict=True))
     assert len(set(pairs)) == len(pairs), "two methods look the same"
-    assert palette.colours[palette.methods.index("random")] == CONTROLS["random"]
+    assert [palette.colours[palette.methods.index(real)] for real in ("random", "wmdd-plus")] == GREYS[:2]
+    assert not {*palette.colours[:-2]} & {*GREYS}
     part = palette.encodings({"m3", "random"})["color"].to_dict()["scale"]
     assert part["domain"] == ["m3", "random"]
     assert part["range"][0] == palette.colours[palette.methods.index("m3")]
     assert len(SHAPES) == len(set(SHAPES))
 
 
-def test_the_seconds_of_a_set_are_its_own_and_what_all_share():
-    cells = report.rows(results())
-    found = figures.price(costs(cells), report.summary(cells))
-    of = found.set_index(["method", "ipc", "labels", "student"])
-    shared = 5 + 100 + 10
-    assert of.loc[("random", 10, "soft", "resnet18"), "seconds"] == shared + 70
-    assert of.loc[("wmdd", 10, "soft", "resnet18"), "seconds"] == shared + 3 * 70  # barycenter, recover, images
-    assert of.loc[("ddoq", 1, "soft", "resnet18"), "seconds"] == shared + 2 * 50 + 300 + 3 * 7
-    assert of.loc[("wmdd", 10, "soft", "resnet18"), "bytes"] == 70_000 + 70_000, "images and labels"
-    assert of.loc[("wmdd", 10, "hard", "resnet18"), "bytes"] == 70_000
-
-
-def test_a_method_pays_for_the_experts_that_it_follows_and_for_no_others():
-    place = "results/imagenette/expert/{}/seed{}/trajectory.h5"
-    names = [("small", 0), ("small", 1), ("large", 0)]
-    files = [(place.format(*of), {"stage": "expert", "digest": f"{of}", "inputs": {"data": "d"}}) for of in names]
-    for method, inputs in ("wmdd", {"expert0": "('small', 0)", "expert1": "('small', 1)"}), ("sre2l", {"data": "d"}):
-        path = f"results/imagenette/resnet18/{method}/ipc10/seed0/match/classes0-9.h5"
-        files.append((path, {"stage": "match", "digest": method, "inputs": inputs}))
-    cells = report.rows(results())
-    before = costs(cells)
-    rows = [("imagenette", name, "", str(seed), "expert", 1000.0 * (1 + seed)) for name, seed in names]
-    more = pd.DataFrame(rows, columns=["dataset", "method", "ipc", "seed", "stage", "seconds"])
-    with_them, without = (
-        figures.price(table, report.summary(cells), figures.experts(files)).set_index("method")["seconds"]
-        for table in (pd.concat([before, more]), before)
-    )
-    paid = (with_them - without).groupby("method").agg(["min", "max"])
-    assert paid.loc["wmdd"].tolist() == [3000, 3000]
-    assert (paid.drop("wmdd") == 0).all().all()
-
-
 def test_a_sweep_joins_what_differs_in_the_weight_alone(all_of_it):
-    table = figures.sweeps(all_of_it.regularisations, report.summary(all_of_it.cells))
+    table = figures.sweeps(all_of_it.regularisations, all_of_it.summary)
     assert set(table["method"]) == {"wmdd"}
     assert set(table["regularisation"]) == {1.0, 10.0}
 

@@ -9,8 +9,11 @@ import torch
 import yaml
 from PIL import Image
 
-from wmdd import embedding, gallery, lineage, published, report
+from wmdd import embedding, gallery, lineage, published
 from wmdd.errors import WmddError
+from wmdd.page import scores
+from wmdd.render import render
+from wmdd.results import rows, summary
 
 from .material import ROOT, files, results
 
@@ -106,17 +109,16 @@ def test_every_number_has_a_source():
 
 
 def test_they_stand_beside_ours():
-    summary = report.summary(report.rows(results()))
-    found = published.beside(summary, published.read(FILE)).set_index(["method", "ipc", "student", "labels"])
-    assert len(found) == len(summary)
+    table = summary(rows(results()))
+    found = published.beside(table, published.read(FILE)).set_index(["method", "ipc", "student", "labels"])
+    assert len(found) == len(table)
     assert found.loc[("wmdd", 10, "resnet18", "soft"), "published"] == 64.8
     assert np.isnan(found.loc[("wmdd", 10, "resnet18", "hard"), "published"])
-    wide = report.wide(found.reset_index())
-    assert wide.set_index(["method", "student", "labels"]).loc[("wmdd (published)", "resnet18", "soft")].tolist()[
-        1:
-    ] == ["40.2", "64.8"]
-    assert "wmdd (published) &" in report.latex(wide)
-    assert r"$\pm$" in report.latex(wide)
+    wide = scores.across("x", found.reset_index(), ["dataset", "ipc"])
+    shown = wide.text.set_index(["method", "student", "labels"]).loc[("wmdd (published)", "resnet18", "soft")]
+    assert shown.tolist()[1:] == ["40.2", "64.8"]
+    assert "wmdd (published) &" in render(wide, "latex")
+    assert r"$\pm$" in render(wide, "latex")
 
 
 @pytest.mark.parametrize(

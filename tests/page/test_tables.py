@@ -5,11 +5,18 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t as student_t
+from test_results import result
 
-from wmdd import report
-from wmdd.page import tables
+from wmdd import published
+from wmdd.compare import Side, render
+from wmdd.intervals import difference
+from wmdd.page import scores, tables
+from wmdd.render import render as render_table
+from wmdd.results import rows, summary
+from wmdd.workflow.layout import cell_of
 
-from .material import METHODS, costs, files, material, results
+from .material import METHODS, ROOT, cells_of, costs, files, material
 
 
 @pytest.fixture(scope="module")
@@ -28,82 +35,177 @@ def row(table, **of):
     return one
 
 
+WMDD = {"method": "wmdd", "images per class": "10", "student": "resnet18"}
+
+
 def test_the_main_table_has_every_cell_of_the_matrix(all_of_it):
-    table = tables.main(all_of_it.cells, all_of_it.published)
-    assert len(table.rows) == len(METHODS) * 2 * 2
+    table = scores.results(all_of_it.summary)
+    assert len(table.rows) == len(METHODS) * 2 * 2 * 2
     assert all(len(cells) == len(table.columns) for cells in table.rows)
-    wmdd = row(table, method="wmdd", images_per_class="10", student="resnet18")
-    assert wmdd["soft labels"].text == "47.1 ± 0.7 (2)"
-    assert wmdd["hard labels"].text == "42.1 ± 0.7 (2)"
+    assert row(table, **WMDD, labels="soft")["top-1, %"].text == "47.1 ± 0.7 (2)"
+    assert row(table, **WMDD, labels="hard")["top-1, %"].text == "42.1 ± 0.7 (2)"
+    assert row(table, **WMDD, labels="hard")["protocol"].text == "paper-hard"
+    assert table.shared == "In all rows: teacher resnet18."
 
 
-def test_the_difference_to_random_images_has_welchs_standard_error(all_of_it):
-    table = tables.main(all_of_it.cells, all_of_it.published)
-    wmdd = row(table, method="wmdd", images_per_class="10", student="resnet18")
-    spread = np.std([0, 1], ddof=1)  # percent
-    error = math.sqrt(2 * spread**2 / 2)
-    assert wmdd["soft − random"].text == f"+12.0 ± {error:.1f}"
-    assert row(table, method="random", images_per_class="10", student="resnet18")["soft − random"].text == ""
+def test_real_images_are_those_of_the_family_select(all_of_it):
+    real = {cells[2].text for cells in scores.results(all_of_it.summary).rows if cells[3].text == "real"}
+    assert real == {"random", "kmeans-medoid"}
 
 
-def test_a_difference_of_single_students_has_no_error():
-    table = tables.main(
-        report.rows(results())[lambda cells: cells["seed"] == 0], pd.DataFrame(columns=[*tables.SAME, "labels"])
-    )
-    assert row(table, method="wmdd", images_per_class="10", student="resnet18")["soft − random"].text == "+12.0"
+def test_the_difference_to_random_images_is_paired_and_has_an_interval():
+    cells = cells_of([result(top1, method=method, seed=seed, ipc=10)
+                      for method, values in (("random", (0.30, 0.33, 0.36)), ("wmdd", (0.40, 0.45, 0.47)))
+                      for seed, top1 in enumerate(values)])  # fmt: skip
+    gains = row(scores.results(summary(cells)), method="wmdd")["− random"]
+    half = student_t.ppf(0.975, 2) * np.std([10, 12, 11], ddof=1) / math.sqrt(3)
+    assert gains.text == f"+11.0, {11 - half:+.1f} to {11 + half:+.1f} (3)"
+    assert (gains.order, gains.note) == (pytest.approx(11), "better")
+    assert row(scores.results(summary(cells)), method="random")["− random"].text == ""
 
 
-def test_published_numbers_stand_beside_the_same_network_alone(all_of_it):
-    table = tables.main(all_of_it.cells, all_of_it.published)
-    wmdd = row(table, method="wmdd", images_per_class="10", student="resnet18")["published"]
+def test_a_difference_of_single_seeds_has_no_interval(all_of_it):
+    single = summary(all_of_it.cells[all_of_it.cells["seed"] == 0])
+    gains = row(scores.results(single), **WMDD, labels="soft")["− random"]
+    assert (gains.text, gains.note) == ("+12.0 (1)", "not told apart")
+
+
+def test_two_seeds_of_four_students_are_the_same_in_table_page_and_compare(tmp_path):
+    from wmdd import artifacts
+
+    found = [result(0.5 + seed / 10 + run / 100, seed=seed, run=run) for seed in (0, 1) for run in range(4)]
+    for path, content in found:
+        cell = cell_of(path)
+        artifacts.write_json(tmp_path / path, content | {"identity": {"seed": cell.seed, "run": cell.run}})
+    (shown,) = scores.results(summary(rows(found))).text["top-1, %"]
+    (wide,) = scores.across("x", summary(rows(found)), ["dataset", "ipc"]).text["digits, 10 per class"]
+    side = Side.read(tmp_path)
+    assert shown == wide == "56.5 ± 7.1 (2)"
+    assert shown in render([side, side])
+
+
+def test_published_numbers_stand_beside_the_same_network_and_labels_alone(all_of_it):
+    table = scores.results(all_of_it.summary)
+    wmdd = row(table, **WMDD, labels="soft")["published"]
     assert (wmdd.text, wmdd.quiet) == ("64.8", True)
     assert "Wasserstein" in wmdd.note
     assert wmdd.url.startswith("https://arxiv.org/")
-    assert row(table, method="wmdd", images_per_class="10", student="convnet3")["published"].text == ""
-    assert row(table, method="random", images_per_class="10", student="resnet18")["published"].text == "", (
-        "another protocol"
-    )
+    assert row(table, **WMDD, labels="hard")["published"].text == ""
+    assert row(table, **WMDD | {"student": "convnet3"}, labels="soft")["published"].text == ""
+    assert row(table, **WMDD | {"method": "random"}, labels="soft")["published"].text == "", "another protocol"
 
 
 def test_numbers_are_sorted_as_numbers(all_of_it):
-    table = tables.main(all_of_it.cells, all_of_it.published)
+    table = scores.results(all_of_it.summary)
     assert {value.order for value in column(table, "images per class")} == {1, 10}
     assert all(
-        math.isclose(value.order, float(value.text.split()[0]), abs_tol=0.051) for value in column(table, "soft labels")
+        math.isclose(value.order, float(value.text.split()[0]), abs_tol=0.051) for value in column(table, "top-1, %")
     )
-    assert row(table, method="random", images_per_class="1", student="resnet18")["published"].order == -math.inf
+    random = row(table, method="random", images_per_class="1", student="resnet18", labels="soft")
+    assert random["published"].order == -math.inf
 
 
-def test_a_glance_names_the_best_set_and_the_real_images(all_of_it):
-    lines = tables.glance(all_of_it.cells)
+# At a glance
+
+
+def test_a_glance_names_the_best_distilled_set_and_the_best_of_real_images(all_of_it):
+    lines = scores.glance(all_of_it.cells)
     assert len(lines) == 2 * 2 * 2
     (soft,) = [line for line in lines if "10 per class, soft labels (resnet18" in line]
     assert soft == (
-        "imagenette, 10 per class, soft labels (resnet18, paper): wmdd 47.1 ± 0.7 %; real images: random 35.1 ± 0.7 %, "
-        "kmeans-medoid 38.1 ± 0.7 %"
+        "imagenette, 10 per class, soft labels (resnet18, paper): wmdd 47.1 ± 0.7 (2), the best of 5; "
+        "real images: kmeans-medoid 38.1 ± 0.7 (2), the best of 2; difference +9.0 (2): not told apart"
     )
 
 
-def test_a_glance_says_when_nothing_was_gained(all_of_it):
-    cells = all_of_it.cells
-    worse = cells.assign(top1=cells["top1"].where(cells["method"] != "kmeans-medoid", 90.0))
-    assert all(line.endswith("so distilling gained nothing here") for line in tables.glance(worse))
-    assert tables.glance(cells[cells["method"] == "random"]) == []
+def spread(method, *values):
+    return [result(value, method=method, seed=seed) for seed, value in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((0.50, 0.52, 0.54), "difference +10.0, +7.5 to +12.5 (3): better"),
+        ((0.30, 0.32, 0.34), "difference -10.0, -12.5 to -7.5 (3): worse"),
+        ((0.31, 0.42, 0.50), "difference -1.0, "),
+    ],
+)
+def test_a_glance_says_what_the_paired_interval_allows(values, said):
+    (line,) = scores.glance(cells_of(spread("random", 0.40, 0.43, 0.43) + spread("wmdd", *values)))
+    gain = difference(dict(enumerate((40.0, 43, 43))), {seed: 100 * value for seed, value in enumerate(values)})
+    assert said in line
+    assert line.endswith("not told apart") == (gain.low < 0 < gain.high)
+
+
+def test_selections_of_real_images_are_never_the_best_distilled_set():
+    """`wmdd-plus`, `confident-medoid`, mosaics and patches are real images; what is not known is neither."""
+    found = (
+        spread("random", 0.1, 0.2)
+        + spread("wmdd-plus", 0.8, 0.9)
+        + spread("theirs", 0.9, 0.95)
+        + spread("wmdd", 0.3, 0.4)
+    )
+    family = {"random": "select", "wmdd-plus": "select", "wmdd": "recover", "theirs": ""}
+    cells = rows(found)
+    (line,) = scores.glance(cells.assign(family=cells["method"].map(family)))
+    assert ": wmdd 35.0 ± 7.1 (2); real images: wmdd-plus 85.0 ± 7.1 (2), the best of 2" in line
+    assert "theirs" not in line
+    assert scores.glance(cells.assign(family="select")) == []
+
+
+def test_a_glance_says_of_which_teacher():
+    lines = scores.glance(cells_of([result(0.1, teacher="A"), result(0.9, teacher="B")]))
+    assert [line.split(" labels ")[1] for line in lines] == [
+        "(A, s-w8, paper): wmdd 10.0 (1)",
+        "(B, s-w8, paper): wmdd 90.0 (1)",
+    ]
+
+
+# A column for each dataset or student
 
 
 def test_the_ablation_says_what_a_loss_has(all_of_it):
-    table = tables.ablation(all_of_it.cells, all_of_it.published)
-    found = [[cell.text for cell in cells] for cells in table.rows if cells[0].text == "10"]
-    assert ["10", "wmdd", "no", "yes", "yes", "47.1 ± 0.7 (2)", "64.8"] in found
-    assert ["10", "sre2l", "yes", "no", "no", "30.1 ± 0.7 (2)", "54.2"] in found
-    assert tables.ablation(all_of_it.cells[all_of_it.cells["method"] != "sre2l"], all_of_it.published) is None
+    table = scores.ablation(all_of_it.summary)
+    wmdd = row(table, **WMDD)
+    assert [wmdd[name].text for name in (*scores.LOSS, "imagenette")] == ["no", "yes", "yes", "47.1 ± 0.7 (2)"]
+    sre2l = row(table, **WMDD | {"method": "sre2l"})
+    assert [sre2l[name].text for name in (*scores.LOSS, "imagenette")] == ["yes", "no", "no", "30.1 ± 0.7 (2)"]
+    assert row(table, **WMDD | {"method": "wmdd (published)"})["imagenette"].text == "64.8"
+    assert scores.ablation(all_of_it.summary[all_of_it.summary["method"] != "sre2l"]) is None
+
+
+def test_the_ablation_of_two_teachers_has_a_row_for_each():
+    found = [result(top1, method=method, teacher=teacher)
+             for teacher, top1 in (("A", 0.1), ("B", 0.9)) for method in ("wmdd", "wmdd-ce", "sre2l")]  # fmt: skip
+    table = scores.ablation(summary(rows(found)))
+    assert row(table, method="wmdd", teacher="A")["digits"].text == "10.0 (1)"
+    assert row(table, method="wmdd", teacher="B")["digits"].text == "90.0 (1)"
 
 
 def test_other_architectures_have_a_column_each(all_of_it):
-    table = tables.architectures(all_of_it.cells, all_of_it.published)
+    table = scores.architectures(all_of_it.summary)
     assert table.columns[-2:] == ["convnet3", "resnet18"]
-    assert row(table, method="wmdd", images_per_class="10")["resnet18"].note == "published: 64.8"
-    assert tables.architectures(all_of_it.cells[all_of_it.cells["student"] == "resnet18"], all_of_it.published) is None
+    assert row(table, method="wmdd (published)", images_per_class="10")["resnet18"].text == "64.8"
+    one = all_of_it.summary[all_of_it.summary["student"] == "resnet18"]
+    assert scores.architectures(one) is None
+
+
+def test_published_numbers_stand_once_below_the_rows_of_two_teachers():
+    found = [
+        result(top1, method="wmdd", dataset="imagenette", student="resnet18", teacher=t)
+        for t, top1 in (("A", 0.1), ("B", 0.2))
+    ]
+    known = published.read(ROOT / "config/published.yaml")
+    table = scores.across("x", published.beside(summary(rows(found)), known), ["dataset", "ipc"])
+    shown = table.text.set_index(["method", "teacher"])["imagenette, 10 per class"]
+    assert [*shown.items()] == [
+        (("wmdd", "A"), "10.0 (1)"),
+        (("wmdd", "B"), "20.0 (1)"),
+        (("wmdd (published)", ""), "64.8"),
+    ]
+
+
+# Others
 
 
 def test_all_published_numbers_of_the_dataset_and_of_no_other(all_of_it):
@@ -114,7 +216,7 @@ def test_all_published_numbers_of_the_dataset_and_of_no_other(all_of_it):
 
 
 def test_the_cost_counts_gpu_hours_of_gpus_alone():
-    table = tables.cost(costs(report.rows(results())))
+    table = tables.cost(costs())
     student = row(table, method="wmdd", images_per_class="10", stage="student")
     assert (student["jobs"].text, student["seconds"].text, student["GPU-hours"].text) == (
         "2",
@@ -133,7 +235,7 @@ def test_settings_in_which_methods_differ(all_of_it):
 
 
 def test_more_than_one_version_is_seen():
-    found = tables.machines([meta for _, meta in files()], costs(report.rows(results())))
+    found = tables.machines([meta for _, meta in files()], costs())
     assert found["torch"] == ["2.12", "2.13.0"]
     assert found["machine"] == ["A processor"]
     assert found["device"] == ["cpu, float32"]
@@ -141,8 +243,17 @@ def test_more_than_one_version_is_seen():
 
 
 def test_empty_columns_are_left_out():
-    table = tables.plain("x", pd.DataFrame({"method": ["a", "b"], "cost": [1.23456, math.nan], "gap": [math.nan] * 2}))
+    table = tables.numbers(
+        "x", pd.DataFrame({"method": ["a", "b"], "cost": [1.23456, math.nan], "gap": [math.nan] * 2})
+    )
     assert table.columns == ["method", "cost"]
     assert [cell.text for cell in table.rows[0]] == ["a", "1.235"]
     assert [cell.text for cell in table.rows[1]] == ["b", ""]
-    assert tables.plain("x", pd.DataFrame()) is None
+    assert tables.numbers("x", pd.DataFrame()) is None
+
+
+def test_html_escapes_what_names_say():
+    html = str(render_table(tables.numbers("x", pd.DataFrame({"class": ['<b>&"'], "cost": [1.5]})), "html"))
+    assert "<b>" not in html
+    assert "&lt;b&gt;&amp;" in html
+    assert 'data-order="1.5"' in html

@@ -6,20 +6,21 @@ the pictures are still there.
 
 import base64
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from wmdd import lineage
+from wmdd import lineage, results
 from wmdd.gallery import Strip
-from wmdd.page import tables
+from wmdd.page import scores, tables
 from wmdd.page.figures import Figure, galleries, sections
-
-TEMPLATES = Path(__file__).parent / "templates"
+from wmdd.prices import priced
+from wmdd.published import beside
+from wmdd.render import TEMPLATES, environment, render
 
 
 @dataclass
@@ -28,10 +29,10 @@ class Material:
 
     Attributes:
         experiment: its name.
-        cells: a row a student (`report.rows`).
-        histories: a row a student and epoch: the columns of `cells`, epoch, loss, top1 (%).
-        costs: a row a job: dataset, method, ipc, stage, seconds, bytes, and what else its cost file says.
-        files: path and meta data of every artifact.
+        cells: a row a student (`results.rows`).
+        histories: a row a student and epoch: its cell and labels, epoch, loss, top1 (%).
+        costs: a row a job (`results.jobs`), with the bytes of what it made.
+        files: path and meta data of every artifact, the students' results included.
         datasets: name and meta data of each.
         teachers: path and meta data of each.
         barycenters: `report.barycenter_summary`.
@@ -64,45 +65,45 @@ class Material:
     links: list[tuple[str, str]] = field(default_factory=list)
     circles: str = ""
 
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """`results.summary` with prices, and what is published."""
+        return beside(results.summary(priced(self.cells, self.costs, self.files)), self.published)
+
 
 def build(material: Material) -> str:
     """Return the page as HTML."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["infinity"] = math.inf
-    found, cells, known = sections(material), material.cells, material.published
+    found, cells, summary = sections(material), material.cells, material.summary
     specs = {figure.name: figure.chart.to_dict() for _, _, several in found for figure in several}
-    return environment.get_template("page.html").render(
-        material=material,
-        glance=tables.glance(cells),
-        main=tables.main(cells, known),
-        ablation=tables.ablation(cells, known),
-        architectures=tables.architectures(cells, known),
-        published=tables.published(known, set(cells["dataset"])),
-        figures=found,
-        galleries=galleries(material.strips),
-        cost=tables.cost(material.costs),
-        barycenters=tables.plain("barycenters", material.barycenters),
-        distances=tables.plain("distances", material.distances),
-        datasets=tables.datasets(material.datasets),
-        teachers=tables.teachers(material.teachers),
-        settings=tables.differing(material.settings),
-        all_settings={method: dict(sorted(found.items())) for method, found in sorted(material.settings.items())},
-        classes=tables.classes(material.datasets),
-        machines=tables.machines([meta for _, meta in material.files], material.costs),
-        chain=lineage.graph(material.files),
-        specs=_script(specs),
-        libraries=libraries() if specs else "",
-        sorting=sorting(),
-        styles=(TEMPLATES / "page.css").read_text(),
-        behaviour=(TEMPLATES / "page.js").read_text(),
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            material=material,
+            table=lambda table: render(table, "html"),
+            glance=scores.glance(cells),
+            main=scores.results(summary),
+            ablation=scores.ablation(summary),
+            architectures=scores.architectures(summary),
+            published=tables.published(material.published, set(cells["dataset"])),
+            figures=found,
+            galleries=galleries(material.strips),
+            cost=tables.cost(material.costs),
+            barycenters=tables.numbers("barycenters", material.barycenters),
+            distances=tables.numbers("distances", material.distances),
+            datasets=tables.datasets(material.datasets),
+            teachers=tables.teachers(material.teachers),
+            settings=tables.differing(material.settings),
+            all_settings={method: dict(sorted(found.items())) for method, found in sorted(material.settings.items())},
+            classes=tables.classes(material.datasets),
+            machines=tables.machines([meta for _, meta in material.files], material.costs),
+            chain=lineage.graph(material.files),
+            specs=_script(specs),
+            libraries=libraries() if specs else "",
+            sorting=sorting(),
+            styles=(TEMPLATES / "page.css").read_text(),
+            behaviour=(TEMPLATES / "page.js").read_text(),
+        )
     )
 
 

@@ -2,24 +2,18 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from wmdd import charts, lineage, report
+from wmdd import charts, lineage, results
 from wmdd.charts import Palette
 from wmdd.gallery import Strip
-from wmdd.lineage import Meta
 
 if TYPE_CHECKING:
     from wmdd.page import Material
-
-SHARED = ("data", "teacher", "features", "features_part", "gather")  # by all sets of a dataset
-GENERATOR = ("autoencoder", "encode", "diffusion")  # by those of the family latent
-AFTER = ("student", "relabel", "distance", "decay")  # the making of a set
 
 
 class Figure(NamedTuple):
@@ -38,16 +32,15 @@ class Section(NamedTuple):
     figures: list[Figure]
 
 
-OF = ["dataset", "teacher", "student", "protocol", "labels"]  # what a chart of accuracy is of
+OF = [name for name in results.SETTING if name != "ipc"]  # what a chart of accuracy is of
 Draw = Callable[[pd.DataFrame], Any]
-Experts = dict[tuple[str, str], set[tuple[str, str, str]]]  # dataset, method -> dataset, name, seed of each
 
 
 def sections(material: "Material") -> list[Section]:
     """Return the charts by section; sections with nothing to draw are left out."""
-    palette = Palette(sorted(set(material.cells["method"])))
-    summary = report.summary(material.cells)
-    made = price(material.costs, summary, experts(material.files))
+    summary = material.summary
+    real = summary.loc[summary["family"].map(results.kind_of) == "real", "method"]
+    palette = Palette(sorted(set(summary["method"])), set(real))
     chain = lineage.graph(material.files)
 
     def each(table: pd.DataFrame, keys: list[str], draw: Any, name: str, *more: Any) -> list[Figure]:
@@ -56,20 +49,22 @@ def sections(material: "Material") -> list[Section]:
     found = [
         Section(
             "Accuracy against images per class",
-            "Mean over students, with a band of one standard deviation. Real images are grey. Select a name in a legend to see "
-            "a method alone.",
+            "Mean over seeds of the distillation, with a band of one standard deviation; point at a value for its 95 % "
+            "interval. Real images are grey. Select a name in a legend to see a method alone.",
             each(summary, OF, charts.accuracy, "accuracy"),
         ),
         Section(
             "What it takes",
-            "Seconds to make a set, with those of its teacher and features (and of its autoencoder and diffusion model, or its "
-            "experts), which all sets of a dataset share; bytes of its images and soft labels. The numbers are images per "
-            "class.",
-            [*each(made, OF, charts.price, "seconds", "seconds"), *each(made, OF, charts.price, "bytes", "bytes")],
+            "Seconds to make a set, with those of all that it was made from: its own teacher and features (and its autoencoder "
+            "and diffusion model, or its experts); bytes of its images and soft labels. The numbers are images per class.",
+            [
+                *each(summary, OF, charts.price, "seconds", "seconds"),
+                *each(summary, OF, charts.price, "bytes", "bytes"),
+            ],
         ),
         Section(
             "How students learn",
-            "Accuracy where it was measured, and the training loss; the mean over students.",
+            "Accuracy where it was measured, and the training loss; the mean over seeds of the distillation.",
             [
                 *each(material.histories, [*OF, "ipc"], charts.curves, "curves"),
                 *each(material.histories, [*OF, "ipc"], charts.losses, "losses"),
@@ -121,7 +116,7 @@ def _each(table: pd.DataFrame, keys: list[str], draw: Draw, name: str) -> list[F
         return []
     varying = [key for key in keys if table[key].nunique() > 1]
     found = []
-    for place, (of, rows) in enumerate(table.groupby(keys)):
+    for place, (of, rows) in enumerate(table.groupby(keys, dropna=False)):
         words = dict(zip(keys, map(str, of), strict=True))
         title = ", ".join(_said(key, words[key]) for key in keys if key in varying or key == "dataset")
         if (chart := draw(rows)) is not None:
@@ -133,63 +128,12 @@ def _said(key: str, value: str) -> str:
     return {"ipc": f"{value} per class", "labels": f"{value} labels"}.get(key, value)
 
 
-def experts(files: Iterable[tuple[str, Meta]]) -> Experts:
-    """Return the experts that the images of each method follow, by the digests that these carry (MTT)."""
-    found = list(files)
-    trained = {meta["digest"]: report.place(Path(path)) for path, meta in found if meta["stage"] == "expert"}
-    used: Experts = {}
-    for path, meta in found:
-        if meta["stage"] == "match":
-            of = report.place(Path(path))
-            mine = [trained[digest] for digest in meta["inputs"].values() if digest in trained]
-            used.setdefault((of["dataset"], of["method"]), set()).update(
-                (each["dataset"], each["method"], each["seed"]) for each in mine
-            )
-    return used
-
-
-def price(costs: pd.DataFrame, summary: pd.DataFrame, used: Experts | None = None) -> pd.DataFrame:
-    """Return a summary with the seconds that a set takes to make and the bytes of its images and soft labels.
-
-    Seconds are those of its own jobs (the sum over blocks, the mean over seeds), and of what all sets of its dataset share.
-
-    Args:
-        costs: a row a job: dataset, method (or name of the experts), ipc, seed, stage, seconds, bytes.
-        summary: `report.summary`.
-        used: the experts of each method.
-    """
-    keys = ["dataset", "method", "ipc"]
-    own = costs[(costs["ipc"] != "") & ~costs["stage"].isin(AFTER)]
-    seconds = own.groupby([*keys, "seed"])["seconds"].sum().groupby(keys).mean()
-    shared, networks = (
-        costs[costs["stage"].isin(names)].groupby("dataset")["seconds"].sum() for names in (SHARED, GENERATOR)
-    )
-    trained = costs[costs["stage"] == "expert"].groupby(["dataset", "method", "seed"])["seconds"].sum()
-    latent = set(costs.loc[costs["stage"] == "quantize", "method"])
-    images, labels = (
-        costs[costs["stage"].isin(names)].groupby(keys)["bytes"].mean()
-        for names in (("images", "select"), ("relabel",))
-    )
-    found = []
-    for row in summary.to_dict("records"):
-        of = row["dataset"], row["method"], str(row["ipc"])
-        spent = (
-            seconds.get(of, math.nan)
-            + shared.get(of[0], 0.0)
-            + (networks.get(of[0], 0.0) if of[1] in latent else 0.0)
-            + sum(trained.get(each, 0.0) for each in (used or {}).get(of[:2], ()))
-        )
-        size = images.get(of, math.nan) + (labels.get(of, 0.0) if row["labels"] == "soft" else 0.0)
-        found.append({"seconds": spent, "bytes": size})
-    return summary.join(pd.DataFrame(found, index=summary.index))
-
-
 def sweeps(weights: dict[tuple[str, str], tuple[str, float]], summary: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of methods that differ from others in the weight of the statistics alone, under the shortest name.
 
     Args:
         weights: of datasets and methods, what else they depend on and the weight.
-        summary: `report.summary`.
+        summary: `results.summary`.
     """
     columns = ["dataset", "method", "rest", "regularisation"]
     known = pd.DataFrame([(*key, *of) for key, of in weights.items()], columns=columns)

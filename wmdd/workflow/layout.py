@@ -187,6 +187,18 @@ def cell_of(path: PurePath | str) -> Cell:
     return place.cell
 
 
+def beside(path: PurePath | str, kind: str) -> PurePath:
+    """Return the path of another kind of file of the same cell, below the same folder.
+
+    Raises:
+        WmddError: the path is none of the workflow's, or its cell lacks a part of the other.
+    """
+    text = path.as_posix() if isinstance(path, PurePath) else path
+    cell = cell_of(text)
+    own = path_of(place_of(text).kind, cell).removeprefix("results/").rpartition(".")[0]  # type: ignore[union-attr]
+    return PurePath(text[: text.rindex(own)] + path_of(kind, cell).removeprefix("results/"))
+
+
 def cost_of(path: str) -> str:
     """Return the path (or the pattern of it) of the cost of the job that makes a file."""
     return f"{path.rpartition('.')[0]}{COST}"

@@ -1,0 +1,169 @@
+"""The data frame of students and jobs, and its summary: nothing is pooled or lost."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wmdd import artifacts, results
+from wmdd.errors import WmddError
+from wmdd.results import GROUP, families_beside, family_of, kind_of, rows, summary
+from wmdd.workflow.layout import CELL, Cell, path_of
+
+PLACE = {"dataset": "digits", "teacher": "t-w8", "student": "s-w8"}
+
+
+def result(top1, protocol="paper", seed=0, run=0, labels="soft", method="wmdd", ipc=10, **cell):
+    """A student's file and content."""
+    place = PLACE | {"protocol": protocol, "seed": seed, "run": run, "method": method, "ipc": ipc} | cell
+    scores = {"top1": top1, "top5": 0.9, "best_top1": top1 + 0.01, "best_epoch": 3}
+    return Path(path_of("student", Cell(**place))), {"settings": {"labels": labels}, "result": scores}
+
+
+def test_a_row_says_where_it_belongs_and_what_it_scored():
+    found = [result(0.25, seed=3, run=2, ipc=50, method="a-lr0.1", dataset="my.data")]
+    family = {Cell("my.data", "t-w8", "a-lr0.1", 50, 3): "latent"}
+    (row,) = rows(found, family).to_dict("records")
+    assert row == dict.fromkeys(CELL, "") | {
+        "dataset": "my.data",
+        "teacher": "t-w8",
+        "method": "a-lr0.1",
+        "ipc": 50,
+        "seed": 3,
+        "student": "s-w8",
+        "protocol": "paper",
+        "run": 2,
+        "labels": "soft",
+        "family": "latent",
+        "top1": 25.0,
+        "top5": 90.0,
+        "best_top1": pytest.approx(26.0),
+    }
+
+
+def test_folders_before_results_change_nothing():
+    path, content = result(0.5)
+    assert rows([("/somewhere/else" / path, content)]).equals(rows([(path, content)]))
+    assert rows([("out" / path, content)]).loc[0, "dataset"] == "digits"
+
+
+@pytest.mark.parametrize("path", ["x/run0.json", "results/d/t/m/ipc1/seed0/images.h5"])
+def test_a_result_in_another_place_is_refused(path):
+    with pytest.raises(WmddError, match=r"is not where"):
+        rows([(Path(path), result(0.5)[1])])
+
+
+# Summary
+
+
+def test_mean_and_standard_deviation_of_a_cell():
+    found = summary(rows([result(x, seed=i) for i, x in enumerate((0.1, 0.2, 0.6))]))
+    assert found["mean"].tolist() == [30.0]
+    assert found["std"].round(2).tolist() == [26.46]  # sqrt((20^2 + 10^2 + 30^2) / 2), not / 3
+    assert found["n"].tolist() == [3]
+    assert found["top5"].tolist() == [90.0]
+
+
+def test_students_of_a_seed_are_averaged_and_nothing_else_is_pooled():
+    pooled = [result(0.1, seed=0, run=0), result(0.2, seed=0, run=1), result(0.35, seed=1, run=0)]
+    apart = [
+        result(0.5, ipc=1),
+        result(0.5, method="other"),
+        result(0.5, protocol="other"),
+        result(0.5, dataset="other"),
+        result(0.5, teacher="other"),
+        result(0.5, student="other"),
+        result(0.5, "paper-hard", labels="hard"),
+    ]
+    found = summary(rows(pooled + apart))
+    assert sorted(found["n"]) == [1] * 7 + [2]
+    (both,) = found[found["n"] == 2].to_dict("records")
+    assert (both["mean"], both["students"]) == (pytest.approx(25), 3)
+    assert both["std"] == pytest.approx(np.std([15, 35], ddof=1))
+    assert both["spread"] == pytest.approx(np.std([10, 20], ddof=1))
+    assert summary(rows(list(reversed(pooled + apart)))).equals(found)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(*(st.sampled_from("ab") for _ in range(5)), st.integers(0, 2)), unique=True, min_size=1))
+def test_every_group_is_a_row_and_every_student_counts_once(cells):
+    names = ("dataset", "teacher", "method", "student", "protocol")
+    found = [result(0.5, seed=seed, **dict(zip(names, parts, strict=True))) for *parts, seed in cells]
+    table = summary(rows(found))
+    assert len(table) == len({tuple(parts) for *parts, _ in cells})
+    assert table["students"].sum() == len(cells)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), ""])
+def test_a_part_that_is_not_there_drops_no_group(missing):
+    cells = rows([result(0.1, method="a"), result(0.9, method="b")]).assign(teacher=missing, student=missing)
+    assert summary(cells)[["method", "mean"]].values.tolist() == [["a", 10.0], ["b", 90.0]]
+
+
+def test_the_gain_is_over_random_images_of_the_same_setting():
+    found = [result(0.4 + s / 100, method="random", seed=s) for s in range(3)]
+    found += [result(0.5 + s / 50, method="wmdd", seed=s) for s in range(3)]
+    found += [result(0.9, method="random", teacher="u"), result(0.7, method="wmdd", student="u")]
+    table = summary(rows(found)).set_index(["teacher", "student", "method"])
+    wmdd = table.loc["t-w8", "s-w8", "wmdd"]
+    assert (wmdd["gain"], wmdd["gain_n"]) == (pytest.approx(11), 3)
+    assert (wmdd["gain_low"], wmdd["gain_high"]) == pytest.approx((11 - 4.302653 / 3**0.5, 11 + 4.302653 / 3**0.5))
+    assert np.isnan(table.loc["t-w8", "u", "wmdd"]["gain"])
+    assert table.loc[:, :, "random"]["gain"].isna().all()
+
+
+def test_the_summary_goes_through_csv():
+    found = summary(rows([result(0.1), result(0.2, seed=1), result(0.3, method="b")]))
+    again = pd.read_csv(io.StringIO(found.to_csv(index=False)), keep_default_na=False, na_values=["nan"])
+    assert list(again.columns) == list(found.columns)
+    assert [name for name in GROUP if name in found] == GROUP
+    assert again["mean"].tolist() == found["mean"].tolist()
+
+
+# Families
+
+
+@pytest.mark.parametrize(
+    ("meta", "family", "kind"),
+    [
+        ({"stage": "select"}, "select", "real"),
+        ({"stage": "images", "recover": {}}, "recover", "distilled"),
+        ({"stage": "images", "decode": {}}, "latent", "distilled"),
+        ({"stage": "images", "match": {}}, "match", "distilled"),
+        ({"stage": "import"}, "", ""),
+    ],
+)
+def test_a_family_follows_from_what_made_the_images(meta, family, kind):
+    assert (family_of(meta), kind_of(family)) == (family, kind)
+
+
+def test_the_set_beside_a_student_says_its_family(tmp_path):
+    students = [tmp_path / result(0.5, method=method)[0] for method in ("wmdd-plus", "wmdd", "theirs")]
+    for student, meta in zip(students, ({"stage": "select"}, {"stage": "images", "recover": {}}), strict=False):
+        artifacts.save(student.parents[3] / "images.h5", {"x": np.zeros(1)}, meta)
+    found = {cell.method: family for cell, family in families_beside(students).items()}
+    assert found == {"wmdd-plus": "select", "wmdd": "recover"}
+
+
+# What is kept with a study
+
+
+def test_rows_come_back_from_what_is_kept_with_a_study():
+    found = [result(0.25, seed=s, method=m, teacher=t) for s in (0, 1) for m in ("wmdd-plus", "wmdd") for t in "AB"]
+    cells = [results.cell_of(path) for path, _ in found]
+    families = {results.set_of(cell): "select" if cell.method == "wmdd-plus" else "recover" for cell in cells}
+    stages = {"select": "select", "recover": "recover"}
+    costs = [
+        (Path(path_of("images", cell)).with_suffix(".cost.json"), {"stage": stages[family], "seconds": 1})
+        for cell, family in families.items()
+    ]
+    content = json.loads(json.dumps(results.raw(found, families, {}, costs)))
+    assert results.of_raw(content).equals(rows(found, families).round(4))
+    for run in content["runs"]:
+        del run["family"]  # as the first studies are
+    assert results.of_raw(content)["family"].tolist() == rows(found, families)["family"].tolist()

@@ -1,0 +1,180 @@
+"""Tables of accuracy: the best at a glance, the main table, and tables with a column for each dataset or student."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from wmdd import intervals
+from wmdd.published import KEY
+from wmdd.render import EMPTY, Column, Table, Value, plain, records, table
+from wmdd.results import GROUP, SETTING, kind_of, scores_of
+
+ABLATION = {  # preset -> cross-entropy, per-class statistics, barycenter
+    "wmdd": (False, True, True),
+    "wmdd-ce": (True, True, True),
+    "sre2l-pcbn": (True, True, False),
+    "barycenter-only": (False, False, True),
+    "sre2l": (True, False, False),
+}
+LOSS = ("cross-entropy", "per-class statistics", "barycenter")
+SAID = ("dataset", "ipc", "labels")  # by name at a glance
+KEEP = ("dataset", "images per class", "method", "labels")
+SCORE = (
+    "Top-1 accuracy in % on the real validation set after the last epoch: mean ± standard deviation (n). n counts seeds of the "
+    "distillation; the students of a seed are averaged."
+)
+GAIN = (
+    "− random: difference to random real images under the same labels, its 95 % interval (Student's t), and in brackets the "
+    "number of seeds that both have, by which it is paired."
+)
+
+
+def glance(cells: pd.DataFrame) -> list[str]:
+    """Return what a reader should know first: in each setting the best distilled set beside the best of real images.
+
+    Args:
+        cells: `results.rows`.
+    """
+    varying = [name for name in SETTING if cells[name].nunique() > 1]
+    lines = []
+    for key, students in cells.groupby(SETTING, dropna=False):
+        place = dict(zip(SETTING, key, strict=True))
+        more = [str(place[n]) for n in SETTING if n in ("student", "protocol") or (n in varying and n not in SAID)]
+        real, distilled = (_scores(students, kind) for kind in ("real", "distilled"))
+        if not distilled:
+            continue
+        where = f"{place['dataset']}, {place['ipc']} per class, {place['labels']} labels ({', '.join(more)})"
+        best, said = _best(distilled)
+        line = f"{where}: {best} {said}"
+        if real:
+            control, told = _best(real)
+            gain = intervals.difference(real[control], distilled[best])
+            line += f"; real images: {control} {told}; difference {intervals.difference_text(*_shown(gain))}: "
+            line += intervals.verdict(gain.low, gain.high)
+        lines.append(line)
+    return lines
+
+
+def _scores(students: pd.DataFrame, kind: str) -> dict[str, dict[int, float]]:
+    """Return the scores by seed of the methods whose images are real or distilled."""
+    chosen = students[students["family"].map(kind_of) == kind]
+    return {str(method): scores_of(rows) for method, rows in chosen.groupby("method")}
+
+
+def _best(scores: dict[str, dict[int, float]]) -> tuple[str, str]:
+    means = {method: intervals.mean(each) for method, each in scores.items()}
+    best = max(means, key=lambda method: means[method].mean)
+    of = f", the best of {len(means)}" if len(means) > 1 else ""
+    return best, f"{intervals.mean_text(*means[best][:3])}{of}"
+
+
+def _shown(gain: intervals.Difference) -> tuple[float, float, float, int]:
+    return gain.mean, gain.low, gain.high, gain.pairs
+
+
+def results(summary: pd.DataFrame) -> Table:
+    """Return the main table: every group of students, its distance to random images, and what is published.
+
+    Args:
+        summary: `results.summary`, or `published.beside` of it.
+    """
+    place = [plain(name) for name in GROUP]
+    place.insert(GROUP.index("method") + 1, Column("images", lambda row: Value(kind_of(row["family"]))))
+    columns = [*place, Column("top-1, %", _mean), Column("students", _students), Column("− random", _gain)]
+    columns += [Column("published", _published)]
+    keep = (*KEEP, *(column.title for column in columns[len(place) :]))
+    return table("results", records(summary), columns, keep, f"{SCORE} {GAIN}", wide=True, numbers=summary)
+
+
+def _mean(row: dict[str, Any]) -> Value:
+    interval = intervals.interval_text(row["low"], row["high"])
+    notes = [f"95 %: {interval}" if interval else "a single seed has no interval"]
+    if not math.isnan(row["spread"]):
+        sets = "this set" if row["n"] == 1 else f"{row['n']} sets"
+        notes.append(f"spread over {row['students']} students of {sets}: {row['spread']:.1f}")
+    return Value(intervals.mean_text(row["mean"], row["std"], row["n"]), float(row["mean"]), "; ".join(notes))
+
+
+def _students(row: dict[str, Any]) -> Value:
+    return Value("" if row["students"] == row["n"] else str(row["students"]), int(row["students"]))
+
+
+def _gain(row: dict[str, Any]) -> Value:
+    if math.isnan(row["gain"]):
+        return EMPTY
+    said = intervals.difference_text(row["gain"], row["gain_low"], row["gain_high"], int(row["gain_n"]))
+    return Value(said, float(row["gain"]), intervals.verdict(row["gain_low"], row["gain_high"]))
+
+
+def _published(row: dict[str, Any]) -> Value:
+    number = row.get("published", math.nan)
+    return EMPTY if math.isnan(number) else Value(f"{number:.1f}", number, str(row["source"]), True, str(row["url"]))
+
+
+def across(
+    name: str, summary: pd.DataFrame, parts: Sequence[str], more: Sequence[Column] = (), order: Sequence[str] = ()
+) -> Table:
+    """Return a table with a column for each value of some parts of a group, and a row for each of the rest.
+
+    Under a row of ours that has published numbers stand these, in a row of their own.
+
+    Args:
+        name: of the table.
+        summary: `results.summary`, or `published.beside` of it.
+        parts: of `GROUP`, whose values are columns.
+        more: columns beside them.
+        order: of methods; others stand below, by name.
+
+    Raises:
+        ValueError: two groups fall into one cell.
+    """
+    keys = [key for key in GROUP if key not in parts]
+    alike = [key for key in keys if key in KEY or summary[key].nunique() == 1]  # what published numbers have, too
+    lines: dict[tuple[Any, ...], dict[str, Any]] = {}
+    titles: dict[str, None] = {}
+    for row in records(summary.sort_values(GROUP)):
+        title = ", ".join(f"{row[part]} per class" if part == "ipc" else str(row[part]) for part in parts)
+        titles[title] = None
+        ours = {key: row[key] for key in keys} | {"who": ""}
+        theirs = {key: row[key] if key in alike else "" for key in keys} | {"who": " (published)"}
+        line = lines.setdefault(tuple(ours.values()), ours)
+        if title in line:
+            raise ValueError(f"two results for {ours} in the column {title}")
+        line[title] = _mean(row)
+        if (number := _published(row)).text:
+            lines.setdefault(tuple(theirs.values()), theirs)[title] = number
+    columns = [plain(key) for key in keys]
+    columns[keys.index("method")] = Column("method", lambda row: Value(f"{row['method']}{row['who']}"))
+    columns += [*more, *(Column(title, lambda row, title=title: row.get(title, EMPTY)) for title in titles)]  # type: ignore[misc]
+    ranks = {method: rank for rank, method in enumerate(order)}
+
+    def rank(line: dict[str, Any]) -> tuple[Any, ...]:
+        first = [(ranks.get(line[key], len(ranks)), line[key]) for key in keys if key in KEY]
+        return (*first, line["who"], *(line[key] for key in keys))
+
+    ordered = sorted(lines.values(), key=rank)
+    return table(name, ordered, columns, ("method", *titles), SCORE, wide=len(ordered) > 20, numbers=summary)
+
+
+def ablation(summary: pd.DataFrame) -> Table | None:
+    """Return the ablation of WMDD: what its loss has, and what that reaches on each dataset; soft labels."""
+    rows = summary[(summary["labels"] == "soft") & summary["method"].isin(ABLATION)]
+    alike = [key for key in GROUP if key not in ("method", "dataset")]
+    rows = rows[rows.groupby(alike, dropna=False)["method"].transform("nunique") >= 3]
+    parts = [
+        Column(part, lambda row, place=place: Value("yes" if ABLATION[row["method"]][place] else "no"))  # type: ignore[misc]
+        for place, part in enumerate(LOSS)
+    ]
+    return across("ablation", rows, ["dataset"], parts, list(ABLATION)) if len(rows) else None
+
+
+def architectures(summary: pd.DataFrame) -> Table | None:
+    """Return what other networks than the teacher's learn from the same sets; soft labels."""
+    rows = summary[summary["labels"] == "soft"]
+    alike = [key for key in GROUP if key != "student"]
+    rows = rows[
+        rows.groupby(alike, dropna=False)["student"].transform("nunique") > 1
+    ]  # one kind of student compares nothing
+    return across("architectures", rows, ["student"]) if len(rows) else None

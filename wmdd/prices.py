@@ -1,0 +1,52 @@
+"""Prices: what each distilled set took to make, and how many bytes a student learns from."""
+
+import math
+from collections.abc import Iterable
+
+import pandas as pd
+
+from wmdd.lineage import Meta, made_from
+from wmdd.render import records
+from wmdd.results import set_of
+from wmdd.workflow.layout import CELL, Cell, place_of
+from wmdd.workflow.stages import STAGES
+
+
+def priced(cells: pd.DataFrame, costs: pd.DataFrame, files: Iterable[tuple[str, Meta]]) -> pd.DataFrame:
+    """Return students with the seconds that their set took to make, and the bytes of its images and soft labels.
+
+    Seconds are those of the set's own jobs and of all that it was made from: its own teacher and features, its generator, its
+    experts. Bytes of labels are those of the file that the student learned from. What is not known is NaN.
+
+    Args:
+        cells: `results.rows`.
+        costs: `results.jobs` with the column bytes.
+        files: path and meta data of every artifact, the students' results included.
+    """
+    known = list(files)
+    sources = made_from(known)
+    seconds: dict[Cell, float] = {}
+    sizes: dict[Cell, float] = {}  # of images by set, of labels by set and protocol
+    for cost in records(costs):
+        cell, stage = _cell(cost), STAGES.get(str(cost["stage"]))
+        if stage is None:
+            continue
+        if not stage.after:
+            seconds[set_of(cell)] = seconds.get(set_of(cell), 0.0) + float(cost["seconds"])
+        if stage.file in ("images", "labels"):
+            sizes[cell] = float(cost["bytes"])
+    places = [(place, meta) for path, meta in known if (place := place_of(path)) is not None]
+    labels = {(set_of(cell), meta["digest"]): cell for (kind, cell), meta in places if kind == "labels"}
+    learned = {cell: meta.get("inputs", {}).get("labels") for (kind, cell), meta in places if kind == "student"}
+    prices = []
+    for line in records(cells):
+        student = _cell(line)
+        own = set_of(student)
+        spent = sum(seconds.get(source, 0.0) for source in sources.get(own, {own})) if own in seconds else math.nan
+        taught = labels.get((own, learned.get(student)))
+        prices.append((spent, sizes.get(own, math.nan) + (sizes.get(taught, math.nan) if taught else 0.0)))
+    return cells.assign(seconds=[spent for spent, _ in prices], bytes=[size for _, size in prices])
+
+
+def _cell(line: dict[str, object]) -> Cell:
+    return Cell.of({name: line[name] for name in CELL if line.get(name, "") != ""})

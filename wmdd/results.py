@@ -1,0 +1,173 @@
+"""Results: every student and every job of an experiment as a data frame, and the summary of students that tables show.
+
+A group is given by all parts of a cell but seed and run, and by the labels (`GROUP`), so that no teacher, protocol or student
+is ever pooled or forgotten. A part that a cell does not have is "".
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from wmdd import artifacts, intervals
+from wmdd.errors import WmddError
+from wmdd.render import records
+from wmdd.workflow.layout import CELL, Cell, beside, cell_of, place_of
+from wmdd.workflow.stages import REAL, STAGES
+
+FIRST = ("dataset", "ipc", "method")  # how tables are sorted
+GROUP = [*FIRST, *(name for name in CELL if name not in (*FIRST, "seed", "run")), "labels"]
+SETTING = [name for name in GROUP if name != "method"]  # in which methods are compared
+CONTROL = "random"
+SCORES = ("top1", "top5", "best_top1")
+Meta = Mapping[str, Any]
+Results = list[tuple[Path, dict[str, Any]]]
+
+
+def set_of(cell: Cell) -> Cell:
+    """Return the distilled set that a file belongs to."""
+    return cell.having(student=None, protocol=None, run=None, block=None)
+
+
+def all_parts(cell: Cell) -> dict[str, Any]:
+    """Return all parts of a cell, those that it lacks as ""."""
+    return dict.fromkeys(CELL, "") | cell.parts()
+
+
+def family_of(meta: Meta) -> str:
+    """Return the family of the method that made images.h5, from its meta data; "" if no family of ours did."""
+    for stage in STAGES.values():
+        if len(stage.families) == 1 and (stage.name == meta.get("stage") or stage.name in meta):
+            return stage.families[0]
+    return ""
+
+
+def kind_of(family: str) -> str:
+    """Return whether images are real or distilled; "" where the family is not known."""
+    return "real" if family in REAL else "distilled" if family else ""
+
+
+def families_of(images: Iterable[Path]) -> dict[Cell, str]:
+    """Read from distilled sets (images.h5) which family made each."""
+    return {cell_of(path): family_of(artifacts.load_meta(path)) for path in images}
+
+
+def families_beside(students: Iterable[Path]) -> dict[Cell, str]:
+    """Read the families of the sets that students learned from, of those that lie where the workflow puts them."""
+    return families_of({path for each in students if (path := Path(beside(each, "images"))).is_file()})
+
+
+def rows(results: Results, families: Mapping[Cell, str] | None = None) -> pd.DataFrame:
+    """Return a row a student: its cell (from its path), labels, family and scores in percent.
+
+    Args:
+        results: file and content of each student.
+        families: of distilled sets.
+
+    Raises:
+        WmddError: a file is not where the workflow puts a student's result.
+    """
+    lines = []
+    for path, content in results:
+        cell = cell_of(path)
+        if cell.student is None:
+            raise WmddError(
+                f"{path} is not where a student's result belongs; give run0.json and the like of the student stage"
+            )
+        line = all_parts(cell) | {"labels": content["settings"]["labels"]}
+        line["family"] = (families or {}).get(set_of(cell), "")
+        lines.append(line | {name: 100 * content["result"][name] for name in SCORES})
+    return pd.DataFrame(lines, columns=[*CELL, "labels", "family", *SCORES])
+
+
+def summary(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a group of students: mean, deviation, seeds and interval of top-1, and the gain over random real images.
+
+    The columns: `GROUP`, family; mean, std, n (seeds), low, high, students, spread (of the students of one set), top5; gain
+    over `random` in the same setting, gain_low, gain_high, gain_p, gain_n (pairs of seeds, 0 where none pair); and the means
+    of seconds and bytes where the students have them.
+    """
+    filled = cells.assign(**{name: cells[name].astype(object).where(cells[name].notna(), "") for name in GROUP})
+    groups = dict(iter(filled.groupby(GROUP, dropna=False)))
+    scores = {key: scores_of(students) for key, students in groups.items()}
+    place = GROUP.index("method")
+    lines = []
+    for key, students in groups.items():
+        line = dict(zip(GROUP, key, strict=True)) | {"family": _only(students["family"])}
+        line |= intervals.mean(scores[key])._asdict() | {"students": len(students)}
+        line |= {"spread": intervals.spread(students["seed"], students["top1"])}
+        line |= {name: scored(students, name) for name in ("top5", "seconds", "bytes") if name in students}
+        control = scores.get((*key[:place], CONTROL, *key[place + 1 :]), {})
+        line |= _gain(control if key[place] != CONTROL else {}, scores[key])
+        lines.append(line)
+    numbers = [*intervals.Mean._fields, "students", "spread", "top5", *_gain({}, {})]
+    return pd.DataFrame(lines, columns=[*GROUP, "family", *numbers] if not lines else None)
+
+
+def over_seeds(table: pd.DataFrame, keys: list[str], name: str) -> pd.DataFrame:
+    """Return mean, std and n of a column over seeds, by keys; the students of a seed are averaged first."""
+    each = table.dropna(subset=name).groupby([*keys, "seed"])[name].mean()
+    return each.groupby(keys).agg(mean="mean", std="std", n="size").reset_index()
+
+
+def scores_of(students: pd.DataFrame, name: str = "top1") -> dict[int, float]:
+    """Return the score of each seed, the mean of its students."""
+    return intervals.by_seed(students["seed"], students[name])
+
+
+def scored(students: pd.DataFrame, name: str) -> float:
+    """Return the mean over seeds of a column."""
+    return intervals.mean(scores_of(students, name)).mean
+
+
+def _gain(control: Mapping[int, float], scores: Mapping[int, float]) -> dict[str, float]:
+    names = ("gain", "gain_low", "gain_high", "gain_p", "gain_n")
+    gain = intervals.difference(control, scores) if control else (math.nan,) * len(names)
+    return dict(zip(names, gain, strict=True))
+
+
+def _only(values: "pd.Series[Any]") -> str:
+    return str(values.iloc[0]) if values.nunique() == 1 else ""
+
+
+def jobs(costs: Results) -> pd.DataFrame:
+    """Return a row a job: its cell, from the path of its cost file, its stage, and what else that file says."""
+    return pd.DataFrame([all_parts(cell_of(path)) | {"file": path.as_posix()} | cost for path, cost in costs])
+
+
+def raw(results: Results, families: Mapping[Cell, str], teachers: Mapping[str, Meta], costs: Results) -> dict[str, Any]:
+    """Return everything that tables are made of, to be kept with a study: each student, teacher and job, and the versions.
+
+    Scores are in percent; a job has its cell, seconds, peak memory and machine.
+    """
+    versions = [content.get("versions", {}) | {"revision": content.get("revision", "")} for _, content in results]
+    return {
+        "runs": _records(rows(results, families).round(4)),
+        "teachers": {path: {k: 100 * v for k, v in about["accuracy"].items()} for path, about in teachers.items()},
+        "costs": [{"file": path.as_posix()} | cell_of(path).parts() | cost for path, cost in costs],
+        "versions": [each for number, each in enumerate(versions) if each not in versions[:number]],
+    }
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return rows without the parts that they lack."""
+    return [{k: v for k, v in line.items() if v != "" or k == "family"} for line in records(table)]
+
+
+def of_raw(content: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the rows of `raw`; where these do not say their family, the jobs that made their sets do.
+
+    Raises:
+        KeyError: it is something else.
+    """
+    families: dict[Cell, str] = {}
+    for cost in content.get("costs", []):
+        if (place := place_of(cost["file"])) is not None and (family := family_of({"stage": cost["stage"]})):
+            families.setdefault(set_of(place.cell), family)
+    lines = []
+    for line in content["runs"]:
+        cell = Cell.of(line)
+        lines.append({"family": families.get(set_of(cell), "")} | line | all_parts(cell) | {"labels": line["labels"]})
+    return pd.DataFrame(lines, columns=[*CELL, "labels", "family", *SCORES])
