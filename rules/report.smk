@@ -34,6 +34,7 @@ rule grid:
 rule report:
     input:
         students=inputs.students(),
+        images=inputs.sets(),
         teachers=inputs.teachers(),
         datasets=inputs.datasets(),
         barycenters=inputs.barycenters(),
@@ -133,6 +134,7 @@ rule embedding:
 rule page:
     input:
         students=inputs.students(),
+        histories=inputs.histories(),
         costs=all_costs,
         datasets=inputs.datasets(),
         teachers=inputs.teachers(),
@@ -190,6 +192,7 @@ rule page:
 rule table:
     input:
         students=lambda wildcards: inputs.students(experiment.named()[wildcards.table]),
+        images=lambda wildcards: inputs.sets(experiment.named()[wildcards.table]),
         published=PUBLISHED,
     output:
         table=f"{REPORT}/tables/{{table}}.md",

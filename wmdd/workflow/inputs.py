@@ -12,7 +12,7 @@ from typing import Any
 from wmdd import catalogue
 from wmdd.config import Experiment
 from wmdd.settings import EngineSettings, LabelSettings, Settings, flags
-from wmdd.workflow.layout import HISTORY, Cell, path_of
+from wmdd.workflow.layout import Cell, history_of, path_of
 from wmdd.workflow.stages import BLOCKS, KEYS, STAGES, Family
 
 Paths = str | list[str]
@@ -224,7 +224,7 @@ class Inputs:
 
     def histories(self) -> list[str]:
         """Return the history of every student of the matrix."""
-        return [path.removesuffix(".json") + HISTORY for path in self.students()]
+        return list(map(history_of, self.students()))
 
     def datasets(self) -> list[str]:
         """Return every dataset of the matrix."""
@@ -234,9 +234,9 @@ class Inputs:
         """Return every teacher of the matrix."""
         return sorted({path_of("teacher", self.teacher_of(run)) for run in self.runs})
 
-    def sets(self) -> list[str]:
-        """Return every distilled set of the matrix."""
-        return self.each("images")
+    def sets(self, runs: Iterable[Cell] | None = None) -> list[str]:
+        """Return every distilled set of the matrix, or of some of its runs."""
+        return self.each("images", runs)
 
     def grids(self) -> list[str]:
         """Return a picture of each distilled set: of the first seed that it has."""
