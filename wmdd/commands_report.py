@@ -79,37 +79,39 @@ def table(*, students: Several, published: Path, table: Path, csv: Path, latex: 
 def study_table(
     *,
     runs: Path,
-    published: Path,
-    table: Path,
-    csv: Path,
-    latex: Path,
     configfile: Path | None = None,
     name: str | None = None,
+    published: Path = Path("config/published.yaml"),
+    table: Path | None = None,
+    csv: Path | None = None,
+    latex: Path | None = None,
 ) -> None:
-    """Write the same table from the runs that a study keeps, without running anything.
+    """Print the same table from the runs that a study keeps, without running anything.
 
     Args:
         runs: results/report/runs.json of a report.
-        published: config/published.yaml, whose numbers stand in rows of their own.
+        configfile: the experiment file that has the name.
+        name: of entries of its matrix, whose runs the table has, as far as they are there; all runs by default.
+        published: numbers that stand in rows of their own.
         table: Markdown.
         csv: the same as numbers, a row a mean.
         latex: the same for a paper, with booktabs.
-        configfile: the experiment file that has the name.
-        name: of entries of its matrix, whose runs the table has, as far as they are there; all runs by default.
     """
     _write_table(_kept(runs, configfile, name), published, table, csv, latex)
 
 
-def _write_table(cells: pd.DataFrame, published: Path, table: Path, csv: Path, latex: Path) -> None:
+def _write_table(
+    cells: pd.DataFrame, published: Path, table: Path | None, csv: Path | None, latex: Path | None
+) -> None:
     from wmdd import published as known
     from wmdd.page.scores import across
     from wmdd.render import render
     from wmdd.results import summary
 
     wide = across("table", known.beside(summary(cells), known.read(published)), ["dataset", "ipc"])
-    artifacts.write_text(csv, render(wide, "csv"))
-    artifacts.write_text(latex, render(wide, "latex"))
-    artifacts.write_text(table, render(wide, "markdown"))
+    for path, form in (csv, "csv"), (latex, "latex"), (table, "markdown"):
+        if path is not None:
+            artifacts.write_text(path, render(wide, form))
     print(render(wide, "markdown"))
 
 
