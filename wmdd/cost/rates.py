@@ -11,11 +11,8 @@ from typing import Any
 import yaml
 
 from wmdd.errors import WmddError
-
-RATED = (  # the stages that run a network
-    "teacher", "features", "recover", "select", "relabel", "student", "autoencoder", "encode", "diffusion", "decode",
-    "distance", "expert", "match",
-)  # fmt: skip
+from wmdd.settings import EngineSettings
+from wmdd.workflow.stages import NETWORK
 
 
 @cache
@@ -68,7 +65,7 @@ class Device:
         `share` of the peak.
 
         Args:
-            stage: one of `RATED`.
+            stage: one of `NETWORK`.
             resolution: side of the images; 0 if it is not known.
             width: of the network; 0 where it has none.
         """
@@ -96,6 +93,14 @@ def device(name: str) -> Device:
     if name not in known:
         raise WmddError(f"unknown device {name!r}; known: {', '.join(known)}; for one of your own give --rates FILE")
     return _device(name, known[name], "rates.yaml")
+
+
+def device_of(name: str | None, engine: EngineSettings) -> Device:
+    """Return the device of a name, or else the usual one of an engine, in the precision that the engine computes in on it."""
+    exact = engine.precision == "fp32" or (engine.mode == "plain" and engine.precision == "auto")
+    core = "cpu-core-fp32" if exact else "cpu-core"
+    found = device(name or (core if engine.device == "cpu" else "a100"))
+    return found.computing("fp32" if exact else engine.precision)
 
 
 def read(path: Path) -> Device:
@@ -133,8 +138,8 @@ def _device(name: str, content: Any, where: str) -> Device:
         raise WmddError(f"{where} does not hold the rates of a device ({what}); docs/cost.md has the shape") from None
     if made.kind not in ("cpu", "cuda"):
         raise WmddError(f"{where}: device is {made.kind!r}; give cpu or cuda")
-    if unknown := sorted(found.keys() - set(RATED)):
-        raise WmddError(f"{where}: no stage {unknown[0]!r} runs a network; give rates of {', '.join(RATED)}")
+    if unknown := sorted(found.keys() - set(NETWORK)):
+        raise WmddError(f"{where}: no stage {unknown[0]!r} runs a network; give rates of {', '.join(NETWORK)}")
     return made
 
 
