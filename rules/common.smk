@@ -29,7 +29,7 @@ from wmdd.config import Experiment
 from wmdd.errors import WmddError
 from wmdd.lock import guard
 from wmdd.provenance import code_digest, git_revision
-from wmdd.resources import Requests
+from wmdd.cost.resources import Requests
 from wmdd.settings import LabelSettings, Settings, flags as as_flags
 
 if workflow.is_main_process:
@@ -143,7 +143,9 @@ def from_teacher(file):
 
 def asked(rule, resource):
     """What jobs ask a scheduler for (mem_mb, runtime in minutes, or gpu), more at a retry."""
-    return lambda wildcards, attempt, threads: getattr(REQUESTS.of(rule, wildcards, attempt, threads), resource)
+    return lambda wildcards, attempt, threads, input: getattr(
+        REQUESTS.of(rule, wildcards, attempt, threads, len(input)), resource
+    )
 
 
 def gpus_of(wildcards, threads):

@@ -612,9 +612,7 @@ class Experiment:
         settings = self.resolve("generator", dataset=dataset, generator=name)
         settings.check(f"{where}generator {name}: ")
         if settings.kind == "ldm":
-            self._check_model(
-                settings, self.resolve("data", dataset=dataset).side, f"{where}generator {name}: "
-            )
+            self._check_model(settings, self.resolve("data", dataset=dataset).side, f"{where}generator {name}: ")
         encoder = self.encoder(name, dataset)
         kind = self.resolve("generator", dataset=dataset, generator=encoder).kind
         if encoder != name and kind != "vae":

@@ -1,1 +1,1 @@
-"""What an experiment costs before it runs, and what each of its jobs asks a scheduler for. Never imports torch for the latter."""
+"""What an experiment costs before it runs, and what its jobs ask a scheduler for (which never imports torch)."""

@@ -29,7 +29,7 @@ from wmdd.cost.flop import NOTHING, recovering
 from wmdd.cost.scene import LOOKED, Scene, Shapes, Work, batches, evaluations
 from wmdd.settings import BarycenterSettings, RelabelSettings
 from wmdd.workflow.layout import Cell
-from wmdd.workflow.stages import STAGES
+from wmdd.workflow.stages import STAGES, Stage
 
 # Of the stages, whose modules import torch; a test compares them.
 SHARD, CACHED = 2**24, 2**19  # wmdd.features
@@ -43,6 +43,7 @@ LAUNCHED = 0.02  # seconds of the host a pass through a network that is too smal
 
 Law = Callable[[Scene], Work]
 LAWS: dict[str, Law] = {}  # by the name of the stage
+UNKNOWN = Work(flop=NAN, moved=NAN, disk=NAN, memory=NAN, passed=NAN, seconds=NAN)
 
 
 def work(shapes: Shapes, stage: str, cell: Cell, inputs: int = 0) -> Work:
@@ -57,19 +58,16 @@ def work(shapes: Shapes, stage: str, cell: Cell, inputs: int = 0) -> Work:
     Raises:
         WmddError: a name of the cell is not known, or a network does not take the images.
     """
-    row, scene = STAGES[stage], Scene(shapes, cell, inputs)
-    found = (LAWS.get(stage) or LAWS.get(row.section) or _unknown)(scene)
-    rated = row.network and found.passed != 0  # some strategies of select ask no network
-    return replace(found, rated=row.section or stage, resolution=scene.side) if rated else found
+    row, scene = STAGES.get(stage, Stage(stage)), Scene(shapes, cell, inputs)
+    law = LAWS.get(stage) or LAWS.get(row.section)
+    done = law(scene) if law else UNKNOWN
+    rated = row.network and done.passed != 0  # some strategies of select ask no network
+    return replace(done, rated=row.section or stage, resolution=scene.side) if rated else done
 
 
 def _law(law: Law) -> Law:
     LAWS[law.__name__] = law
     return law
-
-
-def _unknown(_: Scene) -> Work:
-    return Work(flop=NAN, moved=NAN, disk=NAN, memory=NAN, passed=NAN, seconds=NAN)
 
 
 @_law
@@ -161,7 +159,7 @@ def _recover_batches(s: Scene, settings: Any) -> int:
 @_law
 def images(s: Scene) -> Work:
     """Return the work of joining blocks."""
-    blocks = s.experiment.blocks(s.cell.dataset, s.cell.teacher, s.cell.method, s.ipc)
+    blocks = s.experiment.blocks(str(s.cell.dataset), str(s.cell.teacher), str(s.cell.method), s.ipc)
     largest = max(len(s.cell.having(block=block).classes) for block in blocks) * s.ipc
     return Work(moved=2 * s.images * s.pixels, disk=s.images * s.pixels, memory=3 * largest * s.pixels)
 

@@ -5,80 +5,85 @@ max(FLOP / peak, bytes moved / bandwidth). On N devices at once the jobs take, i
 
     max(S / N, L)  to  S / N + (1 - 1 / N) L,       S their sum, L the longest chain of jobs that need each other
 
-(Graham 1969, Bounds on multiprocessing timing anomalies). See docs/cost.md.
+(Graham 1969, Bounds on multiprocessing timing anomalies). Which jobs there are, Snakemake says. See docs/cost.md.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from functools import cache
+from pathlib import Path
+from typing import Any
 
-from wmdd import rates
-from wmdd.rates import Device
-from wmdd.work import Job, Key, Work
-
-ORDER = (  # of the rules in the table
-    "data", "teacher", "features_part", "gather", "features", "autoencoder", "encode", "diffusion", "quantize", "decode",
-    "barycenter", "recover", "expert", "match", "images", "select", "distance", "decay", "relabel", "student", "grid",
-    "distances", "report", "embedding", "page", "table",
-)  # fmt: skip
+from wmdd.cost import rates
+from wmdd.cost.laws import work
+from wmdd.cost.rates import Device
+from wmdd.cost.scene import Shapes, Work
+from wmdd.errors import WmddError
+from wmdd.workflow.dag import Job
+from wmdd.workflow.stages import ORDER, rank
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Seconds of a job, and what they can't be less than.
+class Cost:
+    """What a job takes on a device, or some jobs together; NaN is what is not known.
 
     Attributes:
+        images, steps, flop, disk: of its work.
         seconds: on one device, or one CPU core for what runs no network.
-        at_peak: FLOP / peak.
-        at_bandwidth: bytes moved / bandwidth.
-        passing: seconds of the passes through a network alone.
+        gpu: of them on a GPU.
+        at_peak: FLOP / peak, which they can't be less than.
+        at_bandwidth: bytes moved / bandwidth, which they can't be less than.
         decoding: seconds of a core that decodes pictures beside them.
-        how: their rate is known.
+        passing: seconds of the passes through a network alone, and their FLOP.
+        chained: seconds from its begin to its end, where several GPUs share it.
+        how: the rate is known.
     """
 
-    seconds: float
-    at_peak: float
-    at_bandwidth: float
-    passing: float = 0.0
+    images: float = 0.0
+    steps: float = 0.0
+    flop: float = 0.0
+    disk: float = 0.0
+    seconds: float = 0.0
+    gpu: float = 0.0
+    at_peak: float = 0.0
+    at_bandwidth: float = 0.0
     decoding: float = 0.0
+    passing: float = 0.0
+    passed_flop: float = 0.0
+    chained: float = 0.0
     how: str = ""
 
 
-def estimate(job: Job, on: Device) -> Estimate:
+def estimate(job: Work, on: Device) -> Cost:
     """Return what a job takes on a device, or if it runs no network on a core of the CPU."""
     start, core = float(rates.table()["start"]), on if on.kind == "cpu" else rates.device("cpu-core")
-    if job.stage is None:
+    size: dict[str, Any] = {"images": job.images, "steps": job.steps, "flop": job.flop, "disk": job.disk}
+    if not job.rated:
         moving = job.moved / core.bandwidth
-        return Estimate(start + max(job.seconds, moving), job.flop / core.flops, moving)
-    rate, how = on.rate(job.stage, job.resolution, job.width)
+        spent = start + max(job.seconds, moving)
+        return Cost(**size, seconds=spent, chained=spent, at_peak=job.flop / core.flops, at_bandwidth=moving)
+    rate, how = on.rate(job.rated, job.resolution, job.width)
     passing, moving = job.flop / rate, job.moved / on.bandwidth
     decoding = job.decoded / rates.nearest(rates.table()["cpu"]["data"], job.resolution) if job.decoded else 0
-    inline = decoding if on.kind == "cpu" and job.stage != "features" else 0  # whose rate was measured with decoding
+    inline = decoding if on.kind == "cpu" and job.rated != "features" else 0  # whose rate was measured with decoding
     spent = start + max(passing, moving, job.seconds) + inline
-    return Estimate(spent, job.flop / on.flops, moving, passing, decoding, how)
+    return Cost(
+        **size, seconds=spent, gpu=spent if on.kind == "cuda" else 0, at_peak=job.flop / on.flops, at_bandwidth=moving,
+        decoding=decoding, passing=passing, passed_flop=job.flop, chained=spent / job.gpus, how=how,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Row:
-    """Some jobs of a rule together; NaN is what is not known."""
+    """Some jobs of a stage together."""
 
     dataset: str
     method: str
     ipc: str
-    rule: str
+    stage: str
     jobs: int
-    images: float
-    steps: float
-    flop: float
-    rate: float  # FLOP/s
-    how: str  # it is known
-    seconds: float
-    gpu: float  # of them on a GPU
-    decoding: float  # of CPU cores, beside the GPU
-    at_peak: float
-    at_bandwidth: float
-    disk: float
+    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -86,13 +91,15 @@ class Plan:
     """What an experiment costs on a device.
 
     Attributes:
-        rows: of each dataset and rule, and of each method and IPC if in detail.
+        jobs: with the cost of each.
+        rows: of each dataset and stage, and of each method and IPC if in detail.
         total: the sum of what is known.
         chain: seconds of the longest chain of jobs that need each other.
         device: the one.
         notes: what is to be said.
     """
 
+    jobs: tuple[tuple[Job, Cost], ...]
     rows: tuple[Row, ...]
     total: Row
     chain: float
@@ -102,69 +109,58 @@ class Plan:
     @property
     def partial(self) -> bool:
         """Whether something is not known, so that the totals are more than they say."""
-        return any(math.isnan(row.seconds + row.flop + row.disk) for row in self.rows)
+        return any(math.isnan(row.cost.seconds + row.cost.flop + row.cost.disk) for row in self.rows)
 
     def with_devices(self, count: int) -> tuple[float, float]:
         """Return the least and the most seconds with so many devices at once."""
-        share = self.total.seconds / count
+        share = self.total.cost.seconds / count
         return max(share, self.chain), share + (1 - 1 / count) * self.chain
 
 
-def plan(work: Work, on: Device, detail: bool = False) -> Plan:
-    """Return what the jobs cost on a device; what runs no network, on a core of a CPU."""
-    found = {key: (job, estimate(job, on)) for key, job in work.jobs.items()}
-    groups: dict[tuple[str, str, str, str], list[Key]] = {}
-    for key, job in work.jobs.items():
-        dataset, method, ipc = (*job.of, "", "", "")[:3]
-        groups.setdefault((dataset, method, ipc, job.rule) if detail else (dataset, "", "", job.rule), []).append(key)
-    order = sorted(groups, key=lambda g: (not g[0], g[0], ORDER.index(g[3]), g[1], int(g[2] or 0)))
-    rows = tuple(_row(group, [found[key] for key in groups[group]], on, sum) for group in order)
-    total = _row(("total", "", "", ""), list(found.values()), on, _least)
-    return Plan(rows, total, _chain(found), on, tuple(work.notes))
+def plan(jobs: Sequence[Job], shapes: Shapes, on: Device, detail: bool = False) -> Plan:
+    """Return what the jobs of an experiment cost on a device; what runs no network, on a core of a CPU.
+
+    Raises:
+        WmddError: the experiment has no jobs, or a network is unknown or does not take the images.
+    """
+    if not jobs:
+        raise WmddError("the experiment has no jobs; list datasets, methods and ipc under `matrix:`")
+    costs = [(job, estimate(work(shapes, job.stage, job.cell, job.inputs), on)) for job in jobs]
+    groups: dict[tuple[str, str, int, str], list[Cost]] = {}
+    for job, cost in costs:
+        method, ipc = (job.cell.method or "", job.cell.ipc or 0) if detail else ("", 0)
+        groups.setdefault((job.cell.dataset or "", method, ipc, job.stage), []).append(cost)
+    order = sorted(groups, key=lambda g: (not g[0], g[0], rank(g[3]), g[1], g[2]))
+    rows = [
+        Row(d, m, str(k or ""), stage, len(groups[d, m, k, stage]), _sum(groups[d, m, k, stage]))
+        for d, m, k, stage in order
+    ]
+    total = Row("total", "", "", "", len(jobs), _sum([cost for _, cost in costs], _least))
+    return Plan(tuple(costs), tuple(rows), total, _chain(costs), on, tuple(shapes.notes))
 
 
-def _known(values: Iterable[float]) -> float:
-    return sum(value for value in values if not math.isnan(value))
+def _sum(costs: list[Cost], add: Callable[[list[float]], float] = sum) -> Cost:
+    """Return the cost of some jobs together."""
+    numbers = [field.name for field in fields(Cost) if field.name != "how"]
+    sums = {name: add([getattr(cost, name) for cost in costs]) for name in numbers}
+    return Cost(**sums, how=", ".join(sorted({cost.how for cost in costs} - {""})))
 
 
-def _least(values: Iterable[float]) -> float:
+def _least(values: list[float]) -> float:
     """Return the sum of what is known; nan where that is 0 and something is not known."""
-    values = list(values)
-    return _known(values) or sum(values)
+    return sum(value for value in values if not math.isnan(value)) or sum(values)
 
 
-Sum = Callable[[Iterable[float]], float]
-
-
-def _row(group: tuple[str, str, str, str], members: list[tuple[Job, Estimate]], on: Device, total: Sum) -> Row:
-    passing = total(cost.passing for job, cost in members if job.stage)
-    flop = total(job.flop for job, _ in members if job.stage)
-    return Row(
-        *group,
-        jobs=len(members),
-        images=total(job.images for job, _ in members),
-        steps=total(job.steps for job, _ in members),
-        flop=total(job.flop for job, _ in members),
-        rate=flop / passing if passing and group[-1] else math.nan,
-        how=", ".join(sorted({cost.how for _, cost in members if cost.how})) if group[-1] else "",
-        seconds=total(cost.seconds for _, cost in members),
-        gpu=total(cost.seconds for job, cost in members if job.stage and on.kind == "cuda"),
-        decoding=total(cost.decoding for _, cost in members) if on.kind == "cuda" else 0,
-        at_peak=total(cost.at_peak for _, cost in members),
-        at_bandwidth=total(cost.at_bandwidth for _, cost in members),
-        disk=total(job.disk for job, _ in members),
-    )
-
-
-def _chain(found: dict[Key, tuple[Job, Estimate]]) -> float:
-    """Return the seconds of the longest chain; a job that several GPUs share takes its share of them."""
+def _chain(costs: Iterable[tuple[Job, Cost]]) -> float:
+    """Return the seconds of the longest chain of jobs, as far as they are known."""
+    by_output = {job.outputs[0]: (job, cost) for job, cost in costs}
 
     @cache
-    def until(key: Key) -> float:
-        job, cost = found[key]
-        return _known([cost.seconds / job.gpus]) + max((until(need) for need in job.needs), default=0.0)
+    def until(output: Path) -> float:
+        job, cost = by_output[output]
+        return (0.0 if math.isnan(cost.chained) else cost.chained) + max(map(until, job.needs), default=0.0)
 
-    return max(until(key) for key in found)
+    return max(map(until, by_output))
 
 
 def render(plan: Plan, name: str, parallel: int = 1) -> str:
@@ -172,42 +168,47 @@ def render(plan: Plan, name: str, parallel: int = 1) -> str:
     from tabulate import tabulate
 
     on, rows = plan.device, [*plan.rows, plan.total]
-    known = {
+    costs = [row.cost for row in rows]
+    numbers = {
+        "images": [count(cost.images) for cost in costs],
+        "steps": [count(cost.steps) for cost in costs],
+        "FLOP": [count(cost.flop) for cost in costs],
+        "FLOP/s": [*map(_rate, costs[:-1]), ""],
+        "time": [seconds(cost.seconds) for cost in costs],
+        "GPU-h": [hours(cost.gpu) for cost in costs],
+        "at peak": [seconds(cost.at_peak) for cost in costs],
+        "at bandwidth": [seconds(cost.at_bandwidth) for cost in costs],
+        "disk": [size(cost.disk) for cost in costs],
+    }
+    if plan.partial:
+        for head in numbers.keys() - {"FLOP/s"}:
+            numbers[head][-1] = _more("> ", numbers[head][-1])
+    labels = {
         "dataset": [row.dataset for row in rows],
         "method": [row.method for row in rows],
         "IPC": [row.ipc for row in rows],
-        "job": [row.rule for row in rows],
+        "job": [row.stage for row in rows],
         "jobs": [count(row.jobs) for row in rows],
-        "images": [count(row.images) for row in rows],
-        "steps": [count(row.steps) for row in rows],
-        "FLOP": [count(row.flop) for row in rows],
-        "FLOP/s": [f"{count(row.rate)} {row.how}" if row.how else "" for row in rows],
-        "time": [seconds(row.seconds) for row in rows],
-        "GPU-h": [hours(row.gpu) for row in rows],
-        "at peak": [seconds(row.at_peak) for row in rows],
-        "at bandwidth": [seconds(row.at_bandwidth) for row in rows],
-        "disk": [size(row.disk) for row in rows],
     }
-    columns = {head: texts for head, texts in known.items() if any(texts)}
-    if plan.partial:
-        for head in columns.keys() & {"images", "steps", "FLOP", "time", "GPU-h", "at peak", "at bandwidth", "disk"}:
-            columns[head][-1] = _more("> ", columns[head][-1])
-    left = ("dataset", "method", "job")
-    table = tabulate(
-        columns, "keys", "pipe", colalign=["left" if head in left else "right" for head in columns],
-        disable_numparse=True,
-    )  # fmt: skip
-    return "\n".join(
-        [f"{name} on {on.name}: {on.machine}; as if nothing were done yet", "", table, "", *_words(plan, parallel)]
-    )
+    columns = {head: texts for head, texts in (labels | numbers).items() if any(texts)}
+    align = ["left" if head in ("dataset", "method", "job") else "right" for head in columns]
+    table = tabulate(columns, "keys", "pipe", colalign=align, disable_numparse=True)
+    title = f"{name} on {on.name}: {on.machine}; as if nothing were done yet"
+    return "\n".join([title, "", table, "", *_words(plan, parallel)])
+
+
+def _rate(cost: Cost) -> str:
+    """Return the FLOP/s of a row, and how they are known; nothing of what runs no network."""
+    rate = cost.passed_flop / cost.passing if cost.passing else math.nan
+    return f"{count(rate)} {cost.how}" if cost.how else ""
 
 
 def _words(plan: Plan, parallel: int) -> list[str]:
     """Return the totals and notes, a line each."""
-    on, total, more = plan.device, plan.total, "more than " if plan.partial else ""
+    on, total, more = plan.device, plan.total.cost, "more than " if plan.partial else ""
     place = f"one {on.name}" if on.kind == "cpu" else f"one {on.name} and one CPU core, in turn"
     lines = [
-        f"{total.jobs:,} jobs (and snakemake's target `all`): {_more(more, seconds(total.seconds))} on {place}; "
+        f"{plan.total.jobs:,} jobs (and snakemake's target `all`): {_more(more, seconds(total.seconds))} on {place}; "
         f"longest chain {_more(more, seconds(plan.chain))}; {_more(more, size(total.disk))} on disk before compression."
     ]
     if parallel > 1:
@@ -218,16 +219,16 @@ def _words(plan: Plan, parallel: int) -> list[str]:
         lines.append(
             f"{_more(more, hours(total.gpu) or '0')} GPU-hours. Jobs without them run on a CPU core (cpu-core)."
         )
-        beside = {rule: sum(row.decoding for row in plan.rows if row.rule == rule) for rule in ORDER}
-        if decoding := [f"{rule} {seconds(spent)}" for rule, spent in beside.items() if spent]:
+        beside = {stage: sum(row.cost.decoding for row in plan.rows if row.stage == stage) for stage in ORDER}
+        if decoding := [f"{stage} {seconds(spent)}" for stage, spent in beside.items() if spent]:
             lines.append(
                 f"Decoding, not in the times: {', '.join(decoding)} of CPU cores; give these jobs threads to keep up with "
                 "the GPU, or store pixels (data.storage)."
             )
-    if any("assumed" in row.how for row in plan.rows):
+    if "assumed" in total.how:
         what = "the slowest measured rate" if on.rates else f"{rates.table()['share']:.0%} of the peak"
-        lines.append(f"assumed: {what} of {on.name}; nothing was measured of that stage.")
-    return [line[0].upper() + line[1:] for line in lines] + [f"? {note}" for note in plan.notes]
+        lines.append(f"Assumed: {what} of {on.name}; nothing was measured of that stage.")
+    return [*lines, *(f"? {note}" for note in plan.notes)]
 
 
 def _more(prefix: str, text: str) -> str:

@@ -1,4 +1,4 @@
-r"""Resources: the time, memory and GPUs that a job asks a scheduler for, from the estimate of its work (wmdd/work.py, plan.py).
+r"""Resources: the time, memory and GPUs that a job asks a scheduler for, from the estimate of its work (laws.py, plan.py).
 
 At the a-th attempt a job asks, with r = 1, 2, 4, 4, ..., for
 
@@ -13,46 +13,17 @@ a workflow.
 
 import math
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, NamedTuple
 
-from wmdd import rates
 from wmdd.config import Experiment
-from wmdd.plan import ORDER, estimate, seconds, size
-from wmdd.rates import Device
-from wmdd.work import Job, Key, Work, size_of, work
+from wmdd.cost import rates
+from wmdd.cost.laws import UNKNOWN, work
+from wmdd.cost.plan import Plan, estimate, seconds, size
+from wmdd.cost.scene import Shapes, Work
+from wmdd.errors import WmddError
+from wmdd.workflow.layout import Cell
+from wmdd.workflow.stages import rank
 
-TEACHER = ("dataset", "teacher", "seed")
-CELL = ("dataset", "teacher", "method", "ipc", "seed")
-GENERATOR = ("dataset", "generator", "seed")
-WILDCARDS = {  # of each rule, in the order of the keys of `wmdd.work`
-    "data": ("dataset",),
-    "teacher": TEACHER,
-    "features": TEACHER,
-    "features_part": (*TEACHER, "block"),
-    "gather": TEACHER,
-    "barycenter": (*CELL, "block"),
-    "recover": (*CELL, "block"),
-    "images": CELL,
-    "select": CELL,
-    "autoencoder": GENERATOR,
-    "encode": (*GENERATOR, "block"),
-    "diffusion": GENERATOR,
-    "quantize": (*CELL, "block"),
-    "decode": (*CELL, "block"),
-    "expert": ("dataset", "expert", "seed"),
-    "match": (*CELL, "block"),
-    "distance": CELL,
-    "decay": GENERATOR,
-    "relabel": (*CELL, "protocol"),
-    "student": (*CELL, "student", "protocol"),
-    "grid": CELL,
-    "distances": (),
-    "report": (),
-    "embedding": ("dataset", "teacher"),
-    "page": (),
-    "table": ("table",),
-}
 MOST = 2  # doublings: a job that is preempted again and again must stay one that a node can take
 IMAGES = ("recover", "decode", "match", "images", "select")  # that write compressed images
 
@@ -69,16 +40,13 @@ class Requests:
     """What the jobs of an experiment ask for."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self._experiment, self._found = experiment, dict[tuple[Any, ...], Request]()
         self.device = experiment.device
+        self._shapes, self._requests = Shapes(experiment, assume=True), dict[tuple[Any, ...], Request]()
+        self._cpu = experiment.file.engine.device == "cpu"
 
-    @cached_property
-    def jobs(self) -> dict[Key, Job]:
-        """The jobs of the matrix, by the settings alone; of the jobs of a distilled set's students the first stands for all."""
-        found = work(self._experiment, assume=True).jobs
-        return {key[:-1] if key[0] == "student" else key: job for key, job in reversed(found.items())}
-
-    def of(self, rule: str, wildcards: Mapping[str, str], attempt: int = 1, threads: int = 1) -> Request:
+    def of(
+        self, rule: str, wildcards: Mapping[str, str], attempt: int = 1, threads: int = 1, inputs: int = 0
+    ) -> Request:
         """Return what a job asks for.
 
         Args:
@@ -86,66 +54,72 @@ class Requests:
             wildcards: of the job.
             attempt: 1, 2, 3, ...: once, twice and from then on four times as much.
             threads: of the CPU, that the job is given.
+            inputs: how many files it reads; only reports ask for more memory then.
         """
-        key = (rule, *(str(wildcards[name]) for name in WILDCARDS[rule]))
-        if (found := self._found.get((key, threads))) is None:
-            found = self._found[key, threads] = self.asked(self.jobs.get(key) or self._stranger(rule), threads)
+        first = self.first(rule, Cell.of(wildcards), threads, inputs)
         times = 2 ** min(attempt - 1, MOST)
-        return Request(times * found.runtime, times * found.mem_mb, found.gpu)
+        return Request(times * first.runtime, times * first.mem_mb, first.gpu)
 
-    def _stranger(self, rule: str) -> Job:
-        """Return what stands for a job that is not of the matrix: as large as the largest of its rule, of unknown length."""
-        memory = max((job.memory for job in self.jobs.values() if job.rule == rule), default=0.0)
-        return Job(rule, seconds=math.nan, flop=math.nan, memory=memory)
-
-    def asked(self, job: Job, threads: int = 1) -> Request:
+    def first(self, stage: str, cell: Cell, threads: int = 1, inputs: int = 0) -> Request:
         """Return what a job asks for at the first attempt."""
-        on_gpu = self._experiment.file.engine.device != "cpu" and job.stage is not None
-        return Request(self._runtime(job, threads), self._memory(job, on_gpu, threads), job.gpus if on_gpu else 0)
+        key = stage, cell, threads, inputs
+        if key not in self._requests:
+            try:
+                job = work(self._shapes, stage, cell, inputs)
+            except WmddError:  # of a name that nobody knows; its own command will say so
+                job = UNKNOWN
+            self._requests[key] = self.asked(stage, job, threads)
+        return self._requests[key]
 
-    def _runtime(self, job: Job, threads: int) -> int:
+    def asked(self, stage: str, job: Work, threads: int = 1) -> Request:
+        """Return what a job of a stage asks for at the first attempt, by its work."""
+        on_gpu = bool(job.rated) and not self._cpu
+        return Request(
+            self._runtime(stage, job, threads), self._memory(stage, job, on_gpu, threads), job.gpus if on_gpu else 0
+        )
+
+    def _runtime(self, stage: str, job: Work, threads: int) -> int:
         asked = rates.table()["asked"]["time"]
         start, minutes = float(rates.table()["start"]), asked["unknown"]
         cost = estimate(job, self.device)
         if not math.isnan(cost.seconds):
             spent, together = cost.seconds - start, max(1, threads)
-            if job.stage is not None and self.device.kind == "cuda":
-                steps = 0 if job.stage == "recover" else job.steps  # whose are as large as the device likes
+            if job.rated and self.device.kind == "cuda":
+                steps = 0 if stage == "recover" else job.steps  # whose are as large as the device likes
                 spent = max(spent, cost.decoding / together, asked["step"] * steps) / job.gpus
-            elif job.stage is not None:
+            elif job.rated:
                 spent /= together * job.gpus
-            spent += job.disk / asked["gzip"] if job.rule in IMAGES else 0
+            spent += job.disk / asked["gzip"] if stage in IMAGES else 0
             minutes = max(asked["least"], (asked["margin"] * spent + start) / 60)
         return _up(minutes, 5 if minutes <= 60 else 30)
 
-    def _memory(self, job: Job, on_gpu: bool, threads: int) -> int:
+    def _memory(self, stage: str, job: Work, on_gpu: bool, threads: int) -> int:
         asked = rates.table()["asked"]["memory"]
-        held = 0.0 if math.isnan(job.memory) else job.memory
-        if job.stage is not None and self.device.kind == "cpu":
+        held = job.memory
+        if job.rated and self.device.kind == "cpu":
             # its threads run passes of their own, but in recover of one batch
-            passed = job.passed * (1 if job.stage == "recover" else max(1, threads))
-            held += 0.0 if math.isnan(passed) else passed
-        more = asked.get(job.rule.removesuffix("_part"), 0) + (asked["cuda"] if on_gpu else 0)
+            held += job.passed * (1 if stage == "recover" else max(1, threads))
+        held = 0.0 if math.isnan(held) else held
+        more = asked.get(stage.removesuffix("_part"), 0) + (asked["cuda"] if on_gpu else 0)
         return _up(asked["margin"] * (asked["base"] + more + held / 2**20), 100)
 
 
-def render(requests: Requests, planned: Work, on: Device) -> str:
-    """Return the jobs of each rule as a table in Markdown: how long the longest takes on a device, and what is asked for."""
+def render(requests: Requests, plan: Plan) -> str:
+    """Return the jobs of each stage as a table in Markdown: how long the longest takes on a device, and what is asked for."""
     from tabulate import tabulate
 
     rows = []
-    for rule in ORDER:
-        jobs = {key: job for key, job in planned.jobs.items() if job.rule == rule}
-        asked = [requests.asked(job) for key, job in requests.jobs.items() if key[0] == rule]
-        if not jobs:
-            continue
-        spent = [estimate(job, on).seconds / job.gpus for job in jobs.values()]
+    for stage in sorted({job.stage for job, _ in plan.jobs}, key=rank):
+        jobs = [(job, cost.chained) for job, cost in plan.jobs if job.stage == stage]
+        asked = [requests.first(stage, job.cell, inputs=job.inputs) for job, _ in jobs]
+        sizes = [len(job.cell.classes) for job, _ in jobs if job.cell.block]
+        longest = max(spent for _, spent in jobs) if not any(math.isnan(spent) for _, spent in jobs) else math.nan
         rows.append(
             {
-                "job": rule,
+                "job": stage,
                 "jobs": f"{len(jobs):,}",
-                "classes a job": _sizes([key[-1] for key in jobs]),
-                f"longest on {on.name}": seconds(math.nan if any(map(math.isnan, spent)) else max(spent)),
+                "classes a job": " to ".join(map(str, sorted({min(sizes), max(sizes)}))) if sizes else "",
+                f"longest on {plan.device.name}": seconds(longest),
                 "time limit": seconds(60.0 * max(each.runtime for each in asked)),
                 "memory": size(1e6 * max(each.mem_mb for each in asked)),
                 "GPUs": str(max(each.gpu for each in asked) or ""),
@@ -155,13 +129,6 @@ def render(requests: Requests, planned: Work, on: Device) -> str:
     title = f"The longest job of each rule, and what a scheduler is asked for at first, at most (for {requests.device.name}):"
     table = tabulate(rows, "keys", "pipe", colalign=align, disable_numparse=True)
     return f"{title}\n\n{table}"
-
-
-def _sizes(blocks: list[str]) -> str:
-    """Return from how many to how many classes blocks have, or nothing for what are none."""
-    found = [size_of(block) for block in blocks if block.startswith("classes")]
-    least, most = min(found, default=0), max(found, default=0)
-    return "" if not found else str(most) if least == most else f"{least} to {most}"
 
 
 def _up(value: float, step: int) -> int:

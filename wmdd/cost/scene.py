@@ -27,7 +27,7 @@ class Work:
         moved: bytes that go through memory at least: inputs, outputs, and what every step changes.
         disk: bytes of its outputs, before compression.
         memory: bytes of the arrays that it holds in the memory of the CPU.
-        passed: bytes of the images and layers of its largest pass through a network, on the GPU if there is one; 0: it runs none.
+        passed: bytes of images and layers of its largest pass through a network, on the GPU if there is one; 0: it runs none.
         seconds: of work that runs no network, on one core; of a job that runs one, what the host needs at least.
         decoded: pictures that are decoded beside it.
         resolution: side of the images.
@@ -86,7 +86,8 @@ class Coder(NamedTuple):
     @property
     def both(self) -> Figures:
         """Encoder and decoder as one network."""
-        return Figures(*(a + b for a, b in zip(self.encoder, self.decoder, strict=True)))
+        flop, size, channels, stored, outputs = map(sum, zip(self.encoder[:5], self.decoder[:5], strict=True))
+        return Figures(flop, size, channels, stored, outputs)
 
 
 class Scene:

@@ -2,7 +2,7 @@
 
 import io
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from wmdd.errors import WmddError
@@ -29,7 +29,7 @@ class Job:
 
     rule: str
     outputs: tuple[Path, ...]
-    cell: Cell = Cell()
+    cell: Cell = field(default_factory=Cell)
     wildcards: str = ""
     inputs: int = 0
     needs: tuple[Path, ...] = ()
