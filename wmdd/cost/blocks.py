@@ -47,7 +47,7 @@ def _classes_in_time(experiment: Experiment, dataset: str, teacher: str, method:
         return max(1, IMAGES_PER_BLOCK // ipc)
     flop, moved = recovering(recover, ipc, figures.flop, data.side)
     rate, _ = experiment.device.rate("recover", data.side, rated_width(network))
-    seconds = max(flop / rate, moved / experiment.device.bandwidth)
+    seconds = max(flop / rate, moved / experiment.device.peak.bytes_per_s)
     return coarse(min(60 * experiment.file.jobs.minutes / seconds, PIXELS_PER_BLOCK / (12 * data.side**2 * ipc)))
 
 

@@ -99,9 +99,11 @@ def pictures(
 
 
 def _meta(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
     from wmdd import artifacts
 
-    return artifacts.load_meta(path) if path.is_file() else {}
+    return artifacts.load_meta(path)
 
 
 def _stated(settings: DataSettings, split: str) -> float:

@@ -37,7 +37,7 @@ AT_ONCE = (128, 2**21)  # images and pixels of a pass on CPU: wmdd.engine
 LARGEST = 400  # images of 224 px at once on a GPU: wmdd.recover
 MEASURED = 2000  # points whose intrinsic dimension is measured: wmdd.transport.dimension
 MAPPED = (10, 10, 60)  # classes, distilled and real images of each: wmdd.embedding
-MAPPING = (0.01, 5e10)  # seconds a point, FLOP/s of a map: measured
+MAPPING = (0.01, 5e10)  # seconds a point, FLOP/s of a core that makes a map
 LAUNCHED = 0.02  # seconds of the host a pass through a network that is too small to keep a GPU busy, assumed
 
 
@@ -141,7 +141,7 @@ def recover(s: Scene) -> Work:
     at_once = settings.batch_size if settings.coupled else max(s.ipc, few)
     return Work(
         images=settings.iterations * s.images, steps=settings.iterations * _recover_batches(s, settings),
-        flop=flop, moved=moved, disk=s.images * s.pixels, passed=s.step(min(s.images, at_once), s.teacher),
+        flop=flop, moved=moved, disk=s.bytes, passed=s.step(min(s.images, at_once), s.teacher),
         # four copies of the block as float32 in the end, three of the images at once in a checkpoint; statistics, atoms
         memory=4 * s.pixels * (4 * s.images + 3 * min(s.images, many)) + 2 * s.teacher.bytes
         + s.mine * (32 * s.teacher.channels + 8 * s.ipc * s.teacher.features),
@@ -161,13 +161,13 @@ def images(s: Scene) -> Work:
     """Return the work of joining blocks."""
     blocks = s.experiment.blocks(str(s.cell.dataset), str(s.cell.teacher), str(s.cell.method), s.ipc)
     largest = max(len(s.cell.having(block=block).classes) for block in blocks) * s.ipc
-    return Work(moved=2 * s.images * s.pixels, disk=s.images * s.pixels, memory=3 * largest * s.pixels)
+    return Work(moved=2 * s.bytes, disk=s.bytes, memory=3 * largest * s.pixels)
 
 
 @_law
 def select(s: Scene) -> Work:
     """Return the work of choosing images: without looking, by the teacher, or as near the atoms of a barycenter."""
-    settings, disk = s.settings("select"), s.images * s.pixels
+    settings, disk = s.settings("select"), s.bytes
     if settings.strategy == "random":
         return Work(moved=2 * disk, disk=disk, memory=2 * disk)
     if settings.strategy == "patches":
@@ -225,8 +225,8 @@ def decode(s: Scene) -> Work:
     passed = s.look(how.batch_size, coder.decoder) + 8 * how.batch_size * coder.unet.outputs
     return Work(
         images=s.images, flop=s.images * (coder.decoder.flop + steps * coder.unet.flop), passed=passed,
-        moved=s.images * (s.pixels + 4 * coder.size), disk=s.images * s.pixels,
-        memory=3 * s.images * s.pixels + 8 * s.images * (coder.size + 1) + coder.bytes,
+        moved=s.images * (s.pixels + 4 * coder.size), disk=s.bytes,
+        memory=3 * s.bytes + 8 * s.images * (coder.size + 1) + coder.bytes,
     )  # fmt: skip
 
 
@@ -260,8 +260,8 @@ def match(s: Scene) -> Work:
         passed = s.step(min(s.images, max(s.ipc, AT_ONCE[0])), figures) + 24 * real * s.pixels
         memory, seconds = s.pictures.held(s.train) + 2 * figures.bytes, 0.0
     return Work(
-        images=passes, steps=settings.iterations, flop=flop, moved=moved, disk=s.images * s.pixels, passed=passed,
-        memory=memory + 32 * s.images * s.pixels, seconds=seconds + LAUNCHED * steps,
+        images=passes, steps=settings.iterations, flop=flop, moved=moved, disk=s.bytes, passed=passed,
+        memory=memory + 32 * s.bytes, seconds=seconds + LAUNCHED * steps,
         width=figures.width,
     )  # fmt: skip
 
@@ -271,8 +271,8 @@ def distance(s: Scene) -> Work:
     """Return the work of one barycenter of each class in features."""
     return replace(
         s.looking(s.images, s.teacher, 128),
-        moved=s.images * s.pixels + 4 * s.train * s.teacher.features,
-        memory=2 * s.images * s.pixels + s.solver_bytes(s.ipc, s.teacher.features) + 2 * s.teacher.bytes,
+        moved=s.bytes + 4 * s.train * s.teacher.features,
+        memory=2 * s.bytes + s.solver_bytes(s.ipc, s.teacher.features) + 2 * s.teacher.bytes,
     )
 
 
@@ -302,7 +302,7 @@ def student(s: Scene) -> Work:
         images=together * (seen + looked), steps=together * settings.epochs * batches(s.images, settings.batch_size),
         flop=together * (seen * (3 * network.flop + asked.flop) + looked * network.flop),
         moved=together * (seen * (4 * s.pixels + label) + looked * s.pixels), decoded=together * s.pictures.decoded(0, looks),
-        memory=memory + 1.25 * s.images * s.pixels + s.pictures.held(s.val) + 16 * LOOKED * s.pixels
+        memory=memory + 1.25 * s.bytes + s.pictures.held(s.val) + 16 * LOOKED * s.pixels
         + 6 * together * network.bytes + 8 * s.images * s.classes,
         passed=together * max(step, s.look(LOOKED, network)), seconds=seconds,
         width=network.width,

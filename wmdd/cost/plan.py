@@ -26,33 +26,21 @@ from wmdd.workflow.stages import ORDER, rank
 
 @dataclass(frozen=True)
 class Cost:
-    """What a job takes on a device, or some jobs together; NaN is what is not known.
-
-    Attributes:
-        images, steps, flop, disk: of its work.
-        seconds: on one device, or one CPU core for what runs no network.
-        gpu: of them on a GPU.
-        at_peak: FLOP / peak, which they can't be less than.
-        at_bandwidth: bytes moved / bandwidth, which they can't be less than.
-        decoding: seconds of a core that decodes pictures beside them.
-        passing: seconds of the passes through a network alone, and their FLOP.
-        chained: seconds from its begin to its end, where several GPUs share it.
-        how: the rate is known.
-    """
+    """What a job takes on a device, or some jobs together; NaN is what is not known."""
 
     images: float = 0.0
     steps: float = 0.0
     flop: float = 0.0
     disk: float = 0.0
-    seconds: float = 0.0
-    gpu: float = 0.0
-    at_peak: float = 0.0
-    at_bandwidth: float = 0.0
-    decoding: float = 0.0
-    passing: float = 0.0
-    passed_flop: float = 0.0
-    chained: float = 0.0
-    how: str = ""
+    seconds: float = 0.0  # on one device, or one CPU core for what runs no network
+    gpu: float = 0.0  # of them on a GPU
+    at_peak: float = 0.0  # FLOP / peak: they can't be less
+    at_bandwidth: float = 0.0  # bytes moved / bandwidth: nor than this
+    decoding: float = 0.0  # seconds of a core that decodes pictures beside them
+    passing: float = 0.0  # seconds of the passes through a network alone
+    passed_flop: float = 0.0  # FLOP of these
+    chained: float = 0.0  # seconds from its begin to its end, where several GPUs share it
+    how: str = ""  # the rate is known
 
 
 def estimate(job: Work, on: Device) -> Cost:
@@ -60,16 +48,16 @@ def estimate(job: Work, on: Device) -> Cost:
     start, core = float(rates.table()["start"]), on if on.kind == "cpu" else rates.device("cpu-core")
     size: dict[str, Any] = {"images": job.images, "steps": job.steps, "flop": job.flop, "disk": job.disk}
     if not job.rated:
-        moving = job.moved / core.bandwidth
+        moving = job.moved / core.peak.bytes_per_s
         spent = start + max(job.seconds, moving)
-        return Cost(**size, seconds=spent, chained=spent, at_peak=job.flop / core.flops, at_bandwidth=moving)
+        return Cost(**size, seconds=spent, chained=spent, at_peak=job.flop / core.peak.flops, at_bandwidth=moving)
     rate, how = on.rate(job.rated, job.resolution, job.width)
-    passing, moving = job.flop / rate, job.moved / on.bandwidth
+    passing, moving = job.flop / rate, job.moved / on.peak.bytes_per_s
     decoding = job.decoded / rates.nearest(rates.table()["cpu"]["data"], job.resolution) if job.decoded else 0
     inline = decoding if on.kind == "cpu" and job.rated != "features" else 0  # whose rate was measured with decoding
     spent = start + max(passing, moving, job.seconds) + inline
     return Cost(
-        **size, seconds=spent, gpu=spent if on.kind == "cuda" else 0, at_peak=job.flop / on.flops, at_bandwidth=moving,
+        **size, seconds=spent, gpu=spent if on.kind == "cuda" else 0, at_peak=job.flop / on.peak.flops, at_bandwidth=moving,
         decoding=decoding, passing=passing, passed_flop=job.flop, chained=spent / job.gpus, how=how,
     )  # fmt: skip
 
@@ -88,23 +76,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an experiment costs on a device.
-
-    Attributes:
-        jobs: with the cost of each.
-        rows: of each dataset and stage, and of each method and IPC if in detail.
-        total: the sum of what is known.
-        chain: seconds of the longest chain of jobs that need each other.
-        device: the one.
-        notes: what is to be said.
-    """
+    """What an experiment costs on a device."""
 
     jobs: tuple[tuple[Job, Cost], ...]
-    rows: tuple[Row, ...]
-    total: Row
-    chain: float
+    rows: tuple[Row, ...]  # of each dataset and stage, and of each method and IPC if in detail
+    total: Row  # the sum of what is known
+    chain: float  # seconds of the longest chain of jobs that need each other
     device: Device
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what is to be said
 
     @property
     def partial(self) -> bool:

@@ -3,15 +3,15 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from wmdd.errors import WmddError
-from wmdd.settings import EngineSettings
+from wmdd.settings import Count, EngineSettings, Positive
 from wmdd.workflow.stages import NETWORK
 
 
@@ -21,42 +21,45 @@ def table() -> Any:
     return yaml.safe_load(Path(__file__).with_name("rates.yaml").read_text())
 
 
-@dataclass(frozen=True)
-class Device:
-    """A CPU core or a GPU.
+def _rated(rates: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
+    if unknown := sorted(rates.keys() - set(NETWORK)):
+        raise ValueError(f"no stage {unknown[0]!r} runs a network; give rates of {', '.join(NETWORK)}")
+    return {stage: measured for stage, measured in rates.items() if measured}
 
-    Attributes:
-        name: as it is asked for.
-        machine: what it is.
-        kind: cpu or cuda.
-        flops: peak, FLOP/s.
-        bandwidth: of memory, bytes/s.
-        rates: FLOP/s reached, by stage and side in pixels; a stage of which nothing was measured has no entry.
-        preliminary: stages whose rates are to be measured again.
-        width: of the network that the rates are of.
-        narrow: exponent by which they fall for narrower ones.
-        peaks: FLOP/s in other precisions, by name.
-    """
 
-    name: str
-    machine: str
-    kind: str
-    flops: float
-    bandwidth: float
-    rates: Mapping[str, Mapping[int, float]]
-    preliminary: tuple[str, ...] = ()
-    width: int = 64
-    narrow: float = 0.0
-    peaks: Mapping[str, float] = field(default_factory=dict)
+class Peak(BaseModel):
+    """What a device can do at most: FLOP/s as it usually computes and in other precisions, bytes/s of its memory."""
+
+    flops: Positive
+    bytes_per_s: Positive
+    fp32: Positive | None = None
+    tf32: Positive | None = None
+
+
+class Device(BaseModel):
+    """A CPU core or a GPU."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str  # as it is asked for
+    machine: str  # what it is
+    kind: Literal["cpu", "cuda"] = Field(alias="device")
+    peak: Peak
+    rates: Annotated[
+        dict[str, dict[Count, Positive]], AfterValidator(_rated)
+    ] = {}  # FLOP/s by stage and side in pixels
+    preliminary: tuple[str, ...] = ()  # stages whose rates are to be measured again
+    width: Count = 64  # of the network that the rates are of
+    narrow: float = 0.0  # exponent by which they fall for narrower ones
 
     def computing(self, precision: str) -> "Device":
         """Return the device in a precision whose peak the data sheet tells; else as it is.
 
         Rates that were measured are of the usual precision, so they don't count for another.
         """
-        if precision not in self.peaks:
+        if (flops := getattr(self.peak, precision, None)) is None:
             return self
-        return replace(self, flops=self.peaks[precision], rates={}, preliminary=())
+        return self.model_copy(update={"peak": self.peak.model_copy(update={"flops": flops}), "rates": {}})
 
     def rate(self, stage: str, resolution: int, width: int = 0) -> tuple[float, str]:
         """Return the FLOP/s of a stage, and how they are known: measured, scaled (to a width), preliminary or assumed.
@@ -74,7 +77,7 @@ class Device:
             how = "preliminary" if stage in self.preliminary else "measured" if factor == 1 else "scaled"
             return factor * nearest(self.rates[stage], resolution), how
         measured = [nearest(rates, resolution) for rates in self.rates.values()]
-        return factor * min(measured) if measured else table()["share"] * self.flops, "assumed"
+        return factor * min(measured) if measured else table()["share"] * self.peak.flops, "assumed"
 
 
 def nearest(rates: Mapping[int, float], resolution: int) -> float:
@@ -92,7 +95,7 @@ def device(name: str) -> Device:
     known = table()["devices"]
     if name not in known:
         raise WmddError(f"unknown device {name!r}; known: {', '.join(known)}; for one of your own give --rates FILE")
-    return _device(name, known[name], "rates.yaml")
+    return Device.model_validate(known[name] | {"name": name})
 
 
 def device_of(name: str | None, engine: EngineSettings) -> Device:
@@ -111,43 +114,16 @@ def read(path: Path) -> Device:
     """
     try:
         content = json.loads(path.read_text())
+        return Device.model_validate(content | {"name": path.stem} if isinstance(content, dict) else content)
     except OSError as error:
         raise WmddError(f"cannot read the rates {path}: {error.strerror}") from None
+    except ValidationError as error:
+        mistake = error.errors()[0]
+        what = f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg'].removeprefix('Value error, ')}".removeprefix(
+            ": "
+        )
+        raise WmddError(
+            f"{path.name} does not hold the rates of a device ({what}); docs/cost.md has the shape"
+        ) from None
     except ValueError as error:
         raise WmddError(f"{path} is not valid JSON: {error}") from None
-    return _device(path.stem, content, path.name)
-
-
-def _device(name: str, content: Any, where: str) -> Device:
-    try:
-        found = {stage: _by_side(rates) for stage, rates in content.get("rates", {}).items() if rates}
-        made = Device(
-            name,
-            str(content["machine"]),
-            content["device"],
-            _positive(content["peak"]["flops"]),
-            _positive(content["peak"]["bytes_per_s"]),
-            found,
-            tuple(content.get("preliminary", ())),
-            int(_positive(content.get("width", 64))),
-            float(content.get("narrow", 0)),
-            {name: _positive(peak) for name, peak in content["peak"].items() if name in ("fp32", "tf32")},
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise WmddError(f"{where} does not hold the rates of a device ({what}); docs/cost.md has the shape") from None
-    if made.kind not in ("cpu", "cuda"):
-        raise WmddError(f"{where}: device is {made.kind!r}; give cpu or cuda")
-    if unknown := sorted(found.keys() - set(NETWORK)):
-        raise WmddError(f"{where}: no stage {unknown[0]!r} runs a network; give rates of {', '.join(NETWORK)}")
-    return made
-
-
-def _by_side(rates: Mapping[Any, Any]) -> dict[int, float]:
-    return {int(_positive(int(side))): _positive(rate) for side, rate in rates.items()}
-
-
-def _positive(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{value!r} is not a number above 0")
-    return float(value)

@@ -18,37 +18,25 @@ LOOKED = 500  # pictures that are evaluated at once: wmdd.training, which import
 
 @dataclass(frozen=True)
 class Work:
-    """What a job has to do.
+    """What a job has to do."""
 
-    Attributes:
-        images: that pass through a network, each as often as it does.
-        steps: of the optimiser.
-        flop: of all passes.
-        moved: bytes that go through memory at least: inputs, outputs, and what every step changes.
-        disk: bytes of its outputs, before compression.
-        memory: bytes of the arrays that it holds in the memory of the CPU.
-        passed: bytes of images and layers of its largest pass through a network, on the GPU if there is one; 0: it runs none.
-        seconds: of work that runs no network, on one core; of a job that runs one, what the host needs at least.
-        decoded: pictures that are decoded beside it.
-        resolution: side of the images.
-        width: of the network; 0 where it has none.
-        gpus: that share it.
-        rated: the stage at whose rate it runs; empty: it runs no network.
-    """
-
-    images: float = 0
-    steps: float = 0
-    flop: float = 0
-    moved: float = 0
-    disk: float = 0
-    memory: float = 0
-    passed: float = 0
-    seconds: float = 0
-    decoded: float = 0
-    resolution: int = 0
-    width: int = 0
-    gpus: int = 1
-    rated: str = ""
+    images: float = 0  # that pass through a network, each as often as it does
+    steps: float = 0  # of the optimiser
+    flop: float = 0  # of all passes
+    moved: float = 0  # bytes that go through memory at least: inputs, outputs, and what every step changes
+    disk: float = 0  # bytes of its outputs, before compression
+    memory: float = 0  # bytes of the arrays that it holds in the memory of the CPU
+    passed: float = (
+        0  # bytes of images and layers of its largest pass, on the GPU if there is one; 0: it runs no network
+    )
+    seconds: float = (
+        0  # of work that runs no network, on one core; of a job that runs one, what the host needs at least
+    )
+    decoded: float = 0  # pictures that are decoded beside it
+    resolution: int = 0  # side of the images
+    width: int = 0  # of the network, by which its rate is scaled; 0 where it has none
+    gpus: int = 1  # that share it
+    rated: str = ""  # the stage at whose rate it runs; empty: it runs no network
 
 
 class Shapes:
@@ -95,7 +83,7 @@ class Scene:
 
     Attributes:
         train, val: images of the dataset; `side` in pixels, `pixels` bytes of one; `points` of a class.
-        classes: of the dataset; `mine` of the job; `images` of the job, `ipc` of each of its classes.
+        classes: of the dataset; `mine` of the job; `images` of the job, `ipc` of each of its classes, `bytes` of them all.
         inputs: files that the job reads.
     """
 
@@ -109,6 +97,7 @@ class Scene:
             self.pictures = shapes.pictures(cell.dataset)
             self.train, self.val, self.side = self.pictures.train, self.pictures.val, self.pictures.resolution
             self.points, self.pixels = self.train / self.classes, 3 * self.side**2 or NAN
+            self.bytes = self.images * self.pixels
 
     def settings(self, stage: str, **other: str) -> Any:
         """Return the settings of a stage for the cell, or for others in place of its parts."""
