@@ -1,7 +1,6 @@
 """What jobs ask a scheduler for: enough by what was measured, more for larger work and at each retry, and always a number."""
 
 import json
-import math
 import re
 import subprocess
 import sys
@@ -11,116 +10,108 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.dag import EXPERIMENT
-from wmdd import data, engine, features, feeding, rates, recover, work
 from wmdd.config import Experiment
-from wmdd.plan import ORDER, estimate
-from wmdd.resources import WILDCARDS, Request, Requests, render
-from wmdd.work import Job
+from wmdd.cost import rates
+from wmdd.cost.laws import UNKNOWN, work
+from wmdd.cost.plan import estimate, plan
+from wmdd.cost.resources import Requests, render
+from wmdd.cost.scene import Shapes
+from wmdd.workflow.dag import Job, jobs
+from wmdd.workflow.layout import Cell
+from wmdd.workflow.stages import ORDER, STAGES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILES = sorted(set((ROOT / "config").glob("**/*.yaml")) - {ROOT / "config/published.yaml"})  # which is no experiment
-ON_GPU = {
-    "teacher", "features", "features_part", "recover", "relabel", "student", "autoencoder", "encode", "diffusion", "decode",
-    "distance", "expert", "match",
-}  # fmt: skip
-
-
-def requests(content=None, **cell):
-    cell = {"datasets": ["cifar10"], "teachers": ["resnet18-w8"], "methods": ["wmdd"], "ipc": [2]} | cell
-    return Requests(Experiment({"matrix": [{"students": ["resnet18-w8"], **cell}], **(content or {})}))
-
-
-def asked(rule, content=None, threads=1, **cell):
-    """What the largest job of a rule asks for."""
-    found = requests(content, **cell)
-    every = [found.asked(job, threads) for job in found.jobs.values() if job.rule == rule]
-    return Request(*map(max, zip(*every, strict=True)))
-
-
+ON_GPU = {stage for stage in STAGES if STAGES[stage].network}
 ON_CPU = {"engine": {"device": "cpu"}}
+
+
+def matrix(content=None, **cell):
+    cell = {"datasets": ["cifar10"], "teachers": ["resnet18-w8"], "methods": ["wmdd"], "ipc": [2]} | cell
+    return Experiment({"matrix": [{"students": ["resnet18-w8"], **cell}], **(content or {})})
+
+
+def cell_of(stage, experiment):
+    """The place of a stage's first job of the first run, whose block is as large as any."""
+    run = next(experiment.runs())
+    cell = Cell(*run[:-1])
+    if stage in ("features_part", "encode"):
+        return cell.having(block=experiment.features_blocks(run.dataset)[0])
+    if STAGES[stage].file and "block" in STAGES[stage].wildcards:
+        return cell.having(block=experiment.blocks(*run[:4])[0])
+    return cell
+
+
+def asked(stage, content=None, threads=1, **cell):
+    """What the largest job of a stage asks for."""
+    experiment = matrix(content, **cell)
+    return Requests(experiment).first(stage, cell_of(stage, experiment), threads)
 
 
 # Always a number
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_every_job_of_every_file_asks_for_whole_numbers(path):
+def test_every_job_of_every_file_asks_for_whole_numbers(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     experiment = Experiment.read(path)
     found = Requests(experiment)
-    for key, job in found.jobs.items():
-        wildcards = dict(zip(WILDCARDS[key[0]], key[1:], strict=True))
-        for attempt in 1, 2, 3:
-            request = found.of(job.rule, wildcards, attempt)
-            assert all(type(number) is int for number in request)
-            assert request.runtime >= 10
-            assert request.mem_mb >= 1000
-            patches = False
-            if key[0] == "select":
-                patches = experiment.resolve("select", dataset=key[1], method=key[3]).strategy == "patches"
-            assert request.gpu == (job.rule in ON_GPU or patches)
+    for job in jobs(path, forceall=True):
+        request = found.of(job.stage, job.cell.parts(), inputs=job.inputs)
+        assert all(type(number) is int for number in request)
+        assert request.runtime >= 10
+        assert request.mem_mb >= 1000
+        patches = False
+        if job.stage == "select":
+            settings = experiment.resolve("select", dataset=job.cell.dataset, method=job.cell.method)
+            patches = settings.strategy == "patches"
+        assert request.gpu == (patches if job.stage == "select" else job.stage in ON_GPU)
 
 
 def test_every_rule_asks():
     """Those that run a network for GPUs too; and of what is SLURM's nothing."""
     text = "".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
     named = Counter(re.findall(r'(mem_mb|runtime|gpu)=asked\("(\w+)", "\1"\)', text))
-    assert named == dict.fromkeys(
-        [
-            (what, rule)
-            for rule in ORDER
-            for what in ("mem_mb", "runtime", "gpu")
-            if what != "gpu" or rule in ON_GPU | {"select"}  # whose strategy patches asks a teacher
-        ],
-        1,
-    )
-    assert set(WILDCARDS) == set(ORDER)
+    resources = [(what, stage) for stage in ORDER for what in ("mem_mb", "runtime", "gpu")]
+    assert named == dict.fromkeys([(what, stage) for what, stage in resources if what != "gpu" or stage in ON_GPU], 1)
     assert set(re.findall(r"^ +(\w+)=asked\(", text, re.MULTILINE)) == {"mem_mb", "runtime", "gpu"}
     assert "slurm" not in text.lower()
 
 
-def test_what_is_not_known_gets_a_default():
+def test_what_the_settings_do_not_tell_is_assumed():
     unknown = {"datasets": {"own": {"data": {"classes": 4}}}, "teachers": {"own": {"architecture": "timm:resnet9999"}}}
-    found = requests(unknown, datasets=["own"], teachers=["own"], methods=["wmdd", "kmeans-medoid", "sre2l"])
-    for job in found.jobs.values():
-        assert all(type(number) is int for number in found.asked(job))
-    stated = {"resolution": 224, "train_images": 4000, "val_images": 400}
-    same = requests(
-        unknown | {"datasets": {"own": {"data": {"classes": 4} | stated}}}, datasets=["own"], teachers=["own"]
-    )
-    assert {key: job for key, job in found.jobs.items() if key in same.jobs and key[0] not in ("report", "page")} == {
-        key: job for key, job in same.jobs.items() if key[0] not in ("report", "page")
-    }
+    stated = {"classes": 4, "resolution": 224, "train_images": 4000, "val_images": 400}
+    of = {"datasets": ["own"], "teachers": ["own"]}
+    for stage in ORDER:
+        if STAGES[stage].families and "recover" not in STAGES[stage].families:
+            continue
+        request = asked(stage, unknown, **of)
+        assert all(type(number) is int for number in request)
+        assert request == asked(stage, unknown | {"datasets": {"own": {"data": stated}}}, **of)
 
 
 def test_a_job_without_an_estimate_gets_a_default():
     default = rates.table()["asked"]["time"]["unknown"]
-    solver = {"barycenter": {"solver": "cuturi-doucet", "weights": "free"}}
-    assert asked("barycenter", solver).runtime == default
-    elsewhere = {"dataset": "x", "teacher": "y", "method": "z", "ipc": "7", "seed": "3", "block": "classes0-1"}
-    found = requests(dataset(), **OF_D | {"ipc": [50]})
-    assert found.of("recover", elsewhere)[:2] == (default, max(j.mem_mb for j in map(found.asked, found.jobs.values())))
-    assert found.of("gather", elsewhere).runtime == default  # of which the matrix has none
-    assert requests().asked(Job("student", seconds=math.nan, memory=math.nan, flop=math.nan)).runtime == default
+    assert asked("barycenter", {"barycenter": {"solver": "cuturi-doucet", "weights": "free"}}).runtime == default
+    requests = Requests(matrix())
+    assert requests.asked("student", UNKNOWN).runtime == default
+    assert requests.of("polish", {"dataset": "cifar10"}).runtime == default
+    nobody = {"dataset": "x", "teacher": "y", "method": "z", "ipc": "7", "seed": "3", "block": "classes0-1"}
+    assert requests.of("recover", nobody).runtime == default
 
 
 def test_neither_torch_nor_any_file_is_asked():
     line = (
-        "import sys; from wmdd.config import Experiment; from wmdd.resources import Requests; from pathlib import Path;"
+        "import sys; from wmdd.config import Experiment; from wmdd.cost.resources import Requests; from pathlib import Path;"
+        "from wmdd.workflow.stages import ORDER;"
         "found = Requests(Experiment.read(Path('config/imagenet.yaml')));"
-        "[found.asked(job) for job in found.jobs.values()];"
+        "cell = dict(dataset='imagenet-1k', teacher='resnet18', method='wmdd', ipc='1', seed='0', student='resnet18', "
+        "protocol='paper', generator='vae', expert='convnet3', block='classes0-9');"
+        "print(sum(found.of(stage, cell).mem_mb > 0 for stage in ORDER));"
         "print({'torch', 'h5py', 'pandas', 'snakemake'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
-
-
-def test_the_constants_are_those_of_the_stages():
-    assert work.RESIDENT_MB == feeding.RESIDENT_MB
-    assert work.PIXELS == data.PIXELS
-    assert (work.SHARD, work.CACHED) == (features.SHARD, features.CACHED)
-    assert engine.AT_ONCE["cpu"] == work.AT_ONCE
-    assert work.LARGEST == recover.LARGEST
+    assert done.stdout == f"{len(ORDER)}\nset()\n"
 
 
 # Enough
@@ -137,15 +128,21 @@ def measured():
     return found
 
 
-@pytest.mark.parametrize(("rule", "seconds", "peak"), [(rule, *figures) for rule, figures in measured().items()])
-def test_the_study_of_cifar10_would_have_fitted(rule, seconds, peak):
-    """With a fifth to spare, and no more than three times what it took."""
-    content = yaml.safe_load((ROOT / "config/cifar10.yaml").read_text()) | ON_CPU
-    found = Requests(Experiment(content))
-    jobs = [found.asked(job) for job in found.jobs.values() if job.rule == rule]
-    most = max(job.mem_mb for job in jobs)
-    assert 1.2 * peak <= most <= 3 * peak
-    assert 60 * max(job.runtime for job in jobs) >= 1.2 * seconds
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """What the jobs of that study would ask for."""
+    path = tmp_path_factory.mktemp("study") / "cifar10.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load((ROOT / "config/cifar10.yaml").read_text()) | ON_CPU))
+    found = Requests(Experiment.read(path))
+    return [(job.stage, found.first(job.stage, job.cell)) for job in jobs(path, forceall=True)]
+
+
+@pytest.mark.parametrize(("stage", "seconds", "peak"), [(stage, *figures) for stage, figures in measured().items()])
+def test_the_study_of_cifar10_would_have_fitted(study, stage, seconds, peak):
+    """With a fifth to spare, and no more than twice what it took."""
+    runtime, memory, _ = map(max, zip(*(request for name, request in study if name == stage), strict=True))
+    assert 1.2 * peak <= memory <= 2 * peak
+    assert 60 * runtime >= 1.2 * seconds
 
 
 @pytest.mark.parametrize(
@@ -228,11 +225,11 @@ def test_larger_blocks_take_longer_and_more_memory(size):
 
 
 def test_the_minutes_of_a_block_are_covered_by_its_limit():
-    found = requests(dataset(), **OF_D | {"ipc": [50]})
-    jobs = [job for job in found.jobs.values() if job.rule == "recover"]
-    for job in jobs:
-        assert estimate(job, found.device).seconds / 60 < 15.1
-        assert 3 * estimate(job, found.device).seconds / 60 - 1 < found.asked(job).runtime < 60
+    experiment = matrix(dataset(), **OF_D | {"ipc": [50]})
+    job = work(Shapes(experiment, assume=True), "recover", cell_of("recover", experiment))
+    spent = estimate(job, experiment.device).seconds / 60
+    assert spent < 15.1
+    assert 3 * spent - 1 < Requests(experiment).asked("recover", job).runtime < 60
 
 
 @pytest.mark.parametrize("rule", ["teacher", "recover", "student"])
@@ -246,7 +243,7 @@ def test_wider_networks_of_larger_images_take_more_memory_on_a_cpu(rule):
 
 
 def test_a_retry_asks_for_more_but_never_more_than_a_node_could_have():
-    found = requests()
+    found = Requests(matrix())
     wildcards = {"dataset": "cifar10", "teacher": "resnet18-w8", "seed": "0"}
     first, second, third, late = (found.of("teacher", wildcards, attempt) for attempt in (1, 2, 3, 20))
     assert second == (2 * first.runtime, 2 * first.mem_mb, 1)
@@ -300,16 +297,19 @@ def test_matching_more_images_takes_longer_and_more_memory(method):
 # GPUs
 
 
-def test_gpus_are_asked_for_unless_the_engine_is_told_not_to():
+@pytest.mark.parametrize("stage", ORDER)
+def test_gpus_are_asked_for_unless_the_engine_is_told_not_to(stage):
     gpus = {"teachers": {"resnet18-w8": {"gpus": 4}}}
-    for rule in sorted(set(ORDER) - {"table"}):  # of which no matrix has one unless it is named
-        share = {"datasets": {"cifar10": {"features_jobs": 2 if rule in ("features_part", "gather") else 1}}}
-        share["embedding"] = rule == "embedding"
-        methods = ["random"] if rule == "select" else ["wmdd", "ddoq", "mtt-cifar10-ipc1"]
-        wanted = 4 if rule == "teacher" else int(rule in ON_GPU)
-        assert asked(rule, gpus | share, methods=methods).gpu == wanted
-        assert asked(rule, gpus | share | ON_CPU, methods=methods).gpu == 0
+    methods = {"latent": "ddoq", "match": "mtt-cifar10-ipc1", "select": "random"}
+    method = [methods.get(family, "wmdd") for family in STAGES[stage].families[:1]] or ["wmdd"]
+    wanted = 4 if stage == "teacher" else int(stage in ON_GPU and stage != "select")
+    assert asked(stage, gpus, methods=method).gpu == wanted
+    assert asked(stage, gpus | ON_CPU, methods=method).gpu == 0
+
+
+def test_what_runs_on_a_cpu_needs_no_memory_for_a_gpu():
     assert asked("teacher", ON_CPU).mem_mb < asked("teacher").mem_mb
+    assert asked("select", methods=["patches"]).gpu == 1
 
 
 def test_a_teacher_on_several_gpus_needs_its_share_of_the_time(tmp_path):
@@ -321,33 +321,33 @@ def test_a_teacher_on_several_gpus_needs_its_share_of_the_time(tmp_path):
     assert asked("teacher", content | adopted, **OF_D).gpu == 1
 
 
-# The plan, and the largest experiment
+# The plan
+
+
+def test_more_files_make_a_larger_report():
+    found = Requests(matrix())
+    few, many = (found.of("report", {}, inputs=inputs).mem_mb for inputs in (10, 4000))
+    assert many - few == pytest.approx(1.3 * 3990 / 4, abs=100)
 
 
 def test_the_plan_tells_what_is_asked_for():
-    made = Experiment.read(ROOT / "config/imagenet.yaml")
-    found, planned = Requests(made), work.work(made)
-    lines = render(found, planned, rates.device("h200")).splitlines()
+    experiment = Experiment.read(ROOT / "config/imagenet.yaml")
+    blocks = [("recover", "classes0-49", 100), ("recover", "classes0-999", 1), ("features_part", "classes0-124", None)]
+    cells = [Cell("imagenet-1k", "resnet18", "wmdd", ipc, 0, block=block) for _, block, ipc in blocks]
+    made = [Job(rule, (Path(block, rule),), cell) for (rule, block, _), cell in zip(blocks, cells, strict=True)]
+    made += [Job("report", (Path("table.md"),), inputs=100)]
+    found, on = Requests(experiment), rates.device("h200")
+    planned = plan(made, Shapes(experiment), on)
+    lines = render(found, planned).splitlines()
     assert lines[0].endswith("(for a100):")
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:])
     assert head == ["job", "jobs", "classes a job", "longest on h200", "time limit", "memory", "GPUs"]
-    counts = Counter(job.rule for job in planned.jobs.values())
-    assert {row[0]: int(row[1]) for row in rows} == counts
-    of = {row[0]: row[2:] for row in rows}
-    assert of["features_part"][0] == "125"
-    assert of["recover"][0] == "50 to 1000"
-    longest = max(estimate(job, rates.device("h200")).seconds for job in planned.jobs.values() if job.rule == "recover")
-    assert of["recover"][1] == f"{longest / 60:.1f} min"
-    largest = max(found.asked(job).runtime for job in found.jobs.values() if job.rule == "recover")
-    assert of["recover"][2] == f"{largest} min"
-    assert [name for name, cells in of.items() if cells[-1]] == [
-        rule for rule in ORDER if rule in of and rule in ON_GPU
+    longest = max(cost.seconds for job, cost in planned.jobs if job.stage == "recover")
+    limit = max(found.first("recover", cell).runtime for cell in cells[:2])
+    assert [row[:3] for row in rows] == [
+        ["features_part", "1", "125"],
+        ["recover", "2", "50 to 1000"],
+        ["report", "1", ""],
     ]
-
-
-def test_the_largest_experiment_is_not_a_thousand_jobs():
-    counts = Counter(job.rule for job in work.work(Experiment(EXPERIMENT), assume=True).jobs.values())
-    assert sum(counts.values()) + 1 <= 1000  # and `all`
-    kept = json.loads((ROOT / "benchmarks/results/dag.json").read_text())
-    assert kept["by rule"] == counts | {"all": 1}
-    assert kept["experiment"] == EXPERIMENT
+    assert rows[1][3:5] == [f"{longest / 60:.1f} min", f"{limit} min"]
+    assert [row[-1] for row in rows] == ["1", "1", ""]
