@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from wmdd import catalogue
 from wmdd.cost import rates
@@ -62,25 +61,16 @@ def pictures(
         note: is told what is missing; None: no file is looked at, and what is missing is `unknown` in rates.yaml.
         folder: of the data files.
     """
-    train, val, each, side, reason = (
-        _stated(settings, "train"),
-        _stated(settings, "val"),
-        _archived(settings),
-        settings.side,
-        "",
-    )
+    if note and (made := _made(folder / f"{name}.h5", settings)):
+        return made
+    train, val, each, side = _stated(settings, "train"), _stated(settings, "val"), _archived(settings), settings.side
+    reason = ""
     if note is None:
         unknown = rates.table()["asked"]["unknown"]
-        train, val = (
-            unknown[k] * settings.classes if math.isnan(n) else n for k, n in (("train", train), ("val", val))
-        )
+        train = unknown["train"] * settings.classes if math.isnan(train) else train
+        val = unknown["val"] * settings.classes if math.isnan(val) else val
         side = side or unknown["resolution"]
         each = 3 * side**2 if math.isnan(each) else each
-    elif (meta := _meta(folder / f"{name}.h5")).get("settings") == settings.model_dump(mode="json"):
-        train, val = (sum(meta["counts"][split]) for split in ("train", "val"))
-        return Pictures(
-            train, val, meta["resolution"], (folder / f"{name}.h5").stat().st_size, meta["storage"] == "encoded"
-        )
     elif settings.source == "imagefolder":
         try:
             train, val, first, each = _listed(settings)
@@ -98,12 +88,17 @@ def pictures(
     return Pictures(train, val, side, (train + val) * each if encoded else pixels, encoded)
 
 
-def _meta(path: Path) -> dict[str, Any]:
+def _made(path: Path, settings: DataSettings) -> Pictures | None:
+    """Return the images of a data file, if it is of these settings."""
     if not path.is_file():
-        return {}
+        return None
     from wmdd import artifacts
 
-    return artifacts.load_meta(path)
+    meta = artifacts.load_meta(path)
+    if meta.get("settings") != settings.model_dump(mode="json"):
+        return None
+    train, val = (sum(meta["counts"][split]) for split in ("train", "val"))
+    return Pictures(train, val, meta["resolution"], path.stat().st_size, meta["storage"] == "encoded")
 
 
 def _stated(settings: DataSettings, split: str) -> float:

@@ -1,21 +1,7 @@
 """Laws: what a job of each stage has to do, from the settings of its cell and the shapes of dataset and networks.
 
-With F the FLOP of one image's forward pass at its resolution, a job computes
-
-    teacher    E N 3 F + V M F         E epochs on N images, V looks at M validation images; 3: forward, two gradients
-    features   N F
-    recover    T n 2 F                 T iterations on n images; 2: forward, gradient of the image, none of parameters
-    relabel    E n F                   E epochs for which labels are kept
-    student    E n (3 F + F') + V M F  F' of the teacher, where labels are made as the student goes, else 0
-    autoencoder, diffusion             as teacher, F of autoencoder or UNet
-    encode     N F                     of the encoder
-    expert     as teacher
-    match      T (C B F + n 3 F)       DM, DataDAM: T iterations, B real images of each of C classes, n distilled ones
-               T S b 11 F              MTT: S steps of a student on b images; 3 the step, 8 it again with a reverse pass over it
-    decode     n (S G F' + F)          S steps of the UNet F', G = 2 with guidance; F of the decoder
-    distance   n F                     of the teacher
-
-(docs/cost.md). A law knows of no other job. What is not known is NaN, and stays it; a stage without a law is not known.
+The formulas are those of docs/cost.md. A law knows of no other job. What is not known is NaN, and stays it; of a stage without
+a law nothing is known.
 """
 
 import math

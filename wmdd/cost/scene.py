@@ -40,15 +40,12 @@ class Work:
 
 
 class Shapes:
-    """What the jobs of an experiment share: its settings and datasets."""
+    """What the jobs of an experiment share: its settings, and what is known of its datasets.
+
+    With `assume` what they don't tell is assumed, as the workflow does: no file is looked at and no network built.
+    """
 
     def __init__(self, experiment: Experiment, assume: bool = False) -> None:
-        """Take an experiment.
-
-        Args:
-            experiment: it has the settings.
-            assume: what they don't tell, as the workflow does: no file is looked at and no network built.
-        """
         self.experiment, self.assume = experiment, assume
         self.notes: dict[str, None] = {}  # what is to be said about what is not known, each once
         self.pictures = cache(self._pictures)
@@ -150,7 +147,7 @@ class Scene:
         return images * (12 * self.pixels + 4 * network.outputs)
 
     def whitening(self, whiten: bool) -> tuple[float, float]:
-        """Return the bytes and seconds of whitening, where a network sees whitened images of so many numbers."""
+        """Return the bytes and seconds of whitening the images, where a network sees them so."""
         size = 3 * self.side**2 if whiten else 0
         return 56 * size**2, 5e-10 * size**3  # measured at 32 px
 
