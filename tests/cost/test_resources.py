@@ -174,24 +174,60 @@ def test_many_classes_would_have_fitted(classes, images, monkeypatch):
 # More for more
 
 
-def larger(rule, more, content=None, **cell):
-    """By how much more time and memory a rule's largest job asks for."""
-    before, after = asked(rule, content, **cell), asked(rule, **({"content": content} | cell | more))
-    return after.runtime - before.runtime, after.mem_mb - before.mem_mb
-
-
 def dataset(**about):
     entry = {"classes": 1000, "resolution": 128, "train_images": 100_000, "val_images": 10_000} | about
     return {"datasets": {"d": {"data": {"source": "imagefolder", "root": "x"} | entry}}}
 
 
-OF_D = {"datasets": ["d"], "teachers": ["resnet18"], "students": ["resnet18"]}
+OF_D = {"datasets": ["d"], "teachers": ["resnet18"], "students": ["resnet18"], "ipc": [10]}
+MTT = {"methods": ["mtt-cifar10-ipc1"]}
+WIDER = {"teachers": {"resnet18": {"width": 128}}, "students": {"resnet18": {"width": 128}}}
+WHITENED = {"expert": {"whiten": True}, "student": {"whiten": True}}
 
 
-@pytest.mark.parametrize("rule", ["data", "teacher", "features"])
-def test_more_pictures_take_longer(rule):
-    longer, _ = larger(rule, {"content": dataset(train_images=2_000_000)}, dataset(), **OF_D)
-    assert longer > 0
+def blocks(size):
+    content = dataset()
+    content["datasets"]["d"]["classes_per_block"] = size
+    return content
+
+
+@pytest.mark.parametrize(
+    ("stages", "few", "many", "cell", "longer", "more"),
+    [  # two experiments and the cell of both: whether the second takes longer, and how many MB more it needs at least
+        ("data teacher features", dataset(), dataset(train_images=2_000_000), OF_D, True, float("-inf")),
+        ("recover", blocks(10), blocks(100), OF_D | {"ipc": [50]}, True, 0.6 * 1.3 * 4500 * 0.75),  # MB an image
+        ("recover", blocks(100), blocks(1000), OF_D | {"ipc": [50]}, True, 0.6 * 1.3 * 45_000 * 0.75),
+        ("teacher recover student", dataset() | ON_CPU, dataset(resolution=224) | ON_CPU, OF_D, False, 1),
+        ("teacher recover student", dataset() | ON_CPU, dataset() | ON_CPU | WIDER, OF_D, False, 1),
+        ("expert", ON_CPU, ON_CPU | {"expert": {"epochs": 500}}, MTT, True, 1.3 * 450 * 1.22),  # MB an epoch
+        ("expert match student", ON_CPU, ON_CPU | WHITENED, MTT, False, 1.2 * 449),  # measured at 32 px
+    ],
+)
+def test_more_takes_more(stages, few, many, cell, longer, more):
+    for stage in stages.split():
+        less, most = asked(stage, few, **cell), asked(stage, many, **cell)
+        assert most.runtime > less.runtime or not longer
+        assert most.mem_mb - less.mem_mb >= more
+
+
+@pytest.mark.parametrize("stage", ["recover", "relabel", "student", "images"])
+def test_more_images_per_class_take_longer_and_more_memory(stage):
+    few, many = (asked(stage, blocks(100), **OF_D | {"ipc": [ipc]}) for ipc in (10, 200))
+    assert many.runtime > few.runtime
+    assert many.mem_mb > few.mem_mb
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "number"),
+    [("dm", "iterations", 1000), ("mtt", "student_steps", 100), ("mtt", "iterations", 1000)],
+)
+def test_matching_for_longer_and_of_more_images_takes_more(method, name, number):
+    short, long = ({"methods": {method: {"match": {name: n}}}} | ON_CPU for n in (number // 10, number))
+    assert asked("match", long, methods=[method]).runtime > asked("match", short, methods=[method]).runtime
+    noise = {"match": {"init": "noise", "student_steps": 5}} | ON_CPU
+    few, many = (asked("match", noise, methods=[method], ipc=[ipc]) for ipc in (1, 50))
+    assert many.runtime > few.runtime
+    assert many.mem_mb > few.mem_mb
 
 
 def test_what_is_held_in_memory_is_asked_for_and_what_is_streamed_is_not(monkeypatch):
@@ -205,41 +241,12 @@ def test_what_is_held_in_memory_is_asked_for_and_what_is_streamed_is_not(monkeyp
     assert asked("teacher", many, **OF_D).mem_mb == memory[2]
 
 
-@pytest.mark.parametrize("rule", ["recover", "relabel", "student", "images"])
-def test_more_images_per_class_take_longer_and_more_memory(rule):
-    content = dataset()
-    content["datasets"]["d"]["classes_per_block"] = 100
-    longer, more = larger(rule, {"ipc": [200]}, content, **OF_D | {"ipc": [10]})
-    assert longer > 0
-    assert more > 0
-
-
-@pytest.mark.parametrize("size", [10, 100])
-def test_larger_blocks_take_longer_and_more_memory(size):
-    small, large = dataset(), dataset()
-    small["datasets"]["d"]["classes_per_block"] = size
-    large["datasets"]["d"]["classes_per_block"] = 10 * size
-    longer, more = larger("recover", {"content": large}, small, **OF_D | {"ipc": [50]})
-    assert longer > 0
-    assert more == pytest.approx(1.3 * 16 * 3 * 128**2 * 9 * size * 50 / 2**20, rel=0.4)
-
-
 def test_the_minutes_of_a_block_are_covered_by_its_limit():
     experiment = matrix(dataset(), **OF_D | {"ipc": [50]})
     job = work(Shapes(experiment, assume=True), "recover", cell_of("recover", experiment))
     spent = estimate(job, experiment.device).seconds / 60
     assert spent < 15.1
     assert 3 * spent - 1 < Requests(experiment).asked("recover", job).runtime < 60
-
-
-@pytest.mark.parametrize("rule", ["teacher", "recover", "student"])
-def test_wider_networks_of_larger_images_take_more_memory_on_a_cpu(rule):
-    for more in (
-        dataset(resolution=224),
-        {"teachers": {"resnet18": {"width": 128}}, "students": {"resnet18": {"width": 128}}},
-    ):
-        _, needs = larger(rule, {"content": dataset() | ON_CPU | more}, dataset() | ON_CPU, **OF_D | {"ipc": [10]})
-        assert needs > 0
 
 
 def test_a_retry_asks_for_more_but_never_more_than_a_node_could_have():
@@ -258,40 +265,9 @@ def test_threads_decode_and_compute():
     assert one.runtime == pytest.approx(8 * eight.runtime, rel=0.1)
 
 
-MTT = {"methods": ["mtt-cifar10-ipc1"]}
-
-
-def test_longer_experts_take_longer_and_more_memory():
-    longer, more = larger("expert", {"content": {"expert": {"epochs": 500}} | ON_CPU}, ON_CPU, **MTT)
-    assert longer > 0
-    assert more >= 1.3 * 450 * 4 * 320_010 / 2**20  # what is kept after each epoch
-
-
-@pytest.mark.parametrize(("method", "name"), [("dm", "iterations"), ("mtt", "student_steps"), ("mtt", "iterations")])
-def test_matching_for_longer_takes_longer(method, name):
-    short, long = ({"methods": {method: {"match": {name: number}}}} for number in (100, 1000))
-    longer, _ = larger("match", {"content": long | ON_CPU}, short | ON_CPU, methods=[method])
-    assert longer > 0
-
-
-@pytest.mark.parametrize("rule", ["expert", "match", "student"])
-def test_whitening_takes_a_matrix_of_all_pairs_of_numbers(rule):
-    content = {"expert": {"whiten": True}, "student": {"whiten": True}, **ON_CPU}
-    _, more = larger(rule, {"content": content}, ON_CPU, **MTT)
-    assert more >= 1.2 * 449  # MB, measured at 32 px
-
-
 def test_whitening_of_larger_images_takes_its_time():
     of = {"content": {"student": {"whiten": True}}, "datasets": ["tiny-imagenet"]}
     assert 60 * asked("student", **of).runtime > 5e-10 * (3 * 64**2) ** 3
-
-
-@pytest.mark.parametrize("method", ["dm", "datadam", "mtt"])
-def test_matching_more_images_takes_longer_and_more_memory(method):
-    content = {"match": {"init": "noise", "student_steps": 5}, **ON_CPU}
-    longer, more = larger("match", {"ipc": [50]}, content, methods=[method], ipc=[1])
-    assert longer > 0
-    assert more > 0
 
 
 # GPUs
