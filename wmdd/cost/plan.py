@@ -207,7 +207,7 @@ def _words(plan: Plan, parallel: int) -> list[str]:
     if "assumed" in total.how:
         what = "the slowest measured rate" if on.rates else f"{rates.table()['share']:.0%} of the peak"
         lines.append(f"Assumed: {what} of {on.name}; nothing was measured of that stage.")
-    return [*lines, *(f"? {note}" for note in plan.notes)]
+    return [line[0].upper() + line[1:] for line in lines] + [f"? {note}" for note in plan.notes]
 
 
 def _more(prefix: str, text: str) -> str:
