@@ -28,7 +28,7 @@ from wmdd.config import Experiment
 from wmdd.errors import WmddError
 from wmdd.lock import Guard, hold
 from wmdd.provenance import code_digest, git_revision
-from wmdd.resources import Requests
+from wmdd.cost.resources import Requests
 from wmdd.workflow.costs import costs
 from wmdd.workflow.inputs import Inputs, any_of
 from wmdd.workflow.layout import FILES, REPORT, WILDCARDS, cost_of, history_of, log_of
@@ -77,7 +77,9 @@ TEMPLATES = [beside(f"wmdd/page/templates/{name}") for name in ("page.html", "pa
 
 def request(rule, resource):
     """What jobs ask a scheduler for (mem_mb, runtime in minutes, or gpu), more at a retry."""
-    return lambda wildcards, attempt, threads: getattr(REQUESTS.of(rule, wildcards, attempt, threads), resource)
+    return lambda wildcards, attempt, threads, input: getattr(
+        REQUESTS.of(rule, wildcards, attempt, threads, len(input)), resource
+    )
 
 
 def gpus_of(wildcards, threads):

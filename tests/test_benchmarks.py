@@ -18,8 +18,8 @@ from benchmarks.stages_student import compared
 from wmdd import augment, relabel
 from wmdd import settings as known
 from wmdd.batchnorm import layers
+from wmdd.cost.rates import read
 from wmdd.models import build, normalise
-from wmdd.rates import read
 from wmdd.rng import generator
 from wmdd.settings import AugmentationSettings, NetworkSettings, StudentSettings
 
@@ -203,7 +203,7 @@ def test_the_command_keeps_rates_that_the_plan_reads(tmp_path, monkeypatch):
     assert content["sections"].keys() == {"recover", "labels"}
     assert content["sections"]["recover"]["options"]["data"] == "where"
     device = read(path)
-    assert (device.kind, device.flops, device.bandwidth) == ("cpu", 2e10, 5e9)
+    assert (device.kind, device.peak.flops, device.peak.bytes_per_s) == ("cpu", 2e10, 5e9)
     assert device.rates == {"recover": {32: 3e9, 224: 2e9}}
     assert content["threads"] == 2
     stages.main(

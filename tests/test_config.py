@@ -12,14 +12,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wmdd import rates
-from wmdd.config import LARGEST_WHITENED, PIXELS_PER_BLOCK, Experiment, coarse, parse, presets, schema
+from wmdd.config import LARGEST_WHITENED, Experiment, parse, presets, schema
+from wmdd.cost import rates
+from wmdd.cost.blocks import PIXELS_PER_BLOCK, coarse
+from wmdd.cost.laws import work
+from wmdd.cost.plan import estimate
+from wmdd.cost.scene import Shapes
 from wmdd.errors import WmddError
-from wmdd.figures import stated_side
-from wmdd.plan import estimate
 from wmdd.resolved import resolved
 from wmdd.settings import NAME, EngineSettings, RecoverSettings, flags
-from wmdd.work import work
 from wmdd.workflow.layout import Cell
 from wmdd.workflow.stages import SETTINGS
 
@@ -647,7 +648,8 @@ def minutes(size, ipc, content=None, side=64):
     data = {"datasets": {"d": {"classes_per_block": size, "data": {"classes": 1000, "resolution": side}}}}
     cell = {"datasets": ["d"], "teachers": ["resnet18"], "methods": ["wmdd"], "ipc": [ipc]}
     made = Experiment(merged(data, {"matrix": [cell]}, content or {}))
-    job = next(job for key, job in work(made, assume=True).jobs.items() if key[0] == "recover")
+    block = made.blocks("d", "resnet18", "wmdd", ipc)[0]
+    job = work(Shapes(made, assume=True), "recover", Cell("d", "resnet18", "wmdd", ipc, block=block))
     return (estimate(job, made.device).seconds - rates.table()["start"]) / 60
 
 
@@ -737,9 +739,9 @@ def test_the_device_that_jobs_are_sized_for(content, name):
 
 
 def test_a_gpu_in_other_precisions():
-    peaks = [Experiment({"engine": {"precision": p}}).device.flops for p in ("auto", "bf16", "tf32", "fp32")]
+    peaks = [Experiment({"engine": {"precision": p}}).device.peak.flops for p in ("auto", "bf16", "tf32", "fp32")]
     assert peaks[0] == peaks[1] == 2 * peaks[2] == 16 * peaks[3]
-    assert Experiment({"engine": "plain"}).device.flops == peaks[3]
+    assert Experiment({"engine": "plain"}).device.peak.flops == peaks[3]
 
 
 def test_a_device_that_there_is_not_or_that_does_not_fit():
@@ -859,7 +861,7 @@ def test_runs_are_unique(data):
 def test_every_preset_runs_with_every_other(dataset, method):
     known = presets()
     whitened, all_protocols = re.compile(".*-whitened"), list(known.protocols)
-    small = stated_side(Experiment({}).resolve("data", dataset=dataset)) <= LARGEST_WHITENED
+    small = Experiment({}).resolve("data", dataset=dataset).side <= LARGEST_WHITENED
     protocols = [name for name in all_protocols if small or not whitened.fullmatch(name)]
     of = {
         "datasets": [dataset],

@@ -19,16 +19,16 @@ from wmdd.status import (
     TAIL,
     WIDTH,
     Found,
-    Job,
     hint,
     holder,
-    jobs,
     look,
     markers,
     render,
     scheduled,
     tail,
 )
+from wmdd.workflow.dag import Job, jobs
+from wmdd.workflow.layout import Cell
 
 NOW = 1.7e9
 BEGUN = "wmdd recover: results/r.h5 on cpu with 1 thread(s), torch.float32\n"
@@ -39,7 +39,7 @@ BROKEN = (
 )
 TRACE = f'{GOING}Traceback (most recent call last):\n  File "a.py", line 1, in f\nZeroDivisionError: division by zero\n'
 WARNED = f"{GOING}wmdd recover: SIGUSR1: checkpoint written, going on from it when started again\n"
-JOB = Job("recover", "d", "d_t_5", (Path("results/r.h5"), Path("results/r.cost.json")), Path("logs/r.log"))
+JOB = Job("recover", (Path("results/r.h5"), Path("results/r.cost.json")), Cell("d"), "d_t_5", log=Path("logs/r.log"))
 
 
 @pytest.fixture(autouse=True)
@@ -332,7 +332,7 @@ def test_the_table_and_the_totals():
     groups = [("student_3", "d", "done", 2), ("student", "d", "ready", 1), ("teacher", "d", "running", 1)]
     groups += [("report", "", "waiting", 1), ("grid", "a", "out of date", 1200)]
     found = [
-        Found(replace(JOB, rule=r, dataset=d, reason="why"), s, (), NOW) for r, d, s, n in groups for _ in range(n)
+        Found(replace(JOB, rule=r, cell=Cell(d), reason="why"), s, (), NOW) for r, d, s, n in groups for _ in range(n)
     ]
     text = render(found, "mine.yaml", "pid 7 on login", now=NOW)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
@@ -410,9 +410,9 @@ def small():
 def test_jobs_are_those_of_snakemake(small):
     first, second = sorted(jobs(small), key=lambda job: job.rule)
     outputs = (Path("results/d/a.txt"), Path("results/d/a2.txt"))
-    assert replace(first, reason="") == Job("a", "d", "d", outputs, Path("logs/d/a.log"))
+    assert replace(first, reason="") == Job("a", outputs, Cell("d"), "d", log=Path("logs/d/a.log"))
     assert "results/d/a.txt" in first.reason
-    assert replace(second, reason="") == Job("b", "", "", (Path("results/b.txt"),), None, waits=True)
+    assert replace(second, reason="") == Job("b", (Path("results/b.txt"),), inputs=1, needs=outputs[:1], waits=True)
     for path in (*outputs, "results/b.txt"):
         put(path, "")
     assert [job.wanted for job in jobs(small)] == [False, False]

@@ -853,27 +853,27 @@ def plan(
 
     Args:
         configfile: the experiment file.
-        device: cpu-core, cpu-core-fp32, a100, h100, h200 (wmdd/rates.yaml); a CPU core in the file's precision by default.
+        device: cpu-core, cpu-core-fp32, a100, h100, h200 (wmdd/cost/rates.yaml); a CPU core in the file's precision by default.
         rates: of a machine of your own in place of a device, JSON (docs/cost.md).
         parallel: devices that work at once.
         detail: a row for each method and number of images per class.
     """
-    from wmdd import rates as known
     from wmdd.config import Experiment
-    from wmdd.plan import plan as build
-    from wmdd.plan import render
-    from wmdd.resources import Requests
-    from wmdd.resources import render as sizes
-    from wmdd.work import work
+    from wmdd.cost import rates as known
+    from wmdd.cost.plan import plan as build
+    from wmdd.cost.plan import render
+    from wmdd.cost.resources import Requests
+    from wmdd.cost.resources import render as sizes
+    from wmdd.cost.scene import Shapes
+    from wmdd.workflow.dag import jobs
 
     if rates is not None and device is not None:
         raise WmddError("give --device or --rates, not both")
     experiment = Experiment.read(configfile)
     usual = "cpu-core-fp32" if experiment.file.engine.precision == "fp32" else "cpu-core"
     on = known.device(device or usual) if rates is None else known.read(rates)
-    found = work(experiment)
-    print(render(build(found, on, detail), configfile.name, parallel), "", sep="\n")
-    print(sizes(Requests(experiment), found, on))
+    planned = build(jobs(configfile, forceall=True), Shapes(experiment), on, detail)
+    print(render(planned, configfile.name, parallel), "", sizes(Requests(experiment), planned), sep="\n")
 
 
 @app.command
@@ -885,7 +885,8 @@ def status(*, configfile: Path = Path("config/config.yaml"), detail: bool = Fals
         detail: all jobs that run or ended early, and why those out of date are.
     """
     from wmdd.config import Experiment
-    from wmdd.status import holder, jobs, look, markers, render
+    from wmdd.status import holder, look, markers, render
+    from wmdd.workflow.dag import jobs
 
     Experiment.read(configfile)
     at_work = holder()

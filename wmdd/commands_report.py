@@ -105,11 +105,12 @@ def _write_table(
 ) -> None:
     from wmdd import published as known
     from wmdd.page.scores import across
-    from wmdd.render import render
+    from wmdd.render import Form, render
     from wmdd.results import summary
 
     wide = across("table", known.beside(summary(cells), known.read(published)), ["dataset", "ipc"])
-    for path, form in (csv, "csv"), (latex, "latex"), (table, "markdown"):
+    files: dict[Form, Path | None] = {"csv": csv, "latex": latex, "markdown": table}
+    for form, path in files.items():
         if path is not None:
             artifacts.write_text(path, render(wide, form))
     print(render(wide, "markdown"))

@@ -8,14 +8,13 @@ teacher's < the method's (its base first) < the protocol's (its base first) < th
 import difflib
 import itertools
 import json
-import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -25,13 +24,11 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    WithJsonSchema,
     create_model,
 )
 
-from wmdd import catalogue, rates
+from wmdd import catalogue
 from wmdd.errors import WmddError
-from wmdd.figures import by_hand, rated_width, recovering, stated_side
 from wmdd.settings import (
     NAME,
     Count,
@@ -50,14 +47,14 @@ from wmdd.settings import (
 from wmdd.workflow.layout import RESERVED, Cell, block_of
 from wmdd.workflow.stages import KEYS, SETTINGS, STAGES, Family
 
+if TYPE_CHECKING:
+    from wmdd.cost.rates import Device
+
 NAME_LENGTH = 200  # of the 255 characters that a file system allows, what is left beside suffixes
 Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=NAME_LENGTH)]
 Names = Annotated[list[Name], Field(min_length=1)]
 
-IMAGES_PER_BLOCK = 1000  # of a barycenter or recover job, where nothing is known that its time could be told by
-PIXELS_PER_BLOCK = 2**33  # bytes of its images as float32, of which it holds up to four copies: 14,000 of 224 px
 LARGEST_WHITENED = 64  # px: wmdd.whitening, which imports torch
-COARSE = (1, 2, 5)  # times powers of ten: the sizes of blocks, so that a rate measured anew seldom cuts them anew
 
 
 class _Entry(BaseModel):
@@ -92,7 +89,7 @@ class _DatasetEntry(_Entry):
     classes_per_block: Count | None = Field(
         None,
         description="classes a barycenter or recover job; unless set, as many as take `jobs.minutes`, or have "
-        f"{IMAGES_PER_BLOCK} images where the side of the images or the network's FLOP is not known beforehand",
+        "1000 images where the side of the images or the network's FLOP is not known beforehand",
     )
     features_jobs: Count | None = Field(
         None,
@@ -173,14 +170,20 @@ class Matrix(_Entry):
     runs: Count = Field(1, description="students trained on each distilled set, with different seeds")
 
 
+def _devices() -> list[str]:
+    from wmdd.cost import rates  # which stands above this module
+
+    return list(rates.table()["devices"])
+
+
 def _listed(device: str) -> str:
-    if device not in rates.table()["devices"]:
-        raise ValueError(f"there is no such device; known: {', '.join(rates.table()['devices'])}")
+    if device not in _devices():
+        raise ValueError(f"there is no such device; known: {', '.join(_devices())}")
     return device
 
 
 DeviceName = Annotated[
-    str, AfterValidator(_listed), WithJsonSchema({"enum": list(rates.table()["devices"]), "type": "string"})
+    str, AfterValidator(_listed), Field(json_schema_extra=lambda schema: schema.update(enum=list[Any](_devices())))
 ]
 
 
@@ -192,7 +195,7 @@ class Jobs(_Entry):
     )
     device: DeviceName | None = Field(
         None,
-        description="of wmdd/rates.yaml, for which blocks, time limits and memory are reckoned; unless set a100, or with "
+        description="of wmdd/cost/rates.yaml, for which blocks, time limits and memory are reckoned; unless set a100, or with "
         "engine.device cpu a core of a CPU in the engine's precision",
     )
 
@@ -552,51 +555,18 @@ class Experiment:
         return self._of("teachers", teacher, "gpus") or 1
 
     @cached_property
-    def device(self) -> rates.Device:
+    def device(self) -> "Device":
         """The device that jobs are sized for, in the precision that the engine computes in on it."""
-        engine = self.file.engine
-        exact = engine.precision == "fp32" or (engine.mode == "plain" and engine.precision == "auto")
-        core = "cpu-core-fp32" if exact else "cpu-core"
-        found = rates.device(self.file.jobs.device or (core if engine.device == "cpu" else "a100"))
-        return found.computing("fp32" if exact else engine.precision)
+        from wmdd.cost import rates
+
+        return rates.device_of(self.file.jobs.device, self.file.engine)
 
     def classes_per_block(self, dataset: str, teacher: str, method: str, ipc: int) -> int:
-        """Return how many classes a barycenter or recover job takes.
+        """Return how many classes a barycenter or recover job takes: what the dataset says, or `wmdd.cost.blocks`."""
+        from wmdd.cost import blocks
 
-        The dataset's setting counts, or the largest size of the series 1, 2, 5, 10, 20, ... with which recover takes no
-        more than `jobs.minutes` on `jobs.device` and its images no more than `PIXELS_PER_BLOCK` bytes. Nothing but the
-        settings decides: not the machine, nor which files are there. The batches of coupled losses are part of the method:
-        with `composition: across` a block is the classes of a batch, with `within` whole batches.
-        """
-        if self.family(method) == "match" and self.trajectories(dataset, method):
-            return int(self.resolve("data", dataset=dataset).classes)  # all images are one student's training set
-        if self.family(method) != "recover":
-            return int(self._of("datasets", dataset, "classes_per_block") or max(1, IMAGES_PER_BLOCK // ipc))
-        recover = self.resolve("recover", dataset=dataset, method=method)
-        if recover.coupled and recover.composition == "across":
-            return int(recover.batch_size)
-        size = self._size_of_block(dataset, teacher, method, ipc)
-        batch = max(1, recover.batch_size // ipc) if recover.coupled else 1
-        return batch * max(1, size // batch)
-
-    def _size_of_block(self, dataset: str, teacher: str, method: str, ipc: int) -> int:
-        if (chosen := self._of("datasets", dataset, "classes_per_block")) is not None:
-            return chosen
-        side = stated_side(self.resolve("data", dataset=dataset))
-        each = self._seconds_of_class(dataset, teacher, method, ipc)
-        if not side or math.isnan(each):
-            return max(1, IMAGES_PER_BLOCK // ipc)
-        return coarse(min(60 * self.file.jobs.minutes / each, PIXELS_PER_BLOCK / (12 * side**2 * ipc)))
-
-    def _seconds_of_class(self, dataset: str, teacher: str, method: str, ipc: int) -> float:
-        """Return the seconds that recover takes for a class, or NaN where the network is not one of ours."""
-        data, network = self.resolve("data", dataset=dataset), self.resolve("teacher", dataset=dataset, teacher=teacher)
-        recover, side = self.resolve("recover", dataset=dataset, method=method), stated_side(data)
-        if (found := by_hand(network, data.classes, side)) is None:
-            return math.nan
-        flop, moved = recovering(recover, ipc, found.flop, side)
-        rate, _ = self.device.rate("recover", side, rated_width(network))
-        return max(flop / rate, moved / self.device.bandwidth)
+        chosen = self._of("datasets", dataset, "classes_per_block")
+        return blocks.classes_per_block(self, dataset, teacher, method, ipc, chosen)
 
     def features_blocks(self, dataset: str) -> list[str]:
         """Return the class blocks of the jobs that share a pass over the training set; one block: no sharing."""
@@ -705,9 +675,7 @@ class Experiment:
         settings = self.resolve("generator", dataset=dataset, generator=name)
         settings.check(f"{where}generator {name}: ")
         if settings.kind == "ldm":
-            self._check_model(
-                settings, stated_side(self.resolve("data", dataset=dataset)), f"{where}generator {name}: "
-            )
+            self._check_model(settings, self.resolve("data", dataset=dataset).side, f"{where}generator {name}: ")
         encoder = self.encoder(name, dataset)
         kind = self.resolve("generator", dataset=dataset, generator=encoder).kind
         if encoder != name and kind != "vae":
@@ -735,7 +703,7 @@ class Experiment:
 
     def _check_whiten(self, dataset: str, whiten: bool, where: str) -> None:
         """Refuse whitened images that are too large for it, as far as their side is known."""
-        side = stated_side(self.resolve("data", dataset=dataset))
+        side = self.resolve("data", dataset=dataset).side
         if whiten and side > LARGEST_WHITENED:
             raise WmddError(
                 f"{where}whitening takes images of at most {LARGEST_WHITENED} px, not of {side} px; set whiten: false"
@@ -829,12 +797,6 @@ class Experiment:
             self._check_whiten(d, student.whiten, f"protocol {p} on {d}: ")
             if student.labels == "soft":
                 _check_labels(labels, student, f"protocol {p} on {d}: ")
-
-
-def coarse(value: float) -> int:
-    """Return the largest of 1, 2, 5, 10, 20, 50, ... that is not above a value, and at least 1."""
-    power = 10 ** max(0, math.floor(math.log10(max(value, 1)) + 1e-9))
-    return max([1, *(step * power for step in COARSE if step * power <= value * (1 + 1e-9))])
 
 
 def _check_teacher(settings: TeacherSettings, where: str) -> None:

@@ -116,6 +116,11 @@ class DataSettings(Settings):
     )
     std: tuple[Positive, Positive, Positive] | None = Field(None, description="as mean")
 
+    @property
+    def side(self) -> int:
+        """Of the images in pixels, as far as it is stated here or follows from the source; 0: it does not."""
+        return self.resolution or (32 if catalogue.known(self.source).layout in ("cifar", "digits") else 0)
+
 
 class NetworkSettings(Settings):
     """A network; the number of classes and the input size come from the data."""

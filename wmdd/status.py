@@ -12,16 +12,17 @@ import time
 from base64 import urlsafe_b64decode
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tabulate import tabulate
 
 from wmdd.checkpoint import Progress, peek
-from wmdd.errors import WmddError
 from wmdd.lock import holders
-from wmdd.plan import ORDER, seconds
+from wmdd.units import seconds
+from wmdd.workflow.dag import Job
+from wmdd.workflow.stages import rank
 
 STATES = ("done", "running", "queued", "failed", "stopped", "out of date", "ready", "waiting")
 FRESH = 180.0  # seconds without a line, of which a job writes one a minute, after which it is taken for dead
@@ -69,36 +70,6 @@ HINTS = (  # what a log says -> what to do
 
 
 @dataclass(frozen=True)
-class Job:
-    """What Snakemake knows of a job.
-
-    Attributes:
-        rule: its name.
-        dataset: empty for the report.
-        wildcards: their values, as the SLURM plugin joins them in the names of its folders.
-        outputs: the first names the checkpoint.
-        log: of its command.
-        wanted: it would run if Snakemake were started now.
-        waits: for another job that would.
-        reason: why it is wanted.
-    """
-
-    rule: str
-    dataset: str
-    wildcards: str
-    outputs: tuple[Path, ...]
-    log: Path | None
-    wanted: bool = True
-    waits: bool = False
-    reason: str = ""
-
-    @property
-    def checkpoint(self) -> Path:
-        """Where `wmdd.job` keeps its state."""
-        return self.outputs[0].with_name(f".{self.outputs[0].name}.checkpoint")
-
-
-@dataclass(frozen=True)
 class Found:
     """A job with its state, one of `STATES`, and what its files say; times are seconds since 1970, 0 where there is no file."""
 
@@ -107,68 +78,6 @@ class Found:
     lines: tuple[str, ...] = ()
     logged: float = 0.0
     kept: float = 0.0
-
-
-def snakefile() -> Path:
-    """Return the workflow's file: in the current folder, or beside this package.
-
-    Raises:
-        WmddError: there is none.
-    """
-    for folder in (Path(), Path(__file__).parents[1]):
-        if (folder / "Snakefile").is_file():
-            return folder / "Snakefile"
-    raise WmddError("there is no Snakefile here; change to the folder in which you run snakemake")
-
-
-def jobs(configfile: Path) -> list[Job]:
-    """Return the jobs of an experiment in the current folder, as Snakemake sees them.
-
-    A change of the software environment does not count, as only the command line that ran a job tells whether it had one.
-
-    Raises:
-        WmddError: Snakemake can't tell; its words in one line.
-    """
-    from snakemake.api import SnakemakeApi
-    from snakemake.settings.types import (
-        ConfigSettings,
-        DAGSettings,
-        OutputSettings,
-        Quietness,
-        RerunTrigger,
-        ResourceSettings,
-    )
-
-    place = snakefile()
-    quiet = io.StringIO()
-    try:
-        with (
-            redirect_stdout(quiet),
-            redirect_stderr(quiet),
-            SnakemakeApi(OutputSettings(dryrun=True, quiet=frozenset({Quietness.ALL}))) as api,
-        ):
-            settings = ConfigSettings(configfiles=(configfile,))
-            workflow = api.workflow(ResourceSettings(cores=1), settings, snakefile=place)
-            triggers = RerunTrigger.all() - {RerunTrigger.SOFTWARE_ENV}
-            workflow.dag(DAGSettings(rerun_triggers=triggers)).summary()  # builds the DAG without a lock
-            dag = workflow._workflow.dag
-            return [
-                Job(
-                    rule=job.rule.name,
-                    dataset=job.wildcards_dict.get("dataset", ""),
-                    wildcards="_".join(job.wildcards).replace("/", "_"),
-                    outputs=tuple(map(Path, job.output)),
-                    log=Path(job.log[0]) if job.log else None,
-                    wanted=dag.needrun(job),
-                    waits=any(map(dag.needrun, dag.dependencies[job])),
-                    reason=str(dag.reason(job)),
-                )
-                for job in dag.jobs
-                if job.output
-            ]
-    except Exception as error:  # whatever the code of a workflow may raise
-        said = " ".join(f"{error}".split()).partition(" Traceback: ")[0].removeprefix("Error: ") or type(error).__name__
-        raise WmddError(f"snakemake can't read the workflow: {said}; `snakemake -n` says more") from error
 
 
 def markers(folder: Path = Path(".snakemake/incomplete")) -> dict[Path, float]:
@@ -300,18 +209,12 @@ def _list(title: str, shown: list[str], count: int) -> list[str]:
     return ["\n".join([f"{title}:", *shown, *more])] if shown else []
 
 
-def _kind(job: Job) -> str:
-    """Return the rule, one for all the rules of students that are trained side by side."""
-    return re.sub(r"_\d+$", "", job.rule)
-
-
 def _table(found: Sequence[Found]) -> str:
     """Return how many jobs of each dataset and rule are in each state; states in which none is are left out."""
     groups: dict[tuple[str, str], Counter[str]] = {}
     for f in found:
-        groups.setdefault((f.job.dataset, _kind(f.job)), Counter())[f.state] += 1
-    place = {rule: i for i, rule in enumerate(ORDER)}
-    order = sorted(groups, key=lambda g: (not g[0], g[0], place.get(g[1], len(place)), g[1]))
+        groups.setdefault((f.job.cell.dataset or "", f.job.stage), Counter())[f.state] += 1
+    order = sorted(groups, key=lambda g: (not g[0], g[0], rank(g[1]), g[1]))
     states = [state for state in STATES if any(groups[g][state] for g in order)]
     rows = [[*g, groups[g].total(), *(groups[g][state] or "" for state in states)] for g in order]
     heads = ["dataset", "job", "jobs", *states]
@@ -319,7 +222,7 @@ def _table(found: Sequence[Found]) -> str:
 
 
 def _first(job: Job) -> str:
-    return f"{_kind(job)} {job.outputs[0]}"
+    return f"{job.stage} {job.outputs[0]}"
 
 
 def _running(found: Found, now: float) -> str:

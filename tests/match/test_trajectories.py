@@ -157,7 +157,7 @@ def test_a_student_that_leads_nowhere_stops_with_the_remedy():
 
 
 def test_the_recomputation_takes_a_third_more_than_one_long_graph():
-    """Of a step and image: 10.5 forward passes against 7.9. `wmdd.work` reckons with 11: a first layer has one less."""
+    """Of a step and image: 10.5 forward passes against 7.9. `wmdd.cost.laws` reckons with 11: a first layer has one less."""
     student = build(ExpertSettings(width=16), 10, 32, generator("mtt flop"))
     gradient, begin = gradient_of(student), flat(student).requires_grad_()
     x = normal(4, 3, 32, 32).float().requires_grad_()

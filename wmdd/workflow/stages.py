@@ -125,6 +125,11 @@ def stage_of(rule: str) -> str:
     return rule if rule in STAGES else re.sub(r"_\d+$", "", rule)
 
 
+def rank(stage: str) -> int:
+    """Return the place of a stage in a table; what is none comes last."""
+    return ORDER.index(stage) if stage in STAGES else len(ORDER)
+
+
 def makers_of(file: str) -> tuple[str, ...]:
     """Return the stages that make a kind of file."""
     return tuple(stage.name for stage in _ROWS if stage.file == file)

@@ -1,17 +1,16 @@
-"""Figures: what a network has and does at a resolution, counted by hand, without torch, so that a workflow can ask cheaply.
+"""FLOP and sizes of a network at a resolution, counted by hand, without torch, so that a workflow can ask cheaply.
 
-Of the networks of `wmdd.models` that have a name of their own; libraries' are counted on themselves (`wmdd.work.figures`).
-A convolution from a to b channels with k x k weights and h x h outputs is 2 a b k^2 h^2 FLOP; nothing but convolutions and
-products counts. Tests compare all of it with `torch.utils.flop_counter` and with the networks' own parameters.
+Of the networks of `wmdd.models` that have a name of their own; libraries' are counted on themselves. A convolution from a to b
+channels with k x k weights and h x h outputs is 2 a b k^2 h^2 FLOP; nothing but convolutions and products counts. Tests compare
+all of it with `torch.utils.flop_counter` and with the networks' own parameters.
 """
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cache
+from typing import NamedTuple
 
-from wmdd import catalogue
-
-if TYPE_CHECKING:
-    from wmdd.settings import AutoencoderSettings, DataSettings, DiffusionSettings, NetworkSettings, RecoverSettings
+from wmdd.cost import rates
+from wmdd.settings import AutoencoderSettings, DiffusionSettings, NetworkSettings, RecoverSettings
 
 RESNETS = {  # name -> (bottleneck, blocks a stage); as in wmdd.models, which imports torch
     "resnet18": (False, (2, 2, 2, 2)),
@@ -33,9 +32,11 @@ class Figures(NamedTuple):
     channels: float  # of all BatchNorm layers
     bytes: float  # of parameters and buffers
     outputs: float  # numbers that the convolutions and products of one image make
+    width: int = 0  # by which the rates of a device are scaled; 0 where it has none
 
 
 UNKNOWN = Figures(NAN, NAN, NAN, NAN, NAN)
+NOTHING = Figures(0, 0, 0, 0, 0)  # of a network that a job does not have
 
 
 class _Count:
@@ -64,7 +65,64 @@ class _Count:
         return Figures(self.flop, features, self.channels, stored, self.outputs)
 
 
-def by_hand(settings: "NetworkSettings", classes: int, resolution: int) -> Figures | None:
+def figures(settings: NetworkSettings, classes: int, resolution: int, assume: bool = False) -> Figures:
+    """Count a network by hand, or a library's on itself, built without its numbers.
+
+    Args:
+        settings: of the network, or of a stage that has one.
+        classes: it tells apart.
+        resolution: side of its images; 0: it is not known, and neither are the figures.
+        assume: build nothing: the network of `unknown` in rates.yaml stands for a library's.
+
+    Raises:
+        WmddError: there is no such network, or it does not take images of this size.
+    """
+    return _figures(
+        NetworkSettings(**{name: getattr(settings, name) for name in NetworkSettings.model_fields}),
+        classes,
+        resolution,
+        assume,
+    )
+
+
+@cache
+def _figures(settings: NetworkSettings, classes: int, resolution: int, assume: bool) -> Figures:
+    found = by_hand(settings, classes, resolution)
+    if assume:
+        other = NetworkSettings(architecture=rates.table()["asked"]["unknown"]["architecture"])
+        found = found or by_hand(other, classes, resolution) or UNKNOWN
+    elif not found:
+        found = counted(settings, classes, resolution) if resolution else UNKNOWN
+    return found._replace(width=rated_width(settings))
+
+
+def counted(settings: NetworkSettings, classes: int, resolution: int) -> Figures:
+    """Build a network without its numbers and count: 2 FLOP a multiplication with addition, in convolutions and products.
+
+    Raises:
+        WmddError: there is no such network, or it does not take images of this size.
+    """
+    try:
+        return _counted(settings, classes, resolution, "meta")
+    except (NotImplementedError, RuntimeError):  # it does something that needs numbers
+        return _counted(settings, classes, resolution, "cpu")
+
+
+def _counted(settings: NetworkSettings, classes: int, resolution: int, device: str) -> Figures:
+    import torch
+
+    from wmdd.batchnorm import layers
+    from wmdd.engine import flop
+    from wmdd.models import build
+
+    with torch.device(device):
+        network = build(settings, classes, resolution, torch.Generator("cpu"))
+    channels = sum(layer.num_features for layer in layers(network).values())
+    stored = sum(tensor.nbytes for tensor in network.state_dict().values())
+    return Figures(flop(network, resolution), network.head.in_features, channels, stored, NAN)
+
+
+def by_hand(settings: NetworkSettings, classes: int, resolution: int) -> Figures | None:
     """Count a network, or return None if it is a library's, unknown, or does not take images of this side."""
     name = settings.architecture
     if resolution and name in RESNETS:
@@ -76,7 +134,7 @@ def by_hand(settings: "NetworkSettings", classes: int, resolution: int) -> Figur
     return None
 
 
-def _resnet(settings: "NetworkSettings", classes: int, resolution: int) -> Figures:
+def _resnet(settings: NetworkSettings, classes: int, resolution: int) -> Figures:
     bottleneck, depth = RESNETS[settings.architecture]
     small = "cifar" if resolution <= 48 else "tiny" if resolution <= 112 else "imagenet"
     stem = small if settings.stem == "auto" else settings.stem
@@ -104,7 +162,7 @@ def _resnet(settings: "NetworkSettings", classes: int, resolution: int) -> Figur
     return count.figures(inputs)
 
 
-def _convnet(settings: "NetworkSettings", classes: int, resolution: int) -> Figures:
+def _convnet(settings: NetworkSettings, classes: int, resolution: int) -> Figures:
     count, width, halved = _Count(), settings.width, settings.pooling != "none"
     for layer in range(CONVNETS[settings.architecture]):
         count.convolution(width if layer else 3, width, 3, resolution >> layer * halved, bias=True)
@@ -135,7 +193,7 @@ def _vit(classes: int, resolution: int) -> Figures:
     return count.figures(width)
 
 
-def autoencoder(settings: "AutoencoderSettings", resolution: int) -> tuple[Figures, Figures]:
+def autoencoder(settings: AutoencoderSettings, resolution: int) -> tuple[Figures, Figures]:
     """Count encoder and decoder of `wmdd.latent.vae`; `features` is the size of a latent."""
     sides = [resolution >> level for level in range(1, int(math.log2(settings.factor)) + 1)]
     widths = [settings.width] + [2 * settings.width] * (len(sides) - 1)
@@ -161,7 +219,7 @@ def _residual(count: _Count, width: int, side: int) -> None:
         count.convolution(width, width, 3, side, bias=True)
 
 
-def denoiser(settings: "DiffusionSettings", channels: int, side: int, classes: int) -> Figures:
+def denoiser(settings: DiffusionSettings, channels: int, side: int, classes: int) -> Figures:
     """Count the UNet of `wmdd.latent.denoiser` for latents of some channels and side."""
     count, width, layers = _Count(), settings.width, settings.layers
     embedded, half = 4 * width, side // 2
@@ -201,17 +259,12 @@ def denoiser(settings: "DiffusionSettings", channels: int, side: int, classes: i
     return count.figures(channels * side**2)
 
 
-def rated_width(settings: "NetworkSettings") -> int:
+def rated_width(settings: NetworkSettings) -> int:
     """Return the width by which the rates of a device are scaled; 0 for networks that have none."""
     return settings.width if settings.architecture in (*RESNETS, *CONVNETS) else 0
 
 
-def stated_side(settings: "DataSettings") -> int:
-    """Return the side of a dataset's images, as far as its settings tell; 0: they don't."""
-    return settings.resolution or (32 if catalogue.known(settings.source).layout in ("cifar", "digits") else 0)
-
-
-def recovering(settings: "RecoverSettings", images: float, flop: float, resolution: int) -> tuple[float, float]:
+def recovering(settings: RecoverSettings, images: float, flop: float, resolution: int) -> tuple[float, float]:
     """Return FLOP and bytes that move through memory (at least) of recovering some images.
 
     Each iteration is a forward pass and the gradient of the image, of a network whose forward pass is `flop`; float32 pixels

@@ -1,0 +1,242 @@
+"""What an experiment will cost: sums over the jobs of the DAG, floors, chains, what is not known, and the command."""
+
+import json
+import math
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from wmdd.__main__ import main
+from wmdd.config import Experiment
+from wmdd.cost import rates
+from wmdd.cost.plan import plan, render
+from wmdd.cost.scene import Shapes
+from wmdd.errors import WmddError
+from wmdd.units import count
+from wmdd.workflow.dag import Job, jobs
+from wmdd.workflow.layout import Cell
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs/cost.md"
+CORE, H200 = rates.device("cpu-core"), rates.device("h200")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch, tmp_path):
+    """No data of this checkout are found."""
+    monkeypatch.chdir(tmp_path)
+
+
+def planned(on, content=None, detail=False, **cell):
+    cell = {"datasets": ["cifar10"], "teachers": ["resnet18-w8"], "methods": ["wmdd"], "ipc": [2]} | cell
+    experiment = {"matrix": [{"students": ["resnet18-w8"], **cell}]} | (content or {})
+    Path("mine.yaml").write_text(yaml.safe_dump(experiment))
+    return plan(jobs(Path("mine.yaml"), forceall=True), Shapes(Experiment(experiment)), on, detail)
+
+
+# What is not known
+
+
+def test_what_is_not_known_is_a_question_mark_and_the_rest_is_there():
+    data = {"data": {"source": "imagefolder", "root": "own", "classes": 4, "resolution": 32}}
+    found = planned(CORE, {"datasets": {"own": data}}, datasets=["own"])
+    costs = {row.stage: row.cost for row in found.rows}
+    assert math.isnan(costs["teacher"].seconds)
+    assert costs["recover"].seconds > 0
+    assert found.partial
+    assert found.total.cost.seconds >= costs["recover"].seconds
+    assert found.chain >= costs["recover"].seconds
+    text = render(found, "mine.yaml")
+    assert re.search(r"teacher .* \? ", text)
+    assert "nan" not in text
+    assert text.splitlines()[-1].startswith("? own: its pictures are not known yet (there is no folder")
+
+
+def test_totals_of_what_nobody_knows_are_question_marks():
+    data = {"data": {"source": "imagefolder", "root": "own", "classes": 4}}
+    for on in (CORE, H200):
+        of = {"datasets": ["own"], "methods": ["random"], "protocols": ["paper-online"]}
+        text = render(planned(on, {"datasets": {"own": data}}, **of), "mine.yaml", parallel=4)
+        assert re.search(r"^With 4 at once: more than [^,]*\.$", text, re.MULTILINE), "no upper bound"
+        assert re.search(r"\| total .* \? \|$", text, re.MULTILINE), "the bytes on disk"
+        assert "; ? on disk before compression." in text
+        assert not re.search(r"(>|more than) +([|?;]|on |GPU)", text), text
+
+
+def test_a_stage_without_a_law_is_a_question_mark_in_the_last_row():
+    new = [Job("data", (Path("d.h5"),), Cell("cifar10")), Job("polish", (Path("p.h5"),), Cell("cifar10"))]
+    found = plan(new, Shapes(Experiment({})), CORE)
+    assert [row.stage for row in found.rows] == ["data", "polish"]
+    assert re.search(r"polish +\| +1 \| +\? \|", render(found, "mine.yaml"))
+
+
+# Sums, floors and chains
+
+
+def test_no_job_is_faster_than_its_floor():
+    for device in CORE, H200, rates.device("cpu-core-fp32"):
+        found = planned(device, methods=["wmdd", "sre2l", "kmeans-medoid", "random", "datadam", "mtt"])
+        for _, cost in found.jobs:
+            assert cost.seconds >= rates.table()["start"] + max(cost.at_peak, cost.at_bandwidth)
+
+
+def test_totals_are_sums_and_details_sum_to_the_rows():
+    of = {"methods": ["wmdd", "kmeans-medoid"], "ipc": [1, 2]}
+    short, long = planned(H200, **of), planned(H200, detail=True, **of)
+    assert len(long.rows) > len(short.rows)
+    assert sum(row.jobs for row in long.rows) == sum(row.jobs for row in short.rows) == short.total.jobs
+    for name in "images", "steps", "flop", "seconds", "gpu", "at_peak", "at_bandwidth", "disk":
+        assert sum(getattr(row.cost, name) for row in short.rows) == pytest.approx(getattr(short.total.cost, name))
+        for row in short.rows:
+            parts = [getattr(part.cost, name) for part in long.rows if part.stage == row.stage]
+            assert sum(parts) == pytest.approx(getattr(row.cost, name))
+    assert 0 < short.total.cost.gpu < short.total.cost.seconds
+    assert planned(CORE, **of).total.cost.gpu == 0
+
+
+def test_several_devices_by_grahams_bound():
+    found = planned(CORE, seeds=[0, 1, 2])
+    spent = found.total.cost.seconds
+    assert found.with_devices(1) == (spent, spent)
+    for number in 2, 3, 1000:
+        least, most = found.with_devices(number)
+        assert max(found.chain, spent / number) == least <= most <= spent
+    each = {row.stage: row.cost.seconds / row.jobs for row in found.rows}
+    stages = "data", "teacher", "features", "barycenter", "recover", "images", "relabel", "student", "report", "page"
+    assert found.chain == pytest.approx(sum(each[stage] for stage in stages))
+
+
+def test_a_chain_counts_the_share_of_each_gpu():
+    alone, together = (planned(H200, {"teachers": {"resnet18-w8": {"gpus": gpus}}}) for gpus in (1, 4))
+    teacher = next(row.cost.seconds for row in alone.rows if row.stage == "teacher")
+    assert alone.chain - together.chain == pytest.approx(teacher * 3 / 4)
+    assert alone.total.cost.seconds == together.total.cost.seconds
+
+
+def test_what_is_assumed_of_a_gpu_says_so():
+    text = render(planned(H200), "mine.yaml")
+    assert "measured" not in text.replace("nothing was measured", "")
+    assert "Assumed: 30% of the peak" in text
+
+
+def test_no_jobs_are_no_plan():
+    with pytest.raises(WmddError, match="the experiment has no jobs"):
+        plan([], Shapes(Experiment({})), CORE)
+
+
+@pytest.mark.parametrize(
+    ("write", "value", "text"),
+    [
+        (seconds, 0.0314, "0.031 s"), (seconds, 45, "45 s"), (seconds, 145, "2.4 min"),
+        (seconds, 600, "10 min"), (seconds, 7200, "2.0 h"),
+        (seconds, 36e5, "1,000 h"), (seconds, math.nan, "?"), (seconds, 0, ""), (hours, 360, "0.1"),
+        (size, 1.5e9, "1.5 GB"), (size, 999, "999 B"), (size, math.nan, "?"), (size, 0, ""),
+        (count, 1234.0, "1,234"), (count, 1.452e17, "1.45e17"), (count, math.nan, "?"),
+    ],
+)  # fmt: skip
+def test_numbers_have_units(write, value, text):
+    assert write(value) == text
+
+
+# The command
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run a command line as `python -m wmdd` does; return standard output, or the one line of a mistake."""
+
+    def run(line):
+        monkeypatch.setattr(sys, "argv", ["wmdd", *shlex.split(line)])
+        try:
+            main()
+        except SystemExit as end:
+            if end.code:
+                return str(end.code)
+        return capfd.readouterr().out
+
+    return run
+
+
+MINE = "experiment: mine\nmatrix: [{datasets: [digits], teachers: [resnet18-w8], methods: [wmdd], ipc: [1]}]\n"
+OWN = {
+    "machine": "mine",
+    "device": "cuda",
+    "peak": {"flops": 1e12, "bytes_per_s": 1e11},
+    "rates": {"recover": {"32": 5e11}},
+}
+
+
+def test_the_command_prints_a_plan(run):
+    Path("mine.yaml").write_text(MINE)
+    found = run("plan --configfile mine.yaml --parallel 3")
+    assert found.startswith("mine.yaml on cpu-core: AMD EPYC")
+    assert re.search(r"\| digits +\| recover +\| +1 \|", found)
+    assert "With 3 at once" in found
+    Path("mine.yaml").write_text(MINE + "engine: {precision: fp32}\n")
+    assert run("plan --configfile mine.yaml").startswith("mine.yaml on cpu-core-fp32")
+
+
+def test_rates_of_a_machine_of_ones_own(run):
+    Path("mine.yaml").write_text(MINE)
+    Path("own.json").write_text(json.dumps(OWN))
+    found = run("plan --configfile mine.yaml --rates own.json")
+    assert found.startswith("mine.yaml on own: mine")
+    assert "5.00e11 measured" in found
+    assert "Assumed: the slowest measured rate of own" in found
+    assert "GPU-h" in found
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            "--device h300",
+            "unknown device 'h300'; known: cpu-core, cpu-core-fp32, a100, h100, h200; for one of your own",
+        ),
+        ("--device h200 --rates own.json", "give --device or --rates, not both"),
+        ("--rates none.json", "cannot read the rates none.json: No such file or directory"),
+        ("--rates mine.yaml", "mine.yaml is not valid JSON: "),
+    ],
+)
+def test_a_mistake_in_the_options(run, options, says):
+    Path("mine.yaml").write_text(MINE)
+    assert run(f"plan --configfile mine.yaml {options}").startswith(f"wmdd plan: error: {says}")
+
+
+def test_mistakes_in_the_experiment_are_those_of_config(run):
+    Path("mine.yaml").write_text("recover: {iteration: 3}")
+    assert "unknown key recover.iteration; did you mean 'iterations'?" in run("plan --configfile mine.yaml")
+    Path("mine.yaml").write_text("experiment: mine")
+    assert "the experiment has an empty matrix" in run("plan --configfile mine.yaml")
+
+
+# The document
+
+
+def test_the_docs_hold_what_the_command_prints(run):
+    """With WMDD_REFRESH set, write it."""
+    Path("config").symlink_to(ROOT / "config")
+    text = DOCS.read_text()
+
+    def refreshed(block):
+        return f"<!-- python -m wmdd {block[1]} -->\n\n{run(block[1])}\n<!-- end -->"
+
+    fresh = re.sub(r"<!-- python -m wmdd (.*?) -->\n.*?<!-- end -->", refreshed, text, flags=re.DOTALL)
+    if os.environ.get("WMDD_REFRESH"):
+        DOCS.write_text(fresh)
+    else:
+        assert text == fresh
+
+
+def test_the_floor_of_recover_that_the_docs_name():
+    of = {"datasets": ["imagenet-1k"], "teachers": ["resnet18"], "students": ["resnet18"], "ipc": [10]}
+    cost = next(row.cost for row in planned(H200, **of).rows if row.stage == "recover")
+    assert cost.images == 10_000 * 2_000
+    assert cost.flop == pytest.approx(10_000 * 2_000 * 7.26e9, rel=1e-3)
+    assert f"{count(cost.flop)} FLOP" in DOCS.read_text()
+    assert cost.at_peak == pytest.approx(cost.flop / 9.89e14)  # 2.4 min

@@ -1,0 +1,329 @@
+"""What jobs ask a scheduler for: enough by what was measured, more for larger work and at each retry, and always a number."""
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from wmdd.config import Experiment
+from wmdd.cost import rates
+from wmdd.cost.laws import UNKNOWN, work
+from wmdd.cost.plan import estimate, plan
+from wmdd.cost.resources import Requests, render
+from wmdd.cost.scene import Shapes
+from wmdd.workflow.dag import Job, jobs
+from wmdd.workflow.layout import Cell
+from wmdd.workflow.stages import ORDER, STAGES
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(set((ROOT / "config").glob("**/*.yaml")) - {ROOT / "config/published.yaml"})  # which is no experiment
+ON_GPU = {stage for stage in STAGES if STAGES[stage].network}
+ON_CPU = {"engine": {"device": "cpu"}}
+
+
+def matrix(content=None, **cell):
+    cell = {"datasets": ["cifar10"], "teachers": ["resnet18-w8"], "methods": ["wmdd"], "ipc": [2]} | cell
+    return Experiment({"matrix": [{"students": ["resnet18-w8"], **cell}], **(content or {})})
+
+
+def cell_of(stage, experiment):
+    """The place of a stage's first job of the first run, whose block is as large as any."""
+    run = next(experiment.runs())
+    cell = Cell(*run[:-1])
+    if stage in ("features_part", "encode"):
+        return cell.having(block=experiment.features_blocks(run.dataset)[0])
+    if STAGES[stage].file and "block" in STAGES[stage].wildcards:
+        return cell.having(block=experiment.blocks(*run[:4])[0])
+    return cell
+
+
+def asked(stage, content=None, threads=1, **cell):
+    """What the largest job of a stage asks for."""
+    experiment = matrix(content, **cell)
+    return Requests(experiment).first(stage, cell_of(stage, experiment), threads)
+
+
+# Always a number
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_job_of_every_file_asks_for_whole_numbers(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    experiment = Experiment.read(path)
+    found = Requests(experiment)
+    for job in jobs(path, forceall=True):
+        request = found.of(job.stage, job.cell.parts(), inputs=job.inputs)
+        assert all(type(number) is int for number in request)
+        assert request.runtime >= 10
+        assert request.mem_mb >= 1000
+        patches = False
+        if job.stage == "select":
+            settings = experiment.resolve("select", dataset=job.cell.dataset, method=job.cell.method)
+            patches = settings.strategy == "patches"
+        assert request.gpu == (patches if job.stage == "select" else job.stage in ON_GPU)
+
+
+def test_every_rule_asks():
+    """Those that run a network for GPUs too; and of what is SLURM's nothing."""
+    text = "".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
+    named = Counter(re.findall(r'(mem_mb|runtime|gpu)=asked\("(\w+)", "\1"\)', text))
+    resources = [(what, stage) for stage in ORDER for what in ("mem_mb", "runtime", "gpu")]
+    assert named == dict.fromkeys([(what, stage) for what, stage in resources if what != "gpu" or stage in ON_GPU], 1)
+    assert set(re.findall(r"^ +(\w+)=asked\(", text, re.MULTILINE)) == {"mem_mb", "runtime", "gpu"}
+    assert "slurm" not in text.lower()
+
+
+def test_what_the_settings_do_not_tell_is_assumed():
+    unknown = {"datasets": {"own": {"data": {"classes": 4}}}, "teachers": {"own": {"architecture": "timm:resnet9999"}}}
+    stated = {"classes": 4, "resolution": 224, "train_images": 4000, "val_images": 400}
+    of = {"datasets": ["own"], "teachers": ["own"]}
+    for stage in ORDER:
+        if STAGES[stage].families and "recover" not in STAGES[stage].families:
+            continue
+        request = asked(stage, unknown, **of)
+        assert all(type(number) is int for number in request)
+        assert request == asked(stage, unknown | {"datasets": {"own": {"data": stated}}}, **of)
+
+
+def test_a_job_without_an_estimate_gets_a_default():
+    default = rates.table()["asked"]["time"]["unknown"]
+    assert asked("barycenter", {"barycenter": {"solver": "cuturi-doucet", "weights": "free"}}).runtime == default
+    requests = Requests(matrix())
+    assert requests.asked("student", UNKNOWN).runtime == default
+    assert requests.of("polish", {"dataset": "cifar10"}).runtime == default
+    nobody = {"dataset": "x", "teacher": "y", "method": "z", "ipc": "7", "seed": "3", "block": "classes0-1"}
+    assert requests.of("recover", nobody).runtime == default
+
+
+def test_neither_torch_nor_any_file_is_asked():
+    line = (
+        "import sys; from wmdd.config import Experiment; from wmdd.cost.resources import Requests; from pathlib import Path;"
+        "from wmdd.workflow.stages import ORDER;"
+        "found = Requests(Experiment.read(Path('config/imagenet.yaml')));"
+        "cell = dict(dataset='imagenet-1k', teacher='resnet18', method='wmdd', ipc='1', seed='0', student='resnet18', "
+        "protocol='paper', generator='vae', expert='convnet3', block='classes0-9');"
+        "print(sum(found.of(stage, cell).mem_mb > 0 for stage in ORDER));"
+        "print({'torch', 'h5py', 'pandas', 'snakemake'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{len(ORDER)}\nset()\n"
+
+
+# Enough
+
+
+def measured():
+    """Peaks in MB and seconds of a job of the study of CIFAR-10, the largest of each stage."""
+    text, found = (ROOT / "docs/studies/cifar10/cost.md").read_text(), {}
+    for row in re.findall(r"^\| cifar10 .*$", text, re.MULTILINE):
+        _, method, _, stage, _, _, seconds, peak = (cell.strip() for cell in row.strip("| ").split("|"))
+        rule = "select" if stage == "images" else stage
+        assert method or stage in ("data", "features", "teacher")
+        found[rule] = tuple(map(max, found.get(rule, (0, 0)), (float(seconds), float(peak))))
+    return found
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """What the jobs of that study would ask for."""
+    path = tmp_path_factory.mktemp("study") / "cifar10.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load((ROOT / "config/cifar10.yaml").read_text()) | ON_CPU))
+    found = Requests(Experiment.read(path))
+    return [(job.stage, found.first(job.stage, job.cell)) for job in jobs(path, forceall=True)]
+
+
+@pytest.mark.parametrize(("stage", "seconds", "peak"), [(stage, *figures) for stage, figures in measured().items()])
+def test_the_study_of_cifar10_would_have_fitted(study, stage, seconds, peak):
+    """With a fifth to spare, and no more than twice what it took."""
+    runtime, memory, _ = map(max, zip(*(request for name, request in study if name == stage), strict=True))
+    assert 1.2 * peak <= memory <= 2 * peak
+    assert 60 * runtime >= 1.2 * seconds
+
+
+@pytest.mark.parametrize(
+    ("dataset", "resolution", "peaks"),
+    [  # docs/studies/datasets.md
+        ("imagenette", 128, {"data": 674, "teacher": 1985, "features": 646}),
+        ("tiny-imagenet", 64, {"data": 658, "teacher": 1169, "features": 686}),
+    ],
+)
+def test_the_study_of_datasets_would_have_fitted(dataset, resolution, peaks):
+    content = {"datasets": {dataset: {"data": {"resolution": resolution}}}, **ON_CPU}
+    for rule, peak in peaks.items():
+        assert asked(rule, content, datasets=[dataset], teachers=["resnet18-w16"]).mem_mb >= 1.2 * peak
+
+
+@pytest.mark.parametrize(("classes", "images"), [(1000, 160), (10_000, 16)])
+def test_many_classes_would_have_fitted(classes, images, monkeypatch):
+    """Streamed, of 16 px and width 8: benchmarks/results/scale-cpu-*.json."""
+    monkeypatch.setenv("WMDD_RESIDENT_MB", "16")
+    rows = json.loads((ROOT / f"benchmarks/results/scale-cpu-{classes}.json").read_text())["rows"]
+    about = {"classes": classes, "resolution": 16, "train_images": classes * images, "val_images": classes}
+    content = {"datasets": {"d": {"data": about | {"source": "imagefolder", "root": "x"}}}, **ON_CPU}
+    for name, row in rows[f"{classes} x {images}"].items():
+        rule, _, ipc = name.partition(", IPC ")
+        found = asked(rule, content, datasets=["d"], ipc=[int(ipc or 1)])
+        assert found.mem_mb >= 1.2 * row["peak_memory_mb"]
+
+
+# More for more
+
+
+def dataset(**about):
+    entry = {"classes": 1000, "resolution": 128, "train_images": 100_000, "val_images": 10_000} | about
+    return {"datasets": {"d": {"data": {"source": "imagefolder", "root": "x"} | entry}}}
+
+
+OF_D = {"datasets": ["d"], "teachers": ["resnet18"], "students": ["resnet18"], "ipc": [10]}
+MTT = {"methods": ["mtt-cifar10-ipc1"]}
+WIDER = {"teachers": {"resnet18": {"width": 128}}, "students": {"resnet18": {"width": 128}}}
+WHITENED = {"expert": {"whiten": True}, "student": {"whiten": True}}
+
+
+def blocks(size):
+    content = dataset()
+    content["datasets"]["d"]["classes_per_block"] = size
+    return content
+
+
+@pytest.mark.parametrize(
+    ("stages", "few", "many", "cell", "longer", "more"),
+    [  # two experiments and the cell of both: whether the second takes longer, and how many MB more it needs at least
+        ("data teacher features", dataset(), dataset(train_images=2_000_000), OF_D, True, float("-inf")),
+        ("recover", blocks(10), blocks(100), OF_D | {"ipc": [50]}, True, 0.6 * 1.3 * 4500 * 0.75),  # MB an image
+        ("recover", blocks(100), blocks(1000), OF_D | {"ipc": [50]}, True, 0.6 * 1.3 * 45_000 * 0.75),
+        ("teacher recover student", dataset() | ON_CPU, dataset(resolution=224) | ON_CPU, OF_D, False, 1),
+        ("teacher recover student", dataset() | ON_CPU, dataset() | ON_CPU | WIDER, OF_D, False, 1),
+        ("expert", ON_CPU, ON_CPU | {"expert": {"epochs": 500}}, MTT, True, 1.3 * 450 * 1.22),  # MB an epoch
+        ("expert match student", ON_CPU, ON_CPU | WHITENED, MTT, False, 1.2 * 449),  # measured at 32 px
+    ],
+)
+def test_more_takes_more(stages, few, many, cell, longer, more):
+    for stage in stages.split():
+        less, most = asked(stage, few, **cell), asked(stage, many, **cell)
+        assert most.runtime > less.runtime or not longer
+        assert most.mem_mb - less.mem_mb >= more
+
+
+@pytest.mark.parametrize("stage", ["recover", "relabel", "student", "images"])
+def test_more_images_per_class_take_longer_and_more_memory(stage):
+    few, many = (asked(stage, blocks(100), **OF_D | {"ipc": [ipc]}) for ipc in (10, 200))
+    assert many.runtime > few.runtime
+    assert many.mem_mb > few.mem_mb
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "number"),
+    [("dm", "iterations", 1000), ("mtt", "student_steps", 100), ("mtt", "iterations", 1000)],
+)
+def test_matching_for_longer_and_of_more_images_takes_more(method, name, number):
+    short, long = ({"methods": {method: {"match": {name: n}}}} | ON_CPU for n in (number // 10, number))
+    assert asked("match", long, methods=[method]).runtime > asked("match", short, methods=[method]).runtime
+    noise = {"match": {"init": "noise", "student_steps": 5}} | ON_CPU
+    few, many = (asked("match", noise, methods=[method], ipc=[ipc]) for ipc in (1, 50))
+    assert many.runtime > few.runtime
+    assert many.mem_mb > few.mem_mb
+
+
+def test_what_is_held_in_memory_is_asked_for_and_what_is_streamed_is_not(monkeypatch):
+    few, some, many = (dataset(train_images=n) for n in (10_000, 80_000, 1_000_000))
+    memory = [asked("teacher", content, **OF_D).mem_mb for content in (few, some, many)]
+    assert memory[1] - memory[0] == pytest.approx(1.3 * 70_000 * 3 * 128**2 / 2**20, abs=200)
+    assert memory[2] < memory[0]
+    monkeypatch.setenv("WMDD_RESIDENT_MB", "100000")
+    assert asked("teacher", many, **OF_D).mem_mb > 40_000
+    monkeypatch.setenv("WMDD_RESIDENT_MB", "lots")  # which the stage refuses
+    assert asked("teacher", many, **OF_D).mem_mb == memory[2]
+
+
+def test_the_minutes_of_a_block_are_covered_by_its_limit():
+    experiment = matrix(dataset(), **OF_D | {"ipc": [50]})
+    job = work(Shapes(experiment, assume=True), "recover", cell_of("recover", experiment))
+    spent = estimate(job, experiment.device).seconds / 60
+    assert spent < 15.1
+    assert 3 * spent - 1 < Requests(experiment).asked("recover", job).runtime < 60
+
+
+def test_a_retry_asks_for_more_but_never_more_than_a_node_could_have():
+    found = Requests(matrix())
+    wildcards = {"dataset": "cifar10", "teacher": "resnet18-w8", "seed": "0"}
+    first, second, third, late = (found.of("teacher", wildcards, attempt) for attempt in (1, 2, 3, 20))
+    assert second == (2 * first.runtime, 2 * first.mem_mb, 1)
+    assert third == late == (4 * first.runtime, 4 * first.mem_mb, 1)
+
+
+def test_threads_decode_and_compute():
+    content = dataset(train_images=2_000_000)
+    one, eight = (asked("teacher", content, threads, **OF_D) for threads in (1, 8))
+    assert one.runtime > 2 * eight.runtime  # a GPU that waits for pictures
+    one, eight = (asked("teacher", content | ON_CPU, threads, **OF_D) for threads in (1, 8))
+    assert one.runtime == pytest.approx(8 * eight.runtime, rel=0.1)
+
+
+def test_whitening_of_larger_images_takes_its_time():
+    of = {"content": {"student": {"whiten": True}}, "datasets": ["tiny-imagenet"]}
+    assert 60 * asked("student", **of).runtime > 5e-10 * (3 * 64**2) ** 3
+
+
+# GPUs
+
+
+@pytest.mark.parametrize("stage", ORDER)
+def test_gpus_are_asked_for_unless_the_engine_is_told_not_to(stage):
+    gpus = {"teachers": {"resnet18-w8": {"gpus": 4}}}
+    methods = {"latent": "ddoq", "match": "mtt-cifar10-ipc1", "select": "random"}
+    method = [methods.get(family, "wmdd") for family in STAGES[stage].families[:1]] or ["wmdd"]
+    wanted = 4 if stage == "teacher" else int(stage in ON_GPU and stage != "select")
+    assert asked(stage, gpus, methods=method).gpu == wanted
+    assert asked(stage, gpus | ON_CPU, methods=method).gpu == 0
+
+
+def test_what_runs_on_a_cpu_needs_no_memory_for_a_gpu():
+    assert asked("teacher", ON_CPU).mem_mb < asked("teacher").mem_mb
+    assert asked("select", methods=["patches"]).gpu == 1
+
+
+def test_a_teacher_on_several_gpus_needs_its_share_of_the_time(tmp_path):
+    content = dataset(train_images=2_000_000, storage="pixels")
+    one, four = (asked("teacher", content | {"teachers": {"resnet18": {"gpus": n}}}, **OF_D) for n in (1, 4))
+    assert one.runtime == pytest.approx(4 * four.runtime, rel=0.1)
+    (tmp_path / "t.pt").touch()
+    adopted = {"teachers": {"resnet18": {"gpus": 4, "weights": str(tmp_path / "t.pt")}}}
+    assert asked("teacher", content | adopted, **OF_D).gpu == 1
+
+
+# The plan
+
+
+def test_more_files_make_a_larger_report():
+    found = Requests(matrix())
+    few, many = (found.of("report", {}, inputs=inputs).mem_mb for inputs in (10, 4000))
+    assert many - few == pytest.approx(1.3 * 3990 / 4, abs=100)
+
+
+def test_the_plan_tells_what_is_asked_for():
+    experiment = Experiment.read(ROOT / "config/imagenet.yaml")
+    blocks = [("recover", "classes0-49", 100), ("recover", "classes0-999", 1), ("features_part", "classes0-124", None)]
+    cells = [Cell("imagenet-1k", "resnet18", "wmdd", ipc, 0, block=block) for _, block, ipc in blocks]
+    made = [Job(rule, (Path(block, rule),), cell) for (rule, block, _), cell in zip(blocks, cells, strict=True)]
+    made += [Job("report", (Path("table.md"),), inputs=100)]
+    found, on = Requests(experiment), rates.device("h200")
+    planned = plan(made, Shapes(experiment), on)
+    lines = render(found, planned).splitlines()
+    assert lines[0].endswith("(for a100):")
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:])
+    assert head == ["job", "jobs", "classes a job", "longest on h200", "time limit", "memory", "GPUs"]
+    longest = max(cost.seconds for job, cost in planned.jobs if job.stage == "recover")
+    limit = max(found.first("recover", cell).runtime for cell in cells[:2])
+    assert [row[:3] for row in rows] == [
+        ["features_part", "1", "125"],
+        ["recover", "2", "50 to 1000"],
+        ["report", "1", ""],
+    ]
+    assert rows[1][3:5] == [f"{longest / 60:.1f} min", f"{limit} min"]
+    assert [row[-1] for row in rows] == ["1", "1", ""]

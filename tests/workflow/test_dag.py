@@ -1,0 +1,109 @@
+"""The jobs of an experiment, as Snakemake sees them through its API: which there are, and each once."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.dag import EXPERIMENT
+from wmdd.workflow.dag import jobs
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch, tmp_path):
+    """Nothing is done yet here."""
+    monkeypatch.chdir(tmp_path)
+
+
+def dag(content, forceall=True, **cell):
+    """The jobs of an experiment of one entry of the matrix, of CIFAR-10 unless told otherwise."""
+    cell = {"datasets": ["cifar10"], "teachers": ["resnet18-w8"], "methods": ["wmdd"], "ipc": [2]} | cell
+    Path("mine.yaml").write_text(yaml.safe_dump({"matrix": [{"students": ["resnet18-w8"], **cell}]} | content))
+    return jobs(Path("mine.yaml"), forceall)
+
+
+def counted(content, **cell):
+    return Counter(job.stage for job in dag(content, **cell))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("config", "data 1 select 4 teacher 1 features 1 grid 6 relabel 12 student 18 barycenter 4 "
+         "recover 8 images 8 report 1 page 1"),
+        ("imagenette", "data 1 select 6 teacher 1 features 1 grid 8 relabel 8 student 16 barycenter 2 "
+         "recover 2 images 2 report 1 page 1"),
+        ("cifar10", "data 1 select 12 teacher 1 features 1 grid 8 relabel 24 student 48 barycenter 6 "
+         "recover 12 images 12 report 1 page 1"),
+        ("imagenet", "data 1 teacher 1 features_part 8 gather 1 barycenter 33 recover 33 "
+         "images 4 grid 4 relabel 4 student 4 report 1 page 1"),
+        ("latent", "data 1 select 6 teacher 1 features 1 autoencoder 1 encode 1 diffusion 1 decay 1 quantize 6 decode 6 "
+         "barycenter 3 recover 3 images 9 distance 15 grid 5 relabel 15 student 30 distances 1 report 1 page 1"),
+        ("match", "data 1 teacher 1 features 1 expert 200 match 33 images 33 select 9 grid 14 relabel 36 student 114 "
+         "report 1 page 1"),
+    ],
+)  # fmt: skip
+def test_the_jobs_of_the_shipped_experiments(name, expected):
+    found = jobs(ROOT / f"config/{name}.yaml", forceall=True)
+    assert Counter(job.stage for job in found) == {
+        rule: int(number) for rule, number in re.findall(r"(\w+) (\d+)", expected)
+    }
+    assert {need for job in found for need in job.needs} < {job.outputs[0] for job in found}
+
+
+def test_what_is_done_makes_no_difference_where_nothing_counts_as_done():
+    for path in ("results/cifar10/resnet18-w8/teacher/seed0/model.safetensors", "data/cifar10.h5"):
+        Path(path).parent.mkdir(parents=True)
+        Path(path).touch()
+    assert {job.outputs: job.wanted for job in dag({})} == {job.outputs: True for job in dag({}, forceall=False)}
+
+
+def test_jobs_are_counted_once():
+    found = counted({}, runs=3, protocols=["paper", "paper-hard"], seeds=[0, 1])
+    assert (found["teacher"], found["recover"], found["relabel"], found["student"]) == (1, 2, 2, 12)
+    assert counted({"runs_per_job": 3}, runs=3)["student"] == 1
+    assert counted({"teacher_seed": "same"}, seeds=[0, 1])["features"] == 2
+
+
+def test_experts_are_trained_once_for_all_that_follow_them():
+    found = counted({}, methods=["mtt-cifar10-ipc1", "mtt-cifar10-ipc10", "dm"], ipc=[1, 10], seeds=[0, 1], runs=2)
+    assert (found["expert"], found["match"], found["images"], found["student"]) == (100, 12, 12, 24)
+    few = {"methods": {"mtt-cifar10-ipc1": {"match": {"trajectories": 3}}}}
+    names = ["mtt-cifar10-ipc1", "mtt-cifar10-ipc10-whitened"]
+    experts = Counter(job.cell.expert for job in dag(few, methods=names) if job.stage == "expert")
+    assert experts == {"convnet3": 3, "convnet3-whitened": 100}
+
+
+def test_trajectories_are_matched_in_one_block_and_distributions_in_several():
+    cut = {"datasets": {"cifar10": {"classes_per_block": 4}}}
+    found = [(job.cell.method, job.cell.block) for job in dag(cut, methods=["mtt", "dm"]) if job.stage == "match"]
+    assert sorted(found) == [("dm", "classes0-3"), ("dm", "classes4-7"), ("dm", "classes8-9"), ("mtt", "classes0-9")]
+
+
+def test_what_a_method_starts_from_is_made_once():
+    for methods, expected in ((["ddoq", "ddoq-recover"], (1, 1, 2, 2)), (["ddoq-recover"], (1, 1, 2, 1))):
+        found = counted({}, methods=methods)
+        assert (found["decode"], found["recover"], found["images"], found["student"]) == expected
+    mine = {"methods": {"mine": {"base": "wmdd", "recover": {"init": "method:mtt"}}}}
+    found = counted(mine, methods=["mine"])
+    assert (found["expert"], found["match"], found["recover"], found["images"]) == (100, 1, 1, 2)
+
+
+def test_protocols_with_the_same_labels_share_them():
+    weights = {f"w-{how}": {"base": "paper", "student": {"weights": how}} for how in ("mass", "uniform")}
+    other = {"other": {"base": "paper", "relabel": {"mix": "none"}}}
+    found = dag({"protocols": weights | other}, protocols=["paper", *weights, *other])
+    assert sorted(job.cell.protocol for job in found if job.stage == "relabel") == ["other", "paper"]
+
+
+def test_the_largest_experiment_is_not_a_thousand_jobs():
+    Path("mine.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    counts = Counter(job.rule for job in jobs(Path("mine.yaml"), forceall=True)) | Counter(["all"])
+    assert counts.total() <= 1000
+    kept = json.loads((ROOT / "benchmarks/results/dag.json").read_text())
+    assert (kept["by rule"], kept["experiment"]) == (counts, EXPERIMENT)

@@ -1,0 +1,1 @@
+"""What an experiment costs before it runs, and what its jobs ask a scheduler for (which never imports torch)."""
