@@ -129,20 +129,6 @@ def test_no_jobs_are_no_plan():
         plan([], Shapes(Experiment({})), CORE)
 
 
-@pytest.mark.parametrize(
-    ("write", "value", "text"),
-    [
-        (seconds, 0.0314, "0.031 s"), (seconds, 45, "45 s"), (seconds, 145, "2.4 min"),
-        (seconds, 600, "10 min"), (seconds, 7200, "2.0 h"),
-        (seconds, 36e5, "1,000 h"), (seconds, math.nan, "?"), (seconds, 0, ""), (hours, 360, "0.1"),
-        (size, 1.5e9, "1.5 GB"), (size, 999, "999 B"), (size, math.nan, "?"), (size, 0, ""),
-        (count, 1234.0, "1,234"), (count, 1.452e17, "1.45e17"), (count, math.nan, "?"),
-    ],
-)  # fmt: skip
-def test_numbers_have_units(write, value, text):
-    assert write(value) == text
-
-
 # The command
 
 

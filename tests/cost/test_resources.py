@@ -34,11 +34,11 @@ def matrix(content=None, **cell):
 def cell_of(stage, experiment):
     """The place of a stage's first job of the first run, whose block is as large as any."""
     run = next(experiment.runs())
-    cell = Cell(*run[:-1])
+    cell = run.having(run=None)
     if stage in ("features_part", "encode"):
         return cell.having(block=experiment.features_blocks(run.dataset)[0])
     if STAGES[stage].file and "block" in STAGES[stage].wildcards:
-        return cell.having(block=experiment.blocks(*run[:4])[0])
+        return cell.having(block=experiment.blocks(run.dataset, run.teacher, run.method, run.ipc)[0])
     return cell
 
 
@@ -71,10 +71,10 @@ def test_every_job_of_every_file_asks_for_whole_numbers(path, monkeypatch, tmp_p
 def test_every_rule_asks():
     """Those that run a network for GPUs too; and of what is SLURM's nothing."""
     text = "".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
-    named = Counter(re.findall(r'(mem_mb|runtime|gpu)=asked\("(\w+)", "\1"\)', text))
+    named = Counter(re.findall(r'(mem_mb|runtime|gpu)=request\("(\w+)", "\1"\)', text))
     resources = [(what, stage) for stage in ORDER for what in ("mem_mb", "runtime", "gpu")]
     assert named == dict.fromkeys([(what, stage) for what, stage in resources if what != "gpu" or stage in ON_GPU], 1)
-    assert set(re.findall(r"^ +(\w+)=asked\(", text, re.MULTILINE)) == {"mem_mb", "runtime", "gpu"}
+    assert set(re.findall(r"^ +(\w+)=request\(", text, re.MULTILINE)) == {"mem_mb", "runtime", "gpu"}
     assert "slurm" not in text.lower()
 
 
