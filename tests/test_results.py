@@ -12,17 +12,20 @@ from hypothesis import strategies as st
 
 from wmdd import artifacts, results
 from wmdd.errors import WmddError
+from wmdd.page import scores
 from wmdd.results import GROUP, families_beside, family_of, kind_of, rows, summary
 from wmdd.workflow.layout import CELL, Cell, path_of
 
 PLACE = {"dataset": "digits", "teacher": "t-w8", "student": "s-w8"}
 
 
-def result(top1, protocol="paper", seed=0, run=0, labels="soft", method="wmdd", ipc=10, **cell):
+def result(top1, protocol="paper", seed=0, run=0, labels="soft", method="wmdd", ipc=10, images="", **cell):
     """A student's file and content."""
     place = PLACE | {"protocol": protocol, "seed": seed, "run": run, "method": method, "ipc": ipc} | cell
     scores = {"top1": top1, "top5": 0.9, "best_top1": top1 + 0.01, "best_epoch": 3}
-    return Path(path_of("student", Cell(**place))), {"settings": {"labels": labels}, "result": scores}
+    return Path(path_of("student", Cell(**place))), {
+        "settings": {"labels": labels}, "result": scores, "inputs": {"images": images}
+    }  # fmt: skip
 
 
 def test_a_row_says_where_it_belongs_and_what_it_scored():
@@ -39,6 +42,7 @@ def test_a_row_says_where_it_belongs_and_what_it_scored():
         "protocol": "paper",
         "run": 2,
         "labels": "soft",
+        "set": "",
         "family": "latent",
         "top1": 25.0,
         "top5": 90.0,
@@ -167,3 +171,16 @@ def test_rows_come_back_from_what_is_kept_with_a_study():
     for run in content["runs"]:
         del run["family"]  # as the first studies are
     assert results.of_raw(content)["family"].tolist() == rows(found, families)["family"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("digests", "sets", "shown"),
+    [(("a", "a", "a"), 1, "20.0 ± 10.0 (3, 1 set)"), (("a", "b", "a"), 2, "20.0 ± 10.0 (3, 2 sets)"),
+     (("a", "b", "c"), 3, "20.0 ± 10.0 (3)"), (("a", "", "a"), None, "20.0 ± 10.0 (3)")],
+)  # fmt: skip
+def test_seeds_that_have_the_same_images_are_told(digests, sets, shown):
+    """A deterministic method, as kmeans-medoid, gives every seed the same set."""
+    found = [result(0.1 * (seed + 1), seed=seed, images=digest) for seed, digest in enumerate(digests)]
+    (row,) = summary(rows(found)).to_dict("records")
+    assert row["sets"] == sets
+    assert shown in [value.text for value in scores.results(summary(rows(found))).rows[0]]

@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from wmdd import artifacts, intervals
 from wmdd.errors import WmddError
+from wmdd.results import set_digest, sets_of
 from wmdd.workflow.layout import CELL, COST, Cell, beside, place_of
 from wmdd.workflow.stages import STAGES
 
@@ -28,6 +29,7 @@ class Score:
     top1: float  # %
     cell: Cell  # empty where the file is not where the workflow puts it
     settings: dict[str, str]
+    set: str  # digest of the distilled set
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def _score(path: Path) -> Score:
         raise WmddError(f"{path} is not the result of a student; give a run0.json of the student stage") from None
     place = place_of(path.resolve())
     inherited = _beside(path.resolve(), content.get("inputs", {})) if place else {}
-    return Score(seed, run, top1, place.cell if place else Cell(), _settings("student", own) | inherited)
+    cell = place.cell if place else Cell()
+    return Score(seed, run, top1, cell, _settings("student", own) | inherited, set_digest(content))
 
 
 def _settings(stage: str, values: dict[str, Any]) -> dict[str, str]:
@@ -153,7 +156,11 @@ def _accuracy(sides: Sequence[Side]) -> str:
     """Return the table of the accuracies, and below it what they count and which interval there can't be."""
     seeds = [side.by_seed() for side in sides]
     rows = [
-        [side.name, *_told_mean(scores), *(_told_difference(seeds[0], scores) if place else [""] * 4)]
+        [
+            side.name,
+            *_told_mean(scores, sets_of(score.set for score in side.scores)),
+            *(_told_difference(seeds[0], scores) if place else [""] * 4),
+        ]
         for place, (side, scores) in enumerate(zip(sides, seeds, strict=True))
     ]
     headers = ["", "top-1 %", "difference", "95 %", "p", "test"]
@@ -169,8 +176,8 @@ def _accuracy(sides: Sequence[Side]) -> str:
     return "\n".join(lines)
 
 
-def _told_mean(scores: dict[int, float]) -> list[str]:
-    return [intervals.mean_text(*intervals.mean(scores)[:3]) if scores else f"{NONE} (0)"]
+def _told_mean(scores: dict[int, float], sets: int | None) -> list[str]:
+    return [intervals.mean_text(*intervals.mean(scores)[:3], sets) if scores else f"{NONE} (0)"]
 
 
 def _told_difference(first: dict[int, float], second: dict[int, float]) -> list[str]:

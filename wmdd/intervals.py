@@ -123,9 +123,10 @@ def _half(error: float, freedom: float) -> float:
     return float(t.ppf((1 + LEVEL) / 2, freedom)) * error
 
 
-def mean_text(mean: float, std: float, n: int) -> str:
-    """Return "mean ± std (n)", n the number of seeds."""
-    return f"{mean:.1f}{'' if math.isnan(std) else f' ± {std:.1f}'} ({n})"
+def mean_text(mean: float, std: float, n: int, sets: int | None = None) -> str:
+    """Return "mean ± std (n)", n the number of seeds; and how many distilled sets, where several seeds have the same one."""
+    same = f", {sets} set{'s' * (sets > 1)}" if sets and sets < n else ""
+    return f"{mean:.1f}{'' if math.isnan(std) else f' ± {std:.1f}'} ({n}{same})"
 
 
 def interval_text(low: float, high: float, sign: str = "") -> str:

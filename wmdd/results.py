@@ -76,18 +76,29 @@ def rows(results: Results, families: Mapping[Cell, str] | None = None) -> pd.Dat
             raise WmddError(
                 f"{path} is not where a student's result belongs; give run0.json and the like of the student stage"
             )
-        line = all_parts(cell) | {"labels": content["settings"]["labels"]}
+        line = all_parts(cell) | {"labels": content["settings"]["labels"], "set": set_digest(content)}
         line["family"] = (families or {}).get(set_of(cell), "")
         lines.append(line | {name: 100 * content["result"][name] for name in SCORES})
-    return pd.DataFrame(lines, columns=[*CELL, "labels", "family", *SCORES])
+    return pd.DataFrame(lines, columns=[*CELL, "labels", "set", "family", *SCORES])
+
+
+def set_digest(content: Meta) -> str:
+    """Return the digest of the distilled set that a student learned from; "" where its result does not say."""
+    return str(content.get("inputs", {}).get("images", ""))[:16]
+
+
+def sets_of(digests: Iterable[str]) -> int | None:
+    """Return how many distilled sets there are, or None where it is not known of each."""
+    different = set(digests)
+    return None if "" in different else len(different)
 
 
 def summary(cells: pd.DataFrame) -> pd.DataFrame:
     """Return a row a group of students: mean, deviation, seeds and interval of top-1, and the gain over random real images.
 
-    The columns: `GROUP`, family; mean, std, n (seeds), low, high, students, spread (of the students of one set), top5; gain
-    over `random` in the same setting, gain_low, gain_high, gain_p, gain_n (pairs of seeds, 0 where none pair); and the means
-    of seconds and bytes where the students have them.
+    The columns: `GROUP`, family; mean, std, n (seeds), low, high; sets (that differ, None where it is not known), students,
+    spread (of the students of one set), top5; gain over `random` in the same setting, gain_low, gain_high, gain_p, gain_n
+    (pairs of seeds, 0 where none pair); and the means of seconds and bytes where the students have them.
     """
     filled = cells.assign(**{name: cells[name].astype(object).where(cells[name].notna(), "") for name in GROUP})
     groups = dict(iter(filled.groupby(GROUP, dropna=False)))
@@ -96,13 +107,13 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for key, students in groups.items():
         line = dict(zip(GROUP, key, strict=True)) | {"family": _only(students["family"])}
-        line |= intervals.mean(scores[key])._asdict() | {"students": len(students)}
+        line |= intervals.mean(scores[key])._asdict() | {"sets": sets_of(students["set"]), "students": len(students)}
         line |= {"spread": intervals.spread(students["seed"], students["top1"])}
         line |= {name: scored(students, name) for name in ("top5", "seconds", "bytes") if name in students}
         control = scores.get((*key[:place], CONTROL, *key[place + 1 :]), {})
         line |= _gain(control if key[place] != CONTROL else {}, scores[key])
         lines.append(line)
-    numbers = [*intervals.Mean._fields, "students", "spread", "top5", *_gain({}, {})]
+    numbers = [*intervals.Mean._fields, "sets", "students", "spread", "top5", *_gain({}, {})]
     return pd.DataFrame(lines, columns=[*GROUP, "family", *numbers] if not lines else None)
 
 
@@ -153,7 +164,7 @@ def raw(results: Results, families: Mapping[Cell, str], teachers: Mapping[str, M
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return rows without the parts that they lack."""
-    return [{k: v for k, v in line.items() if v != "" or k == "family"} for line in records(table)]
+    return [{k: v for k, v in line.items() if v != "" or k in ("family", "set")} for line in records(table)]
 
 
 def of_raw(content: Mapping[str, Any]) -> pd.DataFrame:
@@ -169,5 +180,7 @@ def of_raw(content: Mapping[str, Any]) -> pd.DataFrame:
     lines = []
     for line in content["runs"]:
         cell = Cell.of(line)
-        lines.append({"family": families.get(set_of(cell), "")} | line | all_parts(cell) | {"labels": line["labels"]})
-    return pd.DataFrame(lines, columns=[*CELL, "labels", "family", *SCORES])
+        lines.append(
+            {"family": families.get(set_of(cell), ""), "set": ""} | line | all_parts(cell) | {"labels": line["labels"]}
+        )
+    return pd.DataFrame(lines, columns=[*CELL, "labels", "set", "family", *SCORES])

@@ -9,7 +9,7 @@ import pandas as pd
 from wmdd import intervals
 from wmdd.published import KEY
 from wmdd.render import EMPTY, Column, Table, Value, plain, records, table
-from wmdd.results import GROUP, SETTING, kind_of, scores_of
+from wmdd.results import GROUP, SETTING, kind_of, scores_of, sets_of
 
 ABLATION = {  # preset -> cross-entropy, per-class statistics, barycenter
     "wmdd": (False, True, True),
@@ -23,7 +23,7 @@ SAID = ("dataset", "ipc", "labels")  # by name at a glance
 KEEP = ("dataset", "images per class", "method", "labels")
 SCORE = (
     "Top-1 accuracy in % on the real validation set after the last epoch: mean ± standard deviation (n). n counts seeds of the "
-    "distillation; the students of a seed are averaged."
+    "distillation; the students of a seed are averaged. Fewer sets than seeds: the method gave several seeds the same images."
 )
 GAIN = (
     "− random: difference to random real images under the same labels, its 95 % interval (Student's t), and in brackets the "
@@ -42,32 +42,29 @@ def glance(cells: pd.DataFrame) -> list[str]:
     for key, students in cells.groupby(SETTING, dropna=False):
         place = dict(zip(SETTING, key, strict=True))
         more = [str(place[n]) for n in SETTING if n in ("student", "protocol") or (n in varying and n not in SAID)]
-        real, distilled = (_scores(students, kind) for kind in ("real", "distilled"))
-        if not distilled:
+        real, distilled = (_best(students, kind) for kind in ("real", "distilled"))
+        if distilled is None:
             continue
         where = f"{place['dataset']}, {place['ipc']} per class, {place['labels']} labels ({', '.join(more)})"
-        best, said = _best(distilled)
-        line = f"{where}: {best} {said}"
+        line = f"{where}: {distilled[0]}"
         if real:
-            control, told = _best(real)
-            gain = intervals.difference(real[control], distilled[best])
-            line += f"; real images: {control} {told}; difference {intervals.difference_text(*_shown(gain))}: "
+            gain = intervals.difference(real[1], distilled[1])
+            line += f"; real images: {real[0]}; difference {intervals.difference_text(*_shown(gain))}: "
             line += intervals.verdict(gain.low, gain.high)
         lines.append(line)
     return lines
 
 
-def _scores(students: pd.DataFrame, kind: str) -> dict[str, dict[int, float]]:
-    """Return the scores by seed of the methods whose images are real or distilled."""
+def _best(students: pd.DataFrame, kind: str) -> tuple[str, dict[int, float]] | None:
+    """Return the best method whose images are real, or distilled: what is said of it, and its scores by seed."""
     chosen = students[students["family"].map(kind_of) == kind]
-    return {str(method): scores_of(rows) for method, rows in chosen.groupby("method")}
-
-
-def _best(scores: dict[str, dict[int, float]]) -> tuple[str, str]:
-    means = {method: intervals.mean(each) for method, each in scores.items()}
-    best = max(means, key=lambda method: means[method].mean)
-    of = f", the best of {len(means)}" if len(means) > 1 else ""
-    return best, f"{intervals.mean_text(*means[best][:3])}{of}"
+    scores = {str(method): scores_of(rows) for method, rows in chosen.groupby("method")}
+    if not scores:
+        return None
+    best = max(scores, key=lambda method: intervals.mean(scores[method]).mean)
+    sets = sets_of(chosen.loc[chosen["method"] == best, "set"])
+    many = f", the best of {len(scores)}" if len(scores) > 1 else ""
+    return f"{best} {intervals.mean_text(*intervals.mean(scores[best])[:3], sets)}{many}", scores[best]
 
 
 def _shown(gain: intervals.Difference) -> tuple[float, float, float, int]:
@@ -92,9 +89,10 @@ def _mean(row: dict[str, Any]) -> Value:
     interval = intervals.interval_text(row["low"], row["high"])
     notes = [f"95 %: {interval}" if interval else "a single seed has no interval"]
     if not math.isnan(row["spread"]):
-        sets = "this set" if row["n"] == 1 else f"{row['n']} sets"
-        notes.append(f"spread over {row['students']} students of {sets}: {row['spread']:.1f}")
-    return Value(intervals.mean_text(row["mean"], row["std"], row["n"]), float(row["mean"]), "; ".join(notes))
+        whose = "this set" if row["n"] == 1 else f"{row['n']} seeds"
+        notes.append(f"spread over {row['students']} students of {whose}: {row['spread']:.1f}")
+    sets = None if pd.isna(row["sets"]) else int(row["sets"])
+    return Value(intervals.mean_text(row["mean"], row["std"], row["n"], sets), float(row["mean"]), "; ".join(notes))
 
 
 def _students(row: dict[str, Any]) -> Value:
