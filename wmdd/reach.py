@@ -47,13 +47,13 @@ class Module:
     """A module: the statements of each of its definitions, and its imports."""
 
     def __init__(self, name: str, text: str, package: str) -> None:
-        lines = text.split("\n")
+        lines, end = text.split("\n"), 0
         self.name, self.definitions, self.imports = name, dict[str, list[Statement]](), Imports()
         for node in ast.parse(text).body:
             if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING") and not node.orelse:
                 continue
-            first = min(each.lineno for each in [node, *getattr(node, "decorator_list", ())])
-            source = "\n".join(lines[first - 1 : node.end_lineno])
+            source = "\n".join(lines[min(end, node.lineno - 1) : node.end_lineno])  # with its decorators
+            end = node.end_lineno or 0
             table = symtable(source, name, "exec")
             statement = Statement(node, _names(table), _imports(node, package) if "import" in source else [])
             bound = [each.get_name() for each in table.get_symbols() if each.is_assigned()]
@@ -66,9 +66,9 @@ class Module:
     def _hands(self, node: ast.stmt) -> bool:
         """Return whether it is given to a decorator of this package, by which it may be reached without its name."""
         decorators = [each for each in getattr(node, "decorator_list", ()) if not _registers(each)]
-        names = [each.id for decorator in decorators for each in ast.walk(decorator) if isinstance(each, ast.Name)]
-        own = [bound for bound, module, _ in self.imports if module.split(".")[0] == self.name.split(".")[0]]
-        return any(name in own or name in self.definitions for name in names)
+        names = {each.id for decorator in decorators for each in ast.walk(decorator) if isinstance(each, ast.Name)}
+        own = {bound for bound, module, _ in self.imports if module.split(".")[0] == self.name.split(".")[0]}
+        return bool(names & {*own, *self.definitions})
 
 
 class Package:
@@ -188,7 +188,8 @@ class _Reader:
     def _class(self, node: ast.ClassDef) -> None:
         fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
         others = [each for each in node.body if not isinstance(each, ast.AnnAssign)]
-        own = [ast.Name(alias.asname or alias.name) for each in others for alias in getattr(each, "names", ())]
+        aliases = [alias for each in others if isinstance(each, ast.ImportFrom) for alias in each.names]
+        own = [ast.Name(each.asname or each.name) for each in aliases]
         self.read(f"class {node.name}", node.decorator_list, node.bases, node.keywords, own, others)
         if node.name == FLAGS or any(ast.unparse(base).endswith(FLAGS) for base in node.bases):
             references = list[Definition]()  # of its fields only their classes count
