@@ -163,7 +163,7 @@ class _Reader:
     references: list[Definition]
 
     def read(self, *codes: Any) -> None:
-        left_out = ("ctx", "returns", "" if is_command(self.here.node) else "annotation")
+        left_out = ("ctx", "" if is_command(self.here.node) else "annotation")
         for code in codes:
             match code:
                 case ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant()) | ast.Pass():
