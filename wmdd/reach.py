@@ -1,24 +1,28 @@
 """Reach: which definitions of a package some code refers to, directly or through others, read from the sources alone.
 
-A definition is what a module binds at its top level: a function, a class with its methods, a constant. Its text says what it
-does and nothing of where it stands: names are replaced by what they refer to, and imports, docstrings, comments and annotations
-are left out. Annotations make no object but in two places, where they count: a command's arguments and a class's fields.
-A method is reached with its class. Where a reference can't be followed, more is taken in, never less.
+A definition is what a module binds at its top level: a function, a class with its methods, a constant. Its text is its syntax
+tree without imports, docstrings, comments and annotations, with each name replaced by that of the definition it refers to: it
+doesn't depend on where the definition stands. Annotations make an object, and count, in commands and in a class's fields. In
+doubt more is taken in, never less: a name that is the module's in one place of a definition is so in all of it, and what can't
+be followed is the whole module.
 """
 
 import ast
 import hashlib
-from collections.abc import Container, Iterable, Mapping, Sequence
-from functools import cache, cached_property
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import accumulate
 from pathlib import Path
+from symtable import SymbolTable, symtable
 from typing import Any, NamedTuple
 
-from wmdd.names import Bound, Import, Module, bound, for_types, imported, imports, is_command, registers
-
-FLAGS = "Settings"  # base of the classes whose values reach a stage as flags: of these methods count, fields do not
+FLAGS = (
+    "Settings"  # it, or classes whose bases end so: their values reach a stage as flags; methods count, fields do not
+)
 ERROR = "WmddError"  # ends a job; its words decide no number
-OWN_NAMES = ("globals", "eval", "exec")  # may refer to any definition of their module
-ALL_MODULES = ("importlib.import_module", "sys.modules", "__import__")  # to any of the package
+ANYTHING = ("globals.", "eval.", "exec.", "__import__.", "from importlib.import_module.", "from sys.modules.")
+DEFINING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 class Definition(NamedTuple):
@@ -28,304 +32,224 @@ class Definition(NamedTuple):
     name: str
 
 
-class Text(NamedTuple):
-    """What a definition says: a digest of it, the definitions it refers to in order, and the modules it imports."""
+Imports = list[tuple[str, str, list[str]]]  # a name, the module that it is bound to, and names in that: one or none
 
-    digest: str
-    references: tuple[Definition, ...]
-    imports: tuple[str, ...] = ()
+
+class Statement(NamedTuple):
+    """A statement at the top of a module, the names in it that are the module's, and the imports in it."""
+
+    node: ast.stmt
+    names: set[str]
+    imports: Imports
+
+
+class Module:
+    """A module: the statements of each of its definitions, and its imports."""
+
+    def __init__(self, name: str, text: str, package: str) -> None:
+        lines, end = text.split("\n"), 0
+        self.name, self.definitions, self.imports = name, dict[str, list[Statement]](), Imports()
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING") and not node.orelse:
+                continue
+            source = "\n".join(lines[min(end, node.lineno - 1) : node.end_lineno])  # with its decorators
+            end = node.end_lineno or 0
+            table = symtable(source, name, "exec")
+            statement = Statement(node, _names(table), _imports(node, package) if "import" in source else [])
+            bound = [each.get_name() for each in table.get_symbols() if each.is_assigned()]
+            if not bound or not isinstance(node, (*DEFINING, ast.Assign, ast.AnnAssign)) or self._hands(node):
+                bound.append("")
+            for each in bound:
+                self.definitions.setdefault(each, []).append(statement)
+            self.imports += [] if isinstance(node, DEFINING) else statement.imports
+
+    def _hands(self, node: ast.stmt) -> bool:
+        """Return whether it is given to a decorator of this package, by which it may be reached without its name."""
+        decorators = [each for each in getattr(node, "decorator_list", ()) if not _registers(each)]
+        names = {each.id for decorator in decorators for each in ast.walk(decorator) if isinstance(each, ast.Name)}
+        own = {bound for bound, module, _ in self.imports if module.split(".")[0] == self.name.split(".")[0]}
+        return bool(names & {*own, *self.definitions})
 
 
 class Package:
     """The modules of a package, each read when it is asked for."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.name = root, root.name
-        self.files = {self._name(path): path for path in sorted(root.rglob("*.py"))}
+        self.name, self.files = root.name, dict[str, Path]()
+        for path in sorted([*root.rglob("*.py"), *root.rglob("*/")]):  # a folder may do without `__init__.py`
+            parts = path.relative_to(root.parent).with_suffix("").parts
+            self.files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
         self.module = cache(self._module)
         self.text = cache(self._text)
 
-    def _name(self, path: Path) -> str:
-        parts = path.relative_to(self.root).with_suffix("").parts
-        return ".".join([self.name, *(parts[:-1] if parts[-1] == "__init__" else parts)])
-
     def _module(self, name: str) -> Module:
-        return Module(name, self._sources[name], self.files[name].name == "__init__.py")
-
-    @cached_property
-    def _sources(self) -> dict[str, str]:
-        return {name: path.read_text() for name, path in self.files.items()}
+        path, folder = self.files[name], name.rpartition(".")[0]
+        return Module(name, "" if path.is_dir() else path.read_text(), name if path.name == "__init__.py" else folder)
 
     def named(self, name: str) -> list[Definition]:
         """Return the definitions of a name."""
-        modules = [each for each, text in self._sources.items() if name in text]
-        return [Definition(each, name) for each in modules if name in self.module(each).definitions]
+        return [Definition(each, name) for each in self.files if name in self.module(each).definitions]
+
+    def nodes(self, place: Definition) -> list[ast.stmt]:
+        """Return the statements of a definition."""
+        return [each.node for each in self.module(place.module).definitions.get(place.name, ())]
 
     def commands(self, name: str) -> list[Definition]:
         """Return the functions of a name that are registered as commands."""
         return [place for place in self.named(name) if any(map(is_command, self.nodes(place)))]
 
-    def nodes(self, place: Definition) -> list[ast.stmt]:
-        """Return the statements of a definition."""
+    def find(self, module: str, path: list[str]) -> list[tuple[Definition | None, str]]:
+        """Return what a name in a module refers to, with attributes, and how that reads; without a name, the whole module."""
+        if module not in self.files:
+            inside = module.partition(".")[0] == self.name
+            return [(Definition(self.name, "*") if inside else None, ".".join([f"from {module}", *path]))]
+        here, found = self.module(module), list[tuple[Definition | None, str]]()
+        for name in path[:1]:
+            if name in here.definitions:
+                found.append((Definition(module, name), ".".join(["here", *path])))
+            for bound, target, names in here.imports:
+                if bound == name and (target, names) != (module, [name]):  # which is a package's own module
+                    found += self.find(target, names + path[1:])
+            if not found and f"{module}.{name}" in self.files:
+                found = self.find(f"{module}.{name}", path[1:])
+        return found or [(Definition(module, "*"), ".".join(["here *", *path]))]
+
+    def _text(self, place: Definition) -> tuple[str, list[Definition], list[Definition]]:
+        """Return what a definition says, what it refers to in order, and what else is taken in with it."""
         module = self.module(place.module)
-        return module.definitions.get(place.name, []) if place.name else module.others
-
-    def follow(self, what: Import, attributes: Sequence[str]) -> list[tuple[Definition | str, Sequence[str]]]:
-        """Return what an imported name refers to, and which of its attributes are left; a text if it is of another package."""
-        module, path = what.module, [*filter(None, [what.name]), *attributes]
-        if module.partition(".")[0] != self.name:
-            return [(".".join([module, *path]), ())]
-        if module not in self.files:  # a folder without `__init__.py`, or not there
-            return self.follow(Import(f"{module}.{path[0]}"), path[1:]) if path else [(Definition(self.name, "*"), ())]
-        if not path:
-            return [(Definition(module, "*"), ())]
-        here, (first, *rest) = self.module(module), path
-        found: list[tuple[Definition | str, Sequence[str]]] = []
-        if first in here.definitions:
-            found.append((Definition(module, first), rest))
-        for each in here.imports.get(first, ()):
-            if each != Import(module, first):  # a package's own module, imported by its name
-                found += self.follow(each, rest)
-        if not found and f"{module}.{first}" in self.files:
-            found = self.follow(Import(f"{module}.{first}"), rest)
-        return found or [(Definition(module, "__getattr__" if "__getattr__" in here.definitions else "*"), path)]
-
-    def classes(self, node: ast.expr, module: str) -> list[tuple[ast.ClassDef, Definition]]:
-        """Return the classes of the package that an expression at the top of a module names."""
-        reader = _Reader(self, self.module(module))
-        reader.read(node)
-        found = [(each, place) for place in reader.references for each in self.nodes(place)]
-        return [(each, place) for each, place in found if isinstance(each, ast.ClassDef)]
-
-    def is_settings(self, node: ast.ClassDef, module: str) -> bool:
-        """Return whether a class is `FLAGS`, or has it among its bases."""
-        bases = [each for base in node.bases for each in self.classes(base, module)]
-        return node.name == FLAGS or any(self.is_settings(each, place.module) for each, place in bases)
-
-    def _text(self, place: Definition) -> Text:
-        module = self.module(place.module)
+        whole = [target for bound, target, _ in module.imports if bound == "*" and target in self.files]
         if place.name == "*":
-            inside = [each for each in self.files if each.startswith(f"{module.name}.")] if module.is_package else []
-            own = [Definition(module.name, name) for name in module.definitions]
-            return Text("*", (*own, *(Definition(each, "*") for each in inside)))
-        reader = _Reader(self, module)
-        for node in self.nodes(place):
-            reader.read(node)
-        if not place.name:
-            reader.references += [
-                Definition(module.name, name) for name in module.definitions if self._handed(module, name)
-            ]
-            reader.references += [
-                Definition(each.module, "*") for each in module.imports.get("*", ()) if each.module in self.files
-            ]
-            reader.imports += [module.parent, *module.imported]
-        said = hashlib.sha256("\n".join(reader.tokens).encode()).hexdigest() if reader.tokens else ""
-        return Text(said, tuple(reader.references), tuple(name for name in reader.imports if name in self.files))
-
-    def _handed(self, module: Module, name: str) -> bool:
-        """Return whether a definition is given to a decorator of this package, by which it is reached without its name."""
-        reader = _Reader(self, module)
-        nodes = module.definitions[name]
-        reader.read([each for node in nodes for each in getattr(node, "decorator_list", ()) if not registers(each)])
-        return bool(reader.references)
+            whole += [each for each in self.files if each.rpartition(".")[0] == module.name]
+            own = [Definition(module.name, name) for name in sorted(module.definitions)]
+            return "", own, [Definition(each, "*") for each in whole]
+        tokens, references, imported = list[str](), list[Definition](), [module.name]
+        for statement in module.definitions.get(place.name, ()):
+            _Reader(self, module, statement, tokens, references).read(statement.node)
+            imported += [".".join([target, *names]) for _, target, names in statement.imports]
+        runs = {part for each in imported for part in accumulate(each.split("."), "{}.{}".format) if part in self.files}
+        taken = [Definition(each, "*") for each in whole] + [Definition(each, "") for each in runs]
+        return "\n".join(tokens), references, taken
 
     def reached(self, start: Definition, stops: Container[str], brings: Mapping[str, str]) -> set[Definition]:
-        """Return all that a definition reaches, itself included.
-
-        Args:
-            start: the definition.
-            stops: names of definitions that are left out, with what only they reach.
-            brings: name of a definition to that of another, which is reached with it.
-        """
+        """Return all that a definition reaches but by the names `stops`; a name of `brings` reaches another."""
         found: set[Definition] = set()
         todo = [start]
         while todo:
             place = todo.pop()
-            if place in found or place.name in stops:
-                continue
-            found.add(place)
-            text = self.text(place)
-            todo += [*text.references, *(Definition(name, "") for name in (place.module, *text.imports))]
-            todo += self.named(brings[place.name]) if place.name in brings else []
+            if place not in found and place.name not in stops:
+                found.add(place)
+                _, references, taken = self.text(place)
+                todo += references + taken + (self.named(brings[place.name]) if place.name in brings else [])
         return found
 
     def digest(self, places: Iterable[Definition]) -> str:
-        """Return a digest of definitions: of what each says, of what it refers to, and so on; not of where they stand."""
-        texts = {place: text for place in places if (text := self.text(place)).digest}
-        labels = {place: text.digest for place, text in texts.items()}
-        kinds = 0
-        while len(set(labels.values())) > kinds:  # until those of one text that refer to different ones are told apart
-            kinds = len(set(labels.values()))
-            labels = {place: _label(place, text, labels) for place, text in texts.items()}
-        return hashlib.sha256("\n".join(sorted(labels.values())).encode()).hexdigest()
+        """Return a digest of definitions: of what each says and refers to, not of where they stand."""
+        texts = {place: self.text(place)[:2] for place in places}
+        labels = dict.fromkeys(texts, "")
+        for _ in range(4):  # so that definitions of one name are told apart by what they say and refer to
+            said = {place: [said, *(labels.get(each, "") for each in to)] for place, (said, to) in texts.items()}
+            labels = {place: _hash(each) for place, each in said.items()}
+        return _hash(sorted(labels[place] for place, (said, _) in texts.items() if said))
 
 
-def _label(place: Definition, text: Text, labels: Mapping[Definition, str]) -> str:
-    references = [labels.get(each, "") for each in text.references]
-    said = "\n".join([text.digest, *(sorted(references) if place.name == "*" else references)])
-    return hashlib.sha256(said.encode()).hexdigest()
-
-
+@dataclass
 class _Reader:
-    """Reads code: its text as `tokens`, the definitions that it refers to, and the modules that it imports."""
+    """Reads a statement of a module: its text as `tokens`, and the definitions that it refers to."""
 
-    def __init__(self, package: Package, module: Module) -> None:
-        self.package, self.module = package, module
-        self.tokens: list[str] = []
-        self.references: list[Definition] = []
-        self.imports: list[str] = []
-        self._scopes: list[Bound] = []
-        self._is_command = False
+    package: Package
+    module: Module
+    here: Statement
+    tokens: list[str]
+    references: list[Definition]
 
-    def read(self, code: Any) -> None:
-        """Read a node, a list of them, or what else a node has."""
-        if isinstance(code, list):
-            self.tokens.append("[")
-            for each in code:
-                self.read(each)
-            self.tokens.append("]")
-        elif isinstance(code, ast.AST):
-            _READ.get(type(code), _Reader._any)(self, code)
-        else:
-            self.tokens.append(repr(code))
-
-    def _any(self, node: ast.AST) -> None:
-        parts = [value for name, value in ast.iter_fields(node) if name not in ("ctx", "kind", "type_comment")]
-        self._all(type(node).__name__, *parts)
-
-    def _all(self, kind: str, *parts: Any) -> None:
-        self.tokens.append(f"({kind}")
-        for part in parts:
-            self.read(part)
-        self.tokens.append(")")
-
-    def _nothing(self, node: ast.AST) -> None:
-        """Leave out what does nothing by itself."""
-
-    def _import(self, node: ast.Import | ast.ImportFrom) -> None:
-        self.imports += imported(node, self.module.package)
-
-    def _expression(self, node: ast.Expr) -> None:
-        if not isinstance(node.value, ast.Constant):  # as docstrings are
-            self._any(node)
-
-    def _if(self, node: ast.If) -> None:
-        if for_types(node):
-            self.read(node.orelse)
-        else:
-            self._any(node)
-
-    def _raise(self, node: ast.Raise) -> None:
-        if isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func).rpartition(".")[2] == ERROR:
-            self.tokens.append(f"raise {ERROR}")
-        else:
-            self._any(node)
-
-    def _name(self, node: ast.Name | ast.Attribute) -> None:
-        """Replace a name with its attributes by what they refer to."""
-        attributes: list[str] = []
-        base: ast.expr = node
-        while isinstance(base, ast.Attribute):
-            attributes.insert(0, base.attr)
-            base = base.value
-        if isinstance(base, ast.Name):
-            self._refer(base.id, attributes)
-        else:
-            self._all(".".join(["", *attributes]), base)
-
-    def _refer(self, name: str, attributes: Sequence[str]) -> None:
-        here, package = self.module, self.package
-        scope = next((scope for scope in reversed(self._scopes) if name in scope), None)
-        found: list[tuple[Definition | str, Sequence[str]]] = []
-        if scope is not None:
-            found = [each for what in scope[name] for each in package.follow(what, attributes)]
-        elif name in here.definitions or name in here.imports:
-            found = package.follow(Import(here.name, name), attributes)
-        elif name in OWN_NAMES:
-            self.references.append(Definition(here.name, "*"))
-        for target, rest in found or [(name, attributes)]:
-            if isinstance(target, str):
-                self.tokens.append(".".join(["from" if found else "", target, *rest]))
-                if target.startswith(ALL_MODULES):
-                    self.references.append(Definition(package.name, "*"))
-            else:
-                self.tokens.append(".".join(["here", target.name, *rest]))
-                self.references.append(target)
-
-    def _argument(self, node: ast.arg) -> None:
-        self.tokens.append(node.arg)
-        if self._is_command:
-            self._annotation(node.annotation)
-
-    def _annotation(self, node: ast.expr | None) -> None:
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            node = ast.parse(node.value, mode="eval").body
-        self.read(node)
-
-    def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> None:
-        """Read a function, whose own names hide those of the module."""
-        decorators = (
-            [] if isinstance(node, ast.Lambda) else [each for each in node.decorator_list if not registers(each)]
-        )
-        self._all(f"{type(node).__name__} {getattr(node, 'name', '')}", decorators)
-        self._is_command = is_command(node)
-        self.read(node.args)
-        self._is_command = False
-        parameters = [each for each in ast.iter_child_nodes(node.args) if isinstance(each, ast.arg)]
-        body = [node.body] if isinstance(node, ast.Lambda) else node.body
-        self._scopes.append(bound([*parameters, *body], self.module.package))
-        self.read(body)
-        self._scopes.pop()
-
-    def _comprehension(self, node: Any) -> None:
-        first, *others = node.generators
-        self._all(type(node).__name__, first.iter)  # which is evaluated outside
-        self._scopes.append(bound([each.target for each in node.generators], self.module.package))
-        self.read([first.target, first.ifs, first.is_async, *others])
-        self.read([node.key, node.value] if isinstance(node, ast.DictComp) else node.elt)
-        self._scopes.pop()
-
-    def _annotated(self, node: ast.AnnAssign) -> None:
-        if node.value is not None:
-            self.read(ast.Assign([node.target], node.value))
+    def read(self, *codes: Any) -> None:
+        left_out = ("ctx", "" if is_command(self.here.node) else "annotation")
+        for code in codes:
+            match code:
+                case ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant()) | ast.Pass():
+                    pass
+                case ast.Name() | ast.Attribute() if path := _path(code):
+                    self._refer(path)
+                case ast.Raise(exc=ast.Call(func=ast.Name(id=name))) if name == ERROR:
+                    self.tokens.append(f"raise {ERROR}")
+                case ast.FunctionDef() | ast.AsyncFunctionDef():
+                    decorators = [each for each in code.decorator_list if not _registers(each)]
+                    self.read(f"def {code.name}", decorators, code.args, code.body)
+                case ast.ClassDef():
+                    self._class(code)
+                case ast.AST():
+                    parts = [part for name, part in ast.iter_fields(code) if name not in left_out]
+                    self.read(type(code).__name__, parts)
+                case list():
+                    self.read("[", *code, "]")
+                case _:
+                    self.tokens.append(repr(code))
 
     def _class(self, node: ast.ClassDef) -> None:
-        self._all(f"ClassDef {node.name}", node.decorator_list, node.bases, node.keywords)
-        of_flags = self.package.is_settings(node, self.module.name)
-        for each in node.body:
-            if isinstance(each, ast.AnnAssign) and of_flags:
-                self.references += [place for _, place in self.package.classes(each.annotation, self.module.name)]
-            elif isinstance(each, ast.AnnAssign):
-                self._all("field", each.target, each.value)
-                self._annotation(each.annotation)
-            else:
-                self.read(each)
-            if isinstance(each, ast.Import | ast.ImportFrom):
-                found = [
-                    to for _, what in imports(each, self.module.package) for to, _ in self.package.follow(what, ())
-                ]
-                self.references += [to for to in found if isinstance(to, Definition)]
+        fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+        others = [each for each in node.body if not isinstance(each, ast.AnnAssign)]
+        aliases = [alias for each in others if isinstance(each, ast.ImportFrom) for alias in each.names]
+        own = [ast.Name(each.asname or each.name) for each in aliases]
+        self.read(f"class {node.name}", node.decorator_list, node.bases, node.keywords, own, others)
+        if node.name == FLAGS or any(ast.unparse(base).endswith(FLAGS) for base in node.bases):
+            references = list[Definition]()  # of its fields only their classes count
+            replace(self, tokens=[], references=references).read(*(each.annotation for each in fields))
+            nodes = [(each, node) for each in references for node in self.package.nodes(each)]
+            self.references += [each for each, node in nodes if isinstance(node, ast.ClassDef)]
+        else:
+            self.read(*([each.annotation, each.target, each.value] for each in fields))
+
+    def _refer(self, path: list[str]) -> None:
+        """Replace a name with its attributes by what they refer to."""
+        package, module, (name, *rest) = self.package, self.module, path
+        local = [(target, names + rest) for bound, target, names in self.here.imports if bound == name]
+        found = [each for target in local for each in package.find(*target)]
+        known = {*module.definitions, *(bound for bound, *_ in module.imports)}
+        found += package.find(module.name, path) if name in self.here.names & known else []
+        for place, text in found or [(None, ".".join(path))]:
+            self.tokens.append(text)
+            place = Definition(package.name, "*") if f"{text}.".startswith(ANYTHING) else place
+            self.references += [place] if place else []
 
 
-_READ: dict[type[ast.AST], Any] = {
-    ast.Pass: _Reader._nothing,
-    ast.Global: _Reader._nothing,
-    ast.Nonlocal: _Reader._nothing,
-    ast.Import: _Reader._import,
-    ast.ImportFrom: _Reader._import,
-    ast.Expr: _Reader._expression,
-    ast.If: _Reader._if,
-    ast.Raise: _Reader._raise,
-    ast.Name: _Reader._name,
-    ast.Attribute: _Reader._name,
-    ast.arg: _Reader._argument,
-    ast.FunctionDef: _Reader._function,
-    ast.AsyncFunctionDef: _Reader._function,
-    ast.Lambda: _Reader._function,
-    ast.ListComp: _Reader._comprehension,
-    ast.SetComp: _Reader._comprehension,
-    ast.DictComp: _Reader._comprehension,
-    ast.GeneratorExp: _Reader._comprehension,
-    ast.AnnAssign: _Reader._annotated,
-    ast.ClassDef: _Reader._class,
-}
+def is_command(node: ast.AST) -> bool:
+    """Return whether it is a function that is registered as a command."""
+    return any(map(_registers, getattr(node, "decorator_list", ())))
+
+
+def _registers(decorator: ast.expr) -> bool:
+    """Return whether a decorator makes a function a command: `@app.command`."""
+    return getattr(getattr(decorator, "func", decorator), "attr", "") == "command"
+
+
+def _imports(code: ast.AST, package: str) -> Imports:
+    found = Imports()
+    for node in ast.walk(code):
+        if isinstance(node, ast.ImportFrom):
+            base = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            module = ".".join(filter(None, [base, node.module]))
+            found += [(alias.asname or alias.name, module, [alias.name]) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [(alias.asname or alias.name, alias.name, []) for alias in node.names]
+            found += [(top, top, []) for alias in node.names for top in [alias.name.partition(".")[0]]]
+    return found
+
+
+def _names(table: SymbolTable) -> set[str]:
+    """Return the names that are the module's in any scope of code; in a class, all until they are bound."""
+    found = {each.get_name() for each in table.get_symbols() if each.is_global()}
+    if table.get_type() == "class":
+        found |= {each.get_name() for each in table.get_symbols() if each.is_referenced()}
+    return found.union(*map(_names, table.get_children()))
+
+
+def _path(node: ast.expr) -> list[str]:
+    """Return the names of `name.attribute.attribute`, none if it begins with anything else."""
+    if isinstance(node, ast.Attribute):
+        before = _path(node.value)
+        return before and [*before, node.attr]
+    return [node.id] if isinstance(node, ast.Name) else []
+
+
+def _hash(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
