@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wmdd import artifacts, results
+from wmdd import artifacts
+from wmdd import results as frames
 from wmdd.errors import WmddError
 from wmdd.page import scores
-from wmdd.results import GROUP, families_beside, family_of, kind_of, rows, summary
+from wmdd.render import render
+from wmdd.results import GROUP, Measure, families_beside, family_of, kind_of, rows, summary
 from wmdd.workflow.layout import CELL, Cell, path_of
 
 PLACE = {"dataset": "digits", "teacher": "t-w8", "student": "s-w8"}
@@ -159,18 +161,18 @@ def test_the_set_beside_a_student_says_its_family(tmp_path):
 
 def test_rows_come_back_from_what_is_kept_with_a_study():
     found = [result(0.25, seed=s, method=m, teacher=t) for s in (0, 1) for m in ("wmdd-plus", "wmdd") for t in "AB"]
-    cells = [results.cell_of(path) for path, _ in found]
-    families = {results.set_of(cell): "select" if cell.method == "wmdd-plus" else "recover" for cell in cells}
+    cells = [frames.cell_of(path) for path, _ in found]
+    families = {frames.set_of(cell): "select" if cell.method == "wmdd-plus" else "recover" for cell in cells}
     stages = {"select": "select", "recover": "recover"}
     costs = [
         (Path(path_of("images", cell)).with_suffix(".cost.json"), {"stage": stages[family], "seconds": 1})
         for cell, family in families.items()
     ]
-    content = json.loads(json.dumps(results.raw(found, families, {}, costs)))
-    assert results.of_raw(content).equals(rows(found, families).round(4))
+    content = json.loads(json.dumps(frames.raw(found, families, {}, costs)))
+    assert frames.of_raw(content).equals(rows(found, families).round(4))
     for run in content["runs"]:
         del run["family"]  # as the first studies are
-    assert results.of_raw(content)["family"].tolist() == rows(found, families)["family"].tolist()
+    assert frames.of_raw(content)["family"].tolist() == rows(found, families)["family"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -184,3 +186,16 @@ def test_seeds_that_have_the_same_images_are_told(digests, sets, shown):
     (row,) = summary(rows(found)).to_dict("records")
     assert row["sets"] == sets
     assert shown in [value.text for value in scores.results(summary(rows(found))).rows[0]]
+
+
+def test_a_column_is_added_in_one_place(monkeypatch):
+    steps = Measure("steps", lambda content: content["result"]["steps"], title="steps")
+    for module in frames, scores:
+        monkeypatch.setattr(module, "MEASURES", (*frames.MEASURES, steps))
+    found = [result(0.1 * seed, seed=seed) for seed in (1, 2)]
+    for _, content in found:
+        content["result"]["steps"] = 1500
+    table = scores.results(summary(rows(found)))
+    for form in "markdown", "csv", "latex", "html":
+        assert "steps" in render(table, form)
+        assert "1500" in render(table, form)

@@ -5,9 +5,9 @@ is ever pooled or forgotten. A part that a cell does not have is "".
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -21,8 +21,30 @@ FIRST = ("dataset", "ipc", "method")  # how tables are sorted
 GROUP = [*FIRST, *(name for name in CELL if name not in (*FIRST, "seed", "run")), "labels"]
 SETTING = [name for name in GROUP if name != "method"]  # in which methods are compared
 CONTROL = "random"
-SCORES = ("top1", "top5", "best_top1")
 Meta = Mapping[str, Any]
+
+
+class Measure(NamedTuple):
+    """What tables say of a student beside its top-1: to add a column, add a measure.
+
+    Attributes:
+        name: of the column in data frames and CSV.
+        read: returns it from the content of a student's result.
+        title: of its column in the main table, which has the mean over seeds; empty: it has none.
+        mean: the summary has its mean over seeds.
+    """
+
+    name: str
+    read: Callable[[Meta], float]
+    title: str = ""
+    mean: bool = True
+
+
+MEASURES = (
+    Measure("top5", lambda content: 100 * content["result"]["top5"]),
+    # The best of all looks is chosen by the validation set itself, so that no table has it.
+    Measure("best_top1", lambda content: 100 * content["result"]["best_top1"], mean=False),
+)
 Results = list[tuple[Path, dict[str, Any]]]
 
 
@@ -78,8 +100,13 @@ def rows(results: Results, families: Mapping[Cell, str] | None = None) -> pd.Dat
             )
         line = all_parts(cell) | {"labels": content["settings"]["labels"], "set": set_digest(content)}
         line["family"] = (families or {}).get(set_of(cell), "")
-        lines.append(line | {name: 100 * content["result"][name] for name in SCORES})
-    return pd.DataFrame(lines, columns=[*CELL, "labels", "set", "family", *SCORES])
+        line["top1"] = 100 * content["result"]["top1"]
+        lines.append(line | {measure.name: measure.read(content) for measure in MEASURES})
+    return pd.DataFrame(lines, columns=_columns())
+
+
+def _columns() -> list[str]:
+    return [*CELL, "labels", "set", "family", "top1", *(measure.name for measure in MEASURES)]
 
 
 def set_digest(content: Meta) -> str:
@@ -97,23 +124,24 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
     """Return a row a group of students: mean, deviation, seeds and interval of top-1, and the gain over random real images.
 
     The columns: `GROUP`, family; mean, std, n (seeds), low, high; sets (that differ, None where it is not known), students,
-    spread (of the students of one set), top5; gain over `random` in the same setting, gain_low, gain_high, gain_p, gain_n
-    (pairs of seeds, 0 where none pair); and the means of seconds and bytes where the students have them.
+    spread (of the students of one set); the means of `MEASURES`; gain over `random` in the same setting, gain_low, gain_high,
+    gain_p, gain_n (pairs of seeds, 0 where none pair); and the means of seconds and bytes where the students have them.
     """
     filled = cells.assign(**{name: cells[name].astype(object).where(cells[name].notna(), "") for name in GROUP})
     groups = dict(iter(filled.groupby(GROUP, dropna=False)))
     scores = {key: scores_of(students) for key, students in groups.items()}
     place = GROUP.index("method")
+    averaged = [measure.name for measure in MEASURES if measure.mean]
     lines = []
     for key, students in groups.items():
         line = dict(zip(GROUP, key, strict=True)) | {"family": _only(students["family"])}
         line |= intervals.mean(scores[key])._asdict() | {"sets": sets_of(students["set"]), "students": len(students)}
         line |= {"spread": intervals.spread(students["seed"], students["top1"])}
-        line |= {name: scored(students, name) for name in ("top5", "seconds", "bytes") if name in students}
+        line |= {name: scored(students, name) for name in (*averaged, "seconds", "bytes") if name in students}
         control = scores.get((*key[:place], CONTROL, *key[place + 1 :]), {})
         line |= _gain(control if key[place] != CONTROL else {}, scores[key])
         lines.append(line)
-    numbers = [*intervals.Mean._fields, "sets", "students", "spread", "top5", *_gain({}, {})]
+    numbers = [*intervals.Mean._fields, "sets", "students", "spread", *averaged, *_gain({}, {})]
     return pd.DataFrame(lines, columns=[*GROUP, "family", *numbers] if not lines else None)
 
 
@@ -183,4 +211,4 @@ def of_raw(content: Mapping[str, Any]) -> pd.DataFrame:
         lines.append(
             {"family": families.get(set_of(cell), ""), "set": ""} | line | all_parts(cell) | {"labels": line["labels"]}
         )
-    return pd.DataFrame(lines, columns=[*CELL, "labels", "set", "family", *SCORES])
+    return pd.DataFrame(lines, columns=_columns())

@@ -1,7 +1,7 @@
 """Tables of accuracy: the best at a glance, the main table, and tables with a column for each dataset or student."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,7 +9,7 @@ import pandas as pd
 from wmdd import intervals
 from wmdd.published import KEY
 from wmdd.render import EMPTY, Column, Table, Value, plain, records, table
-from wmdd.results import GROUP, SETTING, kind_of, scores_of, sets_of
+from wmdd.results import GROUP, MEASURES, SETTING, kind_of, scores_of, sets_of
 
 ABLATION = {  # preset -> cross-entropy, per-class statistics, barycenter
     "wmdd": (False, True, True),
@@ -80,6 +80,7 @@ def results(summary: pd.DataFrame) -> Table:
     place = [plain(name) for name in GROUP]
     place.insert(GROUP.index("method") + 1, Column("images", lambda row: Value(kind_of(row["family"]))))
     columns = [*place, Column("top-1, %", _mean), Column("students", _students), Column("− random", _gain)]
+    columns += [Column(title, _measure(name)) for name, _, title, mean in MEASURES if title and mean]
     columns += [Column("published", _published)]
     keep = (*KEEP, *(column.title for column in columns[len(place) :]))
     return table("results", records(summary), columns, keep, f"{SCORE} {GAIN}", wide=True, numbers=summary)
@@ -104,6 +105,10 @@ def _gain(row: dict[str, Any]) -> Value:
         return EMPTY
     said = intervals.difference_text(row["gain"], row["gain_low"], row["gain_high"], int(row["gain_n"]))
     return Value(said, float(row["gain"]), intervals.verdict(row["gain_low"], row["gain_high"]))
+
+
+def _measure(name: str) -> Callable[[dict[str, Any]], Value]:
+    return lambda row: EMPTY if math.isnan(row[name]) else Value(f"{row[name]:.4g}", float(row[name]))
 
 
 def _published(row: dict[str, Any]) -> Value:
