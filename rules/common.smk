@@ -31,7 +31,7 @@ from wmdd.provenance import code_digest, git_revision
 from wmdd.cost.resources import Requests
 from wmdd.workflow.costs import costs
 from wmdd.workflow.inputs import Inputs, any_of
-from wmdd.workflow.layout import FILES, REPORT, WILDCARDS, cost_of, history_of, log_of
+from wmdd.workflow.layout import FILES, REPORT, WILDCARDS, cost_of, history_of, log_of, of_run
 from wmdd.workflow.stages import STAGES
 
 logger.addHandler(Guard(workflow))

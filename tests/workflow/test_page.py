@@ -77,11 +77,14 @@ def test_a_table_cannot_have_the_name_of_a_rule(fresh: Workspace, name: str) -> 
     assert f"matrix: the name {name} is that of a rule; choose another" in failed.stdout + failed.stderr
 
 
-def test_a_missing_history_is_one_line(run: Workspace) -> None:
-    for path in run.root.glob("results/digits/nano/wmdd/**/run0.csv"):
-        path.unlink()
+def test_a_missing_history_is_made_again_and_a_damaged_one_is_one_line(run: Workspace) -> None:
+    histories = sorted(run.root.glob("results/digits/nano/wmdd/**/run0.csv"))
+    histories[0].unlink()
     (run.root / PAGE).unlink()
-    failed = run.snakemake(PAGE, check=False)
+    assert run.pending(PAGE)["student"] == 1
+    for path in histories:
+        path.write_text("")
+    failed = run.snakemake("--rerun-triggers", "code", "--", PAGE, check=False)
     assert failed.returncode
     log = (run.root / "logs/report/page.log").read_text()
     assert re.search(r"error: .*run0\.csv is missing or damaged; delete .*run0\.json and run again", log)

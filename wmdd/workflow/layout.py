@@ -209,6 +209,11 @@ def history_of(path: str) -> str:
     return f"{path.rpartition('.')[0]}{HISTORY}"
 
 
+def of_run(pattern: str, run: int) -> str:
+    """Return the pattern of a student's file with its run filled in: a job trains a group of runs, so they are no wildcard."""
+    return pattern.replace("{run}", str(run))
+
+
 def log_of(stage: str, path: str) -> str:
     """Return the pattern of the log of a stage: the path of what it makes below logs/, by the name of the stage.
 
