@@ -17,7 +17,7 @@ from wmdd.commands import Several, _quality, _teacher, app
 from wmdd.errors import WmddError
 from wmdd.job import cost_path
 from wmdd.workflow.layout import CELL, Cell, cell_of, wildcards_of
-from wmdd.workflow.stages import STAGES
+from wmdd.workflow.stages import ATOMS, STAGES
 
 
 @app.command
@@ -299,7 +299,7 @@ def _settings(images: list[Path]) -> dict[str, Any]:
         made = [stage for stage in STAGES if stage in meta]
         stages: dict[str, Any] = {stage: meta[stage]["settings"] for stage in made}
         stages |= {} if made else {"select": meta["settings"]}
-        for part in sorted(path.parent.glob("barycenter/*.h5"))[:1] + sorted(path.parent.glob("quantize/*.h5"))[:1]:
+        for part in (part for name in ATOMS for part in sorted(path.parent.glob(f"{name}/*.h5"))[:1]):
             stages[part.parent.name] = artifacts.load_meta(part)["settings"]
         settings[name] = {f"{stage}: {key}": value for stage, found in stages.items() for key, value in found.items()}
         if "recover" in stages:

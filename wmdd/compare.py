@@ -14,7 +14,7 @@ from wmdd import artifacts, intervals
 from wmdd.errors import WmddError
 from wmdd.results import set_digest, sets_of
 from wmdd.workflow.layout import CELL, COST, Cell, beside, place_of
-from wmdd.workflow.stages import STAGES
+from wmdd.workflow.stages import ATOMS, STAGES
 
 PLACE = tuple(name for name in CELL if name not in ("seed", "run"))
 NONE = "—"
@@ -84,7 +84,7 @@ def _settings(stage: str, values: dict[str, Any]) -> dict[str, str]:
 def _beside(path: Path, inputs: dict[str, str]) -> dict[str, str]:
     """Return the settings of what a student learned from: its set, the blocks of it, and the labels, known by their digest."""
     images = Path(beside(path, "images"))
-    blocks = [next(iter(sorted((images.parent / name).glob("*.h5"))), None) for name in ("barycenter", "quantize")]
+    blocks = [next(iter(sorted((images.parent / name).glob("*.h5"))), None) for name in ATOMS]
     labels = [
         file
         for file in sorted(Path(beside(path, "labels")).parent.glob("*.h5"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from wmdd.errors import WmddError
 from wmdd.tracking import without_key
-from wmdd.workflow.stages import BLOCKS
+from wmdd.workflow.stages import ATOMS, BLOCKS
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports import v2 as wr
@@ -80,7 +80,7 @@ def sections() -> dict[str, tuple[str, list[Any]]]:
         "Learning curves": ("teacher|student", learning),
         "Distilled images": ("|".join(["select", *BLOCKS]), pictures),
         "Recover": ("recover", losses),
-        "Barycenters": ("barycenter|quantize", transport),
+        "Barycenters": ("|".join(ATOMS), transport),
         "Cost": ("", cost),
     }
 

@@ -23,10 +23,10 @@ from wmdd.cost.scene import Shapes, Work
 from wmdd.errors import WmddError
 from wmdd.units import seconds, size
 from wmdd.workflow.layout import Cell
-from wmdd.workflow.stages import rank
+from wmdd.workflow.stages import BLOCKS, makers_of, rank
 
 MOST = 2  # doublings: a job that is preempted again and again must stay one that a node can take
-IMAGES = ("recover", "decode", "match", "images", "select")  # that write compressed images
+IMAGES = (*BLOCKS, *makers_of("images"))  # that write compressed images
 
 
 class Request(NamedTuple):

@@ -117,6 +117,9 @@ SETTINGS: MappingProxyType[str, type[Settings]] = MappingProxyType(
 KEYS = MappingProxyType({stage.name: stage.keys for stage in _ROWS if stage.settings} | {"generator": GENERATOR})
 NETWORK = tuple(stage.name for stage in _ROWS if stage.network and not stage.section)  # those that run one
 BLOCKS = tuple(stage.name for stage in _ROWS if stage.block)  # the stages that make the blocks of a distilled set
+ATOMS = tuple(
+    stage.name for stage in _ROWS if {"method", "block"} <= {*stage.wildcards} and not stage.block
+)  # what they match
 ORDER = tuple(STAGES)
 
 
