@@ -57,8 +57,8 @@ def test_methods_are_compared(two, run):
     first, second = ([c.strip() for c in line.strip("|").split("|")] for line in accuracy.splitlines()[2:])
     assert first == [f"{BASE}/wmdd/ipc10", "52.3 ± 2.5 (3)", "", "", "", ""]
     gain = intervals.difference(dict(enumerate(WMDD)), dict(enumerate(RANDOM)))
-    assert second[:3] == [f"{BASE}/random/ipc10", "45.7 ± 1.5 (3)", "-6.7"]
-    assert second[3:] == [f"{gain.low:+.1f} to {gain.high:+.1f}", f"{gain.p:.2g}", "paired, 3 seeds"]
+    assert second[:3] == [f"{BASE}/random/ipc10", "45.7 ± 1.5 (3)", "−6.7"]
+    assert second[3:] == [intervals.interval_text(gain.low, gain.high, "+"), f"{gain.p:.2g}", "paired, 3 seeds"]
     assert "n counts seeds" in out
     assert "No interval" not in out
 
@@ -82,7 +82,7 @@ def test_one_result_each_says_that_there_is_no_interval(tmp_path, run):
     code, out, _ = run(f"compare {a} {b}")
     assert code == 0
     assert "No interval can be given with n < 2" in out
-    assert "-20.0" in out
+    assert "−20.0" in out
     assert "| student.lr" in out
     assert "| ipc" in out
 
@@ -103,7 +103,7 @@ def test_students_of_a_single_seed_are_one_observation_with_a_spread_in_words(tm
     shown = render([Side.read(tmp_path / BASE / name) for name in ("wmdd", "random")])
     assert "| 52.3 (1) " in shown
     assert "±" not in shown
-    assert "| -6.7" in shown
+    assert "| −6.7" in shown
     assert f"{tmp_path}/{BASE}/wmdd: spread over 3 students of this set: 2.5." in shown
 
 

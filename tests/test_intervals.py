@@ -50,7 +50,7 @@ def test_seeds_that_both_have_are_paired_by_hand():
     assert found.pairs == 2
     assert found[:3] == pytest.approx((-7.5, -7.5 - half, -7.5 + half))
     assert found.p == pytest.approx(ttest_rel([44.0, 46], [50.0, 55]).pvalue)
-    assert intervals.difference_text(*found[:3], found.pairs) == f"-7.5, {-7.5 - half:+.1f} to {-7.5 + half:+.1f} (2)"
+    assert intervals.difference_text(*found[:3], found.pairs) == "−7.5 (−26.6 to +11.6; 2)"
 
 
 def test_welch_where_no_seed_is_shared():
@@ -60,7 +60,7 @@ def test_welch_where_no_seed_is_shared():
     low, high = (-bound for bound in ttest_ind(a, b, equal_var=False).confidence_interval(0.95))
     assert (found.low, found.high) == pytest.approx((high, low))
     assert (found.p, found.pairs) == (pytest.approx(test.pvalue), 0)
-    assert intervals.difference_text(*found[:3], found.pairs).endswith("(unpaired)")
+    assert intervals.difference_text(*found[:3], found.pairs).endswith("; unpaired)")
 
 
 @pytest.mark.parametrize(

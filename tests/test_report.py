@@ -77,7 +77,7 @@ def test_the_gain_over_random_is_paired_by_seed():
                for method, gains in (("random", (0, 0, 0)), ("wmdd", (0.01, 0.02, 0.03)))
                for seed, gain in enumerate(gains)]  # fmt: skip
     random, wmdd = lines(table(results))
-    assert wmdd["− random"] == "+2.0, -0.5 to +4.5 (3)"  # 2 ± 4.303 * 1 / sqrt(3)
+    assert wmdd["− random"] == "+2.0 (−0.5 to +4.5; 3)"  # 2 ± 4.303 * 1 / sqrt(3)
     assert random["− random"] == ""
 
 

@@ -187,4 +187,4 @@ def _told_difference(first: dict[int, float], second: dict[int, float]) -> list[
     gain = intervals.difference(first, second)
     test = f"paired, {gain.pairs} seeds" if gain.pairs > 1 else "paired, 1 seed" if gain.pairs else "Welch, unpaired"
     interval = intervals.interval_text(gain.low, gain.high, "+")
-    return [f"{gain.mean:+.1f}", interval or NONE, f"{gain.p:.2g}" if interval else NONE, test]
+    return [intervals.signed(gain.mean), interval or NONE, f"{gain.p:.2g}" if interval else NONE, test]

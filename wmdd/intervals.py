@@ -131,13 +131,22 @@ def mean_text(mean: float, std: float, n: int, sets: int | None = None) -> str:
 
 def interval_text(low: float, high: float, sign: str = "") -> str:
     """Return "low to high", empty where there is no interval."""
-    return "" if math.isnan(low) else f"{low:{sign}.1f} to {high:{sign}.1f}"
+    return "" if math.isnan(low) else _signed(f"{low:{sign}.1f} to {high:{sign}.1f}")
 
 
 def difference_text(mean: float, low: float, high: float, pairs: int) -> str:
-    """Return "difference, interval (n)", n the number of pairs of seeds."""
-    interval = "" if math.isnan(low) else f", {interval_text(low, high, '+')}"
-    return f"{mean:+.1f}{interval} ({pairs or 'unpaired'})"
+    """Return "difference (interval; n)", n the number of pairs of seeds."""
+    interval = "" if math.isnan(low) else f"{interval_text(low, high, '+')}; "
+    return f"{signed(mean)} ({interval}{pairs or 'unpaired'})"
+
+
+def signed(value: float) -> str:
+    """Return a difference with its sign."""
+    return _signed(f"{value:+.1f}")
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", "−")
 
 
 def verdict(low: float, high: float) -> str:

@@ -77,15 +77,15 @@ def texts(opened, column: int) -> list[str]:
 
 
 def test_the_table_is_sorted_as_numbers_by_mouse_and_keyboard(opened):
-    head = opened.locator("#results thead th", has_text="soft labels")
+    head = opened.locator("#results thead th", has_text="top-1")
     head.click()
     expect(head).to_have_attribute("aria-sort", "ascending")
-    up = [float(text.split()[0]) for text in texts(opened, 6)]
+    up = [float(text.split()[0]) for text in texts(opened, 8)]
     assert up == sorted(up)
     head.locator("[role=button]").focus()
     opened.keyboard.press("Enter")
     expect(head).to_have_attribute("aria-sort", "descending")
-    assert [float(text.split()[0]) for text in texts(opened, 6)] == up[::-1]
+    assert [float(text.split()[0]) for text in texts(opened, 8)] == up[::-1]
 
 
 def test_the_table_is_searched(opened):
@@ -100,8 +100,12 @@ def test_the_table_is_searched(opened):
     ("kind", "first", "within"),
     [
         ("Markdown", "| dataset | images per class | method |", "| imagenette | 10 | wmdd |"),
-        ("LaTeX", "\\begin{tabular}{lllllllll", "imagenette & 10 & wmdd & resnet18 & paper & 47.1 $\\pm$ 0.7 (2)"),
-        ("CSV", "dataset,images per class,method", "imagenette,10,wmdd,resnet18,paper,47.1 ± 0.7 (2)"),
+        (
+            "LaTeX",
+            "\\begin{tabular}{lllllllll",
+            "imagenette & 10 & wmdd & distilled & resnet18 & paper & soft & 47.1 $\\pm$ 0.7 (2)",
+        ),
+        ("CSV", "dataset,images per class,method", "imagenette,10,wmdd,distilled,resnet18,paper,soft,47.1 ± 0.7 (2)"),
     ],
 )
 def test_the_table_is_copied_as_it_is_shown(opened, kind, first, within):
@@ -196,7 +200,7 @@ def test_without_scripts_the_tables_and_images_are_there(browser, file):
     context = browser.new_context(java_script_enabled=False)
     window = context.new_page()
     window.goto(file.as_uri())
-    assert window.locator("#results tbody tr").count() == len(METHODS) * 4
+    assert window.locator("#results tbody tr").count() == len(METHODS) * 8  # with soft and hard labels
     assert window.locator(".strip:not([hidden]) img").first.is_visible()
     context.close()
 

@@ -59,7 +59,7 @@ def test_the_difference_to_random_images_is_paired_and_has_an_interval():
                       for seed, top1 in enumerate(values)])  # fmt: skip
     gains = row(scores.results(summary(cells)), method="wmdd")["− random"]
     half = student_t.ppf(0.975, 2) * np.std([10, 12, 11], ddof=1) / math.sqrt(3)
-    assert gains.text == f"+11.0, {11 - half:+.1f} to {11 + half:+.1f} (3)"
+    assert gains.text == f"+11.0 ({11 - half:+.1f} to {11 + half:+.1f}; 3)"
     assert (gains.order, gains.note) == (pytest.approx(11), "better")
     assert row(scores.results(summary(cells)), method="random")["− random"].text == ""
 
@@ -125,9 +125,9 @@ def spread(method, *values):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ((0.50, 0.52, 0.54), "difference +10.0, +7.5 to +12.5 (3): better"),
-        ((0.30, 0.32, 0.34), "difference -10.0, -12.5 to -7.5 (3): worse"),
-        ((0.31, 0.42, 0.50), "difference -1.0, "),
+        ((0.50, 0.52, 0.54), "difference +10.0 (+7.5 to +12.5; 3): better"),
+        ((0.30, 0.32, 0.34), "difference −10.0 (−12.5 to −7.5; 3): worse"),
+        ((0.31, 0.42, 0.50), "difference −1.0 ("),
     ],
 )
 def test_a_glance_says_what_the_paired_interval_allows(values, said):

@@ -26,7 +26,7 @@ SCORE = (
     "distillation; the students of a seed are averaged. Fewer sets than seeds: the method gave several seeds the same images."
 )
 GAIN = (
-    "− random: difference to random real images under the same labels, its 95 % interval (Student's t), and in brackets the "
+    "− random: difference to random real images under the same labels; in brackets its 95 % interval (Student's t) and the "
     "number of seeds that both have, by which it is paired."
 )
 
