@@ -11,7 +11,7 @@ import ast
 import hashlib
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import accumulate
 from pathlib import Path
 from symtable import SymbolTable, symtable
@@ -62,6 +62,7 @@ class Module:
             for each in bound:
                 self.definitions.setdefault(each, []).append(statement)
             self.imports += [] if isinstance(node, DEFINING) else statement.imports
+        self.known = {*self.definitions, *(bound for bound, *_ in self.imports)}
 
     def _hands(self, node: ast.stmt) -> bool:
         """Return whether it is given to a decorator of this package, by which it may be reached without its name."""
@@ -79,16 +80,18 @@ class Package:
         for path in sorted([*root.rglob("*.py"), *root.rglob("*/")]):  # a folder may do without `__init__.py`
             parts = path.relative_to(root.parent).with_suffix("").parts
             self.files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+        self.texts = {name: "" if path.is_dir() else path.read_text() for name, path in self.files.items()}
         self.module = cache(self._module)
         self.text = cache(self._text)
 
     def _module(self, name: str) -> Module:
         path, folder = self.files[name], name.rpartition(".")[0]
-        return Module(name, "" if path.is_dir() else path.read_text(), name if path.name == "__init__.py" else folder)
+        return Module(name, self.texts[name], name if path.name == "__init__.py" else folder)
 
     def named(self, name: str) -> list[Definition]:
         """Return the definitions of a name."""
-        return [Definition(each, name) for each in self.files if name in self.module(each).definitions]
+        likely = [each for each, text in self.texts.items() if name in text]
+        return [Definition(each, name) for each in likely if name in self.module(each).definitions]
 
     def nodes(self, place: Definition) -> list[ast.stmt]:
         """Return the statements of a definition."""
@@ -162,8 +165,12 @@ class _Reader:
     tokens: list[str]
     references: list[Definition]
 
+    @cached_property
+    def left_out(self) -> tuple[str, str]:
+        """The parts of a node that say nothing."""
+        return "ctx", "" if is_command(self.here.node) else "annotation"
+
     def read(self, *codes: Any) -> None:
-        left_out = ("ctx", "" if is_command(self.here.node) else "annotation")
         for code in codes:
             match code:
                 case ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant()) | ast.Pass():
@@ -178,7 +185,7 @@ class _Reader:
                 case ast.ClassDef():
                     self._class(code)
                 case ast.AST():
-                    parts = [part for name, part in ast.iter_fields(code) if name not in left_out]
+                    parts = [part for name, part in ast.iter_fields(code) if name not in self.left_out]
                     self.read(type(code).__name__, parts)
                 case list():
                     self.read("[", *code, "]")
@@ -204,8 +211,7 @@ class _Reader:
         package, module, (name, *rest) = self.package, self.module, path
         local = [(target, names + rest) for bound, target, names in self.here.imports if bound == name]
         found = [each for target in local for each in package.find(*target)]
-        known = {*module.definitions, *(bound for bound, *_ in module.imports)}
-        found += package.find(module.name, path) if name in self.here.names & known else []
+        found += package.find(module.name, path) if name in self.here.names and name in module.known else []
         for place, text in found or [(None, ".".join(path))]:
             self.tokens.append(text)
             place = Definition(package.name, "*") if f"{text}.".startswith(ANYTHING) else place
