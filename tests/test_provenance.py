@@ -19,10 +19,11 @@ STAGES = sorted(set(re.findall(r'code_digest\("(\w+)"\)', RULES)))
 KNOWN = Package(PACKAGE)
 TRAINED = {"autoencoder", "diffusion", "expert", "student", "teacher"}
 NETWORKS = TRAINED | {"decode", "distance", "embedding", "encode", "features", "match", "recover", "relabel", "select"}
+TABLES = {"page", "report", "table"}  # which know the table of stages, and with it all settings
 # function or method -> the stages whose numbers it decides
 DECIDES = {
-    "RecoverSettings.coupled": {"recover"},
-    "RelabelSettings.labelled": {"relabel"},
+    "RecoverSettings.coupled": {"recover"} | TABLES,
+    "RelabelSettings.labelled": {"relabel"} | TABLES,
     "learned_labels": {"student"},
     "check_classes": NETWORKS - {"autoencoder", "diffusion", "expert"} | {"images"},
     "resized_crop": {"recover", "relabel", "student", "teacher", "select"},
