@@ -33,11 +33,6 @@ rule relabel:
         " > {log} 2>&1"
 
 
-def of_run(pattern, run):
-    """A path of a student, whose job is of a group of runs rather than of the wildcard `run`."""
-    return pattern.replace("{run}", str(run))
-
-
 # A rule for each group of runs that a job trains side by side (`runs_per_job`); with one run there is one rule.
 for runs in experiment.runs_of_jobs():
 

@@ -175,12 +175,14 @@ def test_a_table_of_a_study_from_its_kept_runs(tmp_path, monkeypatch, run):
     ("flags", "said"),
     [
         (f"--runs {ROOT}/docs/studies/cifar10/results.json", "results.json does not hold the runs of a report"),
+        ("--runs list.json", "list.json does not hold the runs of a report"),
         (f"--runs {ROOT}/docs/studies/imagenette/runs.json --name explain", "give its --configfile"),
         (f"{STUDY} --name explian", "has the name explian; those that it has: reproduce, "),
     ],
 )
 def test_a_table_of_what_is_not_there_is_one_line(tmp_path, monkeypatch, run, flags, said):
     monkeypatch.chdir(tmp_path)
+    Path("list.json").write_text("[]")
     code, out, err = run(f"study-table {flags} {WRITTEN}")
     assert (code, out) == (1, "")
     assert said in err

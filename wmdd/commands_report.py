@@ -123,7 +123,7 @@ def _kept(runs: Path, configfile: Path | None, name: str | None) -> pd.DataFrame
 
     try:
         cells = of_raw(read_json(runs))
-    except (KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError):
         raise WmddError(f"{runs} does not hold the runs of a report; give its runs.json") from None
     if name is None:
         return cells
