@@ -374,6 +374,12 @@ def test_members_that_would_share_a_name_or_have_too_long_a_one_are_refused():
     assert "its sweep makes a name of 201 characters, more than 200: mine-promptxxx" in mistake(sweep)
 
 
+@pytest.mark.parametrize("name", ["teacher", "student_10", "page", "figures", "all"])
+def test_a_table_cannot_have_the_name_of_a_rule(name):
+    with pytest.raises(WmddError, match=f"matrix: the name {name} is that of a rule; choose another"):
+        Experiment({"matrix": [{"name": name, "datasets": ["digits"], "methods": ["random"]}]})
+
+
 def test_a_value_named_twice_is_run_once():
     assert members(swept(recover={"lr": [0.1, 0.1]})) == ["mine-lr0.1"]
 

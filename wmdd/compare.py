@@ -109,7 +109,7 @@ def _of_artifacts(*files: Path) -> dict[str, str]:
 
 
 def render(sides: Sequence[Side]) -> str:
-    """Return the comparison as Markdown: a table for each part that several sides share, as a protocol; and what is left out."""
+    """Return the comparison as Markdown: a table for each part that several sides share, and what only one side has."""
     varying = [name for name in PLACE if any(len(side.values(name)) > 1 for side in sides)]
     shared, alone = _cells(sides, varying)
     lines = []

@@ -45,7 +45,7 @@ from wmdd.settings import (
     WeightsSettings,
 )
 from wmdd.workflow.layout import RESERVED, Cell, block_of
-from wmdd.workflow.stages import KEYS, SETTINGS, STAGES, Family
+from wmdd.workflow.stages import KEYS, SETTINGS, STAGES, TARGETS, Family, stage_of
 
 if TYPE_CHECKING:
     from wmdd.cost.rates import Device
@@ -769,6 +769,9 @@ class Experiment:
             if name in self.names(kind):
                 raise WmddError(f"{kind}.{name}: the name is taken; choose another")
         self._check_device()
+        for name in self.named():
+            if stage_of(name) in (*STAGES, *TARGETS):
+                raise WmddError(f"matrix: the name {name} is that of a rule; choose another")
         for m in self.file.matrix:
             if m.runs % self.file.runs_per_job:
                 raise WmddError(

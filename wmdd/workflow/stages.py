@@ -118,6 +118,7 @@ KEYS = MappingProxyType({stage.name: stage.keys for stage in _ROWS if stage.sett
 NETWORK = tuple(stage.name for stage in _ROWS if stage.network and not stage.section)  # those that run one
 BLOCKS = tuple(stage.name for stage in _ROWS if stage.block)  # the stages that make the blocks of a distilled set
 ORDER = tuple(STAGES)
+TARGETS = ("all", "figures")  # the rules that make nothing themselves
 
 
 def stage_of(rule: str) -> str:
