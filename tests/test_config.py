@@ -1075,7 +1075,7 @@ def test_runs_are_trained_so_many_a_job():
     content = {"matrix": [cell | {"runs": 4}, cell | {"runs": 2, "ipc": [3]}]}
     assert Experiment(content).runs_of_jobs() == [[0], [1], [2], [3]]
     assert Experiment(content | {"runs_per_job": 2}).runs_of_jobs() == [[0, 1], [2, 3]]
-    with pytest.raises(WmddError, match="matrix: runs 2 cannot be trained 4 a job; make it a multiple of runs_per_job"):
+    with pytest.raises(WmddError, match="matrix: runs 2 is not a multiple of runs_per_job 4; change one of them"):
         Experiment(content | {"runs_per_job": 4})
 
 

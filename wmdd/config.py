@@ -775,8 +775,7 @@ class Experiment:
         for m in self.file.matrix:
             if m.runs % self.file.runs_per_job:
                 raise WmddError(
-                    f"matrix: runs {m.runs} cannot be trained {self.file.runs_per_job} a job; make it a multiple of "
-                    "runs_per_job"
+                    f"matrix: runs {m.runs} is not a multiple of runs_per_job {self.file.runs_per_job}; change one of them"
                 )
         for name, entry in self.file.methods.items():
             if entry.base in self.sweeps and entry.base not in presets().methods:
