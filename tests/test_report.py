@@ -188,6 +188,7 @@ def test_a_table_says_which_runs_of_its_entry_are_not_kept(tmp_path, monkeypatch
     ("flags", "said"),
     [
         (f"--runs {ROOT}/docs/studies/cifar10/results.json", "results.json does not hold the runs of a report"),
+        ("--runs .", ". is a folder; name a file in it"),
         ("--runs list.json", "list.json does not hold the runs of a report"),
         (f"--runs {ROOT}/docs/studies/imagenette/runs.json --name explain", "give its --configfile"),
         (f"{STUDY} --name explian", "has the name explian; those that it has: reproduce, "),
