@@ -11,7 +11,8 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
 
-ROOT = Path(workflow.basedir)
+# Of this Snakefile, also where it is a module of another workflow.
+ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
 # Jobs find the interpreter that runs this workflow and the package beside the Snakefile, wherever they are started.
 sys.path.insert(0, str(ROOT))
 for variable, place in ("PATH", Path(sys.executable).parent), ("PYTHONPATH", ROOT):
@@ -66,8 +67,8 @@ REQUESTS = Requests(experiment)
 
 
 def beside(name):
-    """A file of the sources, where the workflow runs or beside the Snakefile."""
-    return name if Path(name).is_file() else str(ROOT / name)
+    """A file of the sources, where the workflow runs or beside the Snakefile; of a module there, as it has no `prefix`."""
+    return name if Path(name).is_file() and not workflow.modifier.is_module else str(ROOT / name)
 
 
 PUBLISHED = beside("config/published.yaml")
@@ -90,6 +91,11 @@ def gpus_of(wildcards, threads):
 def optional(flag, name):
     """A flag with an input, or nothing where the job has no such input."""
     return lambda wildcards, input: f"--{flag} {input[name]}" if input[name] else ""
+
+
+def of_run(pattern, run):
+    """A path of a student, whose job is of a group of runs rather than of the wildcard `run`."""
+    return pattern.replace("{run}", str(run))
 
 
 @cache

@@ -218,8 +218,6 @@ rule table:
 
 
 for name in experiment.named():
-    if name in {rule.name for rule in workflow.rules}:
-        raise WorkflowError(f"matrix: the name {name} is that of a rule; choose another")
 
     rule:
         name:

@@ -152,6 +152,7 @@ def test_protocols_are_not_mixed(two, run):
     ]
     assert "31.0 ± 1.0 (3)" in out
     assert "99" not in out
+    assert "Left out, as only one side has it: protocol other." in out
 
 
 def test_labels_and_barycenters_beside_are_looked_at(two):
@@ -182,6 +183,7 @@ def test_equal_sides_differ_in_nothing(two):
         ("compare results nowhere", "there is no student's result at nowhere; give a run0.json"),
         (f"compare {BASE}/wmdd x.json", "x.json is not the result of a student"),
         (f"compare {BASE}/wmdd cut.json", "cut.json is not a whole JSON file"),
+        (f"compare {BASE}/wmdd more/{BASE}/wmdd", "is not a number; delete the file and run again"),
         (f"compare {BASE}/many {BASE}/random", "share no protocol; name folders further down"),
     ],
 )
@@ -190,6 +192,7 @@ def test_bad_input_is_one_line(two, run, line, said):
     (two / "cut.json").write_text("{")
     for protocol in "ab":
         write(two, "many/ipc10", 1, protocol=protocol)
+    write(two / "more", "wmdd/ipc10", float("nan"))
     code, out, err = run(line)
     assert (code, out) == (1, "")
     assert said in err

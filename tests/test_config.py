@@ -326,8 +326,11 @@ PROMPTS = (
 )
 
 
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=250)  # others are no text
+
+
 @given(
-    st.lists(st.sampled_from(PROMPTS) | st.text(max_size=250), min_size=1, max_size=3),
+    st.lists(st.sampled_from(PROMPTS) | TEXTS, min_size=1, max_size=3),
     st.lists(st.floats(0, 1e30), min_size=1, max_size=3),
 )
 @settings(deadline=None, max_examples=200)
@@ -372,6 +375,12 @@ def test_members_that_would_share_a_name_or_have_too_long_a_one_are_refused():
     )
     sweep["methods"]["mine"]["decode"]["prompt"] = ["x" * 190]
     assert "its sweep makes a name of 201 characters, more than 200: mine-promptxxx" in mistake(sweep)
+
+
+@pytest.mark.parametrize("name", ["teacher", "student_10", "page", "figures", "all"])
+def test_a_table_cannot_have_the_name_of_a_rule(name):
+    with pytest.raises(WmddError, match=f"matrix: the name {name} is that of a rule; choose another"):
+        Experiment({"matrix": [{"name": name, "datasets": ["digits"], "methods": ["random"]}]})
 
 
 def test_a_value_named_twice_is_run_once():
@@ -1066,7 +1075,7 @@ def test_runs_are_trained_so_many_a_job():
     content = {"matrix": [cell | {"runs": 4}, cell | {"runs": 2, "ipc": [3]}]}
     assert Experiment(content).runs_of_jobs() == [[0], [1], [2], [3]]
     assert Experiment(content | {"runs_per_job": 2}).runs_of_jobs() == [[0, 1], [2, 3]]
-    with pytest.raises(WmddError, match="matrix: runs 2 cannot be trained 4 a job; make it a multiple of runs_per_job"):
+    with pytest.raises(WmddError, match="matrix: runs 2 is not a multiple of runs_per_job 4; change one of them"):
         Experiment(content | {"runs_per_job": 4})
 
 

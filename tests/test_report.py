@@ -1,6 +1,8 @@
 """The report in words."""
 
 import io
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +158,7 @@ WRITTEN = f"--published {ROOT}/config/published.yaml --table t.md --csv t.csv --
 def test_a_table_of_a_study_from_its_kept_runs(tmp_path, monkeypatch, run):
     monkeypatch.chdir(tmp_path)
     code, _, err = run(f"study-table {STUDY} --name explain {WRITTEN}")
-    assert code == 0, err
+    assert (code, err) == (0, "")
     rows = {(row["method"], row["teacher"], row["protocol"]): row for row in lines(Path("t.md").read_text())}
     shown = {
         key: rows["wmdd", *key]["nette, 10 per class"]
@@ -171,16 +173,30 @@ def test_a_table_of_a_study_from_its_kept_runs(tmp_path, monkeypatch, run):
     assert set(numbers.loc[numbers["method"].str.startswith("wmdd"), "family"]) == {"recover"}
 
 
+def test_a_table_says_which_runs_of_its_entry_are_not_kept(tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    content = json.loads((ROOT / "docs/studies/imagenette/runs.json").read_text())
+    kept = [line for line in content["runs"] if not (line["method"] == "wmdd" and line["seed"] == 0)]
+    Path("runs.json").write_text(json.dumps(content | {"runs": kept}))
+    study = STUDY.replace(f"{ROOT}/docs/studies/imagenette/runs.json", "runs.json")
+    code, _, err = run(f"study-table {study} --name explain {WRITTEN}")
+    assert code == 0
+    assert re.fullmatch(r"runs.json lacks \d+ of the \d+ runs of explain: the table is without them\n", err)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         (f"--runs {ROOT}/docs/studies/cifar10/results.json", "results.json does not hold the runs of a report"),
+        ("--runs .", ". is a folder; name a file in it"),
+        ("--runs list.json", "list.json does not hold the runs of a report"),
         (f"--runs {ROOT}/docs/studies/imagenette/runs.json --name explain", "give its --configfile"),
         (f"{STUDY} --name explian", "has the name explian; those that it has: reproduce, "),
     ],
 )
 def test_a_table_of_what_is_not_there_is_one_line(tmp_path, monkeypatch, run, flags, said):
     monkeypatch.chdir(tmp_path)
+    Path("list.json").write_text("[]")
     code, out, err = run(f"study-table {flags} {WRITTEN}")
     assert (code, out) == (1, "")
     assert said in err

@@ -64,6 +64,19 @@ def test_a_result_in_another_place_is_refused(path):
         rows([(Path(path), result(0.5)[1])])
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([], "is not the result of a student; give a run0.json"),
+        ({"settings": {}}, "is not the result of a student; give a run0.json"),
+        (result(float("nan"))[1], "the accuracy in .* is not a number; delete the file and run again"),
+    ],
+)
+def test_a_file_without_an_accuracy_is_refused(content, said):
+    with pytest.raises(WmddError, match=said):
+        rows([(result(0.5)[0], content)])
+
+
 # Summary
 
 

@@ -393,12 +393,14 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        WmddError: it is missing or cut short.
+        WmddError: it is missing, cut short or a folder.
     """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise WmddError(f"{path} does not exist; run the stage that makes it first") from None
+    except IsADirectoryError:
+        raise WmddError(f"{path} is a folder; name a file in it") from None
     except (OSError, ValueError) as error:
         raise WmddError(f"{path} is not a whole JSON file ({error}); delete it and run again") from None
 

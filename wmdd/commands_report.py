@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
@@ -123,7 +124,7 @@ def _kept(runs: Path, configfile: Path | None, name: str | None) -> pd.DataFrame
 
     try:
         cells = of_raw(read_json(runs))
-    except (KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError):
         raise WmddError(f"{runs} does not hold the runs of a report; give its runs.json") from None
     if name is None:
         return cells
@@ -139,6 +140,8 @@ def _kept(runs: Path, configfile: Path | None, name: str | None) -> pd.DataFrame
     chosen = cells[[place in wanted for place in cells[parts].itertuples(index=False, name=None)]]
     if chosen.empty:
         raise WmddError(f"{runs} has no run of {name} of {configfile}")
+    if missing := len(wanted) - len(chosen):
+        print(f"{runs} lacks {missing} of the {len(wanted)} runs of {name}: the table is without them", file=sys.stderr)
     return chosen
 
 

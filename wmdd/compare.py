@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from tabulate import tabulate
 
 from wmdd import artifacts, intervals
 from wmdd.errors import WmddError
-from wmdd.results import set_digest, sets_of
+from wmdd.results import NO_RESULT, set_digest, sets_of, top1_of
 from wmdd.workflow.layout import CELL, COST, Cell, beside, place_of
 from wmdd.workflow.stages import ATOMS, STAGES
 
@@ -67,10 +66,10 @@ class Side:
 def _score(path: Path) -> Score:
     content = artifacts.read_json(path)
     try:
-        identity, top1 = content["identity"], 100 * float(content["result"]["top1"])
+        identity, top1 = content["identity"], top1_of(path, content)
         own, seed, run = content["settings"], int(identity["seed"]), int(identity["run"])
     except (KeyError, TypeError, ValueError):
-        raise WmddError(f"{path} is not the result of a student; give a run0.json of the student stage") from None
+        raise WmddError(NO_RESULT.format(path)) from None
     place = place_of(path.resolve())
     inherited = _beside(path.resolve(), content.get("inputs", {})) if place else {}
     cell = place.cell if place else Cell()
@@ -110,28 +109,32 @@ def _of_artifacts(*files: Path) -> dict[str, str]:
 
 
 def render(sides: Sequence[Side]) -> str:
-    """Return the comparison as Markdown: a table for each part that all sides may share, as a protocol."""
+    """Return the comparison as Markdown: a table for each part that several sides share, and what only one side has."""
     varying = [name for name in PLACE if any(len(side.values(name)) > 1 for side in sides)]
+    shared, alone = _cells(sides, varying)
     lines = []
-    for values in _cells(sides, varying):
-        cell = dict(zip(varying, values, strict=True))
+    for cell in shared:
         parts = [side.where(cell) for side in sides]
-        title = ", ".join(f"{name} {value}" for name, value in cell.items())
-        lines += [f"## {title}", ""] if title else []
+        lines += [f"## {_title(cell)}", ""] if cell else []
         lines += [_differences(parts, set(cell)), "", _accuracy(parts), ""]
+    if alone:
+        lines += [f"Left out, as only one side has it: {'; '.join(map(_title, alone))}.", ""]
     return "\n".join(lines)
 
 
-def _cells(sides: Sequence[Side], varying: list[str]) -> list[tuple[Any, ...]]:
-    """Return the cells in which there is something to compare; where there is none, all that any side has."""
-    found = {tuple(getattr(s.cell, name) for name in varying): 0 for side in sides for s in side.scores}
-    for cell, side in product(found, sides):
-        found[cell] += bool(side.where(dict(zip(varying, cell, strict=True))).scores)
-    shared = [cell for cell, count in found.items() if count > 1]
+def _title(cell: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in cell.items())
+
+
+def _cells(sides: Sequence[Side], varying: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the cells that several sides have, at least one, and those that only one side has."""
+    values = {tuple(getattr(s.cell, name) for name in varying) for side in sides for s in side.scores}
+    cells = [dict(zip(varying, each, strict=True)) for each in sorted(values, key=str)]
+    shared = [cell for cell in cells if sum(bool(side.where(cell).scores) for side in sides) > 1]
     if not shared:
         missing = ", ".join(varying)
         raise WmddError(f"{sides[0].name} and the others share no {missing}; name folders further down")
-    return sorted(shared, key=str)
+    return shared, [cell for cell in cells if cell not in shared]
 
 
 def _differences(sides: Sequence[Side], fixed: set[str]) -> str:

@@ -45,7 +45,7 @@ from wmdd.settings import (
     WeightsSettings,
 )
 from wmdd.workflow.layout import RESERVED, Cell, block_of
-from wmdd.workflow.stages import KEYS, SETTINGS, STAGES, Family
+from wmdd.workflow.stages import KEYS, SETTINGS, STAGES, TARGETS, Family, stage_of
 
 if TYPE_CHECKING:
     from wmdd.cost.rates import Device
@@ -769,11 +769,13 @@ class Experiment:
             if name in self.names(kind):
                 raise WmddError(f"{kind}.{name}: the name is taken; choose another")
         self._check_device()
+        for name in self.named():
+            if stage_of(name) in (*STAGES, *TARGETS):
+                raise WmddError(f"matrix: the name {name} is that of a rule; choose another")
         for m in self.file.matrix:
             if m.runs % self.file.runs_per_job:
                 raise WmddError(
-                    f"matrix: runs {m.runs} cannot be trained {self.file.runs_per_job} a job; make it a multiple of "
-                    "runs_per_job"
+                    f"matrix: runs {m.runs} is not a multiple of runs_per_job {self.file.runs_per_job}; change one of them"
                 )
         for name, entry in self.file.methods.items():
             if entry.base in self.sweeps and entry.base not in presets().methods:

@@ -21,6 +21,7 @@ FIRST = ("dataset", "ipc", "method")  # how tables are sorted
 GROUP = [*FIRST, *(name for name in CELL if name not in (*FIRST, "seed", "run")), "labels"]
 SETTING = [name for name in GROUP if name != "method"]  # in which methods are compared
 CONTROL = "random"
+NO_RESULT = "{} is not the result of a student; give a run0.json of the student stage"
 Meta = Mapping[str, Any]
 
 
@@ -89,7 +90,7 @@ def rows(results: Results, families: Mapping[Cell, str] | None = None) -> pd.Dat
         families: of distilled sets.
 
     Raises:
-        WmddError: a file is not where the workflow puts a student's result.
+        WmddError: a file is not where the workflow puts a student's result, or of something else.
     """
     lines = []
     for path, content in results:
@@ -98,11 +99,26 @@ def rows(results: Results, families: Mapping[Cell, str] | None = None) -> pd.Dat
             raise WmddError(
                 f"{path} is not where a student's result belongs; give run0.json and the like of the student stage"
             )
-        line = all_parts(cell) | {"labels": content["settings"]["labels"], "set": set_digest(content)}
-        line["family"] = (families or {}).get(set_of(cell), "")
-        line["top1"] = 100 * content["result"]["top1"]
-        lines.append(line | {measure.name: measure.read(content) for measure in MEASURES})
+        family = (families or {}).get(set_of(cell), "")
+        try:
+            line = all_parts(cell) | {"labels": content["settings"]["labels"], "set": set_digest(content)}
+            line |= {"family": family, "top1": top1_of(path, content)}
+            lines.append(line | {measure.name: measure.read(content) for measure in MEASURES})
+        except (KeyError, TypeError, ValueError):
+            raise WmddError(NO_RESULT.format(path)) from None
     return pd.DataFrame(lines, columns=_columns())
+
+
+def top1_of(path: Path, content: Meta) -> float:
+    """Return the top-1 of a student in percent.
+
+    Raises:
+        WmddError: it is not a number.
+    """
+    top1 = 100 * float(content["result"]["top1"])
+    if math.isnan(top1):
+        raise WmddError(f"the accuracy in {path} is not a number; delete the file and run again")
+    return top1
 
 
 def _columns() -> list[str]:

@@ -1,5 +1,6 @@
 """Paths: each is written and read in one place, and reading undoes writing."""
 
+import re
 from dataclasses import fields
 from pathlib import PurePosixPath
 
@@ -29,7 +30,12 @@ from wmdd.workflow.layout import (
 from wmdd.workflow.stages import STAGES
 
 RESERVED_NAMES = {name for names in RESERVED.values() for name in names}
-NAMES = st.from_regex(NAME, fullmatch=True).filter(lambda name: name not in RESERVED_NAMES and len(name) < 40)
+WORDS = sorted(
+    {word for path in FILES.values() for word in re.findall(r"(?<!{)\b[a-z]+\b(?!})", path)} - RESERVED_NAMES
+)
+NAMES = st.sampled_from(WORDS) | st.from_regex(NAME, fullmatch=True).filter(
+    lambda name: name not in RESERVED_NAMES and len(name) < 40
+)
 NUMBERS = st.integers(0, 10**6)
 BLOCKS = st.tuples(NUMBERS, NUMBERS).map(lambda pair: block_of(*sorted(pair)))
 CELLS = st.builds(
@@ -65,6 +71,12 @@ def test_cost_and_history_belong_to_the_cell_of_their_file(kind, cell, folder):
 @given(cell=CELLS)
 def test_a_cell_survives_its_wildcards(cell):
     assert Cell.of({name: str(value) for name, value in cell.parts().items()} | {"table": "mine"}) == cell
+
+
+def test_a_protocol_may_be_called_as_the_folder_of_the_data():
+    cell = Cell("digits", "resnet18", "wmdd", 1, 0, "resnet18", "data", 0)
+    for beside in cost_of, history_of:
+        assert place_of(beside(path_of("student", cell))) == Place("student", cell)
 
 
 def test_a_block_tells_its_classes():

@@ -67,16 +67,6 @@ def test_a_map_and_a_table_of_their_own(run: Workspace) -> None:
     assert "\\toprule" in (run.root / "results/report/tables/mine.tex").read_text()
 
 
-@pytest.mark.parametrize("name", ["teacher", "page"])
-def test_a_table_cannot_have_the_name_of_a_rule(fresh: Workspace, name: str) -> None:
-    config = fresh.config
-    config["matrix"][0]["name"] = name
-    fresh.config = config
-    failed = fresh.snakemake("--dry-run", check=False)
-    assert failed.returncode
-    assert f"matrix: the name {name} is that of a rule; choose another" in failed.stdout + failed.stderr
-
-
 def test_a_missing_history_is_made_again_and_a_damaged_one_is_one_line(run: Workspace) -> None:
     histories = sorted(run.root.glob("results/digits/nano/wmdd/**/run0.csv"))
     histories[0].unlink()

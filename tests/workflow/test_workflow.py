@@ -143,6 +143,24 @@ def test_snakemake_report_has_tables_and_captions(run: Workspace) -> None:
     assert len(page) > 100_000
 
 
+@pytest.mark.parametrize("folder", [".", "elsewhere"])
+def test_another_workflow_may_have_this_one_as_a_module(fresh: Workspace, folder: str) -> None:
+    """Beside its sources or in another folder, with a prefix of its own before all that it makes."""
+    module = f'''
+module wmdd:
+    snakefile: "{fresh.root}/Snakefile"
+    prefix: "out"
+    config: config
+
+use rule * from wmdd as w_*
+'''
+    (fresh.root / folder).mkdir(exist_ok=True)
+    (fresh.root / folder / "Module").write_text(module)
+    arguments = ("--dry-run", "--snakefile", f"{folder}/Module", "--directory", folder, "out/results/report/index.html")
+    result = fresh.snakemake(*arguments)
+    assert re.search(r"^w_student +8$", result.stdout + result.stderr, re.MULTILINE)
+
+
 def test_rules_pass_the_linter(fresh: Workspace) -> None:
     result = fresh.snakemake("--lint", check=False)
     assert "Congratulations" in result.stdout + result.stderr, result.stdout + result.stderr

@@ -167,10 +167,11 @@ def _readers() -> list[tuple[str, re.Pattern[str]]]:
 def place_of(path: PurePath | str) -> Place | None:
     """Return the kind and the cell of a file of the workflow, or of its cost or history; None of any other file."""
     text = path.as_posix() if isinstance(path, PurePath) else path
-    for kind, reader in _readers():
-        if match := reader.search(text):
-            return Place(kind, Cell.of(match.groupdict()))
-    return None
+    matches = [(match, kind) for kind, reader in _readers() if (match := reader.search(text))]
+    if not matches:
+        return None
+    match, kind = min(matches, key=lambda pair: pair[0].start())  # a protocol may be called `data`: the longest counts
+    return Place(kind, Cell.of(match.groupdict()))
 
 
 def cell_of(path: PurePath | str) -> Cell:

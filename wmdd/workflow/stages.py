@@ -121,6 +121,7 @@ ATOMS = tuple(
     stage.name for stage in _ROWS if {"method", "block"} <= {*stage.wildcards} and not stage.block
 )  # what they match
 ORDER = tuple(STAGES)
+TARGETS = ("all", "figures")  # the rules that make nothing themselves
 
 
 def stage_of(rule: str) -> str:
