@@ -59,6 +59,11 @@ def test_a_process_that_runs_is_not_gone(other):
     assert not other[1].gone
 
 
+def test_a_process_without_a_command_line_yet_is_not_gone(other, monkeypatch):
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda process: [])
+    assert not other[1].gone
+
+
 def test_a_killed_process_is_gone_also_before_its_parent_waits_for_it(other):
     process, holder = other
     process.kill()

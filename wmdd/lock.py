@@ -43,7 +43,7 @@ class Holder:
         try:
             with suppress(PermissionError):  # another user's
                 os.kill(self.pid, 0)
-            running = psutil.Process(self.pid).cmdline() == self.command
+            running = psutil.Process(self.pid).cmdline() in (self.command, [])  # none in the instant of its start
         except (ProcessLookupError, psutil.ZombieProcess):
             running = False
         except psutil.Error:  # hidden from other users
