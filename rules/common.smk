@@ -93,11 +93,6 @@ def optional(flag, name):
     return lambda wildcards, input: f"--{flag} {input[name]}" if input[name] else ""
 
 
-def of_run(pattern, run):
-    """A path of a student, whose job is of a group of runs rather than of the wildcard `run`."""
-    return pattern.replace("{run}", str(run))
-
-
 @cache
 def every_cost():
     return costs(workflow.rules, inputs.students() + inputs.features() + inputs.distances() + inputs.decays())

@@ -591,11 +591,13 @@ class Experiment:
     def settings(self, stage: str, cell: Cell) -> Any:
         """Return the settings of a stage for a cell, which has what they depend on (`stages.KEYS`).
 
-        A cell of a method of the family latent without a generator has its method's.
+        A cell without a generator or experts has those of its method.
         """
         keys = {key: getattr(cell, key) for key in KEYS[stage]}
         if "generator" in keys and cell.generator is None:
             keys["generator"] = self.generator(cell.method)
+        if "expert" in keys and cell.expert is None:
+            keys["expert"] = self.expert(cell.method)
         return self.resolve(stage, **keys)
 
     def cells(self, stage: str, run: Cell) -> list[Cell]:

@@ -10,11 +10,8 @@ from wmdd.workflow.stages import STAGES, makers_of
 
 Meta = dict[str, Any]
 
-FILES = {
-    "statistics": "features",
-    "atoms": "quantize",
-    "start": "images",
-}  # inputs that are not named as the file they are
+# Inputs that are not named as the file they are.
+FILES = {"statistics": "features", "atoms": "quantize", "start": "images"}
 
 
 class Graph(NamedTuple):

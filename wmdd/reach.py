@@ -18,7 +18,7 @@ from symtable import SymbolTable, symtable
 from typing import Any, NamedTuple
 
 FLAGS = (
-    "Settings"  # it, or classes whose bases end so: their values reach a stage as flags; methods count, fields do not
+    "Settings"  # ends the bases of classes whose values reach a stage as flags: of these methods count, fields do not
 )
 ERROR = "WmddError"  # ends a job; its words decide no number
 ANYTHING = ("globals.", "eval.", "exec.", "__import__.", "from importlib.import_module.", "from sys.modules.")

@@ -11,7 +11,6 @@ from wmdd.cost.dataset import NAN, Pictures, pictures
 from wmdd.cost.flop import NOTHING, UNKNOWN, Figures
 from wmdd.settings import NetworkSettings, OptimisationSettings, TransportSettings
 from wmdd.workflow.layout import Cell
-from wmdd.workflow.stages import KEYS
 
 LOOKED = 500  # pictures that are evaluated at once: wmdd.training, which imports torch; a test compares them
 
@@ -26,12 +25,8 @@ class Work:
     moved: float = 0  # bytes that go through memory at least: inputs, outputs, and what every step changes
     disk: float = 0  # bytes of its outputs, before compression
     memory: float = 0  # bytes of the arrays that it holds in the memory of the CPU
-    passed: float = (
-        0  # bytes of images and layers of its largest pass, on the GPU if there is one; 0: it runs no network
-    )
-    seconds: float = (
-        0  # of work that runs no network, on one core; of a job that runs one, what the host needs at least
-    )
+    passed: float = 0  # bytes of its largest pass through a network, on the GPU if there is one; 0: it runs none
+    seconds: float = 0  # of a core without a network; of a job that runs one, what the host needs at least
     decoded: float = 0  # pictures that are decoded beside it
     resolution: int = 0  # side of the images
     width: int = 0  # of the network, by which its rate is scaled; 0 where it has none
@@ -98,12 +93,7 @@ class Scene:
 
     def settings(self, stage: str, **other: str) -> Any:
         """Return the settings of a stage for the cell, or for others in place of its parts."""
-        names = self.cell.parts() | other
-        if "generator" in KEYS[stage] and "generator" not in names:
-            names["generator"] = self.experiment.generator(names["method"])
-        if "expert" in KEYS[stage] and "expert" not in names:
-            names["expert"] = self.experiment.expert(names["method"])
-        return self.experiment.resolve(stage, **{key: names[key] for key in KEYS[stage]})
+        return self.experiment.settings(stage, self.cell.having(**other))
 
     def figures(self, network: NetworkSettings, side: int | None = None) -> Figures:
         """Return the figures of a network on the images, or on those of another side."""

@@ -62,7 +62,7 @@ def snakefile() -> Path:
 
 
 def jobs(configfile: Path, forceall: bool = False) -> list[Job]:
-    """Return the jobs of an experiment in the current folder. Nothing is locked, run or changed.
+    """Return the jobs of an experiment in the current folder. Nothing is locked or run.
 
     A change of the software environment does not count, as only the command line that ran a job tells whether it had one.
 

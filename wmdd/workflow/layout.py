@@ -32,11 +32,9 @@ TEACHER = "results/{dataset}/{teacher}/teacher/seed{seed}"
 SET = "results/{dataset}/{teacher}/{method}/ipc{ipc}/seed{seed}"
 GENERATOR = "results/{dataset}/latent/{generator}/seed{seed}"
 EXPERT = "results/{dataset}/expert/{expert}/seed{seed}"
-RESERVED = {
-    "datasets": ("report",),
-    "teachers": ("latent", "expert"),
-    "methods": ("teacher",),
-}  # folders with another meaning
+# Names that would be folders with another meaning.
+RESERVED = {"datasets": ("report",), "teachers": ("latent", "expert"), "methods": ("teacher",)}
+REPORT = "results/report"  # the folder of all that is of the whole experiment
 
 FILES = {
     "data": "data/{dataset}.h5",
@@ -58,10 +56,9 @@ FILES = {
     "distance": f"{SET}/distance.json",
     "labels": f"{SET}/labels/{{protocol}}.h5",
     "student": f"{SET}/student/{{student}}/{{protocol}}/run{{run}}.json",
-    "grid": "results/report/images/{dataset}/{teacher}/{method}/ipc{ipc}-seed{seed}.png",
-    "map": "results/report/maps/{dataset}/{teacher}.json",
+    "grid": f"{REPORT}/images/{{dataset}}/{{teacher}}/{{method}}/ipc{{ipc}}-seed{{seed}}.png",
+    "map": f"{REPORT}/maps/{{dataset}}/{{teacher}}.json",
 }
-REPORT = "results/report"  # the folder of all that is of the whole experiment
 COST = ".cost.json"  # ends the file that says what a job took, beside what it made
 HISTORY = ".csv"  # ends the file with the epochs of a training, beside the network or the result
 ABSENT: Any = None  # of a cell's part; typed so that whoever knows that a part is there need not say so
@@ -180,12 +177,16 @@ def cell_of(path: PurePath | str) -> Cell:
     Raises:
         WmddError: the path is none of the workflow's.
     """
+    return _placed(path).cell
+
+
+def _placed(path: PurePath | str) -> Place:
     if (place := place_of(path)) is None:
         raise WmddError(
             f"{path} is not where the workflow puts a file; keep the folders below results/ "
             f"({FILES['student'].removeprefix('results/')}, ...)"
         )
-    return place.cell
+    return place
 
 
 def beside(path: PurePath | str, kind: str) -> PurePath:
@@ -195,8 +196,8 @@ def beside(path: PurePath | str, kind: str) -> PurePath:
         WmddError: the path is none of the workflow's, or its cell lacks a part of the other.
     """
     text = path.as_posix() if isinstance(path, PurePath) else path
-    cell = cell_of(text)
-    own = path_of(place_of(text).kind, cell).removeprefix("results/").rpartition(".")[0]  # type: ignore[union-attr]
+    own_kind, cell = _placed(text)
+    own = path_of(own_kind, cell).removeprefix("results/").rpartition(".")[0]
     return PurePath(text[: text.rindex(own)] + path_of(kind, cell).removeprefix("results/"))
 
 

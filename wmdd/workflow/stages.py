@@ -50,7 +50,6 @@ class Stage:
         network: it runs a network: on a GPU where there is one.
         section: the settings and the code that it uses, where these are another stage's.
         block: it makes the images of a block of classes; the blocks are joined to a distilled set.
-        shared: by the sets of a dataset, so that a single one does not pay for it.
         after: the images are made, so that their price leaves it out.
     """
 
@@ -62,7 +61,6 @@ class Stage:
     network: bool = False
     section: str = ""
     block: bool = False
-    shared: bool = False
     after: bool = False
 
     @property
@@ -82,19 +80,19 @@ class Stage:
 
 
 _ROWS = (
-    Stage("data", "data", DataSettings, DATASET, shared=True),
-    Stage("teacher", "teacher", TeacherSettings, TEACHER, network=True, shared=True),
-    Stage("features_part", "features_part", section="features", network=True, shared=True),
-    Stage("gather", "features", shared=True),
-    Stage("features", "features", FeaturesSettings, DATASET, network=True, shared=True),
-    Stage("autoencoder", "autoencoder", AutoencoderSettings, GENERATOR, ("latent",), network=True, shared=True),
-    Stage("encode", "latents", EncodeSettings, GENERATOR, ("latent",), network=True, shared=True),
-    Stage("diffusion", "diffusion", DiffusionSettings, GENERATOR, ("latent",), network=True, shared=True),
+    Stage("data", "data", DataSettings, DATASET),
+    Stage("teacher", "teacher", TeacherSettings, TEACHER, network=True),
+    Stage("features_part", "features_part", section="features", network=True),
+    Stage("gather", "features"),
+    Stage("features", "features", FeaturesSettings, DATASET, network=True),
+    Stage("autoencoder", "autoencoder", AutoencoderSettings, GENERATOR, ("latent",), network=True),
+    Stage("encode", "latents", EncodeSettings, GENERATOR, ("latent",), network=True),
+    Stage("diffusion", "diffusion", DiffusionSettings, GENERATOR, ("latent",), network=True),
     Stage("quantize", "quantize", QuantizeSettings, METHOD, ("latent",)),
     Stage("decode", "decode", DecodeSettings, (*GENERATOR, "method"), ("latent",), network=True, block=True),
     Stage("barycenter", "barycenter", BarycenterSettings, METHOD, ("recover", "select")),
     Stage("recover", "recover", RecoverSettings, METHOD, ("recover",), network=True, block=True),
-    Stage("expert", "expert", ExpertSettings, ("dataset", "expert"), ("match",), network=True, shared=True),
+    Stage("expert", "expert", ExpertSettings, ("dataset", "expert"), ("match",), network=True),
     Stage("match", "match", MatchSettings, METHOD, ("match",), network=True, block=True),
     Stage("images", "images", families=("recover", "latent", "match")),
     Stage("select", "images", SelectSettings, METHOD, ("select",), network=True),
@@ -117,9 +115,8 @@ SETTINGS: MappingProxyType[str, type[Settings]] = MappingProxyType(
 KEYS = MappingProxyType({stage.name: stage.keys for stage in _ROWS if stage.settings} | {"generator": GENERATOR})
 NETWORK = tuple(stage.name for stage in _ROWS if stage.network and not stage.section)  # those that run one
 BLOCKS = tuple(stage.name for stage in _ROWS if stage.block)  # the stages that make the blocks of a distilled set
-ATOMS = tuple(
-    stage.name for stage in _ROWS if {"method", "block"} <= {*stage.wildcards} and not stage.block
-)  # what they match
+# Those that make the atoms of a block, which its images match.
+ATOMS = tuple(stage.name for stage in _ROWS if {"method", "block"} <= {*stage.wildcards} and not stage.block)
 ORDER = tuple(STAGES)
 TARGETS = ("all", "figures")  # the rules that make nothing themselves
 
