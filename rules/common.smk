@@ -68,7 +68,8 @@ REQUESTS = Requests(experiment)
 
 def beside(name):
     """A file of the sources, where the workflow runs or beside the Snakefile; of a module there, as it has no `prefix`."""
-    return name if Path(name).is_file() and not workflow.modifier.is_module else str(ROOT / name)
+    is_module = workflow.modifier.parent_modifier is not None
+    return str(ROOT / name) if is_module or not Path(name).is_file() else name
 
 
 PUBLISHED = beside("config/published.yaml")
