@@ -27,13 +27,13 @@ if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.machine import engine_of, named, seconds
+from wmdd.base.rng import generator
 from wmdd.expert import flat
 from wmdd.feeding import Resident
 from wmdd.match import real
 from wmdd.match.distributions import match
 from wmdd.match.trajectories import Step, gradient_of, unrolled
 from wmdd.models import build
-from wmdd.rng import generator
 from wmdd.settings import ExpertSettings, MatchSettings
 from wmdd.training import quiet
 

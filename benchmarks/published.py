@@ -23,11 +23,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as pixels
 
 from wmdd import augment
+from wmdd.base.rng import generator
 from wmdd.batchnorm import Statistics, layers
 from wmdd.models import Network
 from wmdd.recover import noise
 from wmdd.relabel import seeds_of, views_of
-from wmdd.rng import generator
 
 Mix = tuple[Tensor, tuple[int, int, int, int]]  # partner of each image within the batch; top, left, bottom, right
 Stored = tuple[Tensor, Tensor, Mix | None, Tensor]  # crops [B, 4], flips [B], mix, logits [B, C] float16

@@ -19,10 +19,10 @@ from benchmarks import published
 from benchmarks.machine import as_installed, engine_of, seconds, settings, synchronise, unchecked
 from benchmarks.rows import Row
 from wmdd import artifacts, labels, models, relabel, student, teacher
+from wmdd.base.rng import generator
 from wmdd.engine import Engine
 from wmdd.feeding import Resident
 from wmdd.pictures import decode
-from wmdd.rng import generator
 from wmdd.training import quiet
 
 

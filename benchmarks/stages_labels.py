@@ -17,7 +17,7 @@ from benchmarks.machine import engine_of, seconds, settings
 from benchmarks.rows import Row, report, spread
 from benchmarks.school import Lesson, Run, accuracy, school_of
 from wmdd import artifacts, labels, relabel
-from wmdd.rng import generator
+from wmdd.base.rng import generator
 
 LABELS = {10: 300, 1000: 8}  # classes, and epochs whose labels are written
 FILES = "files of batches"  # the published store of labels

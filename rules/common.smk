@@ -26,7 +26,7 @@ if not workflow.is_main_process:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 from wmdd.config import Experiment
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.lock import Guard, hold
 from wmdd.provenance import code_digest, git_revision
 from wmdd.cost.resources import Requests

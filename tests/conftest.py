@@ -14,9 +14,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 from wmdd import commands_latent, commands_match  # noqa: F401  they register their commands
 from wmdd.__main__ import main
+from wmdd.base.rng import generator
 from wmdd.commands import app
 from wmdd.models import build
-from wmdd.rng import generator
 from wmdd.settings import NetworkSettings
 
 torch.set_num_threads(1)

@@ -37,8 +37,8 @@ from wmdd.artifacts import (
     write_json,
     write_text,
 )
+from wmdd.base.errors import WmddError
 from wmdd.checkpoint import Checkpoint
-from wmdd.errors import WmddError
 
 ROOT = Path(__file__).parents[1]
 
@@ -290,7 +290,7 @@ def test_what_another_has_locked_is_written_and_read(tmp_path, monkeypatch):
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-import test_artifacts
+from tests import test_artifacts
 from wmdd.checkpoint import Checkpoint
 from wmdd.errors import WmddError
 

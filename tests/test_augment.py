@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wmdd import augment
 from wmdd.augment import Views
-from wmdd.rng import generator
+from wmdd.base.rng import generator
 
 quick = settings(max_examples=40, deadline=None)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from wmdd.autoencoder import moments, psnr, train
+from wmdd.base.rng import generator
 from wmdd.engine import plain
 from wmdd.feeding import Resident
 from wmdd.latent.generator import Autoencoder
-from wmdd.rng import generator
 from wmdd.settings import AutoencoderSettings
 from wmdd.training import quiet
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from wmdd.barycenter import Quality, barycenters, columns, explained, quality, table
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.points import Cloud
-from wmdd.rng import generator
 from wmdd.settings import BarycenterSettings
 from wmdd.transport import Barycenter, cuturi_doucet, quantize, released, stream
 

@@ -17,10 +17,10 @@ from benchmarks.rows import merged
 from benchmarks.stages_student import compared
 from wmdd import augment, relabel
 from wmdd import settings as known
+from wmdd.base.rng import generator
 from wmdd.batchnorm import layers
 from wmdd.cost.rates import read
 from wmdd.models import build, normalise
-from wmdd.rng import generator
 from wmdd.settings import AugmentationSettings, NetworkSettings, StudentSettings
 
 ROOT = Path(__file__).parents[1]

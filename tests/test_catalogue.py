@@ -6,9 +6,9 @@ import sys
 import pytest
 from pydantic import ValidationError
 
+from wmdd.base.errors import WmddError
 from wmdd.catalogue import Archive, Known, known, table
 from wmdd.config import Experiment, presets
-from wmdd.errors import WmddError
 from wmdd.imagenet import wnids
 from wmdd.settings import DataSettings, flags
 from wmdd.workflow.stages import SETTINGS

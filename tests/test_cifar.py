@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_data import noise, refusal
 
+from tests.test_data import noise, refusal
 from wmdd import catalogue, cifar
 from wmdd.catalogue import Archive, Rows
 from wmdd.settings import DataSettings

@@ -19,9 +19,9 @@ import yaml
 
 import wmdd
 from wmdd.artifacts import digest_of, load, load_meta, load_model, save, save_model
+from wmdd.base.rng import generator
 from wmdd.config import schema
 from wmdd.models import build
-from wmdd.rng import generator
 from wmdd.settings import NetworkSettings, RelabelSettings
 
 ROOT = Path(__file__).parents[1]

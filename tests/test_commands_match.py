@@ -12,7 +12,7 @@ import pytest
 import wmdd
 from wmdd.__main__ import main  # noqa: F401  whose commands are those of `app`
 from wmdd.artifacts import load, load_meta, read_json, save
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 
 CPU = "--device cpu --precision fp32"
 NET = "--architecture convnet2 --width 4"

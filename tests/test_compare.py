@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from wmdd import artifacts, intervals
+from wmdd.base.errors import WmddError
 from wmdd.compare import Side, render
-from wmdd.errors import WmddError
 from wmdd.settings import MatchSettings, RecoverSettings, RelabelSettings, SelectSettings, StudentSettings
 
 

@@ -12,13 +12,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wmdd.base.errors import WmddError
 from wmdd.config import LARGEST_WHITENED, Experiment, parse, presets, schema
 from wmdd.cost import rates
 from wmdd.cost.blocks import PIXELS_PER_BLOCK, coarse
 from wmdd.cost.laws import work
 from wmdd.cost.plan import estimate
 from wmdd.cost.scene import Shapes
-from wmdd.errors import WmddError
 from wmdd.resolved import resolved
 from wmdd.settings import NAME, EngineSettings, RecoverSettings, flags
 from wmdd.workflow.layout import Cell

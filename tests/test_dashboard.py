@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from test_commands import COMMANDS, here, made  # noqa: F401
 
+from tests.test_commands import COMMANDS, here, made  # noqa: F401
 from wmdd import dashboard, tracking
+from wmdd.base.errors import WmddError
 from wmdd.dashboard import CONFIG, METRICS, NAME, dump, sections
-from wmdd.errors import WmddError
 from wmdd.tracking import NullTracker, columns
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from wmdd import artifacts, data
+from wmdd.base.errors import WmddError
 from wmdd.config import Experiment
-from wmdd.errors import WmddError
 from wmdd.feeding import opened, read
 from wmdd.settings import DataSettings
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from wmdd.base.rng import generator
 from wmdd.diffusion import train
 from wmdd.engine import plain
 from wmdd.latent.denoiser import reverse
-from wmdd.rng import generator
 from wmdd.settings import DiffusionSettings
 from wmdd.training import quiet
 

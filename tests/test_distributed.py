@@ -22,13 +22,13 @@ from torch import multiprocessing as mp
 
 from wmdd import teacher
 from wmdd.artifacts import load_model, read_json, save
+from wmdd.base.errors import WmddError
+from wmdd.base.preemption import AGAIN
+from wmdd.base.rng import generator
 from wmdd.distributed import ALONE, SharedBatchNorm2d, World, parts_of, shared_statistics, unsent, world
 from wmdd.engine import plain
-from wmdd.errors import WmddError
 from wmdd.feeding import Resident
 from wmdd.launch import check_gpus
-from wmdd.preemption import AGAIN
-from wmdd.rng import generator
 from wmdd.settings import EngineSettings, TeacherSettings
 from wmdd.training import evaluate, quiet
 

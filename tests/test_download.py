@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from test_artifacts import unprivileged
-from test_data import refusal
 from urllib3.util import Retry
 
+from tests.test_artifacts import unprivileged
+from tests.test_data import refusal
 from wmdd import download
 from wmdd.catalogue import Archive
 from wmdd.download import fetch

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.encode import encode
 from wmdd.engine import plain
-from wmdd.errors import WmddError
 from wmdd.feeding import Resident
-from wmdd.rng import generator
 from wmdd.settings import EncodeSettings
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from wmdd import engine as module
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.engine import Captured, Engine, flop, plain, resume, set_rate
-from wmdd.errors import WmddError
 from wmdd.models import build
-from wmdd.rng import generator
 from wmdd.settings import EngineSettings, NetworkSettings, RecoverSettings
 
 FAST = Engine(torch.device("cpu"), torch.float32, "eager")

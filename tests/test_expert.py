@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from wmdd import siamese, whitening
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.engine import plain
-from wmdd.errors import WmddError
 from wmdd.expert import flat, train
 from wmdd.feeding import Resident
 from wmdd.models import build, normalise
-from wmdd.rng import generator
 from wmdd.settings import ExpertSettings
 from wmdd.training import batches_of, evaluate, quiet
 from wmdd.whitening import Whitened

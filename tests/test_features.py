@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from wmdd import artifacts
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.batchnorm import statistics_of
 from wmdd.commands import features as run_features
 from wmdd.commands import gather
 from wmdd.engine import Engine, plain
-from wmdd.errors import WmddError
 from wmdd.features import Shard, extract
 from wmdd.feeding import Resident, batches_by_class
 from wmdd.models import normalise
 from wmdd.pieces import Pieces
-from wmdd.rng import generator
 from wmdd.settings import EngineSettings, FeaturesSettings
 from wmdd.shards import keep, taken_up
 

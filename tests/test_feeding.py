@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_data import collect, noise, picture, root, stored  # noqa: F401
 
+from tests.test_data import collect, noise, picture, root, stored  # noqa: F401
 from wmdd import feeding
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.feeding import Resident, Streamed, opened, read
 
 

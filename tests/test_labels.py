@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wmdd import artifacts, augment, student
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.engine import plain
-from wmdd.errors import WmddError
 from wmdd.feeding import Resident
 from wmdd.labels import Renormalised, append, hard, online, opened, prune, pruned, restore, rows_of, stored
 from wmdd.models import normalise
 from wmdd.relabel import relabel, seeds_of, views_of
-from wmdd.rng import generator
 from wmdd.settings import AugmentationSettings, RelabelSettings, StudentSettings
 from wmdd.training import quiet
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from wmdd import distances as build
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.decay import chosen, decay
 from wmdd.distance import distances
 from wmdd.engine import plain
-from wmdd.errors import WmddError
 from wmdd.points import Cloud
 from wmdd.quantize import Latents, quantize
-from wmdd.rng import generator
 from wmdd.settings import DecaySettings, QuantizeSettings
 from wmdd.training import quiet
 

@@ -15,15 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from test_export import HERE, IPC, LAYOUTS, NAMES, SIDE, exported, here, read_set  # noqa: F401
 from torch.utils.data import DataLoader
 
 import wmdd
+from tests.test_export import HERE, IPC, LAYOUTS, NAMES, SIDE, exported, here, read_set  # noqa: F401
 from wmdd import labels
 from wmdd.artifacts import load as read
 from wmdd.artifacts import load_meta, save
+from wmdd.base.errors import WmddError
 from wmdd.engine import plain
-from wmdd.errors import WmddError
 from wmdd.export import png
 from wmdd.feeding import Resident
 from wmdd.loading import load

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.models import CONVNETS, RESNETS, bounds_of, build, normalise, restore, stem_of, to_pixels
-from wmdd.rng import generator
 from wmdd.settings import NetworkSettings
 
 EVERY = [

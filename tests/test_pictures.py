@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_data import noise
 
+from tests.test_data import noise
 from wmdd.pictures import UnreadableError, decode, decode_plain
 
 

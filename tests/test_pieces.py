@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.pieces import Pieces, gathered
 
 

@@ -10,7 +10,7 @@ import torch
 
 from wmdd import points
 from wmdd.artifacts import save
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.points import Cloud, Confident, reading
 
 N, D = 200, 3

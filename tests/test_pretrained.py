@@ -22,12 +22,12 @@ from torchvision import models
 from wmdd import imagenet
 from wmdd.__main__ import main
 from wmdd.artifacts import load_model, save, save_model
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.commands import _teacher
 from wmdd.config import Experiment
-from wmdd.errors import WmddError
 from wmdd.models import ResNet, build, normalise
 from wmdd.pretrained import names_outside, pretrained, translated
-from wmdd.rng import generator
 from wmdd.settings import NetworkSettings, TeacherSettings, flags
 from wmdd.weights import of_file
 

@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 
 import pytest
-from test_results import result
 
+from tests.test_results import result
 from wmdd.prices import priced
 from wmdd.results import jobs, rows, summary
 from wmdd.workflow.layout import Cell, cell_of, cost_of, path_of

@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from test_commands import COMMANDS, here, made  # noqa: F401
 
+from tests.test_commands import COMMANDS, here, made  # noqa: F401
 from wmdd import provenance
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.provenance import GROUND, HANDED, PACKAGE, code_digest, git_revision, versions
 from wmdd.reach import Definition, Module, Package, is_command
 

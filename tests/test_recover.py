@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.batchnorm import Statistics, inputs_of, layers, running
 from wmdd.engine import Engine, plain
-from wmdd.errors import WmddError
 from wmdd.models import build
 from wmdd.recover import Target, batches, drawn, loss_terms, noise, observed, recover, sampled, to_pixels, view
 from wmdd.recover import matched as matched_starts
-from wmdd.rng import generator
 from wmdd.settings import NetworkSettings, RecoverSettings
 from wmdd.training import quiet
 

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 
 from wmdd import augment, siamese, whitening
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.engine import plain
-from wmdd.errors import WmddError
 from wmdd.feeding import Resident
 from wmdd.models import normalise
 from wmdd.relabel import ask, relabel, seed_of_views, seeds_of, seen, views_of
-from wmdd.rng import generator
 from wmdd.settings import AugmentationSettings
 from wmdd.training import quiet
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_results import result
 
+from tests.test_results import result
 from wmdd import results as frames
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.page.scores import across
 from wmdd.render import render
 from wmdd.report import (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from wmdd import artifacts
 from wmdd import results as frames
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.page import scores
 from wmdd.render import render
 from wmdd.results import GROUP, Measure, families_beside, family_of, kind_of, rows, summary

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_artifacts import tmpfs
 
+from tests.test_artifacts import tmpfs
 from wmdd import artifacts, commands, scratch
 from wmdd.artifacts import load, save
 from wmdd.feeding import opened, read

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from wmdd import augment
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.engine import plain
-from wmdd.errors import WmddError
 from wmdd.models import build, normalise
 from wmdd.points import Cloud, Confident
-from wmdd.rng import generator
 from wmdd.select import kmeans_medoid, masses, mosaic, patches, random, select
 from wmdd.settings import BarycenterSettings, NetworkSettings, SelectSettings
 

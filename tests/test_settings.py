@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError, WithJsonSchema
 
 import wmdd.commands_match  # noqa: F401  it registers its commands
+from wmdd.base.errors import WmddError
 from wmdd.commands_latent import app
 from wmdd.config import Experiment
-from wmdd.errors import WmddError
 from wmdd.settings import (
     AugmentationSettings,
     AutoencoderSettings,

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wmdd.rng import generator
+from wmdd.base.rng import generator
 from wmdd.siamese import KINDS, Distortions, apply, draw, joined
 
 SIDE = 12

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.io
-from test_artifacts import unprivileged
-from test_data import refusal
 
+from tests.test_artifacts import unprivileged
+from tests.test_data import refusal
 from wmdd import catalogue
 from wmdd.catalogue import Archive, Known
 from wmdd.settings import DataSettings

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from wmdd import sync
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
+from wmdd.base.units import size
 from wmdd.sync import LINKED, TOGETHER, Run, check_server, find, link, records, unlinked, upload
 from wmdd.tracking import RECORD
-from wmdd.units import size
 
 STAND_IN = """
 import os, sys

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from wmdd import artifacts, tracking
+from wmdd.base.errors import WmddError
+from wmdd.base.preemption import AGAIN
 from wmdd.checkpoint import Checkpoint
-from wmdd.errors import WmddError
 from wmdd.job import cost_path, job
-from wmdd.preemption import AGAIN
 from wmdd.settings import EngineSettings, SelectSettings
 from wmdd.tracking import (
     NullTracker,

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmdd import augment, siamese, student, teacher, whitening
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.engine import Engine, plain
-from wmdd.errors import WmddError
 from wmdd.feeding import Resident
 from wmdd.labels import hard, online, stored
 from wmdd.models import Network, normalise
 from wmdd.relabel import seeds_of, seen, views_of
-from wmdd.rng import generator
 from wmdd.settings import AugmentationSettings, StudentSettings, TeacherSettings, TrainingSettings
 from wmdd.student import weighted
 from wmdd.training import Batch, batches_of, cross_entropy, distillation, evaluate, fit, learning_rate, quiet

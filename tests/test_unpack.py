@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_data import refusal
 
+from tests.test_data import refusal
 from wmdd import unpack as module
 from wmdd.unpack import unpack
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from wmdd import config, whitening
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.feeding import Resident
 from wmdd.models import normalise
-from wmdd.rng import generator
 
 MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
 

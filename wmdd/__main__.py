@@ -8,7 +8,7 @@ def main() -> None:
     """Run a command."""
     os.environ.setdefault("POT_BACKEND_DISABLE_PYTORCH", "1")
     from wmdd import launch
-    from wmdd.preemption import AGAIN, Notice, Preempted, listening
+    from wmdd.base.preemption import AGAIN, Notice, Preempted, listening
 
     notice = Notice("ended before it began; starts anew when started again")
     try:
@@ -34,8 +34,8 @@ def _run() -> None:
     if launch.launched():  # one of several processes
         launch.follow()
     from wmdd import commands_export, commands_match, commands_report, commands_tracking  # noqa: F401  they register their commands
+    from wmdd.base.errors import WmddError
     from wmdd.commands_latent import app
-    from wmdd.errors import WmddError
 
     try:
         app(sys.argv[1:])

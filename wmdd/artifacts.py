@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 
 META = "meta"
 LEARNED = "labels_learned"  # [C, K, C] of an images.h5: probabilities

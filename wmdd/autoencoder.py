@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from wmdd.base.rng import generator
 from wmdd.engine import Engine
 from wmdd.latent import vae
 from wmdd.latent.generator import Autoencoder
-from wmdd.rng import generator
 from wmdd.training import Batch, Context, batches_of, fit, own_loss
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.points import Cloud, Rows
-from wmdd.rng import generator
 from wmdd.transport import Barycenter, cuturi_doucet, minibatch, quantize, released, stream
 from wmdd.transport.measure import exact
 

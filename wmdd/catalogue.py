@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 
 Text = Annotated[str, Field(min_length=1)]
 Section = dict[str, Any]  # settings of a stage, checked in wmdd.config with everyone else's

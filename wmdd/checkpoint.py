@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from wmdd import units
 from wmdd.artifacts import atomic
-from wmdd.errors import WmddError
-from wmdd.preemption import KEPT, Notice, Preempted
+from wmdd.base import units
+from wmdd.base.errors import WmddError
+from wmdd.base.preemption import KEPT, Notice, Preempted
 
 SECONDS = 60.0  # between two checkpoints at least; WMDD_CHECKPOINT_SECONDS changes it
 HOUR = 3600.0

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from wmdd.base.errors import WmddError
 from wmdd.catalogue import Rows, known
-from wmdd.errors import WmddError
 from wmdd.folders import check_inside
 from wmdd.settings import DataSettings
 from wmdd.shelves import reading

@@ -16,11 +16,11 @@ from cyclopts.validators import Number
 
 from wmdd import __version__, artifacts
 from wmdd.artifacts import LEARNED, check_classes, learned_labels, load, load_model, read_json, save
+from wmdd.base.errors import WmddError
+from wmdd.base.progress import progress
 from wmdd.batchnorm import Statistics
-from wmdd.errors import WmddError
 from wmdd.job import Job, cost_path, job
 from wmdd.models import Network, restore
-from wmdd.progress import progress
 from wmdd.scratch import staged
 from wmdd.settings import (
     BarycenterSettings,

@@ -14,11 +14,11 @@ from cyclopts.validators import Number
 
 from wmdd import artifacts
 from wmdd.artifacts import LEARNED, check_classes, learned_labels, read_json
+from wmdd.base.errors import WmddError
+from wmdd.base.progress import progress
 from wmdd.card import Origin
 from wmdd.commands import Several, app
-from wmdd.errors import WmddError
 from wmdd.loading import Layout, Manifest, SoftLabels, check_images, provenance
-from wmdd.progress import progress
 from wmdd.workflow.layout import Cell, place_of
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import torch
 
 from wmdd import artifacts
 from wmdd.artifacts import check_classes, load, load_model, save
+from wmdd.base.errors import WmddError
 from wmdd.commands import (
     ENGINE,
     Ipc,
@@ -24,7 +25,6 @@ from wmdd.commands import (
     app,
 )
 from wmdd.engine import Engine
-from wmdd.errors import WmddError
 from wmdd.job import job
 from wmdd.scratch import staged
 from wmdd.settings import (

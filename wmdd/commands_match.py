@@ -10,8 +10,8 @@ import numpy as np
 
 from wmdd import artifacts
 from wmdd.artifacts import LEARNED, check_classes
+from wmdd.base.errors import WmddError
 from wmdd.commands import ENGINE, Ipc, Several, _block, _manifest, _save_images, _write_history, app
-from wmdd.errors import WmddError
 from wmdd.job import job
 from wmdd.scratch import staged
 from wmdd.settings import EngineSettings, ExpertSettings, MatchSettings

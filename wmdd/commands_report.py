@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from wmdd import artifacts, units
+from wmdd import artifacts
 from wmdd.artifacts import check_classes, load_model, read_json
+from wmdd.base import units
+from wmdd.base.errors import WmddError
 from wmdd.commands import Several, _quality, _teacher, app
-from wmdd.errors import WmddError
 from wmdd.job import cost_path
 from wmdd.workflow.layout import CELL, Cell, cell_of, wildcards_of
 from wmdd.workflow.stages import ATOMS, STAGES

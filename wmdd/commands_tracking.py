@@ -4,9 +4,9 @@ import json
 import sys
 from pathlib import Path
 
-from wmdd import units
+from wmdd.base import units
+from wmdd.base.errors import WmddError
 from wmdd.commands import app
-from wmdd.errors import WmddError
 
 
 @app.command

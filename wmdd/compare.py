@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from wmdd import artifacts, intervals
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.results import NO_RESULT, set_digest, sets_of, top1_of
 from wmdd.workflow.layout import CELL, COST, Cell, beside, place_of
 from wmdd.workflow.stages import ATOMS, STAGES

@@ -28,7 +28,7 @@ from pydantic import (
 )
 
 from wmdd import catalogue
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.settings import (
     NAME,
     Count,

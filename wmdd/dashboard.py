@@ -7,7 +7,7 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.tracking import without_key
 from wmdd.workflow.stages import ATOMS, BLOCKS
 

@@ -18,15 +18,15 @@ from torch.nn.functional import interpolate
 
 from wmdd import cifar
 from wmdd.artifacts import Writer
+from wmdd.base.errors import WmddError
+from wmdd.base.progress import progress
+from wmdd.base.rng import generator
+from wmdd.base.threads import in_order
 from wmdd.catalogue import known
-from wmdd.errors import WmddError
 from wmdd.pictures import Decoded, UnreadableError, decode
-from wmdd.progress import progress
-from wmdd.rng import generator
 from wmdd.settings import DataSettings
 from wmdd.shelves import Part
 from wmdd.sources import Found, Shelf, find
-from wmdd.threads import in_order
 
 PIXELS = 2**32  # bytes; `storage: auto` keeps datasets up to this size as pixels, so that they are decoded once for all
 PIECE = 64  # pictures that are written at once

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wmdd.base.rng import generator
 from wmdd.points import Cloud
-from wmdd.rng import generator
 from wmdd.transport import decay as fitted
 from wmdd.transport import intrinsic_dimension, quantize
 

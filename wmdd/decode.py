@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from wmdd.base.rng import generator
 from wmdd.engine import Engine
 from wmdd.latent.generator import Generator
-from wmdd.rng import generator
 from wmdd.training import Context
 
 if TYPE_CHECKING:

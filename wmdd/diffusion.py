@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from wmdd.base.rng import generator
 from wmdd.latent import denoiser
-from wmdd.rng import generator
 from wmdd.training import Batch, Context, batches_of, fit, own_loss
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from wmdd.errors import WmddError
-from wmdd.preemption import Preempted
+from wmdd.base.errors import WmddError
+from wmdd.base.preemption import Preempted
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
+from wmdd.base.errors import WmddError
+from wmdd.base.progress import progress
 from wmdd.catalogue import Archive
-from wmdd.errors import WmddError
-from wmdd.progress import progress
 from wmdd.shelves import reading
 
 CHUNK = 2**20

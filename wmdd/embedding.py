@@ -7,7 +7,7 @@ map keeps neighbours, not distances (van der Maaten and Hinton, 2008); distances
 import numpy as np
 from torch import Tensor
 
-from wmdd.rng import generator, seed_of
+from wmdd.base.rng import generator, seed_of
 
 REAL = 60  # real images of a class
 MADE = 10  # distilled images of a class of each set

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from wmdd.base.errors import WmddError
 from wmdd.engine import Engine
-from wmdd.errors import WmddError
 from wmdd.feeding import Pictures, batches_by_class
 from wmdd.latent.generator import Generator
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from wmdd.errors import WmddError
-from wmdd.threads import in_order
+from wmdd.base.errors import WmddError
+from wmdd.base.threads import in_order
 
 if TYPE_CHECKING:
     from wmdd.settings import EngineSettings

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from wmdd import siamese
+from wmdd.base.rng import generator
 from wmdd.models import build, normalise
-from wmdd.rng import generator
 from wmdd.training import Batch, Context, Keeper, batches_of, cross_entropy, evaluate, fit
 from wmdd.whitening import Whitened, Whitening
 

@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 from wmdd import artifacts
+from wmdd.base.errors import WmddError
 from wmdd.card import EXAMPLE, Origin, card
-from wmdd.errors import WmddError
 from wmdd.loading import ARRAYS, CARD, MANIFEST, PICTURES, TABLE, Class, Manifest, Rows, digest, read_manifest
 
 if TYPE_CHECKING:

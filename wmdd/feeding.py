@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from wmdd import artifacts
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
+from wmdd.base.threads import in_order
 from wmdd.pictures import UnreadableError, decode, decode_plain
-from wmdd.threads import in_order
 
 RESIDENT_MB = 4096  # splits up to this size, decoded, are held in memory; WMDD_RESIDENT_MB changes it
 BATCH = 256

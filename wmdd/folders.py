@@ -9,7 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.shelves import FolderShelf, Shelf, reading
 
 EXTENSIONS = (

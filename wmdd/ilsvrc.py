@@ -13,11 +13,11 @@ from typing import NamedTuple
 import scipy.io
 
 from wmdd import folders
+from wmdd.base.errors import WmddError
+from wmdd.base.progress import progress
 from wmdd.catalogue import Archive, Known
 from wmdd.download import by_hand, fetch
-from wmdd.errors import WmddError
 from wmdd.folders import Splits
-from wmdd.progress import progress
 from wmdd.shelves import FolderShelf, Shelf, Tar, TarShelf, reading
 from wmdd.unpack import DAMAGED, StrictTarInfo, check_member, kind_of
 

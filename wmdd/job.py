@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from wmdd import artifacts, tracking, units
+from wmdd import artifacts, tracking
+from wmdd.base import units
+from wmdd.base.preemption import AGAIN, NOTHING, Notice, listening
+from wmdd.base.progress import progress
 from wmdd.checkpoint import Checkpoint, seconds_between
 from wmdd.distributed import ALONE, World
 from wmdd.engine import Engine, plain
-from wmdd.preemption import AGAIN, NOTHING, Notice, listening
-from wmdd.progress import progress
 from wmdd.provenance import code_digest, git_revision, processor, versions
 from wmdd.settings import EngineSettings, Settings
 from wmdd.training import Context, Reader, quiet
@@ -66,7 +67,7 @@ def job(
 ) -> Iterator[Job]:
     """Run a stage: what is yielded carries the provenance, and on success the cost is written and the checkpoint removed.
 
-    A scheduler's warning ends it: at once as long as it keeps nothing, then with its next checkpoint (`wmdd.preemption`).
+    A scheduler's warning ends it: at once as long as it keeps nothing, then with its next checkpoint (`wmdd.base.preemption`).
 
     Args:
         stage: name of the command.

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from wmdd import artifacts
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.relabel import seed_of_views
 
 if TYPE_CHECKING:

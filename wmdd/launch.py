@@ -16,8 +16,8 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from wmdd.errors import WmddError
-from wmdd.preemption import AGAIN, Notice, Preempted, listening
+from wmdd.base.errors import WmddError
+from wmdd.base.preemption import AGAIN, Notice, Preempted, listening
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from wmdd import artifacts
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.models import normalise
 from wmdd.pictures import UnreadableError, decode
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 
 if TYPE_CHECKING:
     from wmdd.settings import NetworkSettings

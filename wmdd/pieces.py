@@ -15,8 +15,8 @@ import h5py
 import numpy as np
 
 from wmdd import artifacts
+from wmdd.base.errors import WmddError
 from wmdd.checkpoint import abandoned, owned_here, owner
-from wmdd.errors import WmddError
 
 SIZE = 2**24  # bytes that are held at most before they are kept
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wmdd import artifacts
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 
 PIECE = 2**24  # bytes that are read at a time
 GAP = 64  # rows that are read for nothing sooner than to begin a new read

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wmdd.artifacts import check_classes
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.models import RESNETS, Network, ResNet, Timm, Torchvision, build, described, fill, stem_of
 from wmdd.settings import AdoptedSettings
 from wmdd.weights import State, Weights, weights_of

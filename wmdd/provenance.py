@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.reach import Package
 
 PACKAGE = Path(__file__).parent

@@ -7,7 +7,7 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 
 COLUMNS = ["dataset", "method", "ipc", "student", "labels", "protocol", "published", "table", "source", "url"]
 KEY = [

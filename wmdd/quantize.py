@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from wmdd.barycenter import Progress, Quality, barycenters
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.points import Cloud
-from wmdd.rng import generator
 from wmdd.transport import Barycenter, intrinsic_dimension
 from wmdd.transport.measure import transport_cost
 

@@ -34,11 +34,11 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from wmdd import augment
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.batchnorm import Statistics, inputs_of, layers, moments, running, watchable, watched
 from wmdd.engine import Engine, flop, resume, set_rate
-from wmdd.errors import WmddError
 from wmdd.models import Network, bounds_of, normalise, to_pixels
-from wmdd.rng import generator
 from wmdd.training import Context
 
 if TYPE_CHECKING:

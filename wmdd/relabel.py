@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from wmdd import augment, siamese
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import seed_of
 from wmdd.engine import Engine
-from wmdd.errors import WmddError
 from wmdd.models import Network, normalise
-from wmdd.rng import seed_of
 from wmdd.training import Context
 from wmdd.whitening import Whitening
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from wmdd.base.errors import WmddError
 from wmdd.config import Experiment
-from wmdd.errors import WmddError
 from wmdd.workflow.stages import KEYS, SETTINGS
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from wmdd import artifacts, intervals
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.render import records
 from wmdd.workflow.layout import CELL, Cell, beside, cell_of, place_of
 from wmdd.workflow.stages import REAL, STAGES

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wmdd import artifacts, units
-from wmdd.errors import WmddError
-from wmdd.progress import progress
+from wmdd import artifacts
+from wmdd.base import units
+from wmdd.base.errors import WmddError
+from wmdd.base.progress import progress
 
 PIECE = 2**24  # bytes that are copied at once
 BIG = 2**30  # bytes; copies of this size show how far they are

@@ -16,11 +16,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from wmdd import augment
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.engine import Engine
-from wmdd.errors import WmddError
 from wmdd.models import Network, normalise
 from wmdd.points import Cloud
-from wmdd.rng import generator
 from wmdd.transport import quantize
 from wmdd.transport.measure import squared_distances
 

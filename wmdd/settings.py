@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from wmdd import catalogue
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"  # of a dataset, method and so on: a part of a path
 Fraction = Annotated[float, Field(ge=0, le=1)]

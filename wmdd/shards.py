@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from wmdd import artifacts
+from wmdd.base.errors import WmddError
 from wmdd.batchnorm import ClassMoments, statistics_of
-from wmdd.errors import WmddError
 from wmdd.features import Shard
 from wmdd.pieces import Pieces
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 
 
 class Shelf(Protocol):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wmdd import folders, ilsvrc, imagenet
+from wmdd.base.errors import WmddError
 from wmdd.catalogue import known
 from wmdd.download import fetch
-from wmdd.errors import WmddError
 from wmdd.folders import Splits
 from wmdd.settings import DataSettings
 from wmdd.shelves import FolderShelf, Shelf, reading

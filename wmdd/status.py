@@ -18,9 +18,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from wmdd.base.units import seconds
 from wmdd.checkpoint import Progress, peek
 from wmdd.lock import holders
-from wmdd.units import seconds
 from wmdd.workflow.dag import Job
 from wmdd.workflow.stages import rank
 
@@ -39,7 +39,7 @@ BROKEN = re.compile(
     r"|Segmentation fault|Bus error|Illegal instruction|Fatal Python error"
 )
 RAISED = re.compile(r"[\w.]+(Error|Exception)\b(:|$)")  # last line of a trace whose beginning is too far up
-SIGNALLED = re.compile(r"\bSIG(TERM|USR1|INT|HUP|KILL)\b|^Terminated\b|^Killed\b")  # wmdd.preemption, a shell
+SIGNALLED = re.compile(r"\bSIG(TERM|USR1|INT|HUP|KILL)\b|^Terminated\b|^Killed\b")  # wmdd.base.preemption, a shell
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 AGAIN = "run again: it goes on from its checkpoint"

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wmdd import augment, siamese
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.engine import Engine, flop
-from wmdd.errors import WmddError
 from wmdd.labels import Labels
 from wmdd.models import Network, build
 from wmdd.relabel import ask, views_of
 from wmdd.relabel import seen as seen_of
-from wmdd.rng import generator
 from wmdd.training import Batch, Context, batches_of, cross_entropy, distillation, evaluate, fit_all
 from wmdd.whitening import Whitened, Whitening
 

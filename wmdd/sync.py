@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from wmdd import artifacts
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.tracking import RECORD, without_key
 
 WANDB = [sys.executable, "-m", "wandb"]

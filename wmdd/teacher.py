@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmdd import augment
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.distributed import ALONE, parts_of, shared_statistics
-from wmdd.errors import WmddError
 from wmdd.models import Network, build, normalise
-from wmdd.rng import generator
 from wmdd.training import Batch, Context, batches_of, cross_entropy, evaluate, fit
 
 if TYPE_CHECKING:

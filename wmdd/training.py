@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from wmdd.base.errors import WmddError
+from wmdd.base.preemption import KEPT, Notice, Preempted
 from wmdd.distributed import ALONE, World, unsent
 from wmdd.engine import Engine, resume, set_rate
-from wmdd.errors import WmddError
 from wmdd.models import normalise
-from wmdd.preemption import KEPT, Notice, Preempted
 
 if TYPE_CHECKING:
     from wmdd.feeding import Pictures

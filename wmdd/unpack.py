@@ -15,9 +15,9 @@ from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Self
 
+from wmdd.base.errors import WmddError
+from wmdd.base.progress import progress
 from wmdd.download import CHUNK, FULL
-from wmdd.errors import WmddError
-from wmdd.progress import progress
 
 DAMAGED = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, lzma.LZMAError, EOFError,

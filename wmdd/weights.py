@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wmdd.artifacts import digest_of
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.models import RESNETS
 from wmdd.settings import CHECKPOINTS
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.models import normalise
 
 if TYPE_CHECKING:

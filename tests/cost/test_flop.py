@@ -8,12 +8,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from wmdd import models
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.cost import flop
 from wmdd.cost.flop import autoencoder, by_hand, counted, denoiser, figures, rated_width, recovering
-from wmdd.errors import WmddError
 from wmdd.latent.denoiser import build as build_denoiser
 from wmdd.latent.vae import build as build_vae
-from wmdd.rng import generator
 from wmdd.settings import AutoencoderSettings, DiffusionSettings, NetworkSettings, RecoverSettings
 
 OURS = [*models.RESNETS, *models.CONVNETS, "vit-tiny"]

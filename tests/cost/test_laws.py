@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from wmdd import data, embedding, engine, features, feeding, recover, training
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.config import Experiment
 from wmdd.cost import dataset, laws, rates, scene
 from wmdd.cost.flop import autoencoder, denoiser, figures
 from wmdd.cost.laws import LAUNCHED, LAWS, bytes_of_view, work
 from wmdd.cost.plan import estimate
 from wmdd.cost.scene import Shapes
-from wmdd.errors import WmddError
 from wmdd.labels import prune
-from wmdd.rng import generator
 from wmdd.settings import AutoencoderSettings, DiffusionSettings, NetworkSettings, RelabelSettings
 from wmdd.transport import dimension
 from wmdd.workflow.layout import Cell

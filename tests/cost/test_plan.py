@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from wmdd.__main__ import main
+from wmdd.base.errors import WmddError
+from wmdd.base.units import count
 from wmdd.config import Experiment
 from wmdd.cost import rates
 from wmdd.cost.plan import plan, render
 from wmdd.cost.scene import Shapes
-from wmdd.errors import WmddError
-from wmdd.units import count
 from wmdd.workflow.dag import Job, jobs
 from wmdd.workflow.layout import Cell
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from wmdd.base.errors import WmddError
 from wmdd.cost import rates
-from wmdd.errors import WmddError
 
 OWN = {
     "machine": "mine", "torch": "2", "device": "cuda", "peak": {"flops": 1e12, "bytes_per_s": 1e11},

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.latent.denoiser import QUARTER, Denoiser, Objective, build, reverse
-from wmdd.rng import generator
 from wmdd.settings import DiffusionSettings
 
 

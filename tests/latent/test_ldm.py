@@ -32,11 +32,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from transformers.utils import logging
 
 from wmdd import imagenet
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.engine import Engine, plain
-from wmdd.errors import WmddError
 from wmdd.latent import ldm
 from wmdd.latent.vae import scaled, to_pixels
-from wmdd.rng import generator
 from wmdd.settings import DecodeSettings, GeneratorSettings
 
 NAMES = ["ant", "bee", "great white shark"]

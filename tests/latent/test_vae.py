@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.latent.vae import Objective, build, scaled, to_pixels
-from wmdd.rng import generator
 from wmdd.settings import AutoencoderSettings
 
 

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from wmdd import siamese
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.engine import plain
-from wmdd.errors import WmddError
 from wmdd.feeding import Resident
 from wmdd.match import real, start
 from wmdd.match.distributions import attention, loss, match, means
 from wmdd.models import bounds_of, build, normalise
-from wmdd.rng import generator
 from wmdd.select import random
 from wmdd.settings import MatchSettings
 from wmdd.training import quiet

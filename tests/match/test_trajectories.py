@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from wmdd import siamese, whitening
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.engine import flop, plain
-from wmdd.errors import WmddError
 from wmdd.expert import flat
 from wmdd.feeding import Resident
 from wmdd.match import real
 from wmdd.match.trajectories import Step, gradient_of, match, unrolled
 from wmdd.models import build
-from wmdd.rng import generator
 from wmdd.settings import ExpertSettings, MatchSettings
 from wmdd.training import quiet
 

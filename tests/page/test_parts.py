@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from wmdd import embedding, gallery, lineage, published
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.page import scores
 from wmdd.render import render
 from wmdd.results import rows, summary

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import t as student_t
-from test_results import result
 
+from tests.test_results import result
 from wmdd import published
 from wmdd.compare import Side, render
 from wmdd.intervals import difference

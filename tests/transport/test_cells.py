@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import SEEDS, batch, cloud, draws, grid
 from torch import Tensor
 
 from wmdd.transport import seeding
 from wmdd.transport.cells import Cells, Measures, descend
+
+from .samples import SEEDS, batch, cloud, draws, grid
 
 quick = settings(max_examples=40, deadline=None)
 

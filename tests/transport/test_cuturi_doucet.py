@@ -8,14 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import SEEDS, by_rows, cloud, draws
 from scipy.optimize import linprog
 from torch import Tensor
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.transport.cuturi_doucet import FLOOR, _newton, alternate, cuturi_doucet, sinkhorn, weights_by_mirror_descent
 from wmdd.transport.measure import Transport, exact, squared_distances
 from wmdd.transport.released import released
+
+from .samples import SEEDS, by_rows, cloud, draws
 
 BOTH = pytest.mark.parametrize("weights", ["free", "uniform"])
 KINDS = st.sampled_from(["free", "uniform"])

@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from samples import cloud, draws
 from torch import Tensor
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.transport import decay, intrinsic_dimension, quantize
 from wmdd.transport.dimension import Decay
+
+from .samples import cloud, draws
 
 METHODS = pytest.mark.parametrize("method", ["twonn", "mle"])
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import SEEDS, by_rows, cloud, draws, grid
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.transport import Barycenter, minibatch, quantize
 from wmdd.transport.minibatch import _start
+
+from .samples import SEEDS, by_rows, cloud, draws, grid
 
 BOTH = pytest.mark.parametrize("weights", ["uniform", "free"])
 quick = settings(max_examples=30, deadline=None, derandomize=True)

@@ -8,14 +8,15 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from samples import SEEDS, cloud, draws
 from scipy.optimize import linear_sum_assignment, linprog
 from torch import Tensor
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.transport import plans, transport_cost
 from wmdd.transport.measure import exact
 from wmdd.transport.plans import Plan, balanced, prices
+
+from .samples import SEEDS, cloud, draws
 
 quick = settings(max_examples=60, deadline=None)
 

@@ -14,15 +14,16 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from samples import by_rows, cloud, draws
 from scipy.optimize import linprog
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 import wmdd.transport
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.transport import Barycenter, quantization, quantize, quantize_all
+
+from .samples import by_rows, cloud, draws
 
 BOTH = pytest.mark.parametrize("weights", ["uniform", "free"])
 KINDS = st.sampled_from(["uniform", "free"])

@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import SEEDS, batch, cloud, draws, grid
 from torch import Tensor
 
 from wmdd.transport.cells import Cells, Measures, descend
 from wmdd.transport.quantization import free_cells
 from wmdd.transport.search import exchanges, improve, joins_of_cells, moves_of_parts, split
+
+from .samples import SEEDS, batch, cloud, draws, grid
 
 quick = settings(max_examples=40, deadline=None)
 SIZES = st.lists(st.integers(8, 25), min_size=1, max_size=3)

@@ -10,13 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import SEEDS, by_rows, cloud, draws
 from torch import Tensor
 
 import wmdd.transport.several
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.transport.measure import Barycenter
 from wmdd.transport.several import barycenter
+
+from .samples import SEEDS, by_rows, cloud, draws
 
 BOTH = pytest.mark.parametrize("weights", ["free", "uniform"])
 few = settings(max_examples=15, deadline=None)

@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import SEEDS, by_rows, cloud, draws
 from torch import Tensor
 
 from wmdd.transport import quantization, quantize, span
 from wmdd.transport.measure import squared_distances, transport_cost
 from wmdd.transport.span import Span, wide
+
+from .samples import SEEDS, by_rows, cloud, draws
 
 BOTH = pytest.mark.parametrize("weights", ["uniform", "free"])
 KINDS = pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])

@@ -13,12 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from samples import cloud, draws
 from torch import Tensor
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.transport.measure import Barycenter, exact, squared_distances
 from wmdd.transport.stream import stream
+
+from .samples import cloud, draws
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import SEEDS, cloud, draws
 from torch import Tensor
 
 from wmdd.transport import plans, uniform
 from wmdd.transport.cells import Cells, Measures
 from wmdd.transport.measure import Barycenter
 from wmdd.transport.uniform import balance
+
+from .samples import SEEDS, cloud, draws
 
 quick = settings(max_examples=30, deadline=None)
 

@@ -4,7 +4,7 @@ from pathlib import PurePath
 
 import pytest
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.workflow.layout import Cell, beside, path_of
 
 CELL = Cell("d", "t", "m", 10, 0, "s", "p", 3, block="classes0-9")

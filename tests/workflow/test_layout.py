@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.settings import NAME
 from wmdd.workflow.layout import (
     FILES,

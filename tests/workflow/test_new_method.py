@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from wmdd import artifacts
+from wmdd.base.rng import generator
 from wmdd.provenance import code_digest
-from wmdd.rng import generator
 
 from .conftest import REPOSITORY, TINY, Workspace, workspace
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from wmdd.base.rng import generator
 from wmdd.models import build
-from wmdd.rng import generator
 from wmdd.settings import NetworkSettings
 
 from .conftest import Workspace

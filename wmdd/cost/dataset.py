@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wmdd import catalogue
+from wmdd.base.errors import WmddError
 from wmdd.cost import rates
-from wmdd.errors import WmddError
 from wmdd.settings import DataSettings
 
 NAN = math.nan

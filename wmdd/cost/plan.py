@@ -15,12 +15,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from wmdd.base.errors import WmddError
+from wmdd.base.units import count, hours, seconds, size
 from wmdd.cost import rates
 from wmdd.cost.laws import work
 from wmdd.cost.rates import Device
 from wmdd.cost.scene import Shapes, Work
-from wmdd.errors import WmddError
-from wmdd.units import count, hours, seconds, size
 from wmdd.workflow.dag import Job
 from wmdd.workflow.stages import ORDER, rank
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.settings import Count, EngineSettings, Positive
 from wmdd.workflow.stages import NETWORK
 

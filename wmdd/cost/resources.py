@@ -15,13 +15,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from wmdd.base.errors import WmddError
+from wmdd.base.units import seconds, size
 from wmdd.config import Experiment
 from wmdd.cost import rates
 from wmdd.cost.laws import UNKNOWN, work
 from wmdd.cost.plan import Plan, estimate
 from wmdd.cost.scene import Shapes, Work
-from wmdd.errors import WmddError
-from wmdd.units import seconds, size
 from wmdd.workflow.layout import Cell
 from wmdd.workflow.stages import BLOCKS, makers_of, rank
 

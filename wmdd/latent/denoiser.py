@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 
 if TYPE_CHECKING:
     from wmdd.settings import DiffusionSettings

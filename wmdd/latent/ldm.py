@@ -46,8 +46,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmdd import imagenet
+from wmdd.base.errors import WmddError
 from wmdd.engine import Engine
-from wmdd.errors import WmddError
 from wmdd.latent.generator import noise
 from wmdd.latent.vae import scaled, to_pixels
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 
 if TYPE_CHECKING:
     from wmdd.settings import AutoencoderSettings

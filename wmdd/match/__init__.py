@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.feeding import Pictures, read
 from wmdd.models import normalise
-from wmdd.rng import generator
 
 if TYPE_CHECKING:
     from wmdd.settings import MatchSettings

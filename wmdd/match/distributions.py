@@ -28,11 +28,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wmdd import siamese
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.engine import Engine, resume
-from wmdd.errors import WmddError
 from wmdd.match import Matched, Real, start, within
 from wmdd.models import ConvNet, bounds_of, build, normalise, to_pixels
-from wmdd.rng import generator
 from wmdd.training import Context
 
 if TYPE_CHECKING:

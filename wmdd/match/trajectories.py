@@ -34,11 +34,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmdd import siamese
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
 from wmdd.engine import resume
-from wmdd.errors import WmddError
 from wmdd.match import Matched, Real, start, within
 from wmdd.models import bounds_of, build, to_pixels
-from wmdd.rng import generator
 from wmdd.training import Context, batches_of
 from wmdd.whitening import Whitening
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from wmdd.base.units import size
 from wmdd.render import EMPTY, Column, Table, Value, plain, records, table
 from wmdd.results import GROUP
-from wmdd.units import size
 
 Meta = dict[str, Any]
 

@@ -24,7 +24,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.transport.measure import Barycenter, Points, Transport, as_points, check_k, exact, squared_distances
 
 FLOOR = 1e-12  # no learned weight is smaller: far below any mass that matters, far above the rounding of a plan

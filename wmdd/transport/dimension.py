@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.transport.measure import BLOCK, Points, as_points
 
 KEPT = 0.9  # share of the points whose mu is not censored

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 
 Points = Tensor | np.ndarray
 BLOCK = 2**20  # numbers that are read at a time

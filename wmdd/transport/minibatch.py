@@ -35,7 +35,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.transport.cuturi_doucet import check_weights
 from wmdd.transport.measure import BLOCK, Barycenter, Points, as_points, check_k
 from wmdd.transport.plans import balanced
@@ -69,7 +69,7 @@ def minibatch(
         expand: points of a batch for each atom.
         reassign: share of the most successful atom's points below which an atom is put elsewhere; 0 for never.
         start: returns atoms for the first batch [B, D], `k` and the generator; greedy k-means++ by default.
-        progress: shows how far the pass is, as `wmdd.progress.progress` does.
+        progress: shows how far the pass is, as `wmdd.base.progress.progress` does.
 
     Returns:
         Atoms and weights in the type of `points`, on the CPU; with k >= N, what `quantize` gives. The cost is that of exact

@@ -25,7 +25,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.transport.cells import Cells, Measures, descend
 from wmdd.transport.measure import Barycenter, Points, as_points, check_k
 from wmdd.transport.plans import balanced

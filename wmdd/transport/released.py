@@ -10,7 +10,7 @@ import time
 import torch
 from torch import Tensor
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.transport.cuturi_doucet import check_weights, like
 from wmdd.transport.measure import Barycenter, Points, _numpy, _pot, as_points, check_k, exact, squared_distances
 

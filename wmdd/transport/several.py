@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.transport.cuturi_doucet import alternate, check_weights, draw, like
 from wmdd.transport.measure import Barycenter, Points, as_points, check_k
 from wmdd.transport.quantization import quantize

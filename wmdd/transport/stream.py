@@ -42,7 +42,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.transport.measure import Barycenter, check_k
 
 Start = Callable[[Tensor, int, torch.Generator], Tensor]
@@ -95,7 +95,7 @@ def stream(
         tolerance: stop to refine when a pass lowers the cost by less than this share of itself.
         chunk_bytes: what is read at a time, in the type that is computed in.
         device: where it is computed.
-        progress: shows how far each pass is, as `wmdd.progress.progress` does.
+        progress: shows how far each pass is, as `wmdd.base.progress.progress` does.
 
     Returns:
         Atoms and weights in the type that was computed in, on the CPU; with k >= N, the points themselves, repeated. The

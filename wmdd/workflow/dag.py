@@ -5,7 +5,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.workflow.layout import Cell
 from wmdd.workflow.stages import stage_of
 

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from wmdd.errors import WmddError
+from wmdd.base.errors import WmddError
 from wmdd.settings import NAME
 
 NUMBER = r"\d+"

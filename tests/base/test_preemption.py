@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from wmdd import artifacts
+from wmdd.base.preemption import AGAIN, SIGNALS, Notice, Preempted, listening
+from wmdd.base.rng import generator
 from wmdd.checkpoint import peek
 from wmdd.job import job
 from wmdd.models import build
-from wmdd.preemption import AGAIN, SIGNALS, Notice, Preempted, listening
-from wmdd.rng import generator
 from wmdd.settings import NetworkSettings, SelectSettings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAMES, SIDE, IMAGES = ["ant", "bee", "cat"], 8, 300
 NETWORK = NetworkSettings(architecture="resnet18", width=4)
 CPU = "--device cpu --precision fp32"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wmdd.units import BYTES, count, hours, seconds, size
+from wmdd.base.units import BYTES, count, hours, seconds, size
 
 SECONDS = {"s": 1, "min": 60, "h": 3600}
 
