@@ -37,7 +37,9 @@ from wmdd.engine import Engine, plain
 from wmdd.features import extract
 from wmdd.feeding import Resident, opened, read
 from wmdd.models import Network, build
-from wmdd.settings import DataSettings, FeaturesSettings, NetworkSettings
+from wmdd.settings.data import DataSettings
+from wmdd.settings.network import NetworkSettings
+from wmdd.settings.teacher import FeaturesSettings
 from wmdd.shards import Shards, join_features, join_statistics
 
 Hook = Callable[[str, Tensor, Tensor], None]

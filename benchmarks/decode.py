@@ -30,7 +30,7 @@ from wmdd import artifacts
 from wmdd.data import pack
 from wmdd.feeding import opened
 from wmdd.pictures import decode_plain
-from wmdd.settings import DataSettings
+from wmdd.settings.data import DataSettings
 
 BATCH = 64
 

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import importlib
 import math
 import platform
 import statistics
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from wmdd import engine
+import wmdd.settings
 from wmdd.engine import Engine
 
 
@@ -83,12 +84,12 @@ def copy_rate(options: argparse.Namespace) -> float:
 def settings(name: str, **changes: Any) -> Any:
     """Return settings of `wmdd.settings`; where pydantic is missing, unchecked ones of the same text."""
     try:
-        from wmdd import settings as known
+        module = importlib.import_module(f"wmdd.settings.{defining(name).stem}")
     except ModuleNotFoundError as error:
         if error.name not in ("pydantic", "cyclopts"):
             raise
         return unchecked(name, **changes)
-    return getattr(known, name)(**changes)
+    return getattr(module, name)(**changes)
 
 
 def unchecked(name: str, **changes: Any) -> Any:
@@ -107,9 +108,13 @@ def unchecked(name: str, **changes: Any) -> Any:
 
 def ancestry(name: str) -> Iterator[ast.ClassDef]:
     """Yield the text of a class of settings and of those that it is derived from, the nearest first."""
-    text = Path(engine.__file__).with_name("settings.py").read_text()
-    node = next(n for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and n.name == name)
+    node = next(n for n in ast.parse(defining(name).read_text()).body if isinstance(n, ast.ClassDef) and n.name == name)
     yield node
     for base in node.bases:
         if isinstance(base, ast.Name) and base.id not in ("BaseModel", "Settings"):
             yield from ancestry(base.id)
+
+
+def defining(name: str) -> Path:
+    """Return the file of `wmdd.settings` that defines a class."""
+    return next(file for file in Path(wmdd.settings.__path__[0]).glob("*.py") if f"class {name}(" in file.read_text())

@@ -34,7 +34,7 @@ from wmdd.match import real
 from wmdd.match.distributions import match
 from wmdd.match.trajectories import Step, gradient_of, unrolled
 from wmdd.models import build
-from wmdd.settings import ExpertSettings, MatchSettings
+from wmdd.settings.match import ExpertSettings, MatchSettings
 from wmdd.training import quiet
 
 SIDE, TIMED = 32, 4

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.machine import processor, seconds
 from wmdd.models import build
-from wmdd.settings import NetworkSettings
+from wmdd.settings.network import NetworkSettings
 
 Way = Callable[[], list[Tensor]]
 

@@ -1,6 +1,6 @@
 # data: raw pictures -> data/{dataset}.h5
 #   Reads every picture once. The folder itself is not watched: delete the file after changing pictures.
-#   What wmdd/datasets.yaml says of the pictures is watched.
+#   What wmdd/settings/datasets.yaml says of the pictures is watched.
 
 
 rule data:

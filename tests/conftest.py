@@ -17,7 +17,7 @@ from wmdd.__main__ import main
 from wmdd.base.rng import generator
 from wmdd.commands import app
 from wmdd.models import build
-from wmdd.settings import NetworkSettings
+from wmdd.settings.network import NetworkSettings
 
 torch.set_num_threads(1)
 

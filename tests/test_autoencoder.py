@@ -10,7 +10,7 @@ from wmdd.base.rng import generator
 from wmdd.engine import plain
 from wmdd.feeding import Resident
 from wmdd.latent.generator import Autoencoder
-from wmdd.settings import AutoencoderSettings
+from wmdd.settings.latent import AutoencoderSettings
 from wmdd.training import quiet
 
 

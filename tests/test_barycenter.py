@@ -10,7 +10,7 @@ from wmdd.barycenter import Quality, barycenters, columns, explained, quality, t
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.points import Cloud
-from wmdd.settings import BarycenterSettings
+from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.transport import Barycenter, cuturi_doucet, quantize, released, stream
 
 CLASSES = 4

@@ -16,12 +16,12 @@ from benchmarks import machine, published, stages, stages_labels, stages_recover
 from benchmarks.rows import merged
 from benchmarks.stages_student import compared
 from wmdd import augment, relabel
-from wmdd import settings as known
 from wmdd.base.rng import generator
 from wmdd.batchnorm import layers
 from wmdd.cost.rates import read
 from wmdd.models import build, normalise
-from wmdd.settings import AugmentationSettings, NetworkSettings, StudentSettings
+from wmdd.settings.network import NetworkSettings
+from wmdd.settings.student import AugmentationSettings, StudentSettings
 
 ROOT = Path(__file__).parents[1]
 MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
@@ -127,7 +127,7 @@ def test_published_student_learns_its_labels(tmp_path, files):
     "name", ["EngineSettings", "RecoverSettings", "RelabelSettings", "StudentSettings", "TeacherSettings"]
 )
 def test_settings_without_pydantic_have_the_same_values(name):
-    expected, found = getattr(known, name)(), machine.unchecked(name)
+    expected, found = machine.settings(name), machine.unchecked(name)
     assert vars(found) == {field: getattr(expected, field) for field in type(expected).model_fields}
     for field, value in inspect.getmembers(type(expected)):
         if isinstance(value, property) and not field.startswith(("_", "model_")) and field != "checkpoint":

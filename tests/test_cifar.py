@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from tests.test_data import noise, refusal
-from wmdd import catalogue, cifar
-from wmdd.catalogue import Archive, Rows
-from wmdd.settings import DataSettings
+from wmdd import cifar
+from wmdd.settings import catalogue
+from wmdd.settings.catalogue import Archive, Rows
+from wmdd.settings.data import DataSettings
 
 CLASSES = {"cifar10": 10, "cifar100": 100}
 

@@ -22,7 +22,8 @@ from wmdd.artifacts import digest_of, load, load_meta, load_model, save, save_mo
 from wmdd.base.rng import generator
 from wmdd.config import schema
 from wmdd.models import build
-from wmdd.settings import NetworkSettings, RelabelSettings
+from wmdd.settings.network import NetworkSettings
+from wmdd.settings.student import RelabelSettings
 
 ROOT = Path(__file__).parents[1]
 SIDE, IPC = 8, 2

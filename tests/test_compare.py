@@ -8,7 +8,9 @@ import pytest
 from wmdd import artifacts, intervals
 from wmdd.base.errors import WmddError
 from wmdd.compare import Side, render
-from wmdd.settings import MatchSettings, RecoverSettings, RelabelSettings, SelectSettings, StudentSettings
+from wmdd.settings.match import MatchSettings
+from wmdd.settings.recover import RecoverSettings, SelectSettings
+from wmdd.settings.student import RelabelSettings, StudentSettings
 
 
 def write(folder, cell, top1, seed=0, run=0, protocol="quick", made=None, inputs=(), **settings):

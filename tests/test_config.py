@@ -20,7 +20,9 @@ from wmdd.cost.laws import work
 from wmdd.cost.plan import estimate
 from wmdd.cost.scene import Shapes
 from wmdd.resolved import resolved
-from wmdd.settings import NAME, EngineSettings, RecoverSettings, flags
+from wmdd.settings.base import NAME, flags
+from wmdd.settings.engine import EngineSettings
+from wmdd.settings.recover import RecoverSettings
 from wmdd.workflow.layout import Cell
 from wmdd.workflow.stages import SETTINGS
 

@@ -19,7 +19,7 @@ from wmdd import artifacts, data
 from wmdd.base.errors import WmddError
 from wmdd.config import Experiment
 from wmdd.feeding import opened, read
-from wmdd.settings import DataSettings
+from wmdd.settings.data import DataSettings
 
 as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 

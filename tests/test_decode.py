@@ -6,7 +6,7 @@ import torch
 from wmdd.decode import decode
 from wmdd.engine import plain
 from wmdd.latent.generator import noise
-from wmdd.settings import DecodeSettings
+from wmdd.settings.latent import DecodeSettings
 from wmdd.training import quiet
 
 SHAPE = (1, 2, 2)

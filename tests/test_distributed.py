@@ -29,7 +29,8 @@ from wmdd.distributed import ALONE, SharedBatchNorm2d, World, parts_of, shared_s
 from wmdd.engine import plain
 from wmdd.feeding import Resident
 from wmdd.launch import check_gpus
-from wmdd.settings import EngineSettings, TeacherSettings
+from wmdd.settings.engine import EngineSettings
+from wmdd.settings.teacher import TeacherSettings
 from wmdd.training import evaluate, quiet
 
 ROOT = Path(__file__).parents[1]

@@ -15,9 +15,9 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from wmdd.catalogue import Known
 from wmdd.config import Experiment, ExperimentFile, parse, presets
 from wmdd.models import stem_of
+from wmdd.settings.catalogue import Known
 from wmdd.workflow.stages import SETTINGS
 
 ROOT = Path(__file__).parents[1]

@@ -15,8 +15,8 @@ from urllib3.util import Retry
 from tests.test_artifacts import unprivileged
 from tests.test_data import refusal
 from wmdd import download
-from wmdd.catalogue import Archive
 from wmdd.download import fetch
+from wmdd.settings.catalogue import Archive
 
 CONTENT = os.urandom(300_000)
 

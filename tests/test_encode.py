@@ -8,7 +8,7 @@ from wmdd.base.rng import generator
 from wmdd.encode import encode
 from wmdd.engine import plain
 from wmdd.feeding import Resident
-from wmdd.settings import EncodeSettings
+from wmdd.settings.latent import EncodeSettings
 
 
 class Means:

@@ -12,7 +12,9 @@ from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.engine import Captured, Engine, flop, plain, resume, set_rate
 from wmdd.models import build
-from wmdd.settings import EngineSettings, NetworkSettings, RecoverSettings
+from wmdd.settings.engine import EngineSettings
+from wmdd.settings.network import NetworkSettings
+from wmdd.settings.recover import RecoverSettings
 
 FAST = Engine(torch.device("cpu"), torch.float32, "eager")
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -15,7 +15,7 @@ from wmdd.engine import plain
 from wmdd.expert import flat, train
 from wmdd.feeding import Resident
 from wmdd.models import build, normalise
-from wmdd.settings import ExpertSettings
+from wmdd.settings.match import ExpertSettings
 from wmdd.training import batches_of, evaluate, quiet
 from wmdd.whitening import Whitened
 

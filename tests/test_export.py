@@ -23,7 +23,7 @@ from wmdd import labels as stored_labels
 from wmdd.artifacts import load, load_meta, save, write_json
 from wmdd.export import folders
 from wmdd.labels import rows_of
-from wmdd.settings import RelabelSettings
+from wmdd.settings.student import RelabelSettings
 
 SIDE, IPC, EPOCHS = 8, 2, 3
 CLASSES = ["n02", "n01", "a/../b"]  # neither sorted nor safe

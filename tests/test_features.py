@@ -24,7 +24,8 @@ from wmdd.features import Shard, extract
 from wmdd.feeding import Resident, batches_by_class
 from wmdd.models import normalise
 from wmdd.pieces import Pieces
-from wmdd.settings import EngineSettings, FeaturesSettings
+from wmdd.settings.engine import EngineSettings
+from wmdd.settings.teacher import FeaturesSettings
 from wmdd.shards import keep, taken_up
 
 COUNT = [7, 1, 4, 12, 3]

@@ -19,7 +19,7 @@ from wmdd.feeding import Resident
 from wmdd.labels import Renormalised, append, hard, online, opened, prune, pruned, restore, rows_of, stored
 from wmdd.models import normalise
 from wmdd.relabel import relabel, seeds_of, views_of
-from wmdd.settings import AugmentationSettings, RelabelSettings, StudentSettings
+from wmdd.settings.student import AugmentationSettings, RelabelSettings, StudentSettings
 from wmdd.training import quiet
 
 PRUNED = RelabelSettings(store="pruned")

@@ -17,7 +17,7 @@ from wmdd.distance import distances
 from wmdd.engine import plain
 from wmdd.points import Cloud
 from wmdd.quantize import Latents, quantize
-from wmdd.settings import DecaySettings, QuantizeSettings
+from wmdd.settings.latent import DecaySettings, QuantizeSettings
 from wmdd.training import quiet
 
 CONTEXT = quiet(plain())

@@ -27,7 +27,7 @@ from wmdd.engine import plain
 from wmdd.export import png
 from wmdd.feeding import Resident
 from wmdd.loading import load
-from wmdd.settings import AugmentationSettings, StudentSettings
+from wmdd.settings.student import AugmentationSettings, StudentSettings
 from wmdd.student import train, weighted
 from wmdd.training import quiet
 

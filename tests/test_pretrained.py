@@ -28,7 +28,9 @@ from wmdd.commands import _teacher
 from wmdd.config import Experiment
 from wmdd.models import ResNet, build, normalise
 from wmdd.pretrained import names_outside, pretrained, translated
-from wmdd.settings import NetworkSettings, TeacherSettings, flags
+from wmdd.settings.base import flags
+from wmdd.settings.network import NetworkSettings
+from wmdd.settings.teacher import TeacherSettings
 from wmdd.weights import of_file
 
 CLASSES = ["ant", "bee", "cat"]

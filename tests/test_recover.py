@@ -18,7 +18,8 @@ from wmdd.engine import Engine, plain
 from wmdd.models import build
 from wmdd.recover import Target, batches, drawn, loss_terms, noise, observed, recover, sampled, to_pixels, view
 from wmdd.recover import matched as matched_starts
-from wmdd.settings import NetworkSettings, RecoverSettings
+from wmdd.settings.network import NetworkSettings
+from wmdd.settings.recover import RecoverSettings
 from wmdd.training import quiet
 
 CLASSES, K, SIDE, FEATURES = 5, 3, 16, 32

@@ -11,7 +11,7 @@ from wmdd.engine import plain
 from wmdd.feeding import Resident
 from wmdd.models import normalise
 from wmdd.relabel import ask, relabel, seed_of_views, seeds_of, seen, views_of
-from wmdd.settings import AugmentationSettings
+from wmdd.settings.student import AugmentationSettings
 from wmdd.training import quiet
 
 COUNT = 9

@@ -16,7 +16,11 @@ from wmdd import artifacts, commands, scratch
 from wmdd.artifacts import load, save
 from wmdd.feeding import opened, read
 from wmdd.scratch import staged
-from wmdd.settings import EngineSettings, NetworkSettings, SelectSettings, StudentSettings, TeacherSettings
+from wmdd.settings.engine import EngineSettings
+from wmdd.settings.network import NetworkSettings
+from wmdd.settings.recover import SelectSettings
+from wmdd.settings.student import StudentSettings
+from wmdd.settings.teacher import TeacherSettings
 
 RNG = np.random.default_rng(0)
 ARRAYS = {

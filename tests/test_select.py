@@ -11,7 +11,9 @@ from wmdd.engine import plain
 from wmdd.models import build, normalise
 from wmdd.points import Cloud, Confident
 from wmdd.select import kmeans_medoid, masses, mosaic, patches, random, select
-from wmdd.settings import BarycenterSettings, NetworkSettings, SelectSettings
+from wmdd.settings.barycenter import BarycenterSettings
+from wmdd.settings.network import NetworkSettings
+from wmdd.settings.recover import SelectSettings
 
 NAMES = ["ant", "bee", "cat"]
 LABELS = torch.tensor([0] * 9 + [1] * 6 + [2] * 14)

@@ -17,7 +17,8 @@ from wmdd.base.errors import WmddError
 from wmdd.base.preemption import AGAIN
 from wmdd.checkpoint import Checkpoint
 from wmdd.job import cost_path, job
-from wmdd.settings import EngineSettings, SelectSettings
+from wmdd.settings.engine import EngineSettings
+from wmdd.settings.recover import SelectSettings
 from wmdd.tracking import (
     NullTracker,
     WandbTracker,

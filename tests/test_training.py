@@ -18,7 +18,9 @@ from wmdd.feeding import Resident
 from wmdd.labels import hard, online, stored
 from wmdd.models import Network, normalise
 from wmdd.relabel import seeds_of, seen, views_of
-from wmdd.settings import AugmentationSettings, StudentSettings, TeacherSettings, TrainingSettings
+from wmdd.settings.network import TrainingSettings
+from wmdd.settings.student import AugmentationSettings, StudentSettings
+from wmdd.settings.teacher import TeacherSettings
 from wmdd.student import weighted
 from wmdd.training import Batch, batches_of, cross_entropy, distillation, evaluate, fit, learning_rate, quiet
 

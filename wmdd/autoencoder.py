@@ -15,7 +15,7 @@ from wmdd.training import Batch, Context, batches_of, fit, own_loss
 
 if TYPE_CHECKING:
     from wmdd.feeding import Pictures
-    from wmdd.settings import AutoencoderSettings
+    from wmdd.settings.latent import AutoencoderSettings
 
 LOOKED = 250  # images that are looked at at once
 SAMPLE = 20_000  # images whose latents are standardised, at most, evenly from all

@@ -15,7 +15,7 @@ from wmdd.transport import Barycenter, cuturi_doucet, minibatch, quantize, relea
 from wmdd.transport.measure import exact
 
 if TYPE_CHECKING:
-    from wmdd.settings import TransportSettings
+    from wmdd.settings.barycenter import TransportSettings
 
 PASSES = 10  # of `stream` after it has learned, at most: each reads all points
 Progress = Callable[..., Iterator[Any]]

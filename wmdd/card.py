@@ -13,7 +13,7 @@ from wmdd.loading import MANIFEST, Manifest
 from wmdd.workflow.layout import Cell
 
 if TYPE_CHECKING:
-    from wmdd.catalogue import Known
+    from wmdd.settings.catalogue import Known
 
 EXAMPLE = "example.py"
 LISTED = 100  # classes that the card lists

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from wmdd.base.errors import WmddError
-from wmdd.catalogue import Rows, known
 from wmdd.folders import check_inside
-from wmdd.settings import DataSettings
+from wmdd.settings.catalogue import Rows, known
+from wmdd.settings.data import DataSettings
 from wmdd.shelves import reading
 from wmdd.sources import unpacked
 

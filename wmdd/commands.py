@@ -22,19 +22,13 @@ from wmdd.batchnorm import Statistics
 from wmdd.job import Job, cost_path, job
 from wmdd.models import Network, restore
 from wmdd.scratch import staged
-from wmdd.settings import (
-    BarycenterSettings,
-    DataSettings,
-    EngineSettings,
-    FeaturesSettings,
-    LabelSettings,
-    NetworkSettings,
-    RecoverSettings,
-    RelabelSettings,
-    SelectSettings,
-    StudentSettings,
-    TeacherSettings,
-)
+from wmdd.settings.barycenter import BarycenterSettings
+from wmdd.settings.data import DataSettings
+from wmdd.settings.engine import EngineSettings
+from wmdd.settings.network import NetworkSettings
+from wmdd.settings.recover import RecoverSettings, SelectSettings
+from wmdd.settings.student import LabelSettings, RelabelSettings, StudentSettings
+from wmdd.settings.teacher import FeaturesSettings, TeacherSettings
 
 if TYPE_CHECKING:
     from wmdd import points

@@ -22,7 +22,7 @@ from wmdd.loading import Layout, Manifest, SoftLabels, check_images, provenance
 from wmdd.workflow.layout import Cell, place_of
 
 if TYPE_CHECKING:
-    from wmdd.catalogue import Known
+    from wmdd.settings.catalogue import Known
 
 Temperature = Annotated[float, Parameter(validator=Number(gt=0))]
 
@@ -50,8 +50,8 @@ def export(
             are those that the method learned, where it learned any.
         temperature: of the softmax of these labels; that of the student protocol.
         student: scores of students of this set, for the card.
-        source: dataset that the set is made of, a name in wmdd/datasets.yaml, for its licence; by default the name of the
-            folder under results/, where it is known.
+        source: dataset that the set is made of, a name in wmdd/settings/datasets.yaml, for its licence; by default the
+            name of the folder under results/, where it is known.
         overwrite: replace an earlier export.
         threads: of the CPU.
     """
@@ -137,7 +137,7 @@ def _place(images: Path) -> Cell | None:
 
 def _source(name: str | None, place: Cell | None, meta: dict[str, Any]) -> "Known | None":
     """Return the dataset that a set is made of, where it is known by name."""
-    from wmdd import catalogue
+    from wmdd.settings import catalogue
 
     count = len(meta["classes"])
     if name is None:

@@ -27,13 +27,13 @@ from wmdd.commands import (
 from wmdd.engine import Engine
 from wmdd.job import job
 from wmdd.scratch import staged
-from wmdd.settings import (
+from wmdd.settings.engine import EngineSettings
+from wmdd.settings.latent import (
     AutoencoderSettings,
     DecaySettings,
     DecodeSettings,
     DiffusionSettings,
     EncodeSettings,
-    EngineSettings,
     GeneratorSettings,
     QuantizeSettings,
 )

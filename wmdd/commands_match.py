@@ -14,7 +14,8 @@ from wmdd.base.errors import WmddError
 from wmdd.commands import ENGINE, Ipc, Several, _block, _manifest, _save_images, _write_history, app
 from wmdd.job import job
 from wmdd.scratch import staged
-from wmdd.settings import EngineSettings, ExpertSettings, MatchSettings
+from wmdd.settings.engine import EngineSettings
+from wmdd.settings.match import ExpertSettings, MatchSettings
 
 if TYPE_CHECKING:
     from wmdd.match import Matched, Real

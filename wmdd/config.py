@@ -27,23 +27,15 @@ from pydantic import (
     create_model,
 )
 
-from wmdd import catalogue
 from wmdd.base.errors import WmddError
-from wmdd.settings import (
-    NAME,
-    Count,
-    EngineSettings,
-    ExpertSettings,
-    GeneratorSettings,
-    Mode,
-    NetworkSettings,
-    Positive,
-    RelabelSettings,
-    Settings,
-    StudentSettings,
-    TeacherSettings,
-    WeightsSettings,
-)
+from wmdd.settings import catalogue
+from wmdd.settings.base import NAME, Count, Positive, Settings
+from wmdd.settings.engine import EngineSettings, Mode
+from wmdd.settings.latent import GeneratorSettings
+from wmdd.settings.match import ExpertSettings
+from wmdd.settings.network import NetworkSettings
+from wmdd.settings.student import RelabelSettings, StudentSettings, WeightsSettings
+from wmdd.settings.teacher import TeacherSettings
 from wmdd.workflow.layout import RESERVED, Cell, block_of
 from wmdd.workflow.stages import KEYS, SETTINGS, STAGES, TARGETS, Family, stage_of
 

@@ -22,9 +22,9 @@ from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
 from wmdd.base.rng import generator
 from wmdd.base.threads import in_order
-from wmdd.catalogue import known
 from wmdd.pictures import Decoded, UnreadableError, decode
-from wmdd.settings import DataSettings
+from wmdd.settings.catalogue import known
+from wmdd.settings.data import DataSettings
 from wmdd.shelves import Part
 from wmdd.sources import Found, Shelf, find
 

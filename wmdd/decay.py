@@ -14,7 +14,7 @@ from wmdd.transport import decay as fitted
 from wmdd.transport import intrinsic_dimension, quantize
 
 if TYPE_CHECKING:
-    from wmdd.settings import DecaySettings
+    from wmdd.settings.latent import DecaySettings
 
 
 def chosen(classes: int, settings: "DecaySettings") -> list[int]:

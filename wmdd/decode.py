@@ -11,7 +11,7 @@ from wmdd.latent.generator import Generator
 from wmdd.training import Context
 
 if TYPE_CHECKING:
-    from wmdd.settings import DecodeSettings
+    from wmdd.settings.latent import DecodeSettings
 
 
 def decode(

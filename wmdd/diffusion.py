@@ -11,7 +11,7 @@ from wmdd.latent import denoiser
 from wmdd.training import Batch, Context, batches_of, fit, own_loss
 
 if TYPE_CHECKING:
-    from wmdd.settings import DiffusionSettings
+    from wmdd.settings.latent import DiffusionSettings
 
 LOOKED = 500  # latents that are looked at at once
 

@@ -19,7 +19,7 @@ from urllib3.util import Retry
 
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
-from wmdd.catalogue import Archive
+from wmdd.settings.catalogue import Archive
 from wmdd.shelves import reading
 
 CHUNK = 2**20

@@ -13,7 +13,7 @@ from wmdd.feeding import Pictures, batches_by_class
 from wmdd.latent.generator import Generator
 
 if TYPE_CHECKING:
-    from wmdd.settings import EncodeSettings
+    from wmdd.settings.latent import EncodeSettings
 
 SHARD = 2**24  # bytes of latents that are held, about
 

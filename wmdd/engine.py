@@ -13,7 +13,7 @@ from wmdd.base.errors import WmddError
 from wmdd.base.threads import in_order
 
 if TYPE_CHECKING:
-    from wmdd.settings import EngineSettings
+    from wmdd.settings.engine import EngineSettings
 
 
 N = TypeVar("N", bound=nn.Module)

@@ -19,7 +19,7 @@ from wmdd.whitening import Whitened, Whitening
 
 if TYPE_CHECKING:
     from wmdd.feeding import Pictures
-    from wmdd.settings import ExpertSettings
+    from wmdd.settings.match import ExpertSettings
 
 
 def flat(network: nn.Module) -> Tensor:

@@ -14,7 +14,7 @@ from wmdd.feeding import Pictures, batches_by_class
 from wmdd.models import Network, normalise
 
 if TYPE_CHECKING:
-    from wmdd.settings import FeaturesSettings
+    from wmdd.settings.teacher import FeaturesSettings
 
 SHARD = 2**24  # bytes of features that are held at most
 CACHED = 2**19  # pixels of a forward pass on CPU; more of them do not fit into its caches

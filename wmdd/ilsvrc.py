@@ -15,9 +15,9 @@ import scipy.io
 from wmdd import folders
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
-from wmdd.catalogue import Archive, Known
 from wmdd.download import by_hand, fetch
 from wmdd.folders import Splits
+from wmdd.settings.catalogue import Archive, Known
 from wmdd.shelves import FolderShelf, Shelf, Tar, TarShelf, reading
 from wmdd.unpack import DAMAGED, StrictTarInfo, check_member, kind_of
 

@@ -22,7 +22,8 @@ from wmdd.checkpoint import Checkpoint, seconds_between
 from wmdd.distributed import ALONE, World
 from wmdd.engine import Engine, plain
 from wmdd.provenance import code_digest, git_revision, processor, versions
-from wmdd.settings import EngineSettings, Settings
+from wmdd.settings.base import Settings
+from wmdd.settings.engine import EngineSettings
 from wmdd.training import Context, Reader, quiet
 from wmdd.workflow.layout import cost_of
 

@@ -39,7 +39,7 @@ from wmdd.base.errors import WmddError
 from wmdd.relabel import seed_of_views
 
 if TYPE_CHECKING:
-    from wmdd.settings import RelabelSettings
+    from wmdd.settings.student import RelabelSettings
 
 LEVELS = 255  # steps between the smallest and the largest kept logit
 

@@ -22,7 +22,7 @@ from wmdd.base.preemption import AGAIN, Notice, Preempted, listening
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-    from wmdd.settings import EngineSettings
+    from wmdd.settings.engine import EngineSettings
 
 LAUNCHER = "WMDD_LAUNCHER"  # process id of the launcher, in the environment of what it starts
 WARNING = "WMDD_WARNING"  # and the file that appears when the launcher was warned; holds the signal's name

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wmdd.base.errors import WmddError
 
 if TYPE_CHECKING:
-    from wmdd.settings import NetworkSettings
+    from wmdd.settings.network import NetworkSettings
 
 RESNETS: dict[str, tuple[bool, tuple[int, int, int, int]]] = {  # name -> (bottleneck, blocks a stage), He et al. 2016
     "resnet18": (False, (2, 2, 2, 2)),

@@ -12,11 +12,11 @@ import torch
 from wmdd.artifacts import check_classes
 from wmdd.base.errors import WmddError
 from wmdd.models import RESNETS, Network, ResNet, Timm, Torchvision, build, described, fill, stem_of
-from wmdd.settings import AdoptedSettings
+from wmdd.settings.teacher import AdoptedSettings
 from wmdd.weights import State, Weights, weights_of
 
 if TYPE_CHECKING:
-    from wmdd.settings import TeacherSettings
+    from wmdd.settings.teacher import TeacherSettings
 
 # What older versions of torchvision (DenseNet, ViT) and the usual code for CIFAR (ResNet) call their parameters.
 RENAMED = (

@@ -17,7 +17,7 @@ from wmdd.transport import Barycenter, intrinsic_dimension
 from wmdd.transport.measure import transport_cost
 
 if TYPE_CHECKING:
-    from wmdd.settings import QuantizeSettings
+    from wmdd.settings.latent import QuantizeSettings
 
 
 class Latents:

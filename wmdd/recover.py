@@ -42,7 +42,7 @@ from wmdd.models import Network, bounds_of, normalise, to_pixels
 from wmdd.training import Context
 
 if TYPE_CHECKING:
-    from wmdd.settings import RecoverSettings
+    from wmdd.settings.recover import RecoverSettings
 
 LARGEST = 400  # images of 224 px at once on a GPU; more of them are no faster
 

@@ -20,7 +20,7 @@ from wmdd.training import Context
 from wmdd.whitening import Whitening
 
 if TYPE_CHECKING:
-    from wmdd.settings import AugmentationSettings
+    from wmdd.settings.student import AugmentationSettings
 
 
 def seed_of_views(seed: int, epoch: int) -> int:

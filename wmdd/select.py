@@ -25,7 +25,8 @@ from wmdd.transport import quantize
 from wmdd.transport.measure import squared_distances
 
 if TYPE_CHECKING:
-    from wmdd.settings import BarycenterSettings, SelectSettings, TransportSettings
+    from wmdd.settings.barycenter import BarycenterSettings, TransportSettings
+    from wmdd.settings.recover import SelectSettings
 
 Chosen = tuple[Tensor, Tensor]  # positions within the class [n], weights [n]
 

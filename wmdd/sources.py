@@ -7,10 +7,10 @@ from pathlib import Path
 
 from wmdd import folders, ilsvrc, imagenet
 from wmdd.base.errors import WmddError
-from wmdd.catalogue import known
 from wmdd.download import fetch
 from wmdd.folders import Splits
-from wmdd.settings import DataSettings
+from wmdd.settings.catalogue import known
+from wmdd.settings.data import DataSettings
 from wmdd.shelves import FolderShelf, Shelf, reading
 from wmdd.unpack import unpack
 

@@ -21,7 +21,7 @@ from wmdd.whitening import Whitened, Whitening
 
 if TYPE_CHECKING:
     from wmdd.feeding import Pictures
-    from wmdd.settings import AugmentationSettings, StudentSettings
+    from wmdd.settings.student import AugmentationSettings, StudentSettings
 
 
 def weighted(masses: Tensor, how: str) -> Tensor:

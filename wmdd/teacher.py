@@ -17,7 +17,7 @@ from wmdd.training import Batch, Context, batches_of, cross_entropy, evaluate, f
 
 if TYPE_CHECKING:
     from wmdd.feeding import Pictures
-    from wmdd.settings import TeacherSettings
+    from wmdd.settings.teacher import TeacherSettings
 
 
 def views_of(settings: "TeacherSettings", count: int, resolution: int, seed: int, epoch: int) -> augment.Views:

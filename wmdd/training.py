@@ -21,7 +21,7 @@ from wmdd.models import normalise
 
 if TYPE_CHECKING:
     from wmdd.feeding import Pictures
-    from wmdd.settings import OptimisationSettings
+    from wmdd.settings.network import OptimisationSettings
 
 Log = Callable[[dict[str, Any], int], None]
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from wmdd.artifacts import digest_of
 from wmdd.base.errors import WmddError
 from wmdd.models import RESNETS
-from wmdd.settings import CHECKPOINTS
+from wmdd.settings.teacher import CHECKPOINTS
 
 if TYPE_CHECKING:
-    from wmdd.settings import TeacherSettings
+    from wmdd.settings.teacher import TeacherSettings
 
 State = dict[str, Tensor]
 

@@ -21,7 +21,8 @@ from wmdd.base.rng import generator
 from wmdd.checkpoint import peek
 from wmdd.job import job
 from wmdd.models import build
-from wmdd.settings import NetworkSettings, SelectSettings
+from wmdd.settings.network import NetworkSettings
+from wmdd.settings.recover import SelectSettings
 
 ROOT = Path(__file__).parents[2]
 NAMES, SIDE, IMAGES = ["ant", "bee", "cat"], 8, 300

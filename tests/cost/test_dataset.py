@@ -9,7 +9,7 @@ from PIL import Image
 from wmdd import artifacts
 from wmdd.cost.dataset import DIGITS, pictures
 from wmdd.data import _digits
-from wmdd.settings import DataSettings
+from wmdd.settings.data import DataSettings
 
 
 def told(settings, folder=Path("data")):

@@ -14,7 +14,9 @@ from wmdd.cost import flop
 from wmdd.cost.flop import autoencoder, by_hand, counted, denoiser, figures, rated_width, recovering
 from wmdd.latent.denoiser import build as build_denoiser
 from wmdd.latent.vae import build as build_vae
-from wmdd.settings import AutoencoderSettings, DiffusionSettings, NetworkSettings, RecoverSettings
+from wmdd.settings.latent import AutoencoderSettings, DiffusionSettings
+from wmdd.settings.network import NetworkSettings
+from wmdd.settings.recover import RecoverSettings
 
 OURS = [*models.RESNETS, *models.CONVNETS, "vit-tiny"]
 VARIANTS = [{}, {"width": 12, "norm": "instance", "stem": "tiny"}, {"width": 8, "stem": "imagenet"}, {"stem": "cifar"}]

@@ -20,7 +20,9 @@ from wmdd.cost.laws import LAUNCHED, LAWS, bytes_of_view, work
 from wmdd.cost.plan import estimate
 from wmdd.cost.scene import Shapes
 from wmdd.labels import prune
-from wmdd.settings import AutoencoderSettings, DiffusionSettings, NetworkSettings, RelabelSettings
+from wmdd.settings.latent import AutoencoderSettings, DiffusionSettings
+from wmdd.settings.network import NetworkSettings
+from wmdd.settings.student import RelabelSettings
 from wmdd.transport import dimension
 from wmdd.workflow.layout import Cell
 from wmdd.workflow.stages import NETWORK, STAGES, Stage

@@ -8,7 +8,7 @@ import torch
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.latent.denoiser import QUARTER, Denoiser, Objective, build, reverse
-from wmdd.settings import DiffusionSettings
+from wmdd.settings.latent import DiffusionSettings
 
 
 class Exact(torch.nn.Module):

@@ -37,7 +37,7 @@ from wmdd.base.rng import generator
 from wmdd.engine import Engine, plain
 from wmdd.latent import ldm
 from wmdd.latent.vae import scaled, to_pixels
-from wmdd.settings import DecodeSettings, GeneratorSettings
+from wmdd.settings.latent import DecodeSettings, GeneratorSettings
 
 NAMES = ["ant", "bee", "great white shark"]
 SIDE, FACTOR = 16, 2  # of the images, and over that of the latents

@@ -6,7 +6,7 @@ import torch
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.latent.vae import Objective, build, scaled, to_pixels
-from wmdd.settings import AutoencoderSettings
+from wmdd.settings.latent import AutoencoderSettings
 
 
 def vae(factor=4, resolution=16, channels=3, seed=0):

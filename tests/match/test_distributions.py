@@ -15,7 +15,7 @@ from wmdd.match import real, start
 from wmdd.match.distributions import attention, loss, match, means
 from wmdd.models import bounds_of, build, normalise
 from wmdd.select import random
-from wmdd.settings import MatchSettings
+from wmdd.settings.match import MatchSettings
 from wmdd.training import quiet
 
 CLASSES, K, SIDE, EACH = 3, 2, 8, 9

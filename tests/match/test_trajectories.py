@@ -16,7 +16,7 @@ from wmdd.feeding import Resident
 from wmdd.match import real
 from wmdd.match.trajectories import Step, gradient_of, match, unrolled
 from wmdd.models import build
-from wmdd.settings import ExpertSettings, MatchSettings
+from wmdd.settings.match import ExpertSettings, MatchSettings
 from wmdd.training import quiet
 
 CLASSES, K, SIDE = 3, 2, 8

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wmdd.base.errors import WmddError
-from wmdd.settings import NAME
+from wmdd.settings.base import NAME
 from wmdd.workflow.layout import (
     FILES,
     NUMBER,

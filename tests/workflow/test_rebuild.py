@@ -8,7 +8,7 @@ import torch
 
 from wmdd.base.rng import generator
 from wmdd.models import build
-from wmdd.settings import NetworkSettings
+from wmdd.settings.network import NetworkSettings
 
 from .conftest import Workspace
 
@@ -131,13 +131,13 @@ def test_renaming_a_module_and_describing_a_setting_rerun_nothing(run: Workspace
     for path in (run.root / "wmdd").rglob("*.py"):
         text = path.read_text().replace("wmdd.augment", "wmdd.distortions")
         path.write_text(text.replace("from wmdd import augment", "from wmdd import distortions as augment"))
-    edit(run.root / "wmdd/settings.py", '"Adam steps (', '"steps of Adam (')
+    edit(run.root / "wmdd/settings/", '"Adam steps (', '"steps of Adam (')
     assert run.pending() == {}
 
 
 def test_code_of_settings_reruns_the_stage_that_asks_it(run: Workspace) -> None:
     edit(
-        run.root / "wmdd/settings.py",
+        run.root / "wmdd/settings/",
         'return self.statistics == "global" or',
         'return False or self.statistics == "global" or',
     )
@@ -145,7 +145,7 @@ def test_code_of_settings_reruns_the_stage_that_asks_it(run: Workspace) -> None:
 
 
 def test_another_entry_of_a_dataset_reruns_its_data(run: Workspace) -> None:
-    edit(run.root / "wmdd/datasets.yaml", "  layout: digits\n", "  layout: digits\n  subset: [some]\n")
+    edit(run.root / "wmdd/settings/datasets.yaml", "  layout: digits\n", "  layout: digits\n  subset: [some]\n")
     assert run.pending("data/digits.h5") == {"data": 1}
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from wmdd import catalogue
 from wmdd.base.errors import WmddError
 from wmdd.cost import rates
-from wmdd.settings import DataSettings
+from wmdd.settings import catalogue
+from wmdd.settings.data import DataSettings
 
 NAN = math.nan
 DIGITS = {"train": 1438, "val": 359}  # of scikit-learn's 1,797, a fifth of each class validates

@@ -10,7 +10,9 @@ from functools import cache
 from typing import NamedTuple
 
 from wmdd.cost import rates
-from wmdd.settings import AutoencoderSettings, DiffusionSettings, NetworkSettings, RecoverSettings
+from wmdd.settings.latent import AutoencoderSettings, DiffusionSettings
+from wmdd.settings.network import NetworkSettings
+from wmdd.settings.recover import RecoverSettings
 
 RESNETS = {  # name -> (bottleneck, blocks a stage); as in wmdd.models, which imports torch
     "resnet18": (False, (2, 2, 2, 2)),

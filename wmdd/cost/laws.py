@@ -13,7 +13,8 @@ from wmdd.cost import rates
 from wmdd.cost.dataset import NAN
 from wmdd.cost.flop import NOTHING, recovering
 from wmdd.cost.scene import LOOKED, Scene, Shapes, Work, batches, evaluations
-from wmdd.settings import BarycenterSettings, RelabelSettings
+from wmdd.settings.barycenter import BarycenterSettings
+from wmdd.settings.student import RelabelSettings
 from wmdd.workflow.layout import Cell
 from wmdd.workflow.stages import STAGES, Stage
 

@@ -11,7 +11,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from wmdd.base.errors import WmddError
-from wmdd.settings import Count, EngineSettings, Positive
+from wmdd.settings.base import Count, Positive
+from wmdd.settings.engine import EngineSettings
 from wmdd.workflow.stages import NETWORK
 
 

@@ -9,7 +9,8 @@ from wmdd.config import Experiment
 from wmdd.cost import flop, rates
 from wmdd.cost.dataset import NAN, Pictures, pictures
 from wmdd.cost.flop import NOTHING, UNKNOWN, Figures
-from wmdd.settings import NetworkSettings, OptimisationSettings, TransportSettings
+from wmdd.settings.barycenter import TransportSettings
+from wmdd.settings.network import NetworkSettings, OptimisationSettings
 from wmdd.workflow.layout import Cell
 
 LOOKED = 500  # pictures that are evaluated at once: wmdd.training, which imports torch; a test compares them

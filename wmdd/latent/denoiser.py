@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from wmdd.base.errors import WmddError
 
 if TYPE_CHECKING:
-    from wmdd.settings import DiffusionSettings
+    from wmdd.settings.latent import DiffusionSettings
 
 QUARTER = math.pi / 2
 

@@ -12,7 +12,7 @@ from wmdd.latent import vae
 from wmdd.latent.denoiser import Denoiser, reverse
 
 if TYPE_CHECKING:
-    from wmdd.settings import DecodeSettings
+    from wmdd.settings.latent import DecodeSettings
 
 
 class Generator(Protocol):

@@ -52,7 +52,7 @@ from wmdd.latent.generator import noise
 from wmdd.latent.vae import scaled, to_pixels
 
 if TYPE_CHECKING:
-    from wmdd.settings import DecodeSettings, GeneratorSettings
+    from wmdd.settings.latent import DecodeSettings, GeneratorSettings
 
 INDEX = "model_index.json"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from wmdd.base.errors import WmddError
 
 if TYPE_CHECKING:
-    from wmdd.settings import AutoencoderSettings
+    from wmdd.settings.latent import AutoencoderSettings
 
 FINE = 16  # channels at the full resolution
 

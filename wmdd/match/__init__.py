@@ -19,7 +19,7 @@ from wmdd.feeding import Pictures, read
 from wmdd.models import normalise
 
 if TYPE_CHECKING:
-    from wmdd.settings import MatchSettings
+    from wmdd.settings.match import MatchSettings
 
 
 class Matched(NamedTuple):

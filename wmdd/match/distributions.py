@@ -36,7 +36,7 @@ from wmdd.models import ConvNet, bounds_of, build, normalise, to_pixels
 from wmdd.training import Context
 
 if TYPE_CHECKING:
-    from wmdd.settings import MatchSettings
+    from wmdd.settings.match import MatchSettings
 
 
 def attention(maps: Tensor, power: float) -> Tensor:

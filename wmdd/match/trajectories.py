@@ -43,7 +43,7 @@ from wmdd.training import Context, batches_of
 from wmdd.whitening import Whitening
 
 if TYPE_CHECKING:
-    from wmdd.settings import ExpertSettings, MatchSettings
+    from wmdd.settings.match import ExpertSettings, MatchSettings
 
 SURE = 10.0  # by which the logit of its class is above the others', where labels are learned
 LEAST = 1e-6  # learning rate of a student

@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from wmdd.base.errors import WmddError
-from wmdd.settings import NAME
+from wmdd.settings.base import NAME
 
 NUMBER = r"\d+"
 WILDCARDS = {  # what each may be

@@ -9,26 +9,22 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from wmdd.settings import (
+from wmdd.settings.barycenter import BarycenterSettings
+from wmdd.settings.base import Settings
+from wmdd.settings.data import DataSettings
+from wmdd.settings.latent import (
     AutoencoderSettings,
-    BarycenterSettings,
-    DataSettings,
     DecaySettings,
     DecodeSettings,
     DiffusionSettings,
     EncodeSettings,
-    ExpertSettings,
-    FeaturesSettings,
     GeneratorSettings,
-    MatchSettings,
     QuantizeSettings,
-    RecoverSettings,
-    RelabelSettings,
-    SelectSettings,
-    Settings,
-    StudentSettings,
-    TeacherSettings,
 )
+from wmdd.settings.match import ExpertSettings, MatchSettings
+from wmdd.settings.recover import RecoverSettings, SelectSettings
+from wmdd.settings.student import RelabelSettings, StudentSettings
+from wmdd.settings.teacher import FeaturesSettings, TeacherSettings
 from wmdd.workflow.layout import FILES, log_of, wildcards_of
 
 DATASET, TEACHER = ("dataset",), ("dataset", "teacher")

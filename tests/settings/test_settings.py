@@ -16,24 +16,15 @@ import wmdd.commands_match  # noqa: F401  it registers its commands
 from wmdd.base.errors import WmddError
 from wmdd.commands_latent import app
 from wmdd.config import Experiment
-from wmdd.settings import (
-    AugmentationSettings,
-    AutoencoderSettings,
-    BarycenterSettings,
-    DataSettings,
-    EngineSettings,
-    ExpertSettings,
-    GeneratorSettings,
-    LabelSettings,
-    MatchSettings,
-    RecoverSettings,
-    RelabelSettings,
-    SelectSettings,
-    Settings,
-    StudentSettings,
-    TeacherSettings,
-    flags,
-)
+from wmdd.settings.barycenter import BarycenterSettings
+from wmdd.settings.base import Settings, flags
+from wmdd.settings.data import DataSettings
+from wmdd.settings.engine import EngineSettings
+from wmdd.settings.latent import AutoencoderSettings, GeneratorSettings
+from wmdd.settings.match import ExpertSettings, MatchSettings
+from wmdd.settings.recover import RecoverSettings, SelectSettings
+from wmdd.settings.student import AugmentationSettings, LabelSettings, RelabelSettings, StudentSettings
+from wmdd.settings.teacher import TeacherSettings
 from wmdd.workflow.inputs import Inputs
 from wmdd.workflow.layout import Cell
 from wmdd.workflow.stages import SETTINGS
@@ -346,5 +337,5 @@ def test_jobs_give_each_command_the_settings_it_takes(stage):
     matrix = [{"datasets": ["digits"], "methods": ["ddoq-vae", "patches"]}]
     given = Inputs(Experiment({"matrix": matrix})).settings(stage, cell)
     assert {type(settings) for settings in given} == set(kinds_of(stage).values())
-    rules = "".join(path.read_text() for path in (Path(__file__).parents[1] / "rules").glob("*.smk"))
+    rules = "".join(path.read_text() for path in (Path(__file__).parents[2] / "rules").glob("*.smk"))
     assert f'inputs.flags("{stage}")' in rules

@@ -7,10 +7,11 @@ import pytest
 from pydantic import ValidationError
 
 from wmdd.base.errors import WmddError
-from wmdd.catalogue import Archive, Known, known, table
 from wmdd.config import Experiment, presets
 from wmdd.imagenet import wnids
-from wmdd.settings import DataSettings, flags
+from wmdd.settings.base import flags
+from wmdd.settings.catalogue import Archive, Known, known, table
+from wmdd.settings.data import DataSettings
 from wmdd.workflow.stages import SETTINGS
 
 MINIMAL = {"title": "mine", "layout": "folders", "variant": "mine"}
@@ -18,7 +19,7 @@ DATASETS = [name for name, entry in table().items() if entry.data]
 
 
 def test_the_table_can_be_read_without_torch():
-    code = "import sys, wmdd.catalogue; wmdd.catalogue.table(); print('torch' in sys.modules)"
+    code = "import sys, wmdd.settings.catalogue; wmdd.settings.catalogue.table(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

@@ -1,0 +1,82 @@
+"""Settings of the family match: expert and match."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from wmdd.settings.base import Count, Fraction, NonNegative, Positive
+from wmdd.settings.network import ConvNetSettings, OptimisationSettings
+
+
+class ExpertSettings(ConvNetSettings, OptimisationSettings):
+    """A network trained on the real data, of which every epoch is kept (MTT; its released code's defaults)."""
+
+    batch_size: Count = Field(256, description="images a step")
+    lr: Positive = Field(0.01, description="of plain gradient descent")
+    momentum: Fraction = Field(0.0, description="SGD only, Nesterov")
+    weight_decay: NonNegative = 0.0
+    schedule: Literal["cosine", "step", "constant"] = Field("constant", description="of the learning rate")
+    evaluate_every: Count = Field(1, description="epochs between two looks at the validation set")
+    whiten: bool = Field(False, description="the network sees ZCA-whitened images, and so do students of MTT then")
+
+
+class MatchSettings(ConvNetSettings):
+    """Images optimised in their pixels, on which networks behave as on real ones (DM, DataDAM, MTT)."""
+
+    objective: Literal["dm", "datadam", "mtt"] = Field(
+        "dm", description="mean features of untrained networks; their attention maps; where trained networks go"
+    )
+    init: Literal["real", "noise"] = Field("real", description="where to start: the images of `random`, or noise")
+    iterations: Count = Field(20000, description="steps of the pixels (DM, DataDAM: 20,000; MTT: 5,000)")
+    lr: Positive = Field(
+        1.0, description="of gradient descent on normalised pixels (DM: 1; DataDAM: 100; MTT: 100 to 1,000)"
+    )
+    momentum: Fraction = Field(0.5, description="of the pixels' descent (all three: 0.5)")
+    real_batch: Count = Field(
+        256, description="dm, datadam: real images of a class a step (DM: 256; DataDAM's code: 64)"
+    )
+    pool: int = Field(0, ge=0, description="dm, datadam: untrained networks taken in turn; 0: a fresh one each step")
+    attention_power: Positive = Field(4.0, description="datadam: p of the attention maps")
+    task_balance: NonNegative = Field(0.01, description="datadam: weight of the last layer's term")
+    trajectories: Count = Field(100, description="mtt: how many experts there are (published: 100)")
+    expert_epochs: Count = Field(2, description="mtt: M, epochs of an expert that a student is to go in its steps")
+    start_epochs: Count = Field(20, description="mtt: a student begins at one of an expert's first so many epochs")
+    student_steps: Count = Field(30, description="mtt: N, steps of a student")
+    student_batch: int = Field(0, ge=0, description="mtt: distilled images a step of a student; 0: all")
+    student_lr: Positive = Field(0.01, description="mtt: alpha, of a student, to begin with; it is learned")
+    rate_lr: NonNegative = Field(1e-5, description="mtt: learning rate of alpha; 0: it stays")
+    labels: Literal["fixed", "learned"] = Field(
+        "fixed", description="mtt: the classes, or probabilities learned with the pixels"
+    )
+    labels_lr: Positive = Field(1.0, description="mtt: learning rate of the logits of learned labels")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unused(cls, values: Any) -> Any:
+        """Leave settings of the other objectives at their defaults, so that changing them reruns nothing."""
+        if not isinstance(values, dict):
+            return values
+        mine = values.get("objective", "dm")
+        return {name: value for name, value in values.items() if mine in _OBJECTIVES.get(name, (mine,))}
+
+
+_OBJECTIVES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("real_batch", "pool", "architecture", "width", "stem", "norm", "pooling"), ("dm", "datadam")
+    ),  # a student of MTT is the experts' network
+    **dict.fromkeys(("attention_power", "task_balance"), ("datadam",)),
+    **dict.fromkeys(
+        (
+            "trajectories",
+            "expert_epochs",
+            "start_epochs",
+            "student_steps",
+            "student_batch",
+            "student_lr",
+            "rate_lr",
+            "labels",
+            "labels_lr",
+        ),
+        ("mtt",),
+    ),
+}

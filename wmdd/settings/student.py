@@ -1,0 +1,105 @@
+"""Settings of the stages relabel and student."""
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from wmdd.settings.base import Count, NonNegative, Positive, Settings, Shares
+from wmdd.settings.network import TrainingSettings
+
+
+def _power_of_two(value: int) -> int:
+    if value < 2 or value & (value - 1):
+        raise ValueError("Input should be a power of two from 2 on: 2, 4, 8, 16")
+    return value
+
+
+class AugmentationSettings(Settings):
+    """The random views of the distilled images that teacher and student share."""
+
+    views: Literal["crops", "dsa"] = Field(
+        "crops",
+        description="crop, mirror image and mix as below, or siamese augmentation, without them (DM, DataDAM, MTT)",
+    )
+    crop_scale: Shares = Field((0.08, 1.0), description="RandomResizedCrop, share of the area")
+    flip: bool = Field(True, description="mirror with probability 1/2")
+    mix: Literal["cutmix", "none"] = "cutmix"
+
+
+class LabelSettings(AugmentationSettings):
+    """What the relabel stage and the student must agree on: the views, and where their soft labels are."""
+
+    store: Literal["stored", "pruned", "online"] = Field(
+        "stored",
+        description="stored: the logits of all views, float16; pruned: the largest, in 8 bits, of fewer epochs; online: none, "
+        "the student asks the teacher",
+    )
+
+
+class RelabelSettings(LabelSettings):
+    """Soft labels of augmented views (FKD, SRe2L's relabel stage), kept whole, pruned or not at all."""
+
+    epochs: Count = Field(300, description="views of every image, one a student epoch; at least the student's epochs")
+    batch_size: Count = Field(256, description="images a forward pass; does not change the result")
+    keep_epochs: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="pruned: share of the epochs whose views are labelled; the student goes through them in turn. Xiao and He "
+        "2024 (LPLD) prune labels by epochs and batches, to a 40th",
+    )
+    top_k: int = Field(
+        50,
+        ge=0,
+        description="pruned: logits kept a view; 0: all. 50 of 1,000 are 50 bytes of values, 100 of classes and 6 of range and "
+        "remainder: 156 in place of 2,000, so with a quarter of the epochs 51 times less. 8 bits a logit are this project's "
+        "choice; LPQLD quantizes too",
+    )
+    temperature: Positive = Field(
+        20.0, description="pruned: at which the logits that are left out keep their mass; the student's"
+    )
+
+    @property
+    def labelled(self) -> int:
+        """For how many epochs there are labels in the file."""
+        return math.ceil(self.keep_epochs * self.epochs - 1e-9) if self.store == "pruned" else self.epochs
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unpruned(cls, values: Any) -> Any:
+        """Leave settings of the pruning at their defaults where there is none, so that changing them reruns nothing."""
+        if not isinstance(values, dict) or values.get("store") == "pruned":
+            return values
+        return {name: value for name, value in values.items() if name not in ("keep_epochs", "top_k", "temperature")}
+
+
+class WeightsSettings(Settings):
+    """How much each distilled image counts in a student's loss, normalised to mean 1 over the distilled set."""
+
+    weights: Literal["mass", "sqrt-mass", "variance-reduced", "uniform"] = Field(
+        "mass",
+        description="of the masses w that a method leaves: w; their square roots; half-way to equal ones, (w + 1/K) / 2; none. "
+        "Where a method's masses are equal, all are the same",
+    )
+
+
+class StudentSettings(TrainingSettings, WeightsSettings):
+    """A network trained from scratch on the distilled images."""
+
+    epochs: Count = Field(300, description="passes over the distilled set")
+    batch_size: Count = Field(100, description="images a step, at most")
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: Positive = Field(1e-3, description="peak learning rate")
+    weight_decay: NonNegative = 0.01
+    labels: Literal["soft", "hard"] = Field(
+        "soft", description="the teacher's, or the set's own: the class, or the labels that a method learned (MTT)"
+    )
+    temperature: Positive = Field(20.0, description="of the softmax on both sides (WMDD, SRe2L: 20)")
+    learned_lr: bool = Field(
+        False, description="take the learning rate that the method learned, if it did (MTT), as lr"
+    )
+    whiten: bool = Field(False, description="the student sees ZCA-whitened images (MTT's published numbers at 32 px)")
+    evaluate_every: Count = Field(
+        50, description="epochs between two looks at the validation set; the last always counts"
+    )
