@@ -30,7 +30,7 @@ from torchvision.datasets import ImageFolder
 
 from benchmarks.machine import processor
 from benchmarks.published import MEAN, STD
-from wmdd import artifacts
+from wmdd.artifacts import hdf5, hdf5_writer
 from wmdd.batchnorm import layers
 from wmdd.data import pack
 from wmdd.engine import Engine, plain
@@ -105,7 +105,7 @@ def our_pass(network: Network, path: Path, settings: FeaturesSettings, engine: E
     with opened(path, "train", once=True) as (pictures, _):
         for shard in extract(network, pictures, MEAN, STD, settings, engine):
             shards.add(shard)
-    classes = len(artifacts.load_meta(path)["classes"])
+    classes = len(hdf5.load_meta(path)["classes"])
     join_statistics(shards.files, folder / "statistics.h5", {}, classes)
     join_features(shards.files, folder / "ours.h5", {})
     shards.remove()
@@ -148,10 +148,10 @@ def subset_of(root: Path, options: argparse.Namespace) -> tuple[Subset, int]:
 
 def check(reference: dict, found: Path, classes: int, network: nn.Module) -> None:
     """Refuse to time ways that disagree."""
-    features = torch.from_numpy(artifacts.load(found, "features")[0]["features"])
+    features = torch.from_numpy(hdf5.load(found, "features")[0]["features"])
     off = float((features - reference["features"]).norm() / reference["features"].norm())
     assert off < 1e-3, off
-    moments, _ = artifacts.load(found.with_name("statistics.h5"))
+    moments, _ = hdf5.load(found.with_name("statistics.h5"))
     count = torch.from_numpy(moments["count"])[:, None]
     for name in layers(network):
         mean = reference["sums"][name][0] / count
@@ -184,7 +184,7 @@ def main() -> None:
             images_per_class=options.images,
         )  # fmt: skip
         start = time.perf_counter()
-        with artifacts.writing(folder / "data.h5") as writer:
+        with hdf5_writer.writing(folder / "data.h5") as writer:
             writer.meta = pack(source, writer)
             total = sum(map(sum, writer.meta["counts"].values()))
         packing = total / (time.perf_counter() - start)

@@ -26,7 +26,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from benchmarks.machine import processor
-from wmdd import artifacts
+from wmdd.artifacts import hdf5_writer
 from wmdd.data import pack
 from wmdd.feeding import opened
 from wmdd.pictures import decode_plain
@@ -80,7 +80,7 @@ def compare_feeding(root: Path, options: argparse.Namespace) -> dict[str, float]
             root=str(root.resolve()), classes=len(folder.classes), resolution=options.resolution, storage="encoded",
             images_per_class=options.images,
         )  # fmt: skip
-        with artifacts.writing(path) as writer:
+        with hdf5_writer.writing(path) as writer:
             writer.meta = pack(settings, writer)
 
         def threads() -> int:

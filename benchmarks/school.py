@@ -18,7 +18,8 @@ from torch import Tensor
 from benchmarks import published
 from benchmarks.machine import as_installed, engine_of, seconds, settings, synchronise, unchecked
 from benchmarks.rows import Row
-from wmdd import artifacts, labels, models, relabel, student, teacher
+from wmdd import labels, models, relabel, student, teacher
+from wmdd.artifacts import model_files
 from wmdd.base.rng import generator
 from wmdd.engine import Engine
 from wmdd.feeding import Resident
@@ -70,7 +71,7 @@ class Taught:
     @classmethod
     def read(cls, path: Path, tree: Tree) -> "Taught":
         """Take a teacher of the teacher stage."""
-        state, meta = artifacts.load_model(path)
+        state, meta = model_files.load_model(path)
         known = settings("NetworkSettings", **{k: meta["settings"][k] for k in vars(unchecked("NetworkSettings"))})
         network = models.restore(known, state, len(tree.train), tree.resolution, str(path))
         return cls(network.eval(), meta["mean"], meta["std"])

@@ -16,7 +16,8 @@ from benchmarks import published
 from benchmarks.machine import engine_of, seconds, settings
 from benchmarks.rows import Row, report, spread
 from benchmarks.school import Lesson, Run, accuracy, school_of
-from wmdd import artifacts, labels, relabel
+from wmdd import labels, relabel
+from wmdd.artifacts import hdf5_writer
 from wmdd.base.rng import generator
 
 LABELS = {10: 300, 1000: 8}  # classes, and epochs whose labels are written
@@ -25,7 +26,7 @@ FILES = "files of batches"  # the published store of labels
 
 def written(path: Path, made: Any, logits: Iterable[Tensor], seed: int, classes: int) -> None:
     """Write labels as the relabel stage does with settings `made`."""
-    with artifacts.writing(path) as writer:
+    with hdf5_writer.writing(path) as writer:
         writer.meta = {"classes": [str(c) for c in range(classes)], "settings": {"epochs": made.epochs}}
         for part in logits:
             labels.append(writer, labels.rows_of(part, made))

@@ -18,7 +18,9 @@ import torch
 import yaml
 
 import wmdd
-from wmdd.artifacts import digest_of, load, load_meta, load_model, save, save_model
+from wmdd.artifacts.hdf5 import load, load_meta
+from wmdd.artifacts.hdf5_writer import digest_of, save
+from wmdd.artifacts.model_files import load_model, save_model
 from wmdd.base.rng import generator
 from wmdd.config import schema
 from wmdd.models import build

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from wmdd.artifacts import load, load_meta, read_json
+from wmdd.artifacts.atomic_files import read_json
+from wmdd.artifacts.hdf5 import load, load_meta
 
 CPU = "--device cpu --precision fp32"
 DATA = "data --name pictures --output data.h5 --source imagefolder --root pictures --classes 3 --resolution 8"
@@ -171,7 +172,7 @@ def test_features_of_another_teacher_are_refused(here, mistake, run):
 def test_an_autoencoder_of_other_classes_is_refused(here, mistake):
     with h5py.File("q.h5") as file:
         content = {name: file[name][()] for name in ("labels", "atoms", "weights")}
-    from wmdd.artifacts import save
+    from wmdd.artifacts.hdf5_writer import save
 
     meta = load_meta(Path("q.h5"))
     meta.pop("digest")

@@ -11,7 +11,9 @@ import pytest
 
 import wmdd
 from wmdd.__main__ import main  # noqa: F401  whose commands are those of `app`
-from wmdd.artifacts import load, load_meta, read_json, save
+from wmdd.artifacts.atomic_files import read_json
+from wmdd.artifacts.hdf5 import load, load_meta
+from wmdd.artifacts.hdf5_writer import save
 from wmdd.base.errors import WmddError
 
 CPU = "--device cpu --precision fp32"

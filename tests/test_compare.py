@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from wmdd import artifacts, intervals
+from wmdd import intervals
+from wmdd.artifacts import atomic_files, hdf5, hdf5_writer
 from wmdd.base.errors import WmddError
 from wmdd.compare import Side, render
 from wmdd.settings.match import MatchSettings
@@ -20,10 +21,10 @@ def write(folder, cell, top1, seed=0, run=0, protocol="quick", made=None, inputs
     content = {"identity": {"seed": seed, "run": run}, "result": {"top1": top1 / 100}}
     content["inputs"] = dict(inputs)
     content["settings"] = StudentSettings().model_dump(mode="json") | settings
-    artifacts.write_json(path, content)
-    artifacts.write_json(path.with_suffix(".cost.json"), {"seconds": 1})
+    atomic_files.write_json(path, content)
+    atomic_files.write_json(path.with_suffix(".cost.json"), {"seconds": 1})
     if made is not None:
-        artifacts.save(place / "images.h5", {"x": np.zeros(1)}, made)
+        hdf5_writer.save(place / "images.h5", {"x": np.zeros(1)}, made)
     return path
 
 
@@ -123,8 +124,8 @@ def test_a_protocol_that_changes_the_student_alone_differs_in_that_alone(tmp_pat
     for name, epochs in (("other", 4), ("paper", 20)):
         settings = RelabelSettings(epochs=epochs).model_dump(mode="json")
         path = cell / f"labels/{name}.h5"
-        artifacts.save(path, {"x": np.full(1, epochs)}, {"stage": "relabel", "settings": settings})
-        digests[name] = artifacts.load_meta(path)["digest"]
+        hdf5_writer.save(path, {"x": np.full(1, epochs)}, {"stage": "relabel", "settings": settings})
+        digests[name] = hdf5.load_meta(path)["digest"]
     sides = [
         write(
             tmp_path,
@@ -161,9 +162,9 @@ def test_labels_and_barycenters_beside_are_looked_at(two):
     for name, top_k in (("wmdd", 10), ("random", 5)):
         cell = two / BASE / name / "ipc10/seed0"
         labels = cell / "labels/quick.h5"
-        artifacts.save(labels, {"x": np.full(1, top_k)}, {"stage": "relabel", "settings": {"top_k": top_k}})
-        write(two, f"{name}/ipc10", 50, inputs={"labels": artifacts.load_meta(labels)["digest"]})
-        artifacts.save(
+        hdf5_writer.save(labels, {"x": np.full(1, top_k)}, {"stage": "relabel", "settings": {"top_k": top_k}})
+        write(two, f"{name}/ipc10", 50, inputs={"labels": hdf5.load_meta(labels)["digest"]})
+        hdf5_writer.save(
             cell / "barycenter/classes0-9.h5",
             {"x": np.zeros(1)},
             {"stage": "barycenter", "settings": {"tolerance": top_k}},

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from wmdd import artifacts, data
+from wmdd import data
+from wmdd.artifacts import hdf5, hdf5_writer
 from wmdd.base.errors import WmddError
 from wmdd.config import Experiment
 from wmdd.feeding import opened, read
@@ -58,9 +59,9 @@ class Packed:
     def __init__(self, settings: DataSettings, seed: int = 0) -> None:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "data.h5"
-            with artifacts.writing(path) as writer:
+            with hdf5_writer.writing(path) as writer:
                 writer.meta = data.pack(settings, writer, seed)
-            self.arrays, self.meta = artifacts.load(path)
+            self.arrays, self.meta = hdf5.load(path)
         self.train, self.val = (self._split(name) for name in ("train", "val"))
 
     def _split(self, name: str) -> Split:
@@ -96,7 +97,7 @@ def refusal(*named: str, call: Callable[[], Any]) -> str:
 
 def stored(dataset: Packed, path: Path) -> Path:
     meta = {name: value for name, value in dataset.meta.items() if name != "digest"}
-    artifacts.save(path, dataset.arrays, meta)
+    hdf5_writer.save(path, dataset.arrays, meta)
     return path
 
 
@@ -613,7 +614,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> Non
                 (root / split / name).mkdir(parents=True, exist_ok=True)
                 for index in range(count):
                     (root / split / name / f"{index:05}.png").write_bytes(file)
-        with artifacts.writing(root / "data.h5") as writer:
+        with hdf5_writer.writing(root / "data.h5") as writer:
             tracemalloc.start()
             writer.meta = data.pack(DataSettings(root=str(root), classes=2, storage="pixels"), writer)
             used = tracemalloc.get_traced_memory()[1]

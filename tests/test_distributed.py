@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch import multiprocessing as mp
 
 from wmdd import teacher
-from wmdd.artifacts import load_model, read_json, save
+from wmdd.artifacts.atomic_files import read_json
+from wmdd.artifacts.hdf5_writer import save
+from wmdd.artifacts.model_files import load_model
 from wmdd.base.errors import WmddError
 from wmdd.base.preemption import AGAIN
 from wmdd.base.rng import generator

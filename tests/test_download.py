@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from urllib3.util import Retry
 
-from tests.test_artifacts import unprivileged
+from tests.artifacts.test_artifacts import unprivileged
 from tests.test_data import refusal
 from wmdd import download
 from wmdd.download import fetch

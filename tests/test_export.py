@@ -20,7 +20,9 @@ from torchvision.datasets import ImageFolder
 import wmdd
 from wmdd import export as module
 from wmdd import labels as stored_labels
-from wmdd.artifacts import load, load_meta, save, write_json
+from wmdd.artifacts.atomic_files import write_json
+from wmdd.artifacts.hdf5 import load, load_meta
+from wmdd.artifacts.hdf5_writer import save
 from wmdd.export import folders
 from wmdd.labels import rows_of
 from wmdd.settings.student import RelabelSettings

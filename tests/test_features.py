@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from wmdd import artifacts
+from wmdd.artifacts import hdf5, hdf5_writer, model_files
+from wmdd.artifacts.partial_output import Pieces
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.batchnorm import statistics_of
@@ -23,7 +24,6 @@ from wmdd.engine import Engine, plain
 from wmdd.features import Shard, extract
 from wmdd.feeding import Resident, batches_by_class
 from wmdd.models import normalise
-from wmdd.pieces import Pieces
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.teacher import FeaturesSettings
 from wmdd.shards import keep, taken_up
@@ -177,10 +177,10 @@ def files(tiny_teacher, pictures, tmp_path) -> Path:
     manifest = {"classes": names, "names": names, "resolution": 16, "mean": MEAN, "std": STD}
     arrays = {f"{s}/images": pictures.images.numpy() for s in ("train", "val")}
     arrays |= {f"{s}/labels": LABELS.numpy() for s in ("train", "val")}
-    artifacts.save(tmp_path / "data.h5", arrays, manifest)
+    hdf5_writer.save(tmp_path / "data.h5", arrays, manifest)
     settings = {"architecture": "resnet18", "width": 4, "stem": "auto", "norm": "batch"}
     accuracy = {"top1": 0.5, "top5": 1.0}
-    artifacts.save_model(
+    model_files.save_model(
         tmp_path / "model.safetensors",
         tiny_teacher.state_dict(),
         manifest | {"settings": settings, "accuracy": accuracy},
@@ -208,11 +208,11 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_the_files_hold_what_the_pass_gave(files, tiny_teacher, pictures):
     (shard,) = passed(tiny_teacher.to(memory_format=torch.channels_last), pictures)
     make(files)
-    arrays, meta = artifacts.load(files / "features.h5")
+    arrays, meta = hdf5.load(files / "features.h5")
     np.testing.assert_array_equal(arrays["features"], shard.features)
     np.testing.assert_array_equal(arrays["labels"], LABELS)
     assert meta["classes"] == list("abcde")
-    arrays, meta = artifacts.load(files / "statistics.h5")
+    arrays, meta = hdf5.load(files / "statistics.h5")
     np.testing.assert_array_equal(arrays["count"], COUNT)
     statistics = shard.moments.statistics()
     assert meta["layers"] == list(statistics.mean)
@@ -246,8 +246,8 @@ def test_parts_that_leave_a_class_out_or_do_not_belong_together_are_refused(file
             gather(parts=given, output=files / "features.h5", statistics=files / "statistics.h5")
     assert not (files / "features.h5").exists()
     assert not (files / "statistics.h5").exists()
-    arrays, meta = artifacts.load(parts[1])
-    artifacts.save(parts[1], arrays, meta | {"inputs": {"data": "other", "teacher": "other"}})
+    arrays, meta = hdf5.load(parts[1])
+    hdf5_writer.save(parts[1], arrays, meta | {"inputs": {"data": "other", "teacher": "other"}})
     with pytest.raises(WmddError, match=r"classes3-4\.h5 is of other data"):
         gather(parts=parts, output=files / "features.h5", statistics=files / "statistics.h5")
 
@@ -298,7 +298,7 @@ def test_a_killed_pass_goes_on_to_the_same_bytes(files):
     kept[-1].write_bytes(kept[-1].read_bytes()[:500])  # one that the disk lost; it is made anew
     (kept[0].parent / ".000000000099.h5.1.part").write_text("half")
     assert len(kept) >= 3
-    restored = Pieces(files / "features.h5", artifacts.load_meta(kept[0])["key"])
+    restored = Pieces(files / "features.h5", hdf5.load_meta(kept[0])["key"])
     stop, _ = taken_up(restored)
     assert [path.name for path in restored.files] == [path.name for path in kept[:-1]]
     assert stop > 0

@@ -89,7 +89,7 @@ def test_read_in_pieces(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_file_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
-    from wmdd.artifacts import save
+    from wmdd.artifacts.hdf5_writer import save
 
     arrays = {"train/labels": np.zeros(3, int), "train/bytes": np.zeros(9, np.uint8), "train/offsets": np.arange(4)}
     save(tmp_path / "x.h5", arrays, {"resolution": 8})
@@ -98,7 +98,7 @@ def test_a_file_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_stage_is_refused(tmp_path: Path) -> None:
-    from wmdd.artifacts import save
+    from wmdd.artifacts.hdf5_writer import save
 
     save(tmp_path / "x.h5", {"train/labels": np.zeros(3, int)}, {})
     with pytest.raises(WmddError, match="no split"), opened(tmp_path / "x.h5", "train"):

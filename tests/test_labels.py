@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wmdd import artifacts, augment, student
+from wmdd import augment, student
+from wmdd.artifacts import hdf5_writer
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.engine import plain
@@ -159,7 +160,7 @@ def test_by_default_pruned_labels_of_a_thousand_classes_are_forty_times_smaller(
 def written(path, logits, settings):
     """The labels of logits [E, N, C], by way of a file."""
     seeds = seeds_of(0, settings.labelled)
-    with artifacts.writing(path) as writer:
+    with hdf5_writer.writing(path) as writer:
         writer.meta = {"settings": settings.model_dump(mode="json"), "classes": ["x"] * logits.shape[2]}
         for epoch in range(settings.labelled):
             append(writer, rows_of(logits[epoch], settings))
@@ -212,7 +213,7 @@ def test_an_epoch_is_a_chunk_and_read_when_it_is_asked_for(tmp_path, count):
 
 @pytest.mark.parametrize(("name", "says"), [("seeds", "lacks logits"), ("logits", "lacks seeds")])
 def test_a_file_of_another_stage_is_refused(tmp_path, name, says):
-    artifacts.save(tmp_path / "x.h5", {name: np.zeros(3)}, {})
+    hdf5_writer.save(tmp_path / "x.h5", {name: np.zeros(3)}, {})
     with pytest.raises(WmddError, match=rf"x\.h5 {says}; delete it and run again"), opened(tmp_path / "x.h5"):
         pass
 

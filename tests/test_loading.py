@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 import wmdd
 from tests.test_export import HERE, IPC, LAYOUTS, NAMES, SIDE, exported, here, read_set  # noqa: F401
 from wmdd import labels
-from wmdd.artifacts import load as read
-from wmdd.artifacts import load_meta, save
+from wmdd.artifacts.hdf5 import load as read
+from wmdd.artifacts.hdf5 import load_meta
+from wmdd.artifacts.hdf5_writer import save
 from wmdd.base.errors import WmddError
 from wmdd.engine import plain
 from wmdd.export import png

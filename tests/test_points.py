@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from wmdd import points
-from wmdd.artifacts import save
+from wmdd.artifacts.hdf5_writer import save
 from wmdd.base.errors import WmddError
 from wmdd.points import Cloud, Confident, reading
 

@@ -21,7 +21,8 @@ from torchvision import models
 
 from wmdd import imagenet
 from wmdd.__main__ import main
-from wmdd.artifacts import load_model, save, save_model
+from wmdd.artifacts.hdf5_writer import save
+from wmdd.artifacts.model_files import load_model, save_model
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.commands import _teacher

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wmdd import artifacts
 from wmdd import results as frames
+from wmdd.artifacts import hdf5_writer
 from wmdd.base.errors import WmddError
 from wmdd.page import scores
 from wmdd.render import render
@@ -164,7 +164,7 @@ def test_a_family_follows_from_what_made_the_images(meta, family, kind):
 def test_the_set_beside_a_student_says_its_family(tmp_path):
     students = [tmp_path / result(0.5, method=method)[0] for method in ("wmdd-plus", "wmdd", "theirs")]
     for student, meta in zip(students, ({"stage": "select"}, {"stage": "images", "recover": {}}), strict=False):
-        artifacts.save(student.parents[3] / "images.h5", {"x": np.zeros(1)}, meta)
+        hdf5_writer.save(student.parents[3] / "images.h5", {"x": np.zeros(1)}, meta)
     found = {cell.method: family for cell, family in families_beside(students).items()}
     assert found == {"wmdd-plus": "select", "wmdd": "recover"}
 

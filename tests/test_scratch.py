@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_artifacts import tmpfs
-from wmdd import artifacts, commands, scratch
-from wmdd.artifacts import load, save
+from tests.artifacts.test_artifacts import tmpfs
+from wmdd import commands, scratch
+from wmdd.artifacts import hdf5
+from wmdd.artifacts.hdf5 import load
+from wmdd.artifacts.hdf5_writer import save
 from wmdd.feeding import opened, read
 from wmdd.scratch import staged
 from wmdd.settings.engine import EngineSettings
@@ -134,7 +136,7 @@ def test_a_new_file_has_a_new_copy(data, node, change):
 @pytest.mark.parametrize("fault", ["shorter", "longer", "other", "rubbish"])
 def test_a_copy_that_is_not_whole_is_made_again(data, node, fault):
     copy, whole = staged(data), data.read_bytes()
-    other = whole.replace(artifacts.load_meta(data)["digest"].encode(), b"0" * 64)
+    other = whole.replace(hdf5.load_meta(data)["digest"].encode(), b"0" * 64)
     assert other != whole
     faults = {"shorter": whole[:-1], "longer": whole + b"x", "other": other, "rubbish": bytes(len(whole))}
     copy.write_bytes(faults[fault])
@@ -262,7 +264,7 @@ def test_a_big_copy_shows_how_far_it_is(data, node, monkeypatch, capsys):
 
 def test_an_artifact_of_another_kind_is_staged_as_well(tmp_path, node):
     save(tmp_path / "x.h5", {"x": np.arange(3)}, {})
-    assert artifacts.load(staged(tmp_path / "x.h5"))[0]["x"].tolist() == [0, 1, 2]
+    assert hdf5.load(staged(tmp_path / "x.h5"))[0]["x"].tolist() == [0, 1, 2]
 
 
 # Commands
@@ -293,8 +295,8 @@ def test_results_and_what_they_say_of_themselves_are_the_same(tmp_path, data, no
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("WMDD_RESIDENT_MB", resident)
     read = []
-    reading = artifacts.opened
-    monkeypatch.setattr(artifacts, "opened", lambda path: (read.append(path), reading(path))[1])
+    reading = hdf5.opened
+    monkeypatch.setattr(hdf5, "opened", lambda path: (read.append(path), reading(path))[1])
     near = made(tmp_path / "near", data)
     assert own(node) / copy_name(data) in read
     monkeypatch.delenv("WMDD_SCRATCH")

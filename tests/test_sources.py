@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from tests.test_artifacts import unprivileged
+from tests.artifacts.test_artifacts import unprivileged
 from tests.test_data import refusal
 from wmdd.settings import catalogue
 from wmdd.settings.catalogue import Archive, Known

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from wmdd.__main__ import main
+from wmdd.artifacts.checkpoint import Checkpoint
 from wmdd.base.errors import WmddError
-from wmdd.checkpoint import Checkpoint
 from wmdd.lock import Holder
 from wmdd.status import (
     HINTS,

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wmdd import artifacts, tracking
+from wmdd import tracking
+from wmdd.artifacts import hdf5_writer
+from wmdd.artifacts.checkpoint import Checkpoint
 from wmdd.base.errors import WmddError
 from wmdd.base.preemption import AGAIN
-from wmdd.checkpoint import Checkpoint
 from wmdd.job import cost_path, job
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.recover import SelectSettings
@@ -49,7 +50,7 @@ import sys
 from pathlib import Path
 from wmdd import tracking
 from wmdd.job import job
-from wmdd.settings import SelectSettings
+from wmdd.settings.recover import SelectSettings
 
 tracker = tracking.start(Path("x.h5"), "select", {"a": 1})
 tracker.log({"loss": 1.0}, 3)
@@ -86,7 +87,7 @@ from pathlib import Path
 import numpy as np
 from wmdd import tracking
 from wmdd.job import job
-from wmdd.settings import RecoverSettings, SelectSettings
+from wmdd.settings.recover import RecoverSettings, SelectSettings
 
 for attempt in range(2):
     tracker = tracking.start(Path("results/d/images.h5"), "recover", {"lr": 0.25, "crop_scale": [0.08, 1.0], "seed": 3})
@@ -101,7 +102,7 @@ TERMINATED = """
 import os, signal
 from pathlib import Path
 from wmdd.job import job
-from wmdd.settings import SelectSettings
+from wmdd.settings.recover import SelectSettings
 
 with job("select", Path("killed.h5"), [SelectSettings()], {}, seed=0) as this:
     this.tracker.log({"loss": 0.125}, 7)
@@ -200,9 +201,13 @@ def test_a_terminated_job_loses_nothing(tmp_path):
 CHAIN = """
 from pathlib import Path
 import numpy as np
-from wmdd import artifacts
+from wmdd.artifacts import hdf5, hdf5_writer
 from wmdd.job import job
-from wmdd.settings import BarycenterSettings, EngineSettings, RecoverSettings, StudentSettings, TeacherSettings
+from wmdd.settings.barycenter import BarycenterSettings
+from wmdd.settings.engine import EngineSettings
+from wmdd.settings.recover import RecoverSettings
+from wmdd.settings.student import StudentSettings
+from wmdd.settings.teacher import TeacherSettings
 
 CELL = Path("results/digits/resnet18-w8/wmdd/ipc10/seed3")
 TEACHER = Path("results/digits/resnet18-w8/teacher/seed1")
@@ -210,13 +215,13 @@ CPU = EngineSettings(device="cpu", precision="fp32")
 
 def made(stage, output, settings, inputs, engine=None, **identity):
     with job(stage, output, settings, inputs, engine, **identity) as this:
-        artifacts.save(output, {"x": np.full(8, len(stage))}, this.meta)
+        hdf5_writer.save(output, {"x": np.full(8, len(stage))}, this.meta)
         if stage == "barycenter":
             this.tracker.log({"mean/cost": 0.5, "mean/explained": 0.75})
         if stage == "recover":
             this.tracker.log({"loss": 2.0, "feature": 1.5}, 0)
             this.tracker.log_images("images", np.zeros((2, 4, 4, 3), np.uint8), ["cat", "dog"])
-    return artifacts.load_meta(output)["digest"]
+    return hdf5.load_meta(output)["digest"]
 
 teacher = made("teacher", TEACHER / "model.h5", [TeacherSettings()], {"data": "d" * 64}, CPU, seed=1)
 features = made("features", TEACHER / "features.h5", [], {"teacher": teacher})
@@ -335,7 +340,7 @@ def test_an_artifact_says_the_same_whenever_it_was_made(tmp_path, monkeypatch):
     meta = {"stage": "gather", "settings": {}, "identity": {}, "inputs": {"0": "a"}, "code": "c", "revision": "r"}
     assert describe(Path("features.h5"), meta) is None
     for name in ("features", "statistics"):
-        artifacts.save(Path(f"{name}.h5"), {name: np.zeros(3)}, {"time": name})
+        hdf5_writer.save(Path(f"{name}.h5"), {name: np.zeros(3)}, {"time": name})
     first = describe(Path("features.h5"), meta)
     assert first == describe(Path("features.h5"), meta | {"revision": "other"})
     assert (first["kind"], set(first["outputs"])) == ("features", {"features.h5", "statistics.h5"})

@@ -14,8 +14,12 @@ import torch
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from wmdd import __version__, artifacts
-from wmdd.artifacts import LEARNED, check_classes, learned_labels, load, load_model, read_json, save
+from wmdd import __version__
+from wmdd.artifacts import atomic_files, hdf5, hdf5_writer, model_files
+from wmdd.artifacts.atomic_files import read_json
+from wmdd.artifacts.hdf5 import LEARNED, check_classes, learned_labels, load
+from wmdd.artifacts.hdf5_writer import save
+from wmdd.artifacts.model_files import load_model
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
 from wmdd.batchnorm import Statistics
@@ -63,8 +67,8 @@ def _teacher(path: Path) -> tuple[Network, dict[str, Any]]:
 
 def _statistics(path: Path, labels: range) -> Statistics:
     """Read the BatchNorm statistics of some classes; the layers in the network's order."""
-    with artifacts.reading(path) as file:
-        layers = artifacts.meta_of(file)["layers"]
+    with hdf5.reading(path) as file:
+        layers = hdf5.meta_of(file)["layers"]
         mean, variance = (
             {name: torch.from_numpy(file[f"{kind}/{name}"][labels.start : labels.stop]) for name in layers}
             for kind in ("mean", "variance")
@@ -83,15 +87,15 @@ def data(*, name: str, output: Path, threads: int = 1, settings: DataSettings = 
     from wmdd.data import describe, pack
 
     with job("data", output, [settings], {}, threads=threads, dataset=name) as this:
-        with artifacts.writing(output) as writer:
+        with hdf5_writer.writing(output) as writer:
             writer.meta = this.meta | pack(settings, writer)
-        describe(artifacts.load_meta(output), lambda line: print(line, file=sys.stderr))
+        describe(hdf5.load_meta(output), lambda line: print(line, file=sys.stderr))
 
 
 @app.command
 def manifest(file: Path) -> None:
     """Print the classes of any artifact: index, folder, readable name; and of a dataset how many pictures each has."""
-    meta = load_model(file)[1] if file.suffix == ".safetensors" else artifacts.load_meta(file)
+    meta = load_model(file)[1] if file.suffix == ".safetensors" else hdf5.load_meta(file)
     if "classes" not in meta:
         raise WmddError(f"{file} has no classes; give a file of the stages data to images")
     counts = meta.get("counts", {})
@@ -128,7 +132,7 @@ def teacher(
     from wmdd.launch import launch
     from wmdd.teacher import train
 
-    meta = artifacts.load_meta(data)
+    meta = hdf5.load_meta(data)
     manifest = _manifest(meta)
     if settings.weights:
         return _adopt(data, output, seed, threads, settings, engine)
@@ -150,7 +154,7 @@ def teacher(
             last = history[-1]
             accuracy = {"top1": last["top1"], "top5": last["top5"]}
             about = manifest | {"accuracy": accuracy, "processes": together.size}
-            artifacts.save_model(output, network.state_dict(), this.meta | about)
+            model_files.save_model(output, network.state_dict(), this.meta | about)
 
 
 def _adopt(
@@ -162,7 +166,7 @@ def _adopt(
     from wmdd.teacher import gate
     from wmdd.training import evaluate
 
-    about = artifacts.load_meta(data)
+    about = hdf5.load_meta(data)
     found = pretrained(settings, about["classes"], about["resolution"])
     inputs = {"data": about["digest"], "weights": found.digest}
     manifest = _manifest(about) | found.about
@@ -174,7 +178,7 @@ def _adopt(
         accuracy = evaluate(network, pictures, manifest["mean"], manifest["std"], this.engine)
         gate(accuracy["top1"], settings.min_accuracy)
         _write_history(output.with_suffix(".csv"), [{"epoch": 0} | accuracy])
-        artifacts.save_model(output, network.state_dict(), this.meta | manifest | {"accuracy": accuracy})
+        model_files.save_model(output, network.state_dict(), this.meta | manifest | {"accuracy": accuracy})
 
 
 @app.command
@@ -201,15 +205,15 @@ def features(
         settings: batch size, precision.
         engine: device.
     """
+    from wmdd.artifacts.partial_output import Pieces
     from wmdd.features import extract
     from wmdd.feeding import opened
-    from wmdd.pieces import Pieces
     from wmdd.shards import join_part, keep, taken_up
 
     if (block is None) == (statistics is None):
         raise WmddError("give --statistics for the whole training set, or --block for a part of it")
     network, known = _teacher(teacher)
-    meta = artifacts.load_meta(data)
+    meta = hdf5.load_meta(data)
     check_classes(known["classes"], meta["classes"], str(teacher), str(data))
     inputs = {"data": meta["digest"], "teacher": known["digest"]}
     identity: dict[str, Any] = {} if block is None else {"block": block}
@@ -255,7 +259,7 @@ def gather(*, parts: Several, output: Path, statistics: Path, threads: int = 1) 
     """Join the features that several jobs have made, each of a block of classes: the bits of one job that made them all."""
     from wmdd.shards import check_parts
 
-    known = [artifacts.load_meta(path) for path in parts]
+    known = [hdf5.load_meta(path) for path in parts]
     first = {name: value for name, value in known[0].items() if name not in ("digest", "identity", "widths")}
     for path, meta in zip(parts, known, strict=True):
         if (meta["inputs"], meta["settings"]) != (first["inputs"], first["settings"]):
@@ -380,7 +384,7 @@ def recover(
     from wmdd.recover import recover as run
 
     network, known = _teacher(teacher)
-    meta = artifacts.load_meta(class_statistics)
+    meta = hdf5.load_meta(class_statistics)
     if "layers" not in meta:
         raise WmddError(f"{class_statistics} holds no BatchNorm statistics; give statistics.h5 of the features stage")
     check_classes(known["classes"], meta["classes"], str(teacher), str(class_statistics))
@@ -416,8 +420,8 @@ def recover(
 
 def _start(path: Path, known: dict[str, Any], wanted: range, ipc: int) -> tuple[torch.Tensor, str]:
     """Read the images [C, K, 3, R, R] of some classes that recover begins with, and the digest of their file."""
-    with artifacts.reading(path, "images") as file:
-        about = artifacts.meta_of(file)
+    with hdf5.reading(path, "images") as file:
+        about = hdf5.meta_of(file)
         check_classes(known["classes"], about["classes"], "the teacher", str(path))
         if file["images"].shape[1] != ipc or about["resolution"] != known["resolution"]:
             raise WmddError(
@@ -455,12 +459,12 @@ def images(*, blocks: Several, output: Path, threads: int = 1) -> None:
         if labels.tolist() != list(range(len(first["classes"]))):
             raise WmddError(f"the blocks of {output} hold the classes {labels.tolist()}, not each class once in order")
         made = {first["stage"]: {name: first[name] for name in ("settings", "identity", "code")}}
-        with artifacts.writing(output) as writer:
+        with hdf5_writer.writing(output) as writer:
             writer.meta = this.meta | made | _manifest(first)
             if "student_lr" in first:
                 writer.meta["student_lr"] = first["student_lr"]
             for path in blocks:
-                with artifacts.reading(path, "images") as file:
+                with hdf5.reading(path, "images") as file:
                     writer.append("images", file["images"][()], compressed=True)
                     if LEARNED in file:
                         writer.append(LEARNED, file[LEARNED][()])
@@ -515,8 +519,8 @@ def select(
             check_classes(known["classes"], meta["classes"], str(teacher), str(data))
             inputs["teacher"] = known["digest"]
         if features is not None:
-            found = files.enter_context(artifacts.reading(features, "features", "labels"))
-            about = artifacts.meta_of(found)
+            found = files.enter_context(hdf5.reading(features, "features", "labels"))
+            about = hdf5.meta_of(found)
             if about["inputs"]["data"] != meta["digest"]:
                 raise WmddError(f"{features} is of other data than {data}; run the features stage again")
             inputs["features"] = about["digest"]
@@ -563,8 +567,8 @@ def relabel(
     engine: EngineSettings = ENGINE,
 ) -> None:
     """Label random views of the distilled images by the teacher; one epoch of labels is in memory at a time."""
+    from wmdd.artifacts.partial_output import Pieces, gathered
     from wmdd.labels import append, rows_of
-    from wmdd.pieces import Pieces, gathered
     from wmdd.relabel import relabel as run
     from wmdd.relabel import seeds_of
 
@@ -588,7 +592,7 @@ def relabel(
             pieces.add(done, count, rows, this.checkpoint.spent())
             done += count
             this.checkpoint.save({}, done, len(seeds), "epoch")
-        with artifacts.writing(output) as writer:
+        with hdf5_writer.writing(output) as writer:
             writer.meta = this.meta | _manifest(known) | {"teacher_accuracy": known["accuracy"]}
             for rows in pieces.rows():
                 append(writer, rows)
@@ -636,7 +640,7 @@ def student(
     if len(run) != len(output) or len(set(run)) < len(run):
         raise WmddError(f"the runs {run} need one --output each, and none twice; {len(output)} are given")
     arrays, meta = load(images, "images", "weights")
-    about = artifacts.load_meta(data)
+    about = hdf5.load_meta(data)
     check_classes(about["classes"], meta["classes"], str(data), str(images))
     inputs = {"images": meta["digest"], "data": about["digest"]}
     if settings.learned_lr and "student_lr" in meta:
@@ -668,7 +672,7 @@ def student(
 
 def _own(path: Path, classes: int, k: int) -> torch.Tensor:
     """Return the classes of distilled images [C K], or the labels [C K, C] that their method learned."""
-    with artifacts.reading(path, "images") as file:
+    with hdf5.reading(path, "images") as file:
         own = learned_labels(path, file)
     if own is not None:
         return torch.from_numpy(own)
@@ -685,7 +689,7 @@ def _write_result(
     result = last | {"best_top1": best["top1"], "best_epoch": best["epoch"]}
     this.tracker.log({f"{of}final/{name}": value for name, value in result.items()})
     _write_history(path.with_suffix(".csv"), history)
-    artifacts.write_json(path, this.meta | {"identity": identity, "result": result, "classes": classes})
+    atomic_files.write_json(path, this.meta | {"identity": identity, "result": result, "classes": classes})
 
 
 @contextmanager
@@ -748,7 +752,7 @@ def _check_labels(
 def _write_history(path: Path, history: list[dict[str, float]]) -> None:
     import pandas as pd
 
-    artifacts.write_text(path, pd.DataFrame(history).to_csv(index=False))
+    atomic_files.write_text(path, pd.DataFrame(history).to_csv(index=False))
 
 
 @app.command
@@ -756,11 +760,11 @@ def grid(*, images: Path, output: Path, per_class: int = 10, rows: int = 20, thr
     """Draw the distilled images, a row a class; of more classes than `rows`, some from first to last."""
     from wmdd.grid import draw
 
-    with artifacts.reading(images, "images") as file:
-        meta = artifacts.meta_of(file)
+    with hdf5.reading(images, "images") as file:
+        meta = hdf5.meta_of(file)
         classes = np.unique(np.linspace(0, len(meta["classes"]) - 1, rows).round().astype(int))
         shown = file["images"][classes, :per_class]
-    with artifacts.atomic(output) as part:
+    with atomic_files.atomic(output) as part:
         draw(shown, [meta["names"][label] for label in classes], part, str(images.parent))
 
 
@@ -793,22 +797,22 @@ def report(
     spent = [(path, read_json(path)) for path in costs]
     summary = results.summary(results.rows(scores, families))
     solved = build.barycenter_summary([(path, *_quality(path)) for path in barycenters or []])
-    artifacts.write_text(csv, render(results_table(summary), "csv"))
-    artifacts.write_text(cost_table, build.cost_markdown(results.jobs(spent)))
-    artifacts.write_text(barycenter_csv, solved.to_csv(index=False))
-    artifacts.write_text(barycenter_table, build.barycenter_markdown(solved))
-    about = [(path.stem, artifacts.load_meta(path)) for path in datasets]
-    artifacts.write_text(dataset_table, build.dataset_markdown(about))
-    artifacts.write_json(runs, results.raw(scores, families, known, spent))
+    atomic_files.write_text(csv, render(results_table(summary), "csv"))
+    atomic_files.write_text(cost_table, build.cost_markdown(results.jobs(spent)))
+    atomic_files.write_text(barycenter_csv, solved.to_csv(index=False))
+    atomic_files.write_text(barycenter_table, build.barycenter_markdown(solved))
+    about = [(path.stem, hdf5.load_meta(path)) for path in datasets]
+    atomic_files.write_text(dataset_table, build.dataset_markdown(about))
+    atomic_files.write_json(runs, results.raw(scores, families, known, spent))
     held_out = [name for name, meta in about if meta.get("settings", {}).get("held_out")]
     text = build.markdown(summary, known, held_out)
-    artifacts.write_text(table, text)
+    atomic_files.write_text(table, text)
     print(text)
 
 
 def _quality(path: Path) -> tuple[dict[str, np.ndarray], list[float]]:
     """Read how good the barycenters of a block are, and the seconds of each from the cost beside it."""
-    with artifacts.reading(path) as file:
+    with hdf5.reading(path) as file:
         if "quality" not in file:
             raise WmddError(f"{path} lacks the quality of its barycenters; delete it and run again to rebuild it")
         quality = {name: values[()] for name, values in file["quality"].items()}

@@ -12,8 +12,9 @@ import torch
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from wmdd import artifacts
-from wmdd.artifacts import LEARNED, check_classes, learned_labels, read_json
+from wmdd.artifacts import hdf5
+from wmdd.artifacts.atomic_files import read_json
+from wmdd.artifacts.hdf5 import LEARNED, check_classes, learned_labels
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
 from wmdd.card import Origin
@@ -60,9 +61,9 @@ def export(
 
     check_output(output, overwrite)
     torch.set_num_threads(threads)
-    with artifacts.reading(images) if h5py.is_hdf5(images) else _no_set(images) as file:
+    with hdf5.reading(images) if h5py.is_hdf5(images) else _no_set(images) as file:
         check_images(images, file)
-        meta = artifacts.meta_of(file)
+        meta = hdf5.meta_of(file)
         weights = file["weights"][()].astype(np.float32)
         classes, k = weights.shape
         soft, about_labels, of_labels = None, None, None
@@ -107,8 +108,8 @@ def _soft(
     from wmdd import labels
     from wmdd.export import mean_soft_labels
 
-    with artifacts.reading(path, "seeds") as file:
-        epochs, meta = len(file["seeds"]), artifacts.meta_of(file)
+    with hdf5.reading(path, "seeds") as file:
+        epochs, meta = len(file["seeds"]), hdf5.meta_of(file)
         calibrated = meta["settings"].get("temperature") if "rest" in file else None
     if meta["inputs"].get("images") != images["digest"]:
         raise WmddError(f"{path} labels other images than those given; run the relabel stage again")

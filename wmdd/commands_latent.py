@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from wmdd import artifacts
-from wmdd.artifacts import check_classes, load, load_model, save
+from wmdd.artifacts import atomic_files, hdf5, hdf5_writer, model_files
+from wmdd.artifacts.hdf5 import check_classes, load
+from wmdd.artifacts.hdf5_writer import save
+from wmdd.artifacts.model_files import load_model
 from wmdd.base.errors import WmddError
 from wmdd.commands import (
     ENGINE,
@@ -67,7 +69,7 @@ def autoencoder(
     from wmdd.autoencoder import train
     from wmdd.feeding import opened
 
-    about = artifacts.load_meta(data)
+    about = hdf5.load_meta(data)
     with (
         job("autoencoder", output, [settings], {"data": about["digest"]}, engine, threads, seed=seed) as this,
         opened(near := staged(data), "train", device=this.engine.device) as (pictures, _),
@@ -76,7 +78,7 @@ def autoencoder(
         network, history = train(pictures, val_pictures, settings, seed, this.context)
         _write_history(output.with_suffix(".csv"), history)
         known = _manifest(about) | {"psnr": history[-1]["psnr"]}
-        artifacts.save_model(output, network.state_dict(), this.meta | known)
+        model_files.save_model(output, network.state_dict(), this.meta | known)
 
 
 def _autoencoder(path: Path, engine: Engine) -> "tuple[Vae, dict[str, Any]]":
@@ -120,7 +122,7 @@ def diffusion(
     from wmdd.latent.generator import Autoencoder
 
     parts = [load(path, "latents", "labels") for path in latents]
-    first, about = parts[0][1], artifacts.load_meta(data)
+    first, about = parts[0][1], hdf5.load_meta(data)
     inputs = {str(i): meta["digest"] for i, (_, meta) in enumerate(parts)} | {"data": about["digest"]}
     with (
         job("diffusion", output, [settings], inputs, engine, threads, seed=seed) as this,
@@ -138,7 +140,7 @@ def diffusion(
         )  # fmt: skip
         _write_history(output.with_suffix(".csv"), history)
         known = _manifest(first) | {"shape": first["shape"]}
-        artifacts.save_model(output, network.state_dict(), this.meta | known)
+        model_files.save_model(output, network.state_dict(), this.meta | known)
 
 
 def _coder(
@@ -226,12 +228,12 @@ def encode(
         settings: batch size.
         engine: device, precision.
     """
+    from wmdd.artifacts.partial_output import Pieces
     from wmdd.encode import encode as run
     from wmdd.feeding import opened
-    from wmdd.pieces import Pieces
     from wmdd.shards import copy_rows
 
-    about = artifacts.load_meta(data)
+    about = hdf5.load_meta(data)
     wanted = _block(block, about["classes"])
     with ExitStack() as files:
         made, inputs = _coder(generator, None, autoencoder, None, about)
@@ -255,8 +257,8 @@ def encode(
             arrays = {"latents": shard.latents.numpy(), "labels": shard.labels.numpy()}
             pieces.add(shard.first, len(shard.labels), arrays, this.checkpoint.spent(), shape=shard.shape)
             this.checkpoint.save({}, shard.first + len(shard.labels) - begin, end - begin, "picture")
-        shape = artifacts.load_meta(pieces.whole()[0])["shape"]
-        with artifacts.writing(output) as writer:
+        shape = hdf5.load_meta(pieces.whole()[0])["shape"]
+        with hdf5_writer.writing(output) as writer:
             writer.meta = this.meta | _manifest(about) | {"shape": shape}
             copy_rows(pieces.files, writer, ("latents", "labels"))
         pieces.remove()
@@ -273,8 +275,8 @@ def _latents(paths: list[Path]) -> "Iterator[list[tuple[Cloud, range, dict[str, 
     with ExitStack() as files:
         found: list[tuple[Cloud, range, dict[str, Any]]] = []
         for path in paths:
-            file = files.enter_context(artifacts.reading(path, "latents", "labels"))
-            meta, labels = artifacts.meta_of(file), file["labels"][()]
+            file = files.enter_context(hdf5.reading(path, "latents", "labels"))
+            meta, labels = hdf5.meta_of(file), file["labels"][()]
             if meta["classes"] != (found[0][2] if found else meta)["classes"]:
                 raise WmddError(f"{path} is of other classes than {paths[0]}; encode the data again")
             cloud = Cloud(Latents(file["latents"]), labels, meta["names"])
@@ -404,8 +406,8 @@ def distance(
     arrays, about = load(images, "images", "weights")
     network, known = _teacher(teacher)
     check_classes(known["classes"], about["classes"], str(teacher), str(images))
-    with artifacts.reading(features, "features", "labels") as file:
-        real = artifacts.meta_of(file)
+    with hdf5.reading(features, "features", "labels") as file:
+        real = hdf5.meta_of(file)
         if real["inputs"]["teacher"] != known["digest"]:
             raise WmddError(f"{features} is of another teacher than {teacher}; run the features stage again")
         inputs = {"images": about["digest"], "teacher": known["digest"], "features": real["digest"]}
@@ -418,7 +420,7 @@ def distance(
             weights = torch.from_numpy(arrays["weights"])
             found = distances(embedded.unflatten(0, pixels.shape[:2]), weights, cloud, this.context)
             this.tracker.log({f"mean/{name}": float(np.mean(values)) for name, values in found.items()})
-            artifacts.write_json(output, this.meta | {"distance": found, "classes": about["classes"]})
+            atomic_files.write_json(output, this.meta | {"distance": found, "classes": about["classes"]})
 
 
 @app.command
@@ -446,7 +448,7 @@ def decay(*, latents: Several, output: Path, threads: int = 1, settings: DecaySe
                     list(zip(of, labels, strict=True)), "classes", len(labels), 0, "class"
                 )
             ]
-            artifacts.write_json(output, this.meta | {"decay": rows, "names": first["names"]})
+            atomic_files.write_json(output, this.meta | {"decay": rows, "names": first["names"]})
 
 
 @app.command
@@ -471,12 +473,12 @@ def distances(
     """
     from wmdd import distances as build
 
-    measured = [(path, artifacts.read_json(path)) for path in distances]
+    measured = [(path, atomic_files.read_json(path)) for path in distances]
     summary = build.summary(measured, [(path, _quality(path)[0]) for path in atoms or []])
-    falling = build.decays([(path, artifacts.read_json(path)) for path in decays or []])
-    artifacts.write_text(csv, summary.to_csv(index=False))
-    with artifacts.atomic(figure) as part:
+    falling = build.decays([(path, atomic_files.read_json(path)) for path in decays or []])
+    atomic_files.write_text(csv, summary.to_csv(index=False))
+    with atomic_files.atomic(figure) as part:
         build.draw(summary, falling, part)
     text = build.markdown(summary, falling)
-    artifacts.write_text(table, text)
+    atomic_files.write_text(table, text)
     print(text)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from wmdd import artifacts
-from wmdd.artifacts import LEARNED, check_classes
+from wmdd.artifacts import hdf5, hdf5_writer
+from wmdd.artifacts.hdf5 import LEARNED, check_classes
 from wmdd.base.errors import WmddError
 from wmdd.commands import ENGINE, Ipc, Several, _block, _manifest, _save_images, _write_history, app
 from wmdd.job import job
@@ -46,7 +46,7 @@ def expert(
     from wmdd.expert import train
     from wmdd.feeding import opened
 
-    about = artifacts.load_meta(data)
+    about = hdf5.load_meta(data)
     with (
         job("expert", output, [settings], {"data": about["digest"]}, engine, threads, seed=seed) as this,
         opened(near := staged(data), "train", device=this.engine.device) as (pictures, _),
@@ -58,7 +58,7 @@ def expert(
             this.context,
         )  # fmt: skip
         _write_history(output.with_suffix(".csv"), history)
-        with artifacts.writing(output) as writer:
+        with hdf5_writer.writing(output) as writer:
             writer.meta = this.meta | _manifest(about) | {"accuracy": {n: history[-1][n] for n in ("top1", "top5")}}
             writer.put("parameters", trajectory.numpy())
 
@@ -76,8 +76,8 @@ def _experts(
         found: list[h5py.Dataset] = []
         metas: list[dict[str, Any]] = []
         for path in paths:
-            file = files.enter_context(artifacts.reading(path, "parameters"))
-            meta = artifacts.meta_of(file)
+            file = files.enter_context(hdf5.reading(path, "parameters"))
+            meta = hdf5.meta_of(file)
             if meta["inputs"]["data"] != data["digest"]:
                 raise WmddError(f"{path} was trained on other data; delete it and run the expert stage again")
             if metas and meta["settings"] != metas[0]["settings"]:
@@ -124,7 +124,7 @@ def match(
     from wmdd.feeding import opened
     from wmdd.match import real
 
-    about = artifacts.load_meta(data)
+    about = hdf5.load_meta(data)
     wanted = _block(block, about["classes"])
     follows = settings.objective == "mtt"
     if follows != bool(experts):

@@ -12,8 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from wmdd import artifacts
-from wmdd.artifacts import check_classes, load_model, read_json
+from wmdd.artifacts import atomic_files, hdf5
+from wmdd.artifacts.atomic_files import read_json
+from wmdd.artifacts.hdf5 import check_classes
+from wmdd.artifacts.model_files import load_model
 from wmdd.base import units
 from wmdd.base.errors import WmddError
 from wmdd.commands import Several, _quality, _teacher, app
@@ -40,8 +42,8 @@ def embedding(*, images: Several, teacher: Path, features: Path, output: Path, t
 
     torch.set_num_threads(threads)
     network, known = _teacher(teacher)
-    with artifacts.reading(features, "features", "labels") as file:
-        about = artifacts.meta_of(file)
+    with hdf5.reading(features, "features", "labels") as file:
+        about = hdf5.meta_of(file)
         if about["inputs"]["teacher"] != known["digest"]:
             raise WmddError(f"{features} is of another teacher than {teacher}; run the features stage again")
         names, labels = about["names"], file["labels"][()]
@@ -50,14 +52,14 @@ def embedding(*, images: Several, teacher: Path, features: Path, output: Path, t
         parts = [torch.from_numpy(file["features"][of]).float() for of in rows]
     points = [{"name": names[label], "method": ""} for label, of in zip(wanted, rows, strict=True) for _ in of]
     for path in images:
-        with artifacts.reading(path, "images") as file:
-            check_classes(known["classes"], artifacts.meta_of(file)["classes"], str(teacher), str(path))
+        with hdf5.reading(path, "images") as file:
+            check_classes(known["classes"], hdf5.meta_of(file)["classes"], str(teacher), str(path))
             pictures = torch.from_numpy(file["images"][wanted, : stage.MADE])
         parts.append(embed(network, pictures.flatten(0, 1), known["mean"], known["std"], quiet(plain())))
         method = cell_of(path).method
         points += [{"name": names[label], "method": method} for label in wanted for _ in range(pictures.shape[1])]
     places = stage.plane(torch.cat(parts)).round(3).tolist()
-    artifacts.write_json(output, [of | {"x": x, "y": y} for of, (x, y) in zip(points, places, strict=True)])
+    atomic_files.write_json(output, [of | {"x": x, "y": y} for of, (x, y) in zip(points, places, strict=True)])
 
 
 @app.command
@@ -114,7 +116,7 @@ def _write_table(
     files: dict[Form, Path | None] = {"csv": csv, "latex": latex, "markdown": table}
     for form, path in files.items():
         if path is not None:
-            artifacts.write_text(path, render(wide, form))
+            atomic_files.write_text(path, render(wide, form))
     print(render(wide, "markdown"))
 
 
@@ -196,7 +198,7 @@ def page(
     joined = [cost_path(path) for path in images]  # whose joining has a cost too
     costs = list(dict.fromkeys([*costs, *filter(Path.is_file, joined)]))
     paths = _made(costs)
-    about = [(path.stem, artifacts.load_meta(path)) for path in datasets]
+    about = [(path.stem, hdf5.load_meta(path)) for path in datasets]
     material = build.Material(
         experiment=experiment,
         cells=cells,
@@ -218,7 +220,7 @@ def page(
         **_settings(images),
     )
     _write_figures(list(build.drawn(material)), figures)
-    artifacts.write_text(output, build.build(material))
+    atomic_files.write_text(output, build.build(material))
     print(f"{output}: {units.size(output.stat().st_size)}; open it in a browser")
 
 
@@ -243,7 +245,7 @@ def _meta(path: Path) -> dict[str, Any] | None:
     if path.suffix == ".json":
         meta = read_json(path)
     else:
-        meta = load_model(path)[1] if path.suffix == ".safetensors" else artifacts.load_meta(path)
+        meta = load_model(path)[1] if path.suffix == ".safetensors" else hdf5.load_meta(path)
     return meta if isinstance(meta, dict) and "stage" in meta else None
 
 
@@ -281,8 +283,8 @@ def _strips(images: list[Path]) -> Any:
         first.setdefault(cell_of(path).having(seed=None), path)
     for cell, path in first.items():
         of = str(cell.dataset), str(cell.teacher), str(cell.method), int(cell.ipc or 0)
-        with artifacts.reading(path, "images") as file:
-            names = artifacts.meta_of(file)["names"]
+        with hdf5.reading(path, "images") as file:
+            names = hdf5.meta_of(file)["names"]
             for label in gallery.chosen(len(names)):
                 shown = file["images"][label, : gallery.SHOWN]
                 source, side = gallery.strip(shown)
@@ -297,14 +299,14 @@ def _settings(images: list[Path]) -> dict[str, Any]:
     weights: dict[tuple[str, str], tuple[str, float]] = {}
     several = len({cell_of(path).dataset for path in images}) > 1
     for path in images:
-        cell, meta = cell_of(path), artifacts.load_meta(path)
+        cell, meta = cell_of(path), hdf5.load_meta(path)
         dataset, method = str(cell.dataset), str(cell.method)
         name = f"{method} on {dataset}" if several else method
         made = [stage for stage in STAGES if stage in meta]
         stages: dict[str, Any] = {stage: meta[stage]["settings"] for stage in made}
         stages |= {} if made else {"select": meta["settings"]}
         for part in (part for name in ATOMS for part in sorted(path.parent.glob(f"{name}/*.h5"))[:1]):
-            stages[part.parent.name] = artifacts.load_meta(part)["settings"]
+            stages[part.parent.name] = hdf5.load_meta(part)["settings"]
         settings[name] = {f"{stage}: {key}": value for stage, found in stages.items() for key, value in found.items()}
         if "recover" in stages:
             rest = {key: value for key, value in settings[name].items() if key != "recover: regularisation"}
@@ -328,7 +330,7 @@ def _write_figures(figures: list[Any], folder: Path) -> None:
                 old.unlink()
     for name, chart in wanted.items():
         if name.endswith(".svg"):
-            with artifacts.atomic(folder / name) as part:
+            with atomic_files.atomic(folder / name) as part:
                 chart.properties(background="white").save(str(part), format="svg")
         else:
-            artifacts.write_text(folder / name, chart.to_json(indent=None))
+            atomic_files.write_text(folder / name, chart.to_json(indent=None))

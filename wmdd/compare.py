@@ -9,7 +9,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from wmdd import artifacts, intervals
+from wmdd import intervals
+from wmdd.artifacts import atomic_files, hdf5
 from wmdd.base.errors import WmddError
 from wmdd.results import NO_RESULT, set_digest, sets_of, top1_of
 from wmdd.workflow.layout import CELL, COST, Cell, beside, place_of
@@ -64,7 +65,7 @@ class Side:
 
 
 def _score(path: Path) -> Score:
-    content = artifacts.read_json(path)
+    content = atomic_files.read_json(path)
     try:
         identity, top1 = content["identity"], top1_of(path, content)
         own, seed, run = content["settings"], int(identity["seed"]), int(identity["run"])
@@ -94,14 +95,14 @@ def _beside(path: Path, inputs: dict[str, str]) -> dict[str, str]:
 
 @cache
 def _digest(file: Path) -> str:
-    return str(artifacts.load_meta(file)["digest"])
+    return str(hdf5.load_meta(file)["digest"])
 
 
 @cache
 def _of_artifacts(*files: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for file in filter(Path.is_file, files):
-        meta = artifacts.load_meta(file)
+        meta = hdf5.load_meta(file)
         found |= _settings(meta["stage"], meta["settings"])
         for stage in filter(meta.__contains__, STAGES):  # of which images.h5 was joined
             found |= _settings(stage, meta[stage]["settings"])

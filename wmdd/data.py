@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from torch.nn.functional import interpolate
 
 from wmdd import cifar
-from wmdd.artifacts import Writer
+from wmdd.artifacts.hdf5_writer import Writer
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
 from wmdd.base.rng import generator

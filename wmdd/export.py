@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from wmdd import artifacts
+from wmdd.artifacts import atomic_files, hdf5_writer
 from wmdd.base.errors import WmddError
 from wmdd.card import EXAMPLE, Origin, card
 from wmdd.loading import ARRAYS, CARD, MANIFEST, PICTURES, TABLE, Class, Manifest, Rows, digest, read_manifest
@@ -141,7 +141,7 @@ def _new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
     """Yield a folder beside `output` that takes its place at the end, or is removed on failure."""
     output = output.resolve()  # of a link, what it leads to is replaced
     check_output(output, overwrite)
-    artifacts.make_room(output)
+    atomic_files.make_room(output)
     mark = f"{socket.gethostname()}.{os.getpid()}"
     part, old = output.with_name(f".{output.name}.{mark}.part"), output.with_name(f".{output.name}.{mark}.old")
     try:
@@ -152,7 +152,7 @@ def _new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
             output.rename(old)
         part.rename(output)
     except (OSError, RuntimeError) as error:
-        raise (artifacts._write_error(output, error) or error) from None
+        raise (atomic_files._write_error(output, error) or error) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
         if old.exists() and not output.exists():
@@ -219,7 +219,7 @@ def _number(value: float) -> str:
 
 
 def _hdf5(folder: Path, parts: Iterable[Rows], about: Manifest) -> None:
-    with artifacts.writing(folder / ARRAYS) as writer:
+    with hdf5_writer.writing(folder / ARRAYS) as writer:
         writer.meta = about.model_dump(mode="json")
         others: dict[str, list[np.ndarray]] = {name: [] for name in about.shapes() if name != "images"}
         for part in parts:

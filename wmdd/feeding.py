@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmdd import artifacts
+from wmdd.artifacts import hdf5
 from wmdd.base.errors import WmddError
 from wmdd.base.threads import in_order
 from wmdd.pictures import UnreadableError, decode, decode_plain
@@ -113,8 +113,8 @@ def opened(
     Raises:
         WmddError: the file is damaged, cut short or not of the data stage.
     """
-    with artifacts.reading(path) as file:
-        meta = artifacts.meta_of(file)
+    with hdf5.reading(path) as file:
+        meta = hdf5.meta_of(file)
         if f"{split}/labels" not in file or "resolution" not in meta:
             raise WmddError(f"{path} has no split {split!r}; delete it and run again to rebuild it")
         if f"{split}/images" not in file and f"{split}/plain" not in file:

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
-from wmdd import artifacts, tracking
+from wmdd import tracking
+from wmdd.artifacts import atomic_files
+from wmdd.artifacts.checkpoint import Checkpoint, seconds_between
 from wmdd.base import units
 from wmdd.base.preemption import AGAIN, NOTHING, Notice, listening
 from wmdd.base.progress import progress
-from wmdd.checkpoint import Checkpoint, seconds_between
 from wmdd.distributed import ALONE, World
 from wmdd.engine import Engine, plain
 from wmdd.provenance import code_digest, git_revision, processor, versions
@@ -85,7 +86,7 @@ def job(
         Preempted: the job was told to end before it was done.
     """
     begun = time.monotonic()
-    artifacts.make_room(output)
+    atomic_files.make_room(output)
     torch.set_num_threads(threads)
     computing = plain() if engine is None else Engine.of(engine, threads)
     merged = {k: v for part in settings for k, v in part.model_dump(mode="json").items()}
@@ -139,7 +140,7 @@ def _main(done: Job, config: dict[str, Any], threads: int, begun: float) -> Iter
     tracker.log({f"cost/{name}": value for name, value in cost.items() if isinstance(value, int | float)})
     tracker.log_artifact(output, done.meta)
     tracker.finish()
-    artifacts.write_json(cost_path(output), cost)
+    atomic_files.write_json(cost_path(output), cost)
     checkpoint.remove()
     print(
         f"wmdd {stage}: done in {units.seconds(cost['seconds']) or '0 s'}, peak memory {cost['peak_memory_mb']} MB",

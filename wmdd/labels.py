@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wmdd import artifacts
+from wmdd.artifacts import hdf5, hdf5_writer
 from wmdd.base.errors import WmddError
 from wmdd.relabel import seed_of_views
 
@@ -161,7 +161,7 @@ def rows_of(logits: Tensor, settings: "RelabelSettings") -> dict[str, np.ndarray
     return {name: array[None] for name, array in arrays.items()}
 
 
-def append(writer: artifacts.Writer, rows: dict[str, np.ndarray]) -> None:
+def append(writer: hdf5_writer.Writer, rows: dict[str, np.ndarray]) -> None:
     """Add the rows of an epoch to a file; they are chunks of their own.
 
     Pruned ones are compressed, because their classes ascend. Whole ones are not once they count: of Gaussian logits gzip saves
@@ -171,7 +171,7 @@ def append(writer: artifacts.Writer, rows: dict[str, np.ndarray]) -> None:
         OSError: the disk is full.
     """
     for name, row in rows.items():
-        writer.append(name, row, compressed=name != "logits" or row.nbytes < artifacts.CHUNK)
+        writer.append(name, row, compressed=name != "logits" or row.nbytes < hdf5_writer.CHUNK)
 
 
 @contextmanager
@@ -181,8 +181,8 @@ def opened(path: Path) -> Iterator[tuple[Labels, dict[str, Any]]]:
     Raises:
         WmddError: the file is damaged, cut short or not of the relabel stage.
     """
-    with artifacts.reading(path, "seeds") as file:
-        meta = artifacts.meta_of(file)
+    with hdf5.reading(path, "seeds") as file:
+        meta = hdf5.meta_of(file)
         seeds = file["seeds"][()].tolist()
         if "logits" in file:
             yield stored(file["logits"], seeds), meta

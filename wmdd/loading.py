@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from wmdd import artifacts
+from wmdd.artifacts import hdf5
 from wmdd.base.errors import WmddError
 from wmdd.models import normalise
 from wmdd.pictures import UnreadableError, decode
@@ -171,11 +171,11 @@ def load(path: str | Path, transform: Callable[[Tensor], Any] | None = None) -> 
 def _from_images(path: Path, transform: Callable[[Tensor], Any] | None) -> Distilled:
     if not h5py.is_hdf5(path):
         raise WmddError(f"{path} is no distilled set; give the folder that `wmdd export` wrote, or images.h5")
-    with artifacts.reading(path) as file:
+    with hdf5.reading(path) as file:
         check_images(path, file)
-        meta = artifacts.meta_of(file)
+        meta = hdf5.meta_of(file)
         images, weights = (torch.from_numpy(file[name][()]) for name in ("images", "weights"))
-        learned = artifacts.learned_labels(path, file)
+        learned = hdf5.learned_labels(path, file)
     labels = torch.arange(len(images)).repeat_interleave(images.shape[1])
     return Distilled(
         images.flatten(0, 1), labels, weights.float().flatten(), None if learned is None else torch.from_numpy(learned),
@@ -192,7 +192,7 @@ def check_images(path: Path, file: h5py.File) -> None:
     shape: tuple[int, ...] = tuple(file["images"].shape) if isinstance(file.get("images"), h5py.Dataset) else ()
     if len(shape) != 5 or not isinstance(file.get("weights"), h5py.Dataset):
         raise WmddError(f"{path} is no distilled set; give the images.h5 of a run, or the folder of an export")
-    classes = len(artifacts.meta_of(file)["classes"])
+    classes = len(hdf5.meta_of(file)["classes"])
     if shape[0] != classes or file["weights"].shape != shape[:2]:
         raise WmddError(
             f"{path} has the images of {shape[0]} classes and weights of {file['weights'].shape[0]}, but names {classes} "
@@ -333,7 +333,7 @@ def _hdf5(folder: Path, about: Manifest) -> Iterator[Rows]:
     path = folder / ARRAYS
     if not path.exists():
         raise WmddError(f"{path} is missing; restore it or {AGAIN}")
-    with artifacts.reading(path, *about.shapes()) as file:
+    with hdf5.reading(path, *about.shapes()) as file:
         for first in range(0, len(file["labels"]), _AT_ONCE):
             rows = {name: file[name][first : first + _AT_ONCE] for name in about.shapes()}
             yield Rows(str(path), rows["images"], rows["labels"], rows["weights"], rows.get("soft_labels"))

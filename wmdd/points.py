@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmdd import artifacts
+from wmdd.artifacts import hdf5
 from wmdd.base.errors import WmddError
 
 PIECE = 2**24  # bytes that are read at a time
@@ -154,8 +154,8 @@ def reading(path: Path, dataset: str | None = None, labels: str | None = None) -
     elif begin.startswith(b"PK"):
         raise WmddError(f"{path} is an archive (.npz?); write the one array with numpy.save")
     elif begin == b"\x89HDF\r\n\x1a\n" or h5py.is_hdf5(path):
-        with artifacts.opened(path) as file:
-            known = artifacts.is_artifact(file) and dataset is None and labels is None
+        with hdf5.opened(path) as file:
+            known = hdf5.is_artifact(file) and dataset is None and labels is None
             yield _features(file, path) if known else _any(file, path, dataset, labels)
     else:
         raise WmddError(f"{path} is neither an HDF5 file nor an array of numpy.save (.npy)")
@@ -185,7 +185,7 @@ def _mapped(path: Path) -> np.ndarray:
 
 def _features(file: h5py.File, path: Path) -> Source:
     """Return the features of an artifact."""
-    meta = artifacts.meta_of(file)
+    meta = hdf5.meta_of(file)
     missing = {"features", "labels"} - set(file)
     if missing:
         raise WmddError(

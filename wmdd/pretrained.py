@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wmdd.artifacts import check_classes
+from wmdd.artifacts.hdf5 import check_classes
 from wmdd.base.errors import WmddError
 from wmdd.models import RESNETS, Network, ResNet, Timm, Torchvision, build, described, fill, stem_of
 from wmdd.settings.teacher import AdoptedSettings

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from wmdd import artifacts, intervals
+from wmdd import intervals
+from wmdd.artifacts import hdf5
 from wmdd.base.errors import WmddError
 from wmdd.render import records
 from wmdd.workflow.layout import CELL, Cell, beside, cell_of, place_of
@@ -74,7 +75,7 @@ def kind_of(family: str) -> str:
 
 def families_of(images: Iterable[Path]) -> dict[Cell, str]:
     """Read from distilled sets (images.h5) which family made each."""
-    return {cell_of(path): family_of(artifacts.load_meta(path)) for path in images}
+    return {cell_of(path): family_of(hdf5.load_meta(path)) for path in images}
 
 
 def families_beside(students: Iterable[Path]) -> dict[Cell, str]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wmdd import artifacts
+from wmdd.artifacts import atomic_files, hdf5
 from wmdd.base import units
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
@@ -76,9 +76,9 @@ def _own_folder(place: Path) -> Path:
 
 def _content(path: Path) -> str:
     """Return the SHA-256 of what an artifact says of itself: the digest of its arrays, and its meta data."""
-    with artifacts.reading(path) as file:
+    with hdf5.reading(path) as file:
         digest = str(file.attrs["digest"]).encode()
-        return hashlib.sha256(digest + file[artifacts.META][()].tobytes()).hexdigest()
+        return hashlib.sha256(digest + file[hdf5.META][()].tobytes()).hexdigest()
 
 
 def _is_whole(copy: Path, content: str, size: int) -> bool:
@@ -119,7 +119,7 @@ def _copy(path: Path, copy: Path, size: int) -> None:
     if free < size:
         raise OSError(f"{copy.parent} has {units.size(free) or 'nothing'} left, {path} has {units.size(size)}")
     print(f"copying {path} to {copy}", file=sys.stderr, flush=True)
-    with artifacts.atomic(copy) as part, path.open("rb") as source, part.open("wb") as target:
+    with atomic_files.atomic(copy) as part, path.open("rb") as source, part.open("wb") as target:
         pieces = iter(lambda: source.read(PIECE), b"")
         shown = progress(pieces, "copying", -(-size // PIECE), unit=f"{PIECE >> 20} MB") if size > BIG else pieces
         for piece in shown:

@@ -1,4 +1,4 @@
-"""Shards of a features pass: they are kept while the pass goes on (`wmdd.pieces`), and parts of several jobs are joined.
+"""Shards of a features pass, kept while it goes on (`wmdd.artifacts.partial_output`); parts of several jobs are joined.
 
 A shard and a part are the same kind of file: `features` [n, D], `labels` [n], and of the classes in it `moments/classes` [c],
 `moments/count` [c] and `moments/sums` [c, 2, all channels] (see `wmdd.batchnorm.ClassMoments`).
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from wmdd import artifacts
+from wmdd.artifacts import hdf5, hdf5_writer
+from wmdd.artifacts.partial_output import Pieces
 from wmdd.base.errors import WmddError
 from wmdd.batchnorm import ClassMoments, statistics_of
 from wmdd.features import Shard
-from wmdd.pieces import Pieces
 
 ROWS = 4096  # that are copied at once
 
@@ -37,16 +37,16 @@ def taken_up(pieces: Pieces) -> tuple[int, ClassMoments | None]:
     stop = pieces.restore()
     if not pieces.files:
         return stop, None
-    with artifacts.reading(pieces.files[-1], "moments/classes", "moments/count", "moments/sums") as file:
+    with hdf5.reading(pieces.files[-1], "moments/classes", "moments/count", "moments/sums") as file:
         classes, count = (file[f"moments/{name}"][()].tolist() for name in ("classes", "count"))
         sums = dict(zip(classes, torch.from_numpy(file["moments/sums"][()]), strict=True))
-        widths = dict(artifacts.meta_of(file)["widths"])
+        widths = dict(hdf5.meta_of(file)["widths"])
     return stop, ClassMoments(dict(zip(classes, count, strict=True)), sums, widths).last()
 
 
 def join_features(files: list[Path], output: Path, meta: dict[str, Any]) -> None:
     """Write `features` [N, D] and `labels` [N] of files that follow each other."""
-    with artifacts.writing(output) as writer:
+    with hdf5_writer.writing(output) as writer:
         writer.meta = meta
         copy_rows(files, writer)
 
@@ -57,11 +57,11 @@ def join_statistics(files: list[Path], output: Path, meta: dict[str, Any], class
     Raises:
         WmddError: a class is in none of the files.
     """
-    widths = artifacts.load_meta(files[0])["widths"]
+    widths = hdf5.load_meta(files[0])["widths"]
     count = _by_class(files, "moments/count", classes)
     if missing := np.flatnonzero(count == 0).tolist():
         raise WmddError(f"no features of the classes {missing[:3]} of {classes}; run the features stage for them")
-    with artifacts.writing(output) as writer:
+    with hdf5_writer.writing(output) as writer:
         writer.meta = meta | {"layers": [layer for layer, _ in widths]}
         writer.put("count", count)
         apart, start = meta.get("settings", {}).get("variance") == "batches", 0
@@ -77,8 +77,8 @@ def join_part(files: list[Path], output: Path, meta: dict[str, Any], classes: in
     """Write the shards of a job that made some of the classes as one file of their kind."""
     count = _by_class(files, "moments/count", classes)
     mine = np.flatnonzero(count)
-    with artifacts.writing(output) as writer:
-        writer.meta = meta | {"widths": artifacts.load_meta(files[0])["widths"]}
+    with hdf5_writer.writing(output) as writer:
+        writer.meta = meta | {"widths": hdf5.load_meta(files[0])["widths"]}
         copy_rows(files, writer)
         writer.put("moments/classes", mine)
         writer.put("moments/count", count[mine])
@@ -93,7 +93,7 @@ def check_parts(files: list[Path], classes: int) -> None:
     """
     expected = 0
     for path in files:
-        with artifacts.reading(path, "moments/classes") as file:
+        with hdf5.reading(path, "moments/classes") as file:
             mine = file["moments/classes"][()].tolist()
         if mine != list(range(expected, expected + len(mine))):
             raise WmddError(
@@ -104,11 +104,11 @@ def check_parts(files: list[Path], classes: int) -> None:
         raise WmddError(f"the parts end before class {expected} of {classes}; give all of them, in order")
 
 
-def copy_rows(files: list[Path], writer: artifacts.Writer, names: tuple[str, ...] = ("features", "labels")) -> None:
+def copy_rows(files: list[Path], writer: hdf5_writer.Writer, names: tuple[str, ...] = ("features", "labels")) -> None:
     """Copy arrays, one after the other, so that the bytes do not depend on how the files are cut."""
     for name in names:
         for path in files:
-            with artifacts.reading(path) as file:
+            with hdf5.reading(path) as file:
                 for start in range(0, len(file[name]), ROWS):
                     writer.append(name, file[name][start : start + ROWS])
 
@@ -117,7 +117,7 @@ def _by_class(files: list[Path], name: str, classes: int, part: Any = ()) -> np.
     """Return [C, ...]: of each class what the last file says that has it."""
     found: np.ndarray | None = None
     for path in files:
-        with artifacts.reading(path) as file:
+        with hdf5.reading(path) as file:
             rows = file[name][part]
             found = np.zeros((classes, *rows.shape[1:]), rows.dtype) if found is None else found
             found[file["moments/classes"][()]] = rows

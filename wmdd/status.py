@@ -18,8 +18,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from wmdd.artifacts.checkpoint import Progress, peek
 from wmdd.base.units import seconds
-from wmdd.checkpoint import Progress, peek
 from wmdd.lock import holders
 from wmdd.workflow.dag import Job
 from wmdd.workflow.stages import rank

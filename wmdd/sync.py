@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from wmdd import artifacts
+from wmdd.artifacts import atomic_files
 from wmdd.base.errors import WmddError
 from wmdd.tracking import RECORD, without_key
 
@@ -77,7 +77,7 @@ def size(run: Run) -> int:
     """Return how many bytes a run has to upload, the distilled set that it refers to included."""
     total = sum(path.stat().st_size for path in run.file.parent.rglob("*") if path.is_file())
     record = run.file.parent / RECORD
-    if record.exists() and (about := artifacts.read_json(record))["kind"] == "images":
+    if record.exists() and (about := atomic_files.read_json(record))["kind"] == "images":
         images = Path(about["path"])
         total += images.stat().st_size if images.exists() else 0
     return total
@@ -198,7 +198,7 @@ def link(api: Any, paths: list[Path]) -> int:
     Raises:
         WmddError: at the end, when wandb refused some.
     """
-    about = {path: artifacts.read_json(path) for path in paths}
+    about = {path: atomic_files.read_json(path) for path in paths}
     makers = {(a["project"], value): a for a in about.values() for value in a["outputs"].values()}
     edges, failed, reason = 0, 0, ""
     for path in unlinked(paths):

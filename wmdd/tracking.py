@@ -13,7 +13,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Protocol
 
-from wmdd import artifacts
+from wmdd.artifacts import atomic_files, hdf5, model_files
 from wmdd.workflow.layout import place_of
 from wmdd.workflow.stages import STAGES, makers_of
 
@@ -123,7 +123,7 @@ class WandbTracker:
             return
         record = Path(self._run.dir).parent / RECORD
         known = aliases(about["outputs"])
-        artifacts.write_json(record, about | {"run": self._run.id, "project": self._run.project, "aliases": known})
+        atomic_files.write_json(record, about | {"run": self._run.id, "project": self._run.project, "aliases": known})
         made = self._wandb.Artifact(about["name"], about["kind"], metadata=about)
         made.add_file(str(record.resolve()), name="provenance.json", policy="immutable", skip_cache=True)
         if about["kind"] == "images":
@@ -216,9 +216,9 @@ def aliases(outputs: dict[str, str]) -> list[str]:
 def digest(path: Path) -> str:
     """Return the digest by which later artifacts name a file."""
     if path.suffix == ".h5":
-        return str(artifacts.load_meta(path)["digest"])
+        return str(hdf5.load_meta(path)["digest"])
     if path.suffix == ".safetensors":
-        return str(artifacts.load_model(path)[1]["digest"])
+        return str(model_files.load_model(path)[1]["digest"])
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -27,7 +27,7 @@ Log = Callable[[dict[str, Any], int], None]
 
 
 class Keeper(Protocol):
-    """Keeps the state of an unfinished job (see `wmdd.checkpoint.Checkpoint`)."""
+    """Keeps the state of an unfinished job (see `wmdd.artifacts.checkpoint.Checkpoint`)."""
 
     def load(self) -> dict[str, Any] | None:
         """Return the state to go on from, or None."""

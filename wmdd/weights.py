@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from wmdd.artifacts import digest_of
+from wmdd.artifacts.hdf5_writer import digest_of
 from wmdd.base.errors import WmddError
 from wmdd.models import RESNETS
 from wmdd.settings.teacher import CHECKPOINTS

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from wmdd import artifacts
+from wmdd.artifacts import hdf5_writer, model_files
+from wmdd.artifacts.checkpoint import peek
 from wmdd.base.preemption import AGAIN, SIGNALS, Notice, Preempted, listening
 from wmdd.base.rng import generator
-from wmdd.checkpoint import peek
 from wmdd.job import job
 from wmdd.models import build
 from wmdd.settings.network import NetworkSettings
@@ -85,13 +85,13 @@ def made(tmp_path_factory):
     labels = np.repeat(np.arange(3), IMAGES // 3)
     draws = np.random.default_rng(0)
     arrays = {f"{s}/images": draws.integers(0, 255, (IMAGES, 3, SIDE, SIDE), dtype=np.uint8) for s in ("train", "val")}
-    artifacts.save(folder / "data.h5", arrays | {f"{s}/labels": labels for s in ("train", "val")}, manifest)
+    hdf5_writer.save(folder / "data.h5", arrays | {f"{s}/labels": labels for s in ("train", "val")}, manifest)
     network = build(NETWORK, 3, SIDE, generator("teacher"))
     about = {"settings": NETWORK.model_dump(), "accuracy": {"top1": 0.5, "top5": 1.0}}
-    artifacts.save_model(folder / "model.safetensors", network.state_dict(), manifest | about)
+    model_files.save_model(folder / "model.safetensors", network.state_dict(), manifest | about)
     images = draws.integers(0, 255, (3, 2, 3, SIDE, SIDE), dtype=np.uint8)
     distilled = {"images": images, "labels": np.arange(3), "weights": np.full((3, 2), 0.5, np.float32)}
-    artifacts.save(folder / "images.h5", distilled, manifest)
+    hdf5_writer.save(folder / "images.h5", distilled, manifest)
     for name, line in (
         ("statistics", command("features", "whole-features").replace("whole-features-2", "statistics")),
         ("labels", command("relabel", "labels").replace("--epochs 600", "--epochs 300")),
@@ -211,7 +211,7 @@ def test_a_warning_at_any_moment_of_a_write_leaves_no_half_file(tmp_path):
     def write(delay):
         with job("select", tmp_path / "x.h5", [SelectSettings()], {}, seed=0):
             threading.Timer(0.02 * delay / 30, os.kill, (os.getpid(), signal.SIGUSR1)).start()
-            with artifacts.writing(tmp_path / "x.h5") as writer:
+            with hdf5_writer.writing(tmp_path / "x.h5") as writer:
                 for _ in range(1000):
                     writer.append("x", rows)
 
@@ -244,7 +244,7 @@ def test_a_job_that_is_done_but_for_its_output_finishes(tmp_path):
         assert this.checkpoint.load() is None
         os.kill(os.getpid(), signal.SIGUSR1)
         assert this.checkpoint.due()
-        artifacts.save(tmp_path / "x.h5", {"x": np.zeros(3)}, {})
+        hdf5_writer.save(tmp_path / "x.h5", {"x": np.zeros(3)}, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.cost.json", "x.h5"]
 
 

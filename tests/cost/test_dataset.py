@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from wmdd import artifacts
+from wmdd.artifacts import hdf5_writer
 from wmdd.cost.dataset import DIGITS, pictures
 from wmdd.data import _digits
 from wmdd.settings.data import DataSettings
@@ -43,7 +43,7 @@ def test_a_data_file_is_believed_if_it_is_of_these_settings(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     settings = DataSettings(root="own", classes=2)
     meta = {"resolution": 24, "storage": "pixels", "counts": {"train": [3, 4], "val": [1, 1]}}
-    artifacts.save(Path("data/own.h5"), {"x": np.zeros(1)}, meta | {"settings": settings.model_dump(mode="json")})
+    hdf5_writer.save(Path("data/own.h5"), {"x": np.zeros(1)}, meta | {"settings": settings.model_dump(mode="json")})
     found, notes = told(settings)
     assert (found.train, found.val, found.resolution, notes) == (7, 2, 24, [])
     assert found.disk == Path("data/own.h5").stat().st_size

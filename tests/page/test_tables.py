@@ -71,12 +71,12 @@ def test_a_difference_of_single_seeds_has_no_interval(all_of_it):
 
 
 def test_two_seeds_of_four_students_are_the_same_in_table_page_and_compare(tmp_path):
-    from wmdd import artifacts
+    from wmdd.artifacts import atomic_files
 
     found = [result(0.5 + seed / 10 + run / 100, seed=seed, run=run) for seed in (0, 1) for run in range(4)]
     for path, content in found:
         cell = cell_of(path)
-        artifacts.write_json(tmp_path / path, content | {"identity": {"seed": cell.seed, "run": cell.run}})
+        atomic_files.write_json(tmp_path / path, content | {"identity": {"seed": cell.seed, "run": cell.run}})
     (shown,) = scores.results(summary(rows(found))).text["top-1, %"]
     (wide,) = scores.across("x", summary(rows(found)), ["dataset", "ipc"]).text["digits, 10 per class"]
     side = Side.read(tmp_path)

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wmdd.artifacts import load, load_meta, read_json
+from wmdd.artifacts.atomic_files import read_json
+from wmdd.artifacts.hdf5 import load, load_meta
 
 from .conftest import TINY, Workspace, workspace
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wmdd import artifacts
+from wmdd.artifacts import hdf5
 from wmdd.base.rng import generator
 from wmdd.provenance import code_digest
 
@@ -153,7 +153,7 @@ def test_it_runs_in_the_workflow_and_the_teacher_does_not(tmp_path: Path) -> Non
     assert pending == {"select": 2, "student": 2}, "its own, and those of the other strategy, whose module changed"
     assert run.pending("--rerun-triggers", "mtime", "--", old, new) == {"select": 1, "student": 1}
     run.snakemake("--rerun-triggers", "mtime", "--", old, new)
-    images, meta = artifacts.load(run.path(f"results/digits/nano/{METHOD}/ipc2/seed0/images.h5"))
+    images, meta = hdf5.load(run.path(f"results/digits/nano/{METHOD}/ipc2/seed0/images.h5"))
     assert images["images"].shape == (10, 2, 3, 16, 16)
     assert meta["settings"]["strategy"] == METHOD
     assert 0 <= json.loads((run.root / new).read_text())["result"]["top1"] <= 1

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wmdd import artifacts
+from wmdd.artifacts import hdf5, model_files
 
 from .conftest import REPOSITORY, TINY, Workspace, workspace
 
@@ -60,7 +60,7 @@ def test_images_do_not_depend_on_the_block_size(finished: Workspace, tmp_path) -
         target = "results/digits/nano/wmdd/ipc2/seed0/images.h5"
         run.snakemake(target)
         assert len(list(run.root.glob("results/digits/nano/wmdd/ipc2/seed0/recover/*.h5"))) == 10 // size
-        made[size], _ = artifacts.load(run.root / target)
+        made[size], _ = hdf5.load(run.root / target)
     assert np.array_equal(made[1]["weights"], made[5]["weights"])
     difference = np.abs(made[1]["images"].astype(int) - made[5]["images"].astype(int))
     assert difference.max() <= 1, "more than a rounding step of a pixel"
@@ -103,8 +103,8 @@ def test_values_that_no_path_can_hold_may_be_swept(run: Workspace) -> None:
 def test_every_artifact_says_what_made_it(finished: Workspace) -> None:
     results = finished.root / "results/digits/nano"
     files = [finished.root / "data/digits.h5", *results.glob("**/*.h5")]
-    metas = {file: artifacts.load_meta(file) for file in files}
-    metas |= {file: artifacts.load_model(file)[1] for file in results.glob("**/*.safetensors")}
+    metas = {file: hdf5.load_meta(file) for file in files}
+    metas |= {file: model_files.load_model(file)[1] for file in results.glob("**/*.safetensors")}
     metas |= {file: json.loads(file.read_text()) for file in results.glob("**/run0.json")}
     assert len(metas) > 20
     for file, meta in metas.items():
@@ -113,7 +113,7 @@ def test_every_artifact_says_what_made_it(finished: Workspace) -> None:
         assert re.fullmatch(r"\d+\.\d+.*", meta["versions"]["torch"])
         assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in meta["inputs"].values()), file
     seed = results / "wmdd/ipc2/seed0"
-    model = artifacts.load_model(results / "teacher/seed0/model.safetensors")[1]
+    model = model_files.load_model(results / "teacher/seed0/model.safetensors")[1]
     assert model["inputs"]["data"] == metas[finished.root / "data/digits.h5"]["digest"]
     assert metas[seed / "labels/short.h5"]["inputs"] == {
         "images": metas[seed / "images.h5"]["digest"],

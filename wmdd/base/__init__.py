@@ -1,1 +1,4 @@
-"""TODO."""
+"""What every room may use: errors, units, keyed randomness, progress, threads, the notice of a scheduler.
+
+Imports no other room.
+"""

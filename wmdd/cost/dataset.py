@@ -92,9 +92,9 @@ def _made(path: Path, settings: DataSettings) -> Pictures | None:
     """Return the images of a data file, if it is of these settings."""
     if not path.is_file():
         return None
-    from wmdd import artifacts
+    from wmdd.artifacts import hdf5
 
-    meta = artifacts.load_meta(path)
+    meta = hdf5.load_meta(path)
     if meta.get("settings") != settings.model_dump(mode="json"):
         return None
     train, val = (sum(meta["counts"][split]) for split in ("train", "val"))

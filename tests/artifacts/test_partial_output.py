@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 
+from wmdd.artifacts.partial_output import Pieces, gathered
 from wmdd.base.errors import WmddError
-from wmdd.pieces import Pieces, gathered
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_rows_are_gathered_until_they_are_due_or_many(monkeypatch):
     calls = iter(range(7))
     found = list(gathered(rows, lambda: next(calls) in (0, 3)))
     assert [part["a"][:, 0].tolist() for part in found] == [[0], [1, 2, 3], [4, 5, 6]]
-    monkeypatch.setattr("wmdd.pieces.SIZE", 3 * 24)
+    monkeypatch.setattr("wmdd.artifacts.partial_output.SIZE", 3 * 24)
     found = list(gathered(rows, lambda: False))
     assert [len(part["a"]) for part in found] == [3, 3, 1]
     assert list(gathered([], lambda: True)) == []

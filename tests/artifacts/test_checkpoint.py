@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from wmdd.artifacts.checkpoint import HOUR, Checkpoint, Progress, abandoned, owner, peek, seconds_between
 from wmdd.base.errors import WmddError
 from wmdd.base.preemption import AGAIN, Notice, Preempted
-from wmdd.checkpoint import HOUR, Checkpoint, Progress, abandoned, owner, peek, seconds_between
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from wmdd import artifacts
+from wmdd.artifacts import atomic_files, hdf5, hdf5_writer
+from wmdd.artifacts.checkpoint import abandoned, owned_here, owner
 from wmdd.base.errors import WmddError
-from wmdd.checkpoint import abandoned, owned_here, owner
 
 SIZE = 2**24  # bytes that are held at most before they are kept
 
@@ -69,17 +69,15 @@ class Pieces:
         """Keep rows from a position on, with the seconds that were spent on all up to them."""
         path = self.folder / f"{first:012d}.h5"
         meta = {"key": self.key, "first": first, "count": count, "seconds": seconds} | about
-        artifacts.save(path, arrays, meta)
+        hdf5_writer.save(path, arrays, meta)
         self.files.append(path)
 
     def rows(self) -> Iterator[dict[str, np.ndarray]]:
         """Yield all rows, one [1, ...] at a time of each array."""
         for path in self.whole():
-            with artifacts.reading(path) as file:
-                names = [
-                    name for name, item in file.items() if isinstance(item, h5py.Dataset) and name != artifacts.META
-                ]
-                for row in range(artifacts.meta_of(file)["count"]):
+            with hdf5.reading(path) as file:
+                names = [name for name, item in file.items() if isinstance(item, h5py.Dataset) and name != hdf5.META]
+                for row in range(hdf5.meta_of(file)["count"]):
                     yield {name: file[name][row : row + 1] for name in names}
 
     def whole(self) -> list[Path]:
@@ -107,7 +105,7 @@ class Pieces:
         found: list[_Piece] = []
         for path in sorted(folder.glob("*.h5")):
             try:
-                meta = artifacts.load_meta(path)
+                meta = hdf5.load_meta(path)
                 if meta["key"] != self.key or (found and meta["first"] != found[-1].stop):
                     print(f"{path} is of other settings, code or inputs; it is left aside", flush=True)
                     break
@@ -128,7 +126,7 @@ class Pieces:
         except FileNotFoundError:
             raise
         except OSError:  # no hard links there
-            with artifacts.atomic(mine) as part:
+            with atomic_files.atomic(mine) as part:
                 shutil.copyfile(path, part)
         return mine
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from wmdd.artifacts import atomic
+from wmdd.artifacts.atomic_files import atomic
 from wmdd.base import units
 from wmdd.base.errors import WmddError
 from wmdd.base.preemption import KEPT, Notice, Preempted

@@ -23,24 +23,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from wmdd.artifacts import (
-    atomic,
-    check_classes,
-    digest_of,
-    load,
-    load_meta,
-    load_model,
-    make_room,
-    reading,
-    save,
-    save_model,
-    write_json,
-    write_text,
-)
+from wmdd.artifacts.atomic_files import atomic, make_room, write_json, write_text
+from wmdd.artifacts.checkpoint import Checkpoint
+from wmdd.artifacts.hdf5 import check_classes, load, load_meta, reading
+from wmdd.artifacts.hdf5_writer import digest_of, save
+from wmdd.artifacts.model_files import load_model, save_model
 from wmdd.base.errors import WmddError
-from wmdd.checkpoint import Checkpoint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def arrays(seed=0):
@@ -268,7 +258,7 @@ def test_no_file_is_locked():
     assert len(found) >= 2
     for module, call in found:
         unlocked = any(word.arg == "locking" and ast.unparse(word.value) == "False" for word in call.keywords)
-        sink = module == "artifacts.py" and ast.unparse(call.args[0]) == "sink"
+        sink = module == "hdf5_writer.py" and ast.unparse(call.args[0]) == "sink"
         assert unlocked or sink, f"{module}: {ast.unparse(call)}"
     assert not list(calls("File"))
 
@@ -290,9 +280,9 @@ def test_what_another_has_locked_is_written_and_read(tmp_path, monkeypatch):
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from tests import test_artifacts
-from wmdd.checkpoint import Checkpoint
-from wmdd.errors import WmddError
+from tests.artifacts import test_artifacts
+from wmdd.artifacts.checkpoint import Checkpoint
+from wmdd.base.errors import WmddError
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 path = Path(sys.argv[1])
@@ -465,7 +455,7 @@ def test_any_arrays_come_back(given_lists):
 TWICE = """
 import sys
 from pathlib import Path
-import test_artifacts as t
+from tests.artifacts import test_artifacts as t
 t.save(Path("x.h5"), t.arrays(), {"b": 1, "a": 2}, chunked=("images",))
 t.save_model(Path("m.safetensors"), t.state(), {"b": 1, "a": 2})
 """
