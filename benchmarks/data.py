@@ -33,9 +33,9 @@ from benchmarks.published import MEAN, STD
 from wmdd.artifacts import hdf5, hdf5_writer
 from wmdd.batchnorm import layers
 from wmdd.data import pack
+from wmdd.datasets.loader import Resident, opened, read
 from wmdd.engine import Engine, plain
 from wmdd.features import extract
-from wmdd.feeding import Resident, opened, read
 from wmdd.models import Network, build
 from wmdd.settings.data import DataSettings
 from wmdd.settings.network import NetworkSettings

@@ -28,8 +28,8 @@ if __name__ == "__main__" and not __package__:  # run as a file
 
 from benchmarks.machine import engine_of, named, seconds
 from wmdd.base.rng import generator
+from wmdd.datasets.loader import Resident
 from wmdd.expert import flat
-from wmdd.feeding import Resident
 from wmdd.match import real
 from wmdd.match.distributions import match
 from wmdd.match.trajectories import Step, gradient_of, unrolled

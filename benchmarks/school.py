@@ -21,9 +21,9 @@ from benchmarks.rows import Row
 from wmdd import labels, models, relabel, student, teacher
 from wmdd.artifacts import model_files
 from wmdd.base.rng import generator
+from wmdd.datasets.decode import decode
+from wmdd.datasets.loader import Resident
 from wmdd.engine import Engine
-from wmdd.feeding import Resident
-from wmdd.pictures import decode
 from wmdd.training import quiet
 
 

@@ -7,8 +7,8 @@ import torch
 
 from wmdd.autoencoder import moments, psnr, train
 from wmdd.base.rng import generator
+from wmdd.datasets.loader import Resident
 from wmdd.engine import plain
-from wmdd.feeding import Resident
 from wmdd.latent.generator import Autoencoder
 from wmdd.settings.latent import AutoencoderSettings
 from wmdd.training import quiet

@@ -19,7 +19,7 @@ from wmdd import data
 from wmdd.artifacts import hdf5, hdf5_writer
 from wmdd.base.errors import WmddError
 from wmdd.config import Experiment
-from wmdd.feeding import opened, read
+from wmdd.datasets.loader import opened, read
 from wmdd.settings.data import DataSettings
 
 as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

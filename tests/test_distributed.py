@@ -27,9 +27,9 @@ from wmdd.artifacts.model_files import load_model
 from wmdd.base.errors import WmddError
 from wmdd.base.preemption import AGAIN
 from wmdd.base.rng import generator
+from wmdd.datasets.loader import Resident
 from wmdd.distributed import ALONE, SharedBatchNorm2d, World, parts_of, shared_statistics, unsent, world
 from wmdd.engine import plain
-from wmdd.feeding import Resident
 from wmdd.launch import check_gpus
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.teacher import TeacherSettings

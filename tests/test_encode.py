@@ -5,9 +5,9 @@ import torch
 
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
+from wmdd.datasets.loader import Resident
 from wmdd.encode import encode
 from wmdd.engine import plain
-from wmdd.feeding import Resident
 from wmdd.settings.latent import EncodeSettings
 
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from wmdd import siamese, whitening
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
+from wmdd.datasets.loader import Resident
 from wmdd.engine import plain
 from wmdd.expert import flat, train
-from wmdd.feeding import Resident
 from wmdd.models import build, normalise
 from wmdd.settings.match import ExpertSettings
 from wmdd.training import batches_of, evaluate, quiet

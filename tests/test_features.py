@@ -20,9 +20,9 @@ from wmdd.base.rng import generator
 from wmdd.batchnorm import statistics_of
 from wmdd.commands import features as run_features
 from wmdd.commands import gather
+from wmdd.datasets.loader import Resident, batches_by_class
 from wmdd.engine import Engine, plain
 from wmdd.features import Shard, extract
-from wmdd.feeding import Resident, batches_by_class
 from wmdd.models import normalise
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.teacher import FeaturesSettings
@@ -261,13 +261,13 @@ def test_statistics_belong_to_the_whole_and_blocks_to_parts(files):
 
 SLOW = """
 import sys, time
-from wmdd import feeding
-batches = feeding.Streamed.batches
+from wmdd.datasets import loader
+batches = loader.Streamed.batches
 def slowly(self, positions):
     for images in batches(self, positions):
         time.sleep(0.3)
         yield images
-feeding.Streamed.batches = slowly
+loader.Streamed.batches = slowly
 from wmdd.__main__ import main
 main()
 """

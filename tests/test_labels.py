@@ -15,8 +15,8 @@ from wmdd import augment, student
 from wmdd.artifacts import hdf5_writer
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
+from wmdd.datasets.loader import Resident
 from wmdd.engine import plain
-from wmdd.feeding import Resident
 from wmdd.labels import Renormalised, append, hard, online, opened, prune, pruned, restore, rows_of, stored
 from wmdd.models import normalise
 from wmdd.relabel import relabel, seeds_of, views_of

@@ -24,9 +24,9 @@ from wmdd.artifacts.hdf5 import load as read
 from wmdd.artifacts.hdf5 import load_meta
 from wmdd.artifacts.hdf5_writer import save
 from wmdd.base.errors import WmddError
+from wmdd.datasets.loader import Resident
 from wmdd.engine import plain
 from wmdd.export import png
-from wmdd.feeding import Resident
 from wmdd.loading import load
 from wmdd.settings.student import AugmentationSettings, StudentSettings
 from wmdd.student import train, weighted

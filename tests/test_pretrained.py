@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from wmdd import imagenet
 from wmdd.__main__ import main
 from wmdd.artifacts.hdf5_writer import save
 from wmdd.artifacts.model_files import load_model, save_model
@@ -27,6 +26,7 @@ from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.commands import _teacher
 from wmdd.config import Experiment
+from wmdd.datasets import imagenet_classes
 from wmdd.models import ResNet, build, normalise
 from wmdd.pretrained import names_outside, pretrained, translated
 from wmdd.settings.base import flags
@@ -395,7 +395,7 @@ def test_of_a_thousand_rows_those_of_the_classes_are_taken(file):
     """The restricted network is the original one given that the class is one of them."""
     other = theirs(classes=1000)
     rows = [999, 3, 500]
-    found = taken(file(other.state_dict()), classes=[imagenet.wnids()[row] for row in rows])
+    found = taken(file(other.state_dict()), classes=[imagenet_classes.wnids()[row] for row in rows])
     assert found.about["head_rows"] == rows
     full, ours = logits(other, 64), logits(found.network, 64)
     torch.testing.assert_close(ours, full[:, rows], rtol=1e-5, atol=1e-5)
@@ -407,7 +407,7 @@ def test_a_head_without_bias_is_restricted_too(file):
     rows = [7, 8]
     other = theirs("maxvit_t", classes=1000, input_size=(224, 224))
     assert "classifier.5.bias" not in other.state_dict()
-    classes = [imagenet.wnids()[row] for row in rows]
+    classes = [imagenet_classes.wnids()[row] for row in rows]
     network = taken(file(other.state_dict()), "torchvision:maxvit_t", classes, 224).network
     torch.testing.assert_close(logits(network, 224, 1), logits(other, 224, 1)[:, rows], rtol=1e-5, atol=1e-5)
 
@@ -415,13 +415,15 @@ def test_a_head_without_bias_is_restricted_too(file):
 def test_all_of_imagenet_is_taken_as_it_is(file):
     other = theirs("mnasnet0_5", classes=1000)
     path = file(other.state_dict())
-    assert taken(path, "torchvision:mnasnet0_5", imagenet.wnids()).about["head_rows"] is None
-    assert taken(path, "torchvision:mnasnet0_5", imagenet.wnids()[::-1]).about["head_rows"] == [*range(999, -1, -1)]
+    assert taken(path, "torchvision:mnasnet0_5", imagenet_classes.wnids()).about["head_rows"] is None
+    assert taken(path, "torchvision:mnasnet0_5", imagenet_classes.wnids()[::-1]).about["head_rows"] == [
+        *range(999, -1, -1)
+    ]
     named = [f"class{i}" for i in range(1000)]
     assert taken(path, "torchvision:mnasnet0_5", named).about["head_rows"] is None
 
 
-@pytest.mark.parametrize(("rows", "classes"), [(1000, CLASSES), (4, CLASSES), (4, imagenet.wnids()[:3])])
+@pytest.mark.parametrize(("rows", "classes"), [(1000, CLASSES), (4, CLASSES), (4, imagenet_classes.wnids()[:3])])
 def test_another_number_of_classes_is_refused_with_both(file, rows, classes):
     said = refused(file(theirs(classes=rows).state_dict()), classes=classes)
     assert f"has {rows} classes but the data have 3;" in said
@@ -462,12 +464,12 @@ def test_a_teacher_of_ours_is_of_the_same_classes(tmp_path):
 
 def test_of_a_teacher_of_ours_for_imagenet_some_rows_are_taken(tmp_path):
     path, rows = tmp_path / "model.safetensors", [10, 20]
-    network = artifact(path, imagenet.wnids())
-    found = taken(path, width=4, classes=[imagenet.wnids()[row] for row in rows])
+    network = artifact(path, imagenet_classes.wnids())
+    found = taken(path, width=4, classes=[imagenet_classes.wnids()[row] for row in rows])
     assert found.about["head_rows"] == rows
     torch.testing.assert_close(logits(found.network, 64), logits(network, 64)[:, rows])
     artifact(path, [f"class{i}" for i in range(1000)])
-    assert "has 1000 classes but the data have 2" in refused(path, width=4, classes=imagenet.wnids()[:2])
+    assert "has 1000 classes but the data have 2" in refused(path, width=4, classes=imagenet_classes.wnids()[:2])
 
 
 # Torchvision's and timm's own, without a network
@@ -499,7 +501,7 @@ def test_a_file_in_the_hub_folder_is_taken(hub, entry, file, closed, name):
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     entry(f"resnet18-{digest[:8]}.pth")
     path.rename(hub / f"resnet18-{digest[:8]}.pth")
-    found = taken(f"ResNet18_Weights.{name}", classes=imagenet.wnids())
+    found = taken(f"ResNet18_Weights.{name}", classes=imagenet_classes.wnids())
     same(found.network, other, 64)
     assert found.digest == digest
     assert found.about == {
@@ -538,11 +540,11 @@ def test_timms_file_in_the_hub_folder_is_taken(hub, closed):
     other = shaken(timm.create_model("test_resnet"))
     save_file(other.state_dict(), hub / "test_resnet.r160_in1k.safetensors")
     rows = [5, 6, 7]
-    found = taken("pretrained", "timm:test_resnet", [imagenet.wnids()[row] for row in rows])
+    found = taken("pretrained", "timm:test_resnet", [imagenet_classes.wnids()[row] for row in rows])
     torch.testing.assert_close(logits(found.network, 64), logits(other, 64)[:, rows], rtol=1e-5, atol=1e-5)
     assert found.about["mean"] == found.about["std"] == [0.5, 0.5, 0.5]
     assert found.about["origin"] == f"timm test_resnet.r160_in1k (sha256 {found.digest[:12]})"
-    again = taken("pretrained", "timm:test_resnet.r160_in1k", [imagenet.wnids()[row] for row in rows])
+    again = taken("pretrained", "timm:test_resnet.r160_in1k", [imagenet_classes.wnids()[row] for row in rows])
     assert again.digest == found.digest
     (hub / "test_resnet.r160_in1k.safetensors").write_bytes(b"nothing")
     assert "does not hold timm's test_resnet.r160_in1k (" in refused("pretrained", "timm:test_resnet")

@@ -7,8 +7,8 @@ from torch import Tensor
 from wmdd import augment, siamese, whitening
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
+from wmdd.datasets.loader import Resident
 from wmdd.engine import plain
-from wmdd.feeding import Resident
 from wmdd.models import normalise
 from wmdd.relabel import ask, relabel, seed_of_views, seeds_of, seen, views_of
 from wmdd.settings.student import AugmentationSettings

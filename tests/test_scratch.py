@@ -16,7 +16,7 @@ from wmdd import commands, scratch
 from wmdd.artifacts import hdf5
 from wmdd.artifacts.hdf5 import load
 from wmdd.artifacts.hdf5_writer import save
-from wmdd.feeding import opened, read
+from wmdd.datasets.loader import opened, read
 from wmdd.scratch import staged
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.network import NetworkSettings

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from wmdd import augment, siamese, student, teacher, whitening
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
+from wmdd.datasets.loader import Resident
 from wmdd.engine import Engine, plain
-from wmdd.feeding import Resident
 from wmdd.labels import hard, online, stored
 from wmdd.models import Network, normalise
 from wmdd.relabel import seeds_of, seen, views_of

@@ -6,7 +6,7 @@ import torch
 from wmdd import config, whitening
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.feeding import Resident
+from wmdd.datasets.loader import Resident
 from wmdd.models import normalise
 
 MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]

@@ -14,7 +14,7 @@ from wmdd.latent.generator import Autoencoder
 from wmdd.training import Batch, Context, batches_of, fit, own_loss
 
 if TYPE_CHECKING:
-    from wmdd.feeding import Pictures
+    from wmdd.datasets.loader import Pictures
     from wmdd.settings.latent import AutoencoderSettings
 
 LOOKED = 250  # images that are looked at at once

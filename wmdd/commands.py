@@ -127,8 +127,8 @@ def teacher(
         settings: network and optimisation.
         engine: device, precision.
     """
+    from wmdd.datasets.loader import opened
     from wmdd.distributed import started, world
-    from wmdd.feeding import opened
     from wmdd.launch import launch
     from wmdd.teacher import train
 
@@ -161,7 +161,7 @@ def _adopt(
     data: Path, output: Path, seed: int, threads: int, settings: TeacherSettings, engine: EngineSettings
 ) -> None:
     """Write a teacher whose weights come from outside, once it has passed the same gate as a trained one."""
-    from wmdd.feeding import opened
+    from wmdd.datasets.loader import opened
     from wmdd.pretrained import pretrained
     from wmdd.teacher import gate
     from wmdd.training import evaluate
@@ -206,8 +206,8 @@ def features(
         engine: device.
     """
     from wmdd.artifacts.partial_output import Pieces
+    from wmdd.datasets.loader import opened
     from wmdd.features import extract
-    from wmdd.feeding import opened
     from wmdd.shards import join_part, keep, taken_up
 
     if (block is None) == (statistics is None):
@@ -500,7 +500,7 @@ def select(
         solver: of the barycenter behind kmeans-medoid.
         engine: device, precision, for the strategy patches.
     """
-    from wmdd.feeding import opened, read
+    from wmdd.datasets.loader import opened, read
     from wmdd.points import Cloud
     from wmdd.select import masses, mosaic, patches
     from wmdd.select import select as run
@@ -634,7 +634,7 @@ def student(
         engine: device, precision.
     """
     from wmdd import whitening
-    from wmdd.feeding import opened
+    from wmdd.datasets.loader import opened
     from wmdd.student import train, weighted
 
     if len(run) != len(output) or len(set(run)) < len(run):

@@ -67,7 +67,7 @@ def autoencoder(
         engine: device, precision.
     """
     from wmdd.autoencoder import train
-    from wmdd.feeding import opened
+    from wmdd.datasets.loader import opened
 
     about = hdf5.load_meta(data)
     with (
@@ -117,8 +117,8 @@ def diffusion(
         settings: network and optimisation.
         engine: device, precision.
     """
+    from wmdd.datasets.loader import opened, resident
     from wmdd.diffusion import train
-    from wmdd.feeding import opened, resident
     from wmdd.latent.generator import Autoencoder
 
     parts = [load(path, "latents", "labels") for path in latents]
@@ -229,8 +229,8 @@ def encode(
         engine: device, precision.
     """
     from wmdd.artifacts.partial_output import Pieces
+    from wmdd.datasets.loader import opened
     from wmdd.encode import encode as run
-    from wmdd.feeding import opened
     from wmdd.shards import copy_rows
 
     about = hdf5.load_meta(data)

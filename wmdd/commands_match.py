@@ -43,8 +43,8 @@ def expert(
         engine: device, precision.
     """
     from wmdd import whitening
+    from wmdd.datasets.loader import opened
     from wmdd.expert import train
-    from wmdd.feeding import opened
 
     about = hdf5.load_meta(data)
     with (
@@ -121,7 +121,7 @@ def match(
     """
     import torch
 
-    from wmdd.feeding import opened
+    from wmdd.datasets.loader import opened
     from wmdd.match import real
 
     about = hdf5.load_meta(data)

@@ -16,17 +16,17 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn.functional import interpolate
 
-from wmdd import cifar
 from wmdd.artifacts.hdf5_writer import Writer
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
 from wmdd.base.rng import generator
 from wmdd.base.threads import in_order
-from wmdd.pictures import Decoded, UnreadableError, decode
+from wmdd.datasets import cifar
+from wmdd.datasets.class_files import Part
+from wmdd.datasets.decode import Decoded, UnreadableError, decode
+from wmdd.datasets.find_images import Found, Shelf, find
 from wmdd.settings.catalogue import known
 from wmdd.settings.data import DataSettings
-from wmdd.shelves import Part
-from wmdd.sources import Found, Shelf, find
 
 PIXELS = 2**32  # bytes; `storage: auto` keeps datasets up to this size as pixels, so that they are decoded once for all
 PIECE = 64  # pictures that are written at once
@@ -67,8 +67,8 @@ def pack(settings: DataSettings, writer: Writer, seed: int = 0) -> dict[str, Any
 
     For each split S the arrays are `S/labels` [N] int64 and `S/images` [N, 3, R, R] uint8, or in place of the images
     `S/bytes`, `S/offsets` [N + 1] (file i is `bytes[offsets[i]:offsets[i + 1]]`) and `S/plain` [N] (see
-    `wmdd.pictures.decode_plain`). `seed` matters only where the source has no split of its own (digits), or its validation
-    set is left aside (`held_out`).
+    `wmdd.datasets.decode.decode_plain`). `seed` matters only where the source has no split of its own (digits), or its
+    validation set is left aside (`held_out`).
 
     Raises:
         WmddError: something is missing, unreadable or does not fit the settings; the message names it.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from wmdd.base.errors import WmddError
+from wmdd.datasets.loader import Pictures, batches_by_class
 from wmdd.engine import Engine
-from wmdd.feeding import Pictures, batches_by_class
 from wmdd.latent.generator import Generator
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from wmdd.training import Batch, Context, Keeper, batches_of, cross_entropy, eva
 from wmdd.whitening import Whitened, Whitening
 
 if TYPE_CHECKING:
-    from wmdd.feeding import Pictures
+    from wmdd.datasets.loader import Pictures
     from wmdd.settings.match import ExpertSettings
 
 

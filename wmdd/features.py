@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from wmdd.batchnorm import ClassMoments, sums_of_inputs, within
+from wmdd.datasets.loader import Pictures, batches_by_class
 from wmdd.engine import Engine
-from wmdd.feeding import Pictures, batches_by_class
 from wmdd.models import Network, normalise
 
 if TYPE_CHECKING:

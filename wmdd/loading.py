@@ -32,8 +32,8 @@ from torch.utils.data import Dataset
 
 from wmdd.artifacts import hdf5
 from wmdd.base.errors import WmddError
+from wmdd.datasets.decode import UnreadableError, decode
 from wmdd.models import normalise
-from wmdd.pictures import UnreadableError, decode
 
 Layout = Literal["imagefolder", "hdf5", "webdataset", "parquet"]
 MANIFEST, CARD = "manifest.json", "README.md"

@@ -133,10 +133,10 @@ def _rows(weights: Weights, count: int, classes: list[str]) -> list[int] | None:
     """Return the rows of the last layer that belong to the classes of the data; None if it is all of them, in order."""
     known = weights.meta.get("classes")
     if count == 1000 and (known is None or len(classes) != count):
-        from wmdd import imagenet
+        from wmdd.datasets import imagenet_classes
 
-        rows = imagenet.indices(classes)
-        if rows is not None and known in (None, imagenet.wnids()):
+        rows = imagenet_classes.indices(classes)
+        if rows is not None and known in (None, imagenet_classes.wnids()):
             return None if rows == list(range(count)) else rows
     if count != len(classes):
         raise WmddError(

@@ -20,7 +20,7 @@ from wmdd.training import Batch, Context, batches_of, cross_entropy, distillatio
 from wmdd.whitening import Whitened, Whitening
 
 if TYPE_CHECKING:
-    from wmdd.feeding import Pictures
+    from wmdd.datasets.loader import Pictures
     from wmdd.settings.student import AugmentationSettings, StudentSettings
 
 

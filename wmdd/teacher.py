@@ -16,7 +16,7 @@ from wmdd.models import Network, build, normalise
 from wmdd.training import Batch, Context, batches_of, cross_entropy, evaluate, fit
 
 if TYPE_CHECKING:
-    from wmdd.feeding import Pictures
+    from wmdd.datasets.loader import Pictures
     from wmdd.settings.teacher import TeacherSettings
 
 

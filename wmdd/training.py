@@ -20,7 +20,7 @@ from wmdd.engine import Engine, resume, set_rate
 from wmdd.models import normalise
 
 if TYPE_CHECKING:
-    from wmdd.feeding import Pictures
+    from wmdd.datasets.loader import Pictures
     from wmdd.settings.network import OptimisationSettings
 
 Log = Callable[[dict[str, Any], int], None]

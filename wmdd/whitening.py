@@ -18,7 +18,7 @@ from wmdd.base.errors import WmddError
 from wmdd.models import normalise
 
 if TYPE_CHECKING:
-    from wmdd.feeding import Pictures
+    from wmdd.datasets.loader import Pictures
 
 EPS = 0.1
 LARGEST = 64  # px

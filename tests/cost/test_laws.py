@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from wmdd import data, embedding, engine, features, feeding, recover, training
+from wmdd import data, embedding, engine, features, recover, training
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.config import Experiment
@@ -19,6 +19,7 @@ from wmdd.cost.flop import autoencoder, denoiser, figures
 from wmdd.cost.laws import LAUNCHED, LAWS, bytes_of_view, work
 from wmdd.cost.plan import estimate
 from wmdd.cost.scene import Shapes
+from wmdd.datasets import loader
 from wmdd.labels import prune
 from wmdd.settings.latent import AutoencoderSettings, DiffusionSettings
 from wmdd.settings.network import NetworkSettings
@@ -84,7 +85,7 @@ def default(function, name):
 
 
 def test_the_constants_are_those_of_the_stages():
-    assert dataset.RESIDENT_MB == feeding.RESIDENT_MB
+    assert dataset.RESIDENT_MB == loader.RESIDENT_MB
     assert dataset.PIXELS == data.PIXELS
     assert (laws.SHARD, laws.CACHED) == (features.SHARD, features.CACHED)
     assert engine.AT_ONCE["cpu"] == laws.AT_ONCE

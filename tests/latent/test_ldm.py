@@ -31,9 +31,9 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging
 
-from wmdd import imagenet
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
+from wmdd.datasets import imagenet_classes
 from wmdd.engine import Engine, plain
 from wmdd.latent import ldm
 from wmdd.latent.vae import scaled, to_pixels
@@ -282,7 +282,7 @@ def test_scales_and_shifts_are_the_pipelines_and_undone_in_decoding(copied, conf
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["sd", "dit"])
 def test_with_strength_0_a_latent_is_decoded_as_it_is(made, kind):
-    found = loaded(made(kind), classes=imagenet.wnids()[:3], strength=0)
+    found = loaded(made(kind), classes=imagenet_classes.wnids()[:3], strength=0)
     assert isinstance(found, ldm.Autoencoder)
     theirs = AutoencoderKL.from_pretrained(made(kind), subfolder="vae")
     got = found.decode(latents(), torch.tensor([0, 1, 2]), draws(0, 1, 2))
@@ -459,7 +459,7 @@ def test_dit_from_pure_noise_is_the_librarys_own_call(copied, guidance):
     folder = copied("dit", scheduler={
         "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction",
     })  # fmt: skip
-    classes = [imagenet.wnids()[index] for index in (7, 3, 999)]
+    classes = [imagenet_classes.wnids()[index] for index in (7, 3, 999)]
     found = loaded(folder, classes, strength=1.0, guidance=guidance)
     assert found.conditions == [7, 3, 999]
     pipe = DiTPipeline.from_pretrained(folder)
@@ -820,8 +820,8 @@ def test_a_size_that_cannot_be_divided(made, kind, size, step, near):
 def test_classes_of_dit(made):
     of_1000, of_3 = (ldm.find(settings(made(kind))) for kind in ("dit", "dit3"))
     assert ldm.class_indices(of_3, NAMES) == [0, 1, 2]
-    assert ldm.class_indices(of_3, imagenet.wnids()[500:503]) == [0, 1, 2]
-    assert ldm.class_indices(of_1000, imagenet.wnids()[500:503]) == [500, 501, 502]
+    assert ldm.class_indices(of_3, imagenet_classes.wnids()[500:503]) == [0, 1, 2]
+    assert ldm.class_indices(of_1000, imagenet_classes.wnids()[500:503]) == [500, 501, 502]
     said = refused(loaded, made("dit"), strength=0.5)
     assert said.startswith("dit is of 1000 classes but the data have 3; only of ImageNet's 1,000 are some taken")
     assert refused(loaded, made("dit3"), ["ant"]).startswith("dit3 is of 3 classes but the data have 1; ")

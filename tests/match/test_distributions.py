@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from wmdd import siamese
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
+from wmdd.datasets.loader import Resident
 from wmdd.engine import plain
-from wmdd.feeding import Resident
 from wmdd.match import real, start
 from wmdd.match.distributions import attention, loss, match, means
 from wmdd.models import bounds_of, build, normalise

@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from wmdd import siamese, whitening
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
+from wmdd.datasets.loader import Resident
 from wmdd.engine import flop, plain
 from wmdd.expert import flat
-from wmdd.feeding import Resident
 from wmdd.match import real
 from wmdd.match.trajectories import Step, gradient_of, match, unrolled
 from wmdd.models import build

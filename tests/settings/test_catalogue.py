@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from wmdd.base.errors import WmddError
 from wmdd.config import Experiment, presets
-from wmdd.imagenet import wnids
+from wmdd.datasets.imagenet_classes import wnids
 from wmdd.settings.base import flags
 from wmdd.settings.catalogue import Archive, Known, known, table
 from wmdd.settings.data import DataSettings

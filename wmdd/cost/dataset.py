@@ -15,7 +15,7 @@ NAN = math.nan
 DIGITS = {"train": 1438, "val": 359}  # of scikit-learn's 1,797, a fifth of each class validates
 SAMPLE = 100  # files whose mean size stands for all
 # Of modules that import torch; a test compares them.
-RESIDENT_MB = 4096  # wmdd.feeding
+RESIDENT_MB = 4096  # wmdd.datasets.loader
 PIXELS = 2**32  # wmdd.data
 
 
@@ -39,7 +39,7 @@ class Pictures:
         return sum(times) if self.encoded else 0
 
     def held(self, count: float) -> float:
-        """Return the bytes of a split in memory: all of it if it fits (`wmdd.feeding`), else nothing."""
+        """Return the bytes of a split in memory: all of it if it fits (`wmdd.datasets.loader`), else nothing."""
         try:
             most = float(os.environ.get("WMDD_RESIDENT_MB", RESIDENT_MB))
         except ValueError:  # the stages will say so
@@ -120,8 +120,8 @@ def _archived(settings: DataSettings) -> float:
 
 def _listed(settings: DataSettings) -> tuple[float, float, int, float]:
     """List folders of one's own: pictures of both splits, side of the first, mean bytes of the first of each class."""
-    from wmdd.pictures import UnreadableError, decode
-    from wmdd.sources import find
+    from wmdd.datasets.decode import UnreadableError, decode
+    from wmdd.datasets.find_images import find
 
     found, limit = find(settings), settings.images_per_class or math.inf
     some = [shelf.read(0) for shelf in found.train[:SAMPLE]]

@@ -45,8 +45,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmdd import imagenet
 from wmdd.base.errors import WmddError
+from wmdd.datasets import imagenet_classes
 from wmdd.engine import Engine
 from wmdd.latent.generator import noise
 from wmdd.latent.vae import scaled, to_pixels
@@ -649,7 +649,7 @@ def class_indices(model: Model, classes: list[str]) -> list[int]:
         WmddError: neither is possible.
     """
     count = int(model.config("transformer").get("num_embeds_ada_norm") or NULL)
-    found = imagenet.indices(classes) if count == NULL else None
+    found = imagenet_classes.indices(classes) if count == NULL else None
     if found is not None:
         return found
     if count == len(classes):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.feeding import Pictures, read
+from wmdd.datasets.loader import Pictures, read
 from wmdd.models import normalise
 
 if TYPE_CHECKING:

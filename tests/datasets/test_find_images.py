@@ -17,10 +17,10 @@ import scipy.io
 
 from tests.artifacts.test_artifacts import unprivileged
 from tests.test_data import refusal
+from wmdd.datasets.find_images import Found, find
 from wmdd.settings import catalogue
 from wmdd.settings.catalogue import Archive, Known
 from wmdd.settings.data import DataSettings
-from wmdd.sources import Found, find
 
 WNIDS = ["n01440764", "n01443537", "n02102040"]  # tench, goldfish, English springer
 

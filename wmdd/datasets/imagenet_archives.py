@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import scipy.io
 
-from wmdd import folders
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
-from wmdd.download import by_hand, fetch
-from wmdd.folders import Splits
+from wmdd.datasets import class_folders
+from wmdd.datasets.archives import DAMAGED, StrictTarInfo, check_member, kind_of
+from wmdd.datasets.class_files import FolderShelf, Shelf, Tar, TarShelf, reading
+from wmdd.datasets.class_folders import Splits
+from wmdd.datasets.download import by_hand, fetch
 from wmdd.settings.catalogue import Archive, Known
-from wmdd.shelves import FolderShelf, Shelf, Tar, TarShelf, reading
-from wmdd.unpack import DAMAGED, StrictTarInfo, check_member, kind_of
 
 KAGGLE = "ILSVRC/Data/CLS-LOC"
 SOLUTION = "LOC_val_solution.csv"  # Kaggle's
@@ -48,9 +48,9 @@ def find(root: Path, entry: Known, source: str) -> tuple[Path, Splits, str]:
     classes = sorted(entry.subset) or train.classes
     for split, present in (("train", train.classes), ("val", val.classes)):
         if missing := sorted(set(entry.subset) - set(present)):
-            raise WmddError(f"{root} lacks {folders.shortened(missing)} of {source} in {split}; complete it")
+            raise WmddError(f"{root} lacks {class_folders.shortened(missing)} of {source} in {split}; complete it")
     if not entry.subset:
-        folders.check_same(base, train.classes, val.classes, "val")
+        class_folders.check_same(base, train.classes, val.classes, "val")
     shelves = [(train.shelf(name), val.shelf(name)) for name in progress(classes, "listing ImageNet", unit="classes")]
     how = train.how if train.how == val.how else f"{train.how} (train) and {val.how} (val)"
     splits = Splits(classes, [both[0] for both in shelves], [both[1] for both in shelves], "val")
@@ -76,10 +76,10 @@ def _train(base: Path, entry: Known) -> _Split:
 
 def _val(root: Path, base: Path, entry: Known, classes: list[str]) -> _Split:
     archive, folder = entry.archive("val.tar"), base / "val"
-    if folder.is_dir() and any(each.is_dir() for each in folders.entries(folder, base)):
+    if folder.is_dir() and any(each.is_dir() for each in class_folders.entries(folder, base)):
         return _class_folders(base, "val")
     if folder.is_dir():
-        names = folders.flat(base, "val")
+        names = class_folders.flat(base, "val")
         kept = _positions(root, base, entry, names, classes, folder)
         return _Split(
             list(kept), lambda name: FolderShelf(base, "val", (names[i] for i in kept[name])), "a flat folder"
@@ -93,8 +93,8 @@ def _val(root: Path, base: Path, entry: Known, classes: list[str]) -> _Split:
 
 
 def _class_folders(base: Path, split: str) -> _Split:
-    classes = folders.class_folders(base, split)
-    return _Split(classes, lambda name: folders.shelf(base, f"{split}/{name}"), "class folders")
+    classes = class_folders.class_folders(base, split)
+    return _Split(classes, lambda name: class_folders.shelf(base, f"{split}/{name}"), "class folders")
 
 
 def _nothing(base: Path, entry: Known, split: str) -> WmddError:
@@ -108,7 +108,7 @@ def _nothing(base: Path, entry: Known, split: str) -> WmddError:
 def _tar(base: Path, archive: Archive) -> Tar:
     """Open a tar of the published size; its checksum would take as long as reading all of it."""
     path = base / archive.name
-    folders.check_inside(path, path.resolve().parent if path.exists() else base)
+    class_folders.check_inside(path, path.resolve().parent if path.exists() else base)
     size = path.stat().st_size
     if archive.size and size != archive.size:
         fault = f"has {size:,} bytes where {archive.size:,} are published"
@@ -138,7 +138,7 @@ def _members(path: Path, start: int = 0, end: int | None = None) -> Iterator[tar
 
 def _pictures(members: Iterable[tarfile.TarInfo]) -> Iterator[tuple[str, int, int]]:
     for member in members:
-        if folders.is_picture(member.name):
+        if class_folders.is_picture(member.name):
             yield PurePosixPath(member.name).name, member.offset_data, member.size
 
 
@@ -172,7 +172,7 @@ def _positions(
         raise WmddError(f"nothing says which classes the pictures of {where} are of; {remedy}")
     if entry.subset:  # the other classes need not be in train/
         classes = sorted(set(labels.values()))
-    return folders.by_class(names, labels, classes, where, origin)
+    return class_folders.by_class(names, labels, classes, where, origin)
 
 
 def _in_order(stems: list[str], labels: list[str], where: Path, origin: Path) -> dict[str, str]:

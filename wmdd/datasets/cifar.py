@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from wmdd.base.errors import WmddError
-from wmdd.folders import check_inside
+from wmdd.datasets.class_files import reading
+from wmdd.datasets.class_folders import check_inside
+from wmdd.datasets.find_images import unpacked
 from wmdd.settings.catalogue import Rows, known
 from wmdd.settings.data import DataSettings
-from wmdd.shelves import reading
-from wmdd.sources import unpacked
 
 Arrays = tuple[np.ndarray, np.ndarray]  # labels [N], images [N, 3, h, w] in 0..255
 

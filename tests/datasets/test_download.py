@@ -14,8 +14,8 @@ from urllib3.util import Retry
 
 from tests.artifacts.test_artifacts import unprivileged
 from tests.test_data import refusal
-from wmdd import download
-from wmdd.download import fetch
+from wmdd.datasets import download
+from wmdd.datasets.download import fetch
 from wmdd.settings.catalogue import Archive
 
 CONTENT = os.urandom(300_000)

@@ -17,7 +17,7 @@ from typing import Self
 
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
-from wmdd.download import CHUNK, FULL
+from wmdd.datasets.download import CHUNK, FULL
 
 DAMAGED = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, lzma.LZMAError, EOFError,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wmdd.base.errors import WmddError
-from wmdd.shelves import FolderShelf, Shelf, reading
+from wmdd.datasets.class_files import FolderShelf, Shelf, reading
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",

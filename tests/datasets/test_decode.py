@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.test_data import noise
-from wmdd.pictures import UnreadableError, decode, decode_plain
+from wmdd.datasets.decode import UnreadableError, decode, decode_plain
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:

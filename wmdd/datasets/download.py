@@ -19,8 +19,8 @@ from urllib3.util import Retry
 
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
+from wmdd.datasets.class_files import reading
 from wmdd.settings.catalogue import Archive
-from wmdd.shelves import reading
 
 CHUNK = 2**20
 ATTEMPTS = 5  # to get the rest of a file whose connection broke

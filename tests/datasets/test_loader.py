@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.test_data import collect, noise, picture, root, stored  # noqa: F401
-from wmdd import feeding
 from wmdd.base.errors import WmddError
-from wmdd.feeding import Resident, Streamed, opened, read
+from wmdd.datasets import loader
+from wmdd.datasets.loader import Resident, Streamed, opened, read
 
 
 @pytest.fixture(params=["pixels", "encoded"])
@@ -81,7 +81,7 @@ def test_who_stops_early_waits_for_no_more_than_what_is_under_way(packed: Path, 
 
 
 def test_read_in_pieces(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeding, "BATCH", 3)
+    monkeypatch.setattr(loader, "BATCH", 3)
     with opened(packed, "train", once=True) as (pictures, _):
         pieces = read(pictures, torch.arange(16))
     with opened(packed, "train") as (held, _):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.test_data import refusal
-from wmdd import unpack as module
-from wmdd.unpack import unpack
+from wmdd.datasets import archives as module
+from wmdd.datasets.archives import unpack
 
 FILES = {"things/a b.txt": b"one", "things/deep/-ü.txt": b"two" * 50_000, "things/empty": b""}
 KINDS = ["x.tar", "x.tar.gz", "x.tgz", "x.zip"]

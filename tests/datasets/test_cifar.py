@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.test_data import noise, refusal
-from wmdd import cifar
+from wmdd.datasets import cifar
 from wmdd.settings import catalogue
 from wmdd.settings.catalogue import Archive, Rows
 from wmdd.settings.data import DataSettings

@@ -2,7 +2,7 @@
 
 import pytest
 
-from wmdd.imagenet import indices, readable, wnids
+from wmdd.datasets.imagenet_classes import indices, readable, wnids
 
 
 def test_a_thousand_in_the_order_of_their_ids():

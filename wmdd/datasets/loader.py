@@ -20,7 +20,7 @@ from torch import Tensor
 from wmdd.artifacts import hdf5
 from wmdd.base.errors import WmddError
 from wmdd.base.threads import in_order
-from wmdd.pictures import UnreadableError, decode, decode_plain
+from wmdd.datasets.decode import UnreadableError, decode, decode_plain
 
 RESIDENT_MB = 4096  # splits up to this size, decoded, are held in memory; WMDD_RESIDENT_MB changes it
 BATCH = 256

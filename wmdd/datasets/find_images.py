@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wmdd import folders, ilsvrc, imagenet
 from wmdd.base.errors import WmddError
-from wmdd.download import fetch
-from wmdd.folders import Splits
+from wmdd.datasets import class_folders, imagenet_archives, imagenet_classes
+from wmdd.datasets.archives import unpack
+from wmdd.datasets.class_files import FolderShelf, Shelf, reading
+from wmdd.datasets.class_folders import Splits
+from wmdd.datasets.download import fetch
 from wmdd.settings.catalogue import known
 from wmdd.settings.data import DataSettings
-from wmdd.shelves import FolderShelf, Shelf, reading
-from wmdd.unpack import unpack
 
 __all__ = ["Found", "Shelf", "find", "root_of", "unpacked"]
 
@@ -38,19 +38,20 @@ def find(settings: DataSettings) -> Found:
     """
     entry = known(settings.source)
     if entry.layout == "imagenet":
-        root, splits, how = ilsvrc.find(root_of(settings), entry, settings.source)
+        root, splits, how = imagenet_archives.find(root_of(settings), entry, settings.source)
         variant = f"{entry.variant}, from {how}"
     elif entry.layout in ("folders", "tiny-imagenet"):
         root = unpacked(settings, lambda folder: (folder / "train").is_dir())
         splits, variant = (
-            (_tiny if entry.layout == "tiny-imagenet" else folders.find)(root),
+            (_tiny if entry.layout == "tiny-imagenet" else class_folders.find)(root),
             entry.variant.format(folder=root.name),
         )
     else:
         raise WmddError(f"the pictures of {settings.source} are not files; this is a mistake of ours")
-    names = folders.readable_names(root, splits.classes)
+    names = class_folders.readable_names(root, splits.classes)
     names = [
-        imagenet.readable(name) if name == folder else name for name, folder in zip(names, splits.classes, strict=True)
+        imagenet_classes.readable(name) if name == folder else name
+        for name, folder in zip(names, splits.classes, strict=True)
     ]
     return Found(root, splits.classes, names, splits.train, splits.val, splits.val_folder, variant)
 
@@ -91,15 +92,15 @@ def unpacked(settings: DataSettings, is_whole: Callable[[Path], bool]) -> Path:
 def _tiny(root: Path) -> Splits:
     """Tiny-ImageNet as it is published: the validation pictures in one folder, their classes in a file."""
     if not (root / "val/images").is_dir():  # sorted into class folders since
-        return folders.find(root)
-    classes = folders.class_folders(root, "train")
+        return class_folders.find(root)
+    classes = class_folders.class_folders(root, "train")
     origin = root / "val/val_annotations.txt"
     with reading(origin):
         lines = origin.read_text(errors="replace").splitlines()
     labels = {
         name.rpartition(".")[0]: label for name, label, *_ in (line.split("\t") for line in lines if "\t" in line)
     }
-    names = folders.flat(root, "val/images")
-    positions = folders.by_class(names, labels, classes, root / "val/images", origin)
+    names = class_folders.flat(root, "val/images")
+    positions = class_folders.by_class(names, labels, classes, root / "val/images", origin)
     val = [FolderShelf(root, "val/images", (names[index] for index in positions[name])) for name in classes]
-    return Splits(classes, [folders.shelf(root, f"train/{name}") for name in classes], val, "val")
+    return Splits(classes, [class_folders.shelf(root, f"train/{name}") for name in classes], val, "val")
