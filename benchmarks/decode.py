@@ -3,7 +3,8 @@
 - decoders: Pillow, torchvision and (where it is installed) simplejpeg on the same files in memory; CPU microseconds a picture,
   medians of alternating rounds; whether their pixels agree.
 - feeding: batches of pixels from `data.h5` by `wmdd.datasets.loader` (threads), and from `ImageFolder` by a `DataLoader` with
-  as many worker processes; pictures a second of wall time, medians of alternating rounds, workers' start included as in every epoch.
+  as many worker processes; pictures a second of wall time, medians of alternating rounds, workers' start included as in every
+  epoch.
 
     python -m benchmarks.decode --root FOLDER [--resolution 64] [--images 100] [--repeats 7] [--threads 2]
 """

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import wmdd.settings
-from wmdd.engine import Engine
+from wmdd.networks.engine import Engine
 
 
 def processor() -> str:

@@ -33,9 +33,9 @@ from wmdd.expert import flat
 from wmdd.match import real
 from wmdd.match.distributions import match
 from wmdd.match.trajectories import Step, gradient_of, unrolled
-from wmdd.models import build
+from wmdd.networks.context import quiet
+from wmdd.networks.models import build
 from wmdd.settings.match import ExpertSettings, MatchSettings
-from wmdd.training import quiet
 
 SIDE, TIMED = 32, 4
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]

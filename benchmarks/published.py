@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as pixels
 
-from wmdd import augment
 from wmdd.base.rng import generator
-from wmdd.batchnorm import Statistics, layers
-from wmdd.models import Network
+from wmdd.networks import augment
+from wmdd.networks.batchnorm import Statistics, layers
+from wmdd.networks.models import Network
 from wmdd.recover import noise
 from wmdd.relabel import seeds_of, views_of
 

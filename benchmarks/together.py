@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.machine import processor, seconds
-from wmdd.models import build
+from wmdd.networks.models import build
 from wmdd.settings.network import NetworkSettings
 
 Way = Callable[[], list[Tensor]]

@@ -16,7 +16,7 @@ from wmdd import commands_latent, commands_match  # noqa: F401  they register th
 from wmdd.__main__ import main
 from wmdd.base.rng import generator
 from wmdd.commands import app
-from wmdd.models import build
+from wmdd.networks.models import build
 from wmdd.settings.network import NetworkSettings
 
 torch.set_num_threads(1)

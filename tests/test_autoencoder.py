@@ -8,10 +8,10 @@ import torch
 from wmdd.autoencoder import moments, psnr, train
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
-from wmdd.engine import plain
 from wmdd.latent.generator import Autoencoder
+from wmdd.networks.context import quiet
+from wmdd.networks.engine import plain
 from wmdd.settings.latent import AutoencoderSettings
-from wmdd.training import quiet
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,12 @@ from PIL import Image
 from benchmarks import machine, published, stages, stages_labels, stages_recover
 from benchmarks.rows import merged
 from benchmarks.stages_student import compared
-from wmdd import augment, relabel
+from wmdd import relabel
 from wmdd.base.rng import generator
-from wmdd.batchnorm import layers
 from wmdd.cost.rates import read
-from wmdd.models import build, normalise
+from wmdd.networks import augment
+from wmdd.networks.batchnorm import layers
+from wmdd.networks.models import build, normalise
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.student import AugmentationSettings, StudentSettings
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from wmdd.decode import decode
-from wmdd.engine import plain
 from wmdd.latent.generator import noise
+from wmdd.networks.context import quiet
+from wmdd.networks.engine import plain
 from wmdd.settings.latent import DecodeSettings
-from wmdd.training import quiet
 
 SHAPE = (1, 2, 2)
 

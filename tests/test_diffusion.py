@@ -7,10 +7,10 @@ import torch
 
 from wmdd.base.rng import generator
 from wmdd.diffusion import train
-from wmdd.engine import plain
 from wmdd.latent.denoiser import reverse
+from wmdd.networks.context import quiet
+from wmdd.networks.engine import plain
 from wmdd.settings.latent import DiffusionSettings
-from wmdd.training import quiet
 
 POINTS = torch.tensor([-1.0, 1.0])  # all numbers of a latent of either class, nearly
 

@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from wmdd.config import Experiment, ExperimentFile, parse, presets
-from wmdd.models import stem_of
+from wmdd.networks.models import stem_of
 from wmdd.settings.catalogue import Known
 from wmdd.workflow.stages import SETTINGS
 

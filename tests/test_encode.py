@@ -7,7 +7,7 @@ from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
 from wmdd.encode import encode
-from wmdd.engine import plain
+from wmdd.networks.engine import plain
 from wmdd.settings.latent import EncodeSettings
 
 

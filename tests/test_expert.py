@@ -8,16 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wmdd import siamese, whitening
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
-from wmdd.engine import plain
 from wmdd.expert import flat, train
-from wmdd.models import build, normalise
+from wmdd.networks import siamese, whitening
+from wmdd.networks.context import quiet
+from wmdd.networks.engine import plain
+from wmdd.networks.models import build, normalise
+from wmdd.networks.training import batches_of, evaluate
+from wmdd.networks.whitening import Whitened
 from wmdd.settings.match import ExpertSettings
-from wmdd.training import batches_of, evaluate, quiet
-from wmdd.whitening import Whitened
 
 CLASSES, SIDE, EACH = 3, 8, 6
 MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]

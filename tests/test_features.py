@@ -17,13 +17,13 @@ from wmdd.artifacts import hdf5, hdf5_writer, model_files
 from wmdd.artifacts.partial_output import Pieces
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.batchnorm import statistics_of
 from wmdd.commands import features as run_features
 from wmdd.commands import gather
 from wmdd.datasets.loader import Resident, batches_by_class
-from wmdd.engine import Engine, plain
 from wmdd.features import Shard, extract
-from wmdd.models import normalise
+from wmdd.networks.batchnorm import statistics_of
+from wmdd.networks.engine import Engine, plain
+from wmdd.networks.models import normalise
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.teacher import FeaturesSettings
 from wmdd.shards import keep, taken_up

@@ -11,17 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wmdd import augment, student
+from wmdd import student
 from wmdd.artifacts import hdf5_writer
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
-from wmdd.engine import plain
 from wmdd.labels import Renormalised, append, hard, online, opened, prune, pruned, restore, rows_of, stored
-from wmdd.models import normalise
+from wmdd.networks import augment
+from wmdd.networks.context import quiet
+from wmdd.networks.engine import plain
+from wmdd.networks.models import normalise
 from wmdd.relabel import relabel, seeds_of, views_of
 from wmdd.settings.student import AugmentationSettings, RelabelSettings, StudentSettings
-from wmdd.training import quiet
 
 PRUNED = RelabelSettings(store="pruned")
 SIZES = [(1000, 50, 20.0), (10, 3, 4.0), (256, 255, 1.0), (257, 1, 20.0), (5, 0, 20.0), (5, 5, 20.0), (5, 9, 20.0)]

@@ -14,11 +14,11 @@ from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.decay import chosen, decay
 from wmdd.distance import distances
-from wmdd.engine import plain
+from wmdd.networks.context import quiet
+from wmdd.networks.engine import plain
 from wmdd.points import Cloud
 from wmdd.quantize import Latents, quantize
 from wmdd.settings.latent import DecaySettings, QuantizeSettings
-from wmdd.training import quiet
 
 CONTEXT = quiet(plain())
 NAMES = ["first", "second"]

@@ -25,12 +25,12 @@ from wmdd.artifacts.hdf5 import load_meta
 from wmdd.artifacts.hdf5_writer import save
 from wmdd.base.errors import WmddError
 from wmdd.datasets.loader import Resident
-from wmdd.engine import plain
 from wmdd.export import png
 from wmdd.loading import load
+from wmdd.networks.context import quiet
+from wmdd.networks.engine import plain
 from wmdd.settings.student import AugmentationSettings, StudentSettings
 from wmdd.student import train, weighted
-from wmdd.training import quiet
 
 
 def refused(path):

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.batchnorm import Statistics, inputs_of, layers, running
-from wmdd.engine import Engine, plain
-from wmdd.models import build
+from wmdd.networks.batchnorm import Statistics, inputs_of, layers, running
+from wmdd.networks.context import quiet
+from wmdd.networks.engine import Engine, plain
+from wmdd.networks.models import build
 from wmdd.recover import Target, batches, drawn, loss_terms, noise, observed, recover, sampled, to_pixels, view
 from wmdd.recover import matched as matched_starts
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.recover import RecoverSettings
-from wmdd.training import quiet
 
 CLASSES, K, SIDE, FEATURES = 5, 3, 16, 32
 MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]

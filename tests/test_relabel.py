@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from wmdd import augment, siamese, whitening
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
-from wmdd.engine import plain
-from wmdd.models import normalise
+from wmdd.networks import augment, siamese, whitening
+from wmdd.networks.context import quiet
+from wmdd.networks.engine import plain
+from wmdd.networks.models import normalise
 from wmdd.relabel import ask, relabel, seed_of_views, seeds_of, seen, views_of
 from wmdd.settings.student import AugmentationSettings
-from wmdd.training import quiet
 
 COUNT = 9
 CUTMIX = AugmentationSettings()

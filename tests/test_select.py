@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from wmdd import augment
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.engine import plain
-from wmdd.models import build, normalise
+from wmdd.networks import augment
+from wmdd.networks.engine import plain
+from wmdd.networks.models import build, normalise
 from wmdd.points import Cloud, Confident
 from wmdd.select import kmeans_medoid, masses, mosaic, patches, random, select
 from wmdd.settings.barycenter import BarycenterSettings

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from wmdd.base.rng import generator
-from wmdd.engine import Engine
 from wmdd.latent import vae
 from wmdd.latent.generator import Autoencoder
-from wmdd.training import Batch, Context, batches_of, fit, own_loss
+from wmdd.networks.context import Context
+from wmdd.networks.engine import Engine
+from wmdd.networks.training import Batch, batches_of, fit, own_loss
 
 if TYPE_CHECKING:
     from wmdd.datasets.loader import Pictures

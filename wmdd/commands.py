@@ -22,9 +22,9 @@ from wmdd.artifacts.hdf5_writer import save
 from wmdd.artifacts.model_files import load_model
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
-from wmdd.batchnorm import Statistics
 from wmdd.job import Job, cost_path, job
-from wmdd.models import Network, restore
+from wmdd.networks.batchnorm import Statistics
+from wmdd.networks.models import Network, restore
 from wmdd.scratch import staged
 from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.settings.data import DataSettings
@@ -128,8 +128,8 @@ def teacher(
         engine: device, precision.
     """
     from wmdd.datasets.loader import opened
-    from wmdd.distributed import started, world
     from wmdd.launch import launch
+    from wmdd.networks.distributed import started, world
     from wmdd.teacher import train
 
     meta = hdf5.load_meta(data)
@@ -162,9 +162,9 @@ def _adopt(
 ) -> None:
     """Write a teacher whose weights come from outside, once it has passed the same gate as a trained one."""
     from wmdd.datasets.loader import opened
-    from wmdd.pretrained import pretrained
+    from wmdd.networks.foreign_teacher import pretrained
+    from wmdd.networks.training import evaluate
     from wmdd.teacher import gate
-    from wmdd.training import evaluate
 
     about = hdf5.load_meta(data)
     found = pretrained(settings, about["classes"], about["resolution"])
@@ -633,8 +633,8 @@ def student(
         augmentation: the views and the store of their soft labels, as the relabel stage has them.
         engine: device, precision.
     """
-    from wmdd import whitening
     from wmdd.datasets.loader import opened
+    from wmdd.networks import whitening
     from wmdd.student import train, weighted
 
     if len(run) != len(output) or len(set(run)) < len(run):

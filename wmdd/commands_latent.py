@@ -26,8 +26,8 @@ from wmdd.commands import (
     _write_history,
     app,
 )
-from wmdd.engine import Engine
 from wmdd.job import job
+from wmdd.networks.engine import Engine
 from wmdd.scratch import staged
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.latent import (

@@ -19,7 +19,7 @@ from wmdd.settings.match import ExpertSettings, MatchSettings
 
 if TYPE_CHECKING:
     from wmdd.match import Matched, Real
-    from wmdd.training import Context
+    from wmdd.networks.context import Context
 
 
 @app.command
@@ -42,9 +42,9 @@ def expert(
         settings: network and optimisation.
         engine: device, precision.
     """
-    from wmdd import whitening
     from wmdd.datasets.loader import opened
     from wmdd.expert import train
+    from wmdd.networks import whitening
 
     about = hdf5.load_meta(data)
     with (
@@ -166,8 +166,8 @@ def _matched(
         from wmdd.match.distributions import match as run
 
         return run(found, classes, k, mean, std, settings, seed, context)
-    from wmdd import whitening
     from wmdd.match.trajectories import match as follow
+    from wmdd.networks import whitening
 
     white = whitening.fit(found.pictures, mean, std) if trained.whiten else None
     return follow(found, classes, k, mean, std, rows, trained, white, settings, seed, context)

@@ -37,8 +37,8 @@ def embedding(*, images: Several, teacher: Path, features: Path, output: Path, t
     """
     from wmdd import embedding as stage
     from wmdd.distance import features as embed
-    from wmdd.engine import plain
-    from wmdd.training import quiet
+    from wmdd.networks.context import quiet
+    from wmdd.networks.engine import plain
 
     torch.set_num_threads(threads)
     network, known = _teacher(teacher)

@@ -46,7 +46,7 @@ NAME_LENGTH = 200  # of the 255 characters that a file system allows, what is le
 Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=NAME_LENGTH)]
 Names = Annotated[list[Name], Field(min_length=1)]
 
-LARGEST_WHITENED = 64  # px: wmdd.whitening, which imports torch
+LARGEST_WHITENED = 64  # px: wmdd.networks.whitening, which imports torch
 
 
 class _Entry(BaseModel):
@@ -797,7 +797,7 @@ class Experiment:
 
 def _check_teacher(settings: TeacherSettings, where: str) -> None:
     if settings.weights:
-        from wmdd.weights import check  # imports torch and more, which no other setting needs here
+        from wmdd.networks.foreign_checkpoint import check  # imports torch and more, which no other setting needs here
 
         try:
             check(settings)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from wmdd.base.rng import generator
-from wmdd.engine import Engine
 from wmdd.latent.generator import Generator
-from wmdd.training import Context
+from wmdd.networks.context import Context
+from wmdd.networks.engine import Engine
 
 if TYPE_CHECKING:
     from wmdd.settings.latent import DecodeSettings

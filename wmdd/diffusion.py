@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from wmdd.base.rng import generator
 from wmdd.latent import denoiser
-from wmdd.training import Batch, Context, batches_of, fit, own_loss
+from wmdd.networks.context import Context
+from wmdd.networks.training import Batch, batches_of, fit, own_loss
 
 if TYPE_CHECKING:
     from wmdd.settings.latent import DiffusionSettings

@@ -11,9 +11,9 @@ by exact transport. Of images that a decoder G made of atoms z_k this is the lef
 import torch
 from torch import Tensor
 
-from wmdd.models import Network, normalise
+from wmdd.networks.context import Context
+from wmdd.networks.models import Network, normalise
 from wmdd.points import Cloud
-from wmdd.training import Context
 from wmdd.transport.measure import transport_cost
 
 SIZE = 128  # images a forward pass

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from wmdd.base.errors import WmddError
 from wmdd.datasets.loader import Pictures, batches_by_class
-from wmdd.engine import Engine
 from wmdd.latent.generator import Generator
+from wmdd.networks.engine import Engine
 
 if TYPE_CHECKING:
     from wmdd.settings.latent import EncodeSettings

@@ -1,8 +1,8 @@
 """Expert: a network trained on the real data, of which the weights after every epoch are kept (MTT, Cazenavette et al. 2022).
 
-Plain stochastic gradient descent under siamese augmentation (`wmdd.siamese`), each image with a distortion of its own. What is
-kept is a trajectory [E + 1, P]: the parameters before the first epoch and after each, one behind the other in the network's
-order. A checkpoint holds as much of it as there is.
+Plain stochastic gradient descent under siamese augmentation (`wmdd.networks.siamese`), each image with a distortion of its own.
+What is kept is a trajectory [E + 1, P]: the parameters before the first epoch and after each, one behind the other in the
+network's order. A checkpoint holds as much of it as there is.
 """
 
 from collections.abc import Iterable
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from wmdd import siamese
 from wmdd.base.rng import generator
-from wmdd.models import build, normalise
-from wmdd.training import Batch, Context, Keeper, batches_of, cross_entropy, evaluate, fit
-from wmdd.whitening import Whitened, Whitening
+from wmdd.networks import siamese
+from wmdd.networks.context import Context, Keeper
+from wmdd.networks.models import build, normalise
+from wmdd.networks.training import Batch, batches_of, cross_entropy, evaluate, fit
+from wmdd.networks.whitening import Whitened, Whitening
 
 if TYPE_CHECKING:
     from wmdd.datasets.loader import Pictures

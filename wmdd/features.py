@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from wmdd.batchnorm import ClassMoments, sums_of_inputs, within
 from wmdd.datasets.loader import Pictures, batches_by_class
-from wmdd.engine import Engine
-from wmdd.models import Network, normalise
+from wmdd.networks.batchnorm import ClassMoments, sums_of_inputs, within
+from wmdd.networks.engine import Engine
+from wmdd.networks.models import Network, normalise
 
 if TYPE_CHECKING:
     from wmdd.settings.teacher import FeaturesSettings

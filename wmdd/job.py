@@ -20,12 +20,12 @@ from wmdd.artifacts.checkpoint import Checkpoint, seconds_between
 from wmdd.base import units
 from wmdd.base.preemption import AGAIN, NOTHING, Notice, listening
 from wmdd.base.progress import progress
-from wmdd.distributed import ALONE, World
-from wmdd.engine import Engine, plain
+from wmdd.networks.context import Context, Reader, quiet
+from wmdd.networks.distributed import ALONE, World
+from wmdd.networks.engine import Engine, plain
 from wmdd.provenance import code_digest, git_revision, processor, versions
 from wmdd.settings.base import Settings
 from wmdd.settings.engine import EngineSettings
-from wmdd.training import Context, Reader, quiet
 from wmdd.workflow.layout import cost_of
 
 BEFORE = "going on from its checkpoint when started again"

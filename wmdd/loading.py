@@ -33,7 +33,7 @@ from torch.utils.data import Dataset
 from wmdd.artifacts import hdf5
 from wmdd.base.errors import WmddError
 from wmdd.datasets.decode import UnreadableError, decode
-from wmdd.models import normalise
+from wmdd.networks.models import normalise
 
 Layout = Literal["imagefolder", "hdf5", "webdataset", "parquet"]
 MANIFEST, CARD = "manifest.json", "README.md"

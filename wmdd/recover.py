@@ -33,13 +33,13 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
-from wmdd import augment
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.batchnorm import Statistics, inputs_of, layers, moments, running, watchable, watched
-from wmdd.engine import Engine, flop, resume, set_rate
-from wmdd.models import Network, bounds_of, normalise, to_pixels
-from wmdd.training import Context
+from wmdd.networks import augment
+from wmdd.networks.batchnorm import Statistics, inputs_of, layers, moments, running, watchable, watched
+from wmdd.networks.context import Context
+from wmdd.networks.engine import Engine, flop, resume, set_rate
+from wmdd.networks.models import Network, bounds_of, normalise, to_pixels
 
 if TYPE_CHECKING:
     from wmdd.settings.recover import RecoverSettings

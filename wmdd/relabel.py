@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from wmdd import augment, siamese
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import seed_of
-from wmdd.engine import Engine
-from wmdd.models import Network, normalise
-from wmdd.training import Context
-from wmdd.whitening import Whitening
+from wmdd.networks import augment, siamese
+from wmdd.networks.context import Context
+from wmdd.networks.engine import Engine
+from wmdd.networks.models import Network, normalise
+from wmdd.networks.whitening import Whitening
 
 if TYPE_CHECKING:
     from wmdd.settings.student import AugmentationSettings

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from wmdd import augment
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.engine import Engine
-from wmdd.models import Network, normalise
+from wmdd.networks import augment
+from wmdd.networks.engine import Engine
+from wmdd.networks.models import Network, normalise
 from wmdd.points import Cloud
 from wmdd.transport import quantize
 from wmdd.transport.measure import squared_distances
@@ -32,7 +32,7 @@ Chosen = tuple[Tensor, Tensor]  # positions within the class [n], weights [n]
 
 
 class Patches(NamedTuple):
-    """Crops of images: which ones they are of [n], their boxes [n, 4] (`wmdd.augment`), and pixels [n, 3, R, R] uint8."""
+    """Crops of images: which ones they are of [n], their boxes [n, 4] (`wmdd.networks.augment`), pixels [n, 3, R, R] uint8."""
 
     images: Tensor
     boxes: Tensor

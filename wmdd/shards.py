@@ -1,7 +1,7 @@
 """Shards of a features pass, kept while it goes on (`wmdd.artifacts.partial_output`); parts of several jobs are joined.
 
 A shard and a part are the same kind of file: `features` [n, D], `labels` [n], and of the classes in it `moments/classes` [c],
-`moments/count` [c] and `moments/sums` [c, 2, all channels] (see `wmdd.batchnorm.ClassMoments`).
+`moments/count` [c] and `moments/sums` [c, 2, all channels] (see `wmdd.networks.batchnorm.ClassMoments`).
 """
 
 from pathlib import Path
@@ -13,8 +13,8 @@ import torch
 from wmdd.artifacts import hdf5, hdf5_writer
 from wmdd.artifacts.partial_output import Pieces
 from wmdd.base.errors import WmddError
-from wmdd.batchnorm import ClassMoments, statistics_of
 from wmdd.features import Shard
+from wmdd.networks.batchnorm import ClassMoments, statistics_of
 
 ROWS = 4096  # that are copied at once
 

@@ -8,16 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmdd import augment, siamese
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.engine import Engine, flop
 from wmdd.labels import Labels
-from wmdd.models import Network, build
+from wmdd.networks import augment, siamese
+from wmdd.networks.context import Context
+from wmdd.networks.engine import Engine, flop
+from wmdd.networks.models import Network, build
+from wmdd.networks.training import Batch, batches_of, cross_entropy, distillation, evaluate, fit_all
+from wmdd.networks.whitening import Whitened, Whitening
 from wmdd.relabel import ask, views_of
 from wmdd.relabel import seen as seen_of
-from wmdd.training import Batch, Context, batches_of, cross_entropy, distillation, evaluate, fit_all
-from wmdd.whitening import Whitened, Whitening
 
 if TYPE_CHECKING:
     from wmdd.datasets.loader import Pictures

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmdd import augment
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.distributed import ALONE, parts_of, shared_statistics
-from wmdd.models import Network, build, normalise
-from wmdd.training import Batch, Context, batches_of, cross_entropy, evaluate, fit
+from wmdd.networks import augment
+from wmdd.networks.context import Context
+from wmdd.networks.distributed import ALONE, parts_of, shared_statistics
+from wmdd.networks.models import Network, build, normalise
+from wmdd.networks.training import Batch, batches_of, cross_entropy, evaluate, fit
 
 if TYPE_CHECKING:
     from wmdd.datasets.loader import Pictures
@@ -77,7 +78,7 @@ def train(
 ) -> tuple[Network, list[dict[str, float]]]:
     """Train a teacher on the pictures of the training split; return it with its history.
 
-    One process keeps it after any step, several at the end of an epoch only (see `wmdd.training.fit_all`).
+    One process keeps it after any step, several at the end of an epoch only (see `wmdd.networks.training.fit_all`).
 
     The learning rate, the views and the order of the images depend on seed and epoch alone, so several processes, each of
     which takes its share of each step, compute what one does, up to the order of sums. Without `sync_batchnorm` each

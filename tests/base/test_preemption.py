@@ -20,7 +20,7 @@ from wmdd.artifacts.checkpoint import peek
 from wmdd.base.preemption import AGAIN, SIGNALS, Notice, Preempted, listening
 from wmdd.base.rng import generator
 from wmdd.job import job
-from wmdd.models import build
+from wmdd.networks.models import build
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.recover import SelectSettings
 

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from wmdd import models
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.cost import flop
 from wmdd.cost.flop import autoencoder, by_hand, counted, denoiser, figures, rated_width, recovering
 from wmdd.latent.denoiser import build as build_denoiser
 from wmdd.latent.vae import build as build_vae
+from wmdd.networks import models
 from wmdd.settings.latent import AutoencoderSettings, DiffusionSettings
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.recover import RecoverSettings

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from wmdd import data, embedding, engine, features, recover, training
+from wmdd import data, embedding, features, recover
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.config import Experiment
@@ -21,6 +21,7 @@ from wmdd.cost.plan import estimate
 from wmdd.cost.scene import Shapes
 from wmdd.datasets import loader
 from wmdd.labels import prune
+from wmdd.networks import engine, training
 from wmdd.settings.latent import AutoencoderSettings, DiffusionSettings
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.student import RelabelSettings

@@ -34,9 +34,9 @@ from transformers.utils import logging
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.datasets import imagenet_classes
-from wmdd.engine import Engine, plain
 from wmdd.latent import ldm
 from wmdd.latent.vae import scaled, to_pixels
+from wmdd.networks.engine import Engine, plain
 from wmdd.settings.latent import DecodeSettings, GeneratorSettings
 
 NAMES = ["ant", "bee", "great white shark"]

@@ -6,17 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wmdd import siamese
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
-from wmdd.engine import plain
 from wmdd.match import real, start
 from wmdd.match.distributions import attention, loss, match, means
-from wmdd.models import bounds_of, build, normalise
+from wmdd.networks import siamese
+from wmdd.networks.context import quiet
+from wmdd.networks.engine import plain
+from wmdd.networks.models import bounds_of, build, normalise
 from wmdd.select import random
 from wmdd.settings.match import MatchSettings
-from wmdd.training import quiet
 
 CLASSES, K, SIDE, EACH = 3, 2, 8, 9
 MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]

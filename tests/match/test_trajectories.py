@@ -7,17 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from wmdd import siamese, whitening
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
-from wmdd.engine import flop, plain
 from wmdd.expert import flat
 from wmdd.match import real
 from wmdd.match.trajectories import Step, gradient_of, match, unrolled
-from wmdd.models import build
+from wmdd.networks import siamese, whitening
+from wmdd.networks.context import quiet
+from wmdd.networks.engine import flop, plain
+from wmdd.networks.models import build
 from wmdd.settings.match import ExpertSettings, MatchSettings
-from wmdd.training import quiet
 
 CLASSES, K, SIDE = 3, 2, 8
 MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wmdd.base.rng import generator
-from wmdd.models import build
+from wmdd.networks.models import build
 from wmdd.settings.network import NetworkSettings
 
 from .conftest import Workspace
@@ -122,14 +122,14 @@ def edit(path: Path, old: str, new: str) -> None:
 def test_comment_and_docstring_rerun_nothing(run: Workspace) -> None:
     edit(run.root / "wmdd/recover.py", "Recover: images", "Recover, once more: images")
     edit(run.root / "wmdd/recover.py", "def view(", "# a remark\n\n\ndef view(")
-    edit(run.root / "wmdd/training.py", '"""Return the optimiser', '"""Return the very optimiser')
+    edit(run.root / "wmdd/networks/training.py", '"""Return the optimiser', '"""Return the very optimiser')
     assert run.pending() == {}
 
 
 def test_renaming_a_module_and_describing_a_setting_rerun_nothing(run: Workspace) -> None:
-    (run.root / "wmdd/augment.py").rename(run.root / "wmdd/distortions.py")
+    (run.root / "wmdd/networks/augment.py").rename(run.root / "wmdd/distortions.py")
     for path in (run.root / "wmdd").rglob("*.py"):
-        text = path.read_text().replace("wmdd.augment", "wmdd.distortions")
+        text = path.read_text().replace("wmdd.networks.augment", "wmdd.distortions")
         path.write_text(text.replace("from wmdd import augment", "from wmdd import distortions as augment"))
     edit(run.root / "wmdd/settings/", '"Adam steps (', '"steps of Adam (')
     assert run.pending() == {}

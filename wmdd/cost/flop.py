@@ -1,8 +1,8 @@
 """FLOP and sizes of a network at a resolution, counted by hand, without torch, so that a workflow can ask cheaply.
 
-Of the networks of `wmdd.models` that have a name of their own; libraries' are counted on themselves. A convolution from a to b
-channels with k x k weights and h x h outputs is 2 a b k^2 h^2 FLOP; nothing but convolutions and products counts. Tests compare
-all of it with `torch.utils.flop_counter` and with the networks' own parameters.
+Of the networks of `wmdd.networks.models` that have a name of their own; libraries' are counted on themselves. A convolution
+from a to b channels with k x k weights and h x h outputs is 2 a b k^2 h^2 FLOP; nothing but convolutions and products counts.
+Tests compare all of it with `torch.utils.flop_counter` and with the networks' own parameters.
 """
 
 import math
@@ -14,7 +14,7 @@ from wmdd.settings.latent import AutoencoderSettings, DiffusionSettings
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.recover import RecoverSettings
 
-RESNETS = {  # name -> (bottleneck, blocks a stage); as in wmdd.models, which imports torch
+RESNETS = {  # name -> (bottleneck, blocks a stage); as in wmdd.networks.models, which imports torch
     "resnet18": (False, (2, 2, 2, 2)),
     "resnet34": (False, (3, 4, 6, 3)),
     "resnet50": (True, (3, 4, 6, 3)),
@@ -113,9 +113,9 @@ def counted(settings: NetworkSettings, classes: int, resolution: int) -> Figures
 def _counted(settings: NetworkSettings, classes: int, resolution: int, device: str) -> Figures:
     import torch
 
-    from wmdd.batchnorm import layers
-    from wmdd.engine import flop
-    from wmdd.models import build
+    from wmdd.networks.batchnorm import layers
+    from wmdd.networks.engine import flop
+    from wmdd.networks.models import build
 
     with torch.device(device):
         network = build(settings, classes, resolution, torch.Generator("cpu"))

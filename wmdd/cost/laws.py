@@ -20,7 +20,7 @@ from wmdd.workflow.stages import STAGES, Stage
 
 # Of the stages, whose modules import torch; a test compares them.
 SHARD, CACHED = 2**24, 2**19  # wmdd.features
-AT_ONCE = (128, 2**21)  # images and pixels of a pass on CPU: wmdd.engine
+AT_ONCE = (128, 2**21)  # images and pixels of a pass on CPU: wmdd.networks.engine
 LARGEST = 400  # images of 224 px at once on a GPU: wmdd.recover
 MEASURED = 2000  # points whose intrinsic dimension is measured: wmdd.transport.dimension
 MAPPED = (10, 10, 60)  # classes, distilled and real images of each: wmdd.embedding

@@ -13,7 +13,7 @@ from wmdd.settings.barycenter import TransportSettings
 from wmdd.settings.network import NetworkSettings, OptimisationSettings
 from wmdd.workflow.layout import Cell
 
-LOOKED = 500  # pictures that are evaluated at once: wmdd.training, which imports torch; a test compares them
+LOOKED = 500  # pictures that are evaluated at once: wmdd.networks.training, which imports torch; a test compares them
 
 
 @dataclass(frozen=True)

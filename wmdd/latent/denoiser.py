@@ -79,7 +79,7 @@ class Denoiser(nn.Module):
 
 
 class Objective(nn.Module):
-    """The loss of each latent, as `wmdd.training.fit` trains it."""
+    """The loss of each latent, as `wmdd.networks.training.fit` trains it."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from wmdd.engine import Engine
 from wmdd.latent import vae
 from wmdd.latent.denoiser import Denoiser, reverse
+from wmdd.networks.engine import Engine
 
 if TYPE_CHECKING:
     from wmdd.settings.latent import DecodeSettings

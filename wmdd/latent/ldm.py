@@ -47,9 +47,9 @@ from torch import Tensor, nn
 
 from wmdd.base.errors import WmddError
 from wmdd.datasets import imagenet_classes
-from wmdd.engine import Engine
 from wmdd.latent.generator import noise
 from wmdd.latent.vae import scaled, to_pixels
+from wmdd.networks.engine import Engine
 
 if TYPE_CHECKING:
     from wmdd.settings.latent import DecodeSettings, GeneratorSettings

@@ -109,7 +109,7 @@ class Vae(nn.Module):
 
 
 class Objective(nn.Module):
-    """The loss of each image, as `wmdd.training.fit` trains it."""
+    """The loss of each image, as `wmdd.networks.training.fit` trains it."""
 
     def __init__(self, vae: Vae, divergence: float) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from torch import Tensor
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Pictures, read
-from wmdd.models import normalise
+from wmdd.networks.models import normalise
 
 if TYPE_CHECKING:
     from wmdd.settings.match import MatchSettings

@@ -1,7 +1,7 @@
 r"""DM and DataDAM: distilled images whose mean is that of real ones, as untrained networks see them.
 
-With psi_theta a ConvNet of fresh weights theta, A one siamese augmentation for both sides (`wmdd.siamese`), T_c a batch
-of real images of class c and S_c its K distilled ones, the pixels descend
+With psi_theta a ConvNet of fresh weights theta, A one siamese augmentation for both sides (`wmdd.networks.siamese`), T_c a
+batch of real images of class c and S_c its K distilled ones, the pixels descend
 
     DM        \sum_c || mean_{x in T_c} psi(A(x)) - mean_{s in S_c} psi(A(s)) ||^2          (Zhao and Bilen 2023, Eq. 4)
 
@@ -27,13 +27,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmdd import siamese
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.engine import Engine, resume
 from wmdd.match import Matched, Real, start, within
-from wmdd.models import ConvNet, bounds_of, build, normalise, to_pixels
-from wmdd.training import Context
+from wmdd.networks import siamese
+from wmdd.networks.context import Context
+from wmdd.networks.engine import Engine, resume
+from wmdd.networks.models import ConvNet, bounds_of, build, normalise, to_pixels
 
 if TYPE_CHECKING:
     from wmdd.settings.match import MatchSettings

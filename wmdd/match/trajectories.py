@@ -1,7 +1,7 @@
 r"""MTT: distilled images on which a student goes where networks went that were trained on the real ones.
 
 An expert (`wmdd.expert`) went from theta*_t to theta*_{t+M} in M epochs of the real data. A student begins at theta*_t and
-takes N steps on batches b_i of the distilled images X with labels y, seen under siamese augmentation A (`wmdd.siamese`),
+takes N steps on batches b_i of the distilled images X with labels y, under siamese augmentation A (`wmdd.networks.siamese`),
 
     theta_{i+1} = theta_i - alpha g_i,    g_i = grad_theta CE(f_theta(A(X_{b_i})), y_{b_i}) at theta_i
 
@@ -33,14 +33,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmdd import siamese
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.engine import resume
 from wmdd.match import Matched, Real, start, within
-from wmdd.models import bounds_of, build, to_pixels
-from wmdd.training import Context, batches_of
-from wmdd.whitening import Whitening
+from wmdd.networks import siamese
+from wmdd.networks.context import Context
+from wmdd.networks.engine import resume
+from wmdd.networks.models import bounds_of, build, to_pixels
+from wmdd.networks.training import batches_of
+from wmdd.networks.whitening import Whitening
 
 if TYPE_CHECKING:
     from wmdd.settings.match import ExpertSettings, MatchSettings

@@ -27,12 +27,12 @@ from wmdd.base.rng import generator
 from wmdd.commands import _teacher
 from wmdd.config import Experiment
 from wmdd.datasets import imagenet_classes
-from wmdd.models import ResNet, build, normalise
-from wmdd.pretrained import names_outside, pretrained, translated
+from wmdd.networks.foreign_checkpoint import of_file
+from wmdd.networks.foreign_teacher import names_outside, pretrained, translated
+from wmdd.networks.models import ResNet, build, normalise
 from wmdd.settings.base import flags
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.teacher import TeacherSettings
-from wmdd.weights import of_file
 
 CLASSES = ["ant", "bee", "cat"]
 FAMILIES = ["mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_x_400mf", "convnext_tiny"]

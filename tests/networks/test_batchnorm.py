@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from wmdd.base.rng import generator
-from wmdd.batchnorm import ClassMoments, inputs_of, layers, moments, running, sums_of, watchable, watched
-from wmdd.models import normalise
+from wmdd.networks.batchnorm import ClassMoments, inputs_of, layers, moments, running, sums_of, watchable, watched
+from wmdd.networks.models import normalise
 
 CLASSES, COUNT = 3, 14
 LABELS = torch.tensor([0, 2, 1, 0, 0, 2, 1, 1, 0, 2, 0, 1, 0, 0])  # 7, 4 and 3 images

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from wmdd.artifacts.hdf5_writer import digest_of
 from wmdd.base.errors import WmddError
-from wmdd.models import RESNETS
+from wmdd.networks.models import RESNETS
 from wmdd.settings.teacher import CHECKPOINTS
 
 if TYPE_CHECKING:

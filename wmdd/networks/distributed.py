@@ -90,7 +90,7 @@ ALONE = World()
 
 
 class Part(NamedTuple):
-    """What a process takes of a step at once: positions of images, and `share` and `last` as in `wmdd.training.Batch`."""
+    """What a process takes of a step at once: positions of images; `share`, `last` as in `wmdd.networks.training.Batch`."""
 
     positions: Tensor
     share: float

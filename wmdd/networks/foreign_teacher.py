@@ -11,9 +11,9 @@ import torch
 
 from wmdd.artifacts.hdf5 import check_classes
 from wmdd.base.errors import WmddError
-from wmdd.models import RESNETS, Network, ResNet, Timm, Torchvision, build, described, fill, stem_of
+from wmdd.networks.foreign_checkpoint import State, Weights, weights_of
+from wmdd.networks.models import RESNETS, Network, ResNet, Timm, Torchvision, build, described, fill, stem_of
 from wmdd.settings.teacher import AdoptedSettings
-from wmdd.weights import State, Weights, weights_of
 
 if TYPE_CHECKING:
     from wmdd.settings.teacher import TeacherSettings

@@ -1,12 +1,12 @@
 """The training loop that teacher and student share: optimiser, schedule, evaluation, checkpoints."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,64 +14,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from wmdd.base.errors import WmddError
-from wmdd.base.preemption import KEPT, Notice, Preempted
-from wmdd.distributed import ALONE, World, unsent
-from wmdd.engine import Engine, resume, set_rate
-from wmdd.models import normalise
+from wmdd.networks.context import Context
+from wmdd.networks.distributed import ALONE, World, unsent
+from wmdd.networks.engine import Engine, resume, set_rate
+from wmdd.networks.models import normalise
 
 if TYPE_CHECKING:
     from wmdd.datasets.loader import Pictures
     from wmdd.settings.network import OptimisationSettings
-
-Log = Callable[[dict[str, Any], int], None]
-
-
-class Keeper(Protocol):
-    """Keeps the state of an unfinished job (see `wmdd.artifacts.checkpoint.Checkpoint`)."""
-
-    def load(self) -> dict[str, Any] | None:
-        """Return the state to go on from, or None."""
-
-    def due(self) -> bool:
-        """Return whether it is time to save."""
-
-    def save(self, state: dict[str, Any], done: float = 0.0, total: float = 0.0, unit: str = "") -> None:
-        """Keep a state, and how far it is: `done` of `total` units."""
-
-
-class Forgetful:
-    """Keeps nothing."""
-
-    def load(self) -> dict[str, Any] | None:
-        """Return None."""
-        return None
-
-    def due(self) -> bool:
-        """Return False."""
-        return False
-
-    def save(self, state: dict[str, Any], done: float = 0.0, total: float = 0.0, unit: str = "") -> None:
-        """Do nothing."""
-
-
-class Reader(Forgetful):
-    """Goes on from what another process keeps, and ends with it."""
-
-    def __init__(self, keeper: Keeper, notice: Notice) -> None:
-        self._keeper, self._notice = keeper, notice
-
-    def load(self) -> dict[str, Any] | None:
-        """Return the state to go on from, or None."""
-        return self._keeper.load()
-
-    def due(self) -> bool:
-        """Return whether the processes have agreed to end."""
-        return bool(self._notice.signal)
-
-    def save(self, state: dict[str, Any], done: float = 0.0, total: float = 0.0, unit: str = "") -> None:
-        """End, if the processes have agreed to."""
-        if self._notice.signal:
-            raise Preempted(f"{self._notice.signal}: {KEPT}", agreed=True)
 
 
 @dataclass(frozen=True)
@@ -89,26 +39,6 @@ class Batch:
     share: float = 1.0
     last: bool = True
     more: tuple[Tensor, ...] = ()
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a long stage is given beside its arrays: the engine, a place for checkpoints, a log, a progress bar.
-
-    `world` are the processes that do it together, `notice` says whether this one was told to end.
-    """
-
-    engine: Engine
-    keeper: Keeper
-    log: Log
-    progress: Callable[..., Iterator[Any]]
-    world: World = ALONE
-    notice: Notice = field(default_factory=Notice)
-
-
-def quiet(engine: Engine) -> Context:
-    """Return a context that keeps, logs and shows nothing."""
-    return Context(engine, Forgetful(), lambda _metrics, _step: None, lambda items, *_, **__: iter(items))
 
 
 def learning_rate(settings: "OptimisationSettings", epoch: float) -> float:
@@ -214,6 +144,8 @@ class Trained:
 
 
 Epoch = Callable[[int, int], Iterable[Batch]]  # of an epoch, the batches from one of its steps on
+
+
 Validate = Callable[[nn.Module], dict[str, float]]
 
 

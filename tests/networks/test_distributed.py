@@ -28,14 +28,15 @@ from wmdd.base.errors import WmddError
 from wmdd.base.preemption import AGAIN
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
-from wmdd.distributed import ALONE, SharedBatchNorm2d, World, parts_of, shared_statistics, unsent, world
-from wmdd.engine import plain
 from wmdd.launch import check_gpus
+from wmdd.networks.context import quiet
+from wmdd.networks.distributed import ALONE, SharedBatchNorm2d, World, parts_of, shared_statistics, unsent, world
+from wmdd.networks.engine import plain
+from wmdd.networks.training import evaluate
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.teacher import TeacherSettings
-from wmdd.training import evaluate, quiet
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
 COUNT = 47  # images in three steps of 16, 16 and 15, the last of which two processes share unevenly
 SETTINGS = TeacherSettings(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from wmdd.base.errors import WmddError
-from wmdd.models import normalise
+from wmdd.networks.models import normalise
 
 if TYPE_CHECKING:
     from wmdd.datasets.loader import Pictures

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from wmdd.base.rng import generator
-from wmdd.siamese import KINDS, Distortions, apply, draw, joined
+from wmdd.networks.siamese import KINDS, Distortions, apply, draw, joined
 
 SIDE = 12
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.models import CONVNETS, RESNETS, bounds_of, build, normalise, restore, stem_of, to_pixels
+from wmdd.networks.models import CONVNETS, RESNETS, bounds_of, build, normalise, restore, stem_of, to_pixels
 from wmdd.settings.network import NetworkSettings
 
 EVERY = [

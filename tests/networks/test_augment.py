@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 from torch import Tensor
 
-from wmdd import augment
-from wmdd.augment import Views
 from wmdd.base.rng import generator
+from wmdd.networks import augment
+from wmdd.networks.augment import Views
 
 quick = settings(max_examples=40, deadline=None)
 

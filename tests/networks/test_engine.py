@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wmdd import engine as module
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.engine import Captured, Engine, flop, plain, resume, set_rate
-from wmdd.models import build
+from wmdd.networks import engine as module
+from wmdd.networks.engine import Captured, Engine, flop, plain, resume, set_rate
+from wmdd.networks.models import build
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.recover import RecoverSettings
@@ -216,7 +216,7 @@ def test_images_of_a_gpu_are_those_of_the_reference(tiny_teacher, mode):
 @CUDA
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_students_of_a_gpu_are_those_of_the_reference(optimizer, capsys):
-    from tests.test_training import apart, several
+    from tests.networks.test_training import apart, several
 
     changes = {"optimizer": optimizer, "lr": 1e-3, "batch_size": 12, "epochs": 8}
     reference = several([0, 1], engine=plain(), **changes)

@@ -1,0 +1,4 @@
+"""Networks: architectures, weights from outside, the engine they are computed by, training, augmentation.
+
+Imports `datasets`, `artifacts`, `settings` and `base`.
+"""
