@@ -8,7 +8,7 @@ import torch
 from wmdd.autoencoder import moments, psnr, train
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
-from wmdd.latent.generator import Autoencoder
+from wmdd.generators.generator import Autoencoder
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import plain
 from wmdd.settings.latent import AutoencoderSettings

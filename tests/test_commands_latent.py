@@ -149,7 +149,7 @@ def test_a_mistake_is_one_line(here, mistake, line, said):
 
 
 def test_latents_that_are_no_numbers_are_named(here, mistake, monkeypatch):
-    from wmdd.latent.vae import Vae
+    from wmdd.generators.vae import Vae
 
     monkeypatch.setattr(Vae, "encode", lambda self, images: torch.full((len(images), 4, 4, 4), float("nan")))
     assert "training image 0 holds NaN" in mistake(ENCODE.format("x", "classes0-2"), begun=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from wmdd.decode import decode
-from wmdd.latent.generator import noise
+from wmdd.generators.generator import noise
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import plain
 from wmdd.settings.latent import DecodeSettings

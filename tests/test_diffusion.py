@@ -7,7 +7,7 @@ import torch
 
 from wmdd.base.rng import generator
 from wmdd.diffusion import train
-from wmdd.latent.denoiser import reverse
+from wmdd.generators.denoiser import reverse
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import plain
 from wmdd.settings.latent import DiffusionSettings
@@ -59,7 +59,7 @@ def test_without_hidden_classes_the_latter_is_not_learnt():
 
 
 def _fresh(like):
-    from wmdd.latent.denoiser import build
+    from wmdd.generators.denoiser import build
 
     return build(DiffusionSettings(width=8, layers=1), (2, 4, 4), 2, generator("diffusion", "weights", 0))
 

@@ -1,4 +1,4 @@
-"""Autoencoder: the small variational autoencoder of the latent family, trained on the real images (`wmdd.latent.vae`)."""
+"""Autoencoder: the small variational autoencoder of the latent family, trained on the real images (`wmdd.generators.vae`)."""
 
 import math
 from collections.abc import Iterable
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from wmdd.base.rng import generator
-from wmdd.latent import vae
-from wmdd.latent.generator import Autoencoder
+from wmdd.generators import vae
+from wmdd.generators.generator import Autoencoder
 from wmdd.networks.context import Context
 from wmdd.networks.engine import Engine
 from wmdd.networks.training import Batch, batches_of, fit, own_loss

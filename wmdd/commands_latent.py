@@ -41,8 +41,8 @@ from wmdd.settings.latent import (
 )
 
 if TYPE_CHECKING:
-    from wmdd.latent.generator import Generator
-    from wmdd.latent.vae import Vae
+    from wmdd.generators.generator import Generator
+    from wmdd.generators.vae import Vae
     from wmdd.points import Cloud
 
 
@@ -83,7 +83,7 @@ def autoencoder(
 
 def _autoencoder(path: Path, engine: Engine) -> "tuple[Vae, dict[str, Any]]":
     """Read an autoencoder with its meta data."""
-    from wmdd.latent.vae import build
+    from wmdd.generators.vae import build
 
     state, meta = load_model(path)
     if meta["stage"] != "autoencoder":
@@ -119,7 +119,7 @@ def diffusion(
     """
     from wmdd.datasets.loader import opened, resident
     from wmdd.diffusion import train
-    from wmdd.latent.generator import Autoencoder
+    from wmdd.generators.generator import Autoencoder
 
     parts = [load(path, "latents", "labels") for path in latents]
     first, about = parts[0][1], hdf5.load_meta(data)
@@ -163,7 +163,7 @@ def _coder(
         inputs["diffusion"] = load_model(diffusion)[1]["digest"]
 
     def made(engine: Engine) -> "Generator":
-        from wmdd.latent.generator import Autoencoder, LatentDiffusion
+        from wmdd.generators.generator import Autoencoder, LatentDiffusion
 
         network, meta = _autoencoder(autoencoder, engine)
         check_classes(meta["classes"], data["classes"], str(autoencoder), "the data")
@@ -179,7 +179,7 @@ def _pipeline(
     generator: GeneratorSettings, decode: DecodeSettings | None, data: dict[str, Any]
 ) -> "tuple[Callable[[Engine], Generator], dict[str, str]]":
     """Return what `_coder` does, of a pipeline of the diffusers library."""
-    from wmdd.latent import ldm
+    from wmdd.generators import pipelines as ldm
 
     model = ldm.find(generator)
     if decode is None:
@@ -191,7 +191,7 @@ def _pipeline(
 
 def _denoiser(path: Path, engine: Engine) -> Any:
     """Read a diffusion model."""
-    from wmdd.latent.denoiser import build
+    from wmdd.generators.denoiser import build
 
     state, meta = load_model(path)
     if meta["stage"] != "diffusion":

@@ -706,7 +706,7 @@ class Experiment:
     @staticmethod
     def _check_model(settings: GeneratorSettings, side: int, where: str) -> None:
         """Refuse a pipeline that is not there, or not whole; of a hub id nothing is asked here."""
-        from wmdd.latent import ldm  # imports torch and more, which no other setting needs here
+        from wmdd.generators import pipelines as ldm  # imports torch and more, which no other setting needs here
 
         try:
             ldm.check(settings, side or settings.size)

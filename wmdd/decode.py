@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from wmdd.base.rng import generator
-from wmdd.latent.generator import Generator
+from wmdd.generators.generator import Generator
 from wmdd.networks.context import Context
 from wmdd.networks.engine import Engine
 

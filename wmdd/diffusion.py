@@ -1,4 +1,4 @@
-"""Diffusion: the small class-conditional diffusion model of an autoencoder's latents (`wmdd.latent.denoiser`)."""
+"""Diffusion: the small class-conditional diffusion model of an autoencoder's latents (`wmdd.generators.denoiser`)."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from wmdd.base.rng import generator
-from wmdd.latent import denoiser
+from wmdd.generators import denoiser
 from wmdd.networks.context import Context
 from wmdd.networks.training import Batch, batches_of, fit, own_loss
 

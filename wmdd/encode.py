@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wmdd.base.errors import WmddError
 from wmdd.datasets.loader import Pictures, batches_by_class
-from wmdd.latent.generator import Generator
+from wmdd.generators.generator import Generator
 from wmdd.networks.engine import Engine
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.cost import flop
 from wmdd.cost.flop import autoencoder, by_hand, counted, denoiser, figures, rated_width, recovering
-from wmdd.latent.denoiser import build as build_denoiser
-from wmdd.latent.vae import build as build_vae
+from wmdd.generators.denoiser import build as build_denoiser
+from wmdd.generators.vae import build as build_vae
 from wmdd.networks import models
 from wmdd.settings.latent import AutoencoderSettings, DiffusionSettings
 from wmdd.settings.network import NetworkSettings

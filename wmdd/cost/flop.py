@@ -22,7 +22,7 @@ RESNETS = {  # name -> (bottleneck, blocks a stage); as in wmdd.networks.models,
 }
 CONVNETS = {f"convnet{depth}": depth for depth in range(1, 7)}
 VIT = (192, 12, 3)  # vit-tiny: width, layers, heads
-FINE = 16  # channels at the full resolution: wmdd.latent.vae
+FINE = 16  # channels at the full resolution: wmdd.generators.vae
 NAN = math.nan
 
 
@@ -196,7 +196,7 @@ def _vit(classes: int, resolution: int) -> Figures:
 
 
 def autoencoder(settings: AutoencoderSettings, resolution: int) -> tuple[Figures, Figures]:
-    """Count encoder and decoder of `wmdd.latent.vae`; `features` is the size of a latent."""
+    """Count encoder and decoder of `wmdd.generators.vae`; `features` is the size of a latent."""
     sides = [resolution >> level for level in range(1, int(math.log2(settings.factor)) + 1)]
     widths = [settings.width] + [2 * settings.width] * (len(sides) - 1)
     down, up = _Count(), _Count()
@@ -222,7 +222,7 @@ def _residual(count: _Count, width: int, side: int) -> None:
 
 
 def denoiser(settings: DiffusionSettings, channels: int, side: int, classes: int) -> Figures:
-    """Count the UNet of `wmdd.latent.denoiser` for latents of some channels and side."""
+    """Count the UNet of `wmdd.generators.denoiser` for latents of some channels and side."""
     count, width, layers = _Count(), settings.width, settings.layers
     embedded, half = 4 * width, side // 2
 

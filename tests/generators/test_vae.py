@@ -5,7 +5,7 @@ import torch
 
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.latent.vae import Objective, build, scaled, to_pixels
+from wmdd.generators.vae import Objective, build, scaled, to_pixels
 from wmdd.settings.latent import AutoencoderSettings
 
 

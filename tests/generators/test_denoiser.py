@@ -7,7 +7,7 @@ import torch
 
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.latent.denoiser import QUARTER, Denoiser, Objective, build, reverse
+from wmdd.generators.denoiser import QUARTER, Denoiser, Objective, build, reverse
 from wmdd.settings.latent import DiffusionSettings
 
 

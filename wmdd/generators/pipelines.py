@@ -47,8 +47,8 @@ from torch import Tensor, nn
 
 from wmdd.base.errors import WmddError
 from wmdd.datasets import imagenet_classes
-from wmdd.latent.generator import noise
-from wmdd.latent.vae import scaled, to_pixels
+from wmdd.generators.generator import noise
+from wmdd.generators.vae import scaled, to_pixels
 from wmdd.networks.engine import Engine
 
 if TYPE_CHECKING:

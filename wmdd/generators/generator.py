@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from wmdd.latent import vae
-from wmdd.latent.denoiser import Denoiser, reverse
+from wmdd.generators import vae
+from wmdd.generators.denoiser import Denoiser, reverse
 from wmdd.networks.engine import Engine
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class LatentDiffusion:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, labels: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
-        """Return images of latents after the reverse process (`wmdd.latent.denoiser.reverse`)."""
+        """Return images of latents after the reverse process (`wmdd.generators.denoiser.reverse`)."""
         engine, how = self.autoencoder.engine, self.settings
         drawn = noise(latents.shape[1:], draws).to(engine.device)
         with engine.autocast():

@@ -34,8 +34,8 @@ from transformers.utils import logging
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.datasets import imagenet_classes
-from wmdd.latent import ldm
-from wmdd.latent.vae import scaled, to_pixels
+from wmdd.generators import pipelines as ldm
+from wmdd.generators.vae import scaled, to_pixels
 from wmdd.networks.engine import Engine, plain
 from wmdd.settings.latent import DecodeSettings, GeneratorSettings
 
@@ -616,7 +616,8 @@ def test_a_size_that_it_was_not_made_for_is_mentioned(made, capfd):
 
 
 def test_importing_it_takes_no_library_along():
-    code = "import sys, wmdd.latent.ldm; sys.exit(any(n in sys.modules for n in ('diffusers', 'transformers', 'timm')))"
+    libraries = ("diffusers", "transformers", "timm")
+    code = f"import sys, wmdd.generators.pipelines; sys.exit(any(n in sys.modules for n in {libraries}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
