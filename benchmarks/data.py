@@ -31,16 +31,16 @@ from torchvision.datasets import ImageFolder
 from benchmarks.machine import processor
 from benchmarks.published import MEAN, STD
 from wmdd.artifacts import hdf5, hdf5_writer
-from wmdd.data import pack
 from wmdd.datasets.loader import Resident, opened, read
-from wmdd.features import extract
 from wmdd.networks.batchnorm import layers
 from wmdd.networks.engine import Engine, plain
 from wmdd.networks.models import Network, build
 from wmdd.settings.data import DataSettings
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.teacher import FeaturesSettings
-from wmdd.shards import Shards, join_features, join_statistics
+from wmdd.stages.data import pack
+from wmdd.stages.feature_files import Shards, join_features, join_statistics
+from wmdd.stages.features import extract
 
 Hook = Callable[[str, Tensor, Tensor], None]
 

@@ -28,10 +28,10 @@ from torchvision.datasets import ImageFolder
 
 from benchmarks.machine import processor
 from wmdd.artifacts import hdf5_writer
-from wmdd.data import pack
 from wmdd.datasets.decode import decode_plain
 from wmdd.datasets.loader import opened
 from wmdd.settings.data import DataSettings
+from wmdd.stages.data import pack
 
 BATCH = 64
 

@@ -29,13 +29,13 @@ if __name__ == "__main__" and not __package__:  # run as a file
 from benchmarks.machine import engine_of, named, seconds
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
-from wmdd.expert import flat
-from wmdd.match import real
-from wmdd.match.distributions import match
-from wmdd.match.trajectories import Step, gradient_of, unrolled
 from wmdd.networks.context import quiet
 from wmdd.networks.models import build
 from wmdd.settings.match import ExpertSettings, MatchSettings
+from wmdd.stages.expert import flat
+from wmdd.stages.match import real
+from wmdd.stages.match.distributions import match
+from wmdd.stages.match.trajectories import Step, gradient_of, unrolled
 
 SIDE, TIMED = 32, 4
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]

@@ -26,8 +26,8 @@ from wmdd.base.rng import generator
 from wmdd.networks import augment
 from wmdd.networks.batchnorm import Statistics, layers
 from wmdd.networks.models import Network
-from wmdd.recover import noise
-from wmdd.relabel import seeds_of, views_of
+from wmdd.stages.recover import noise
+from wmdd.stages.relabel import seeds_of, views_of
 
 Mix = tuple[Tensor, tuple[int, int, int, int]]  # partner of each image within the batch; top, left, bottom, right
 Stored = tuple[Tensor, Tensor, Mix | None, Tensor]  # crops [B, 4], flips [B], mix, logits [B, C] float16
@@ -53,7 +53,7 @@ class Distance:
 
 
 def seen(images: Tensor, settings: Any, seed: int, iteration: int) -> Tensor:
-    """Return the view of images [B, 3, R, R] that `wmdd.recover` draws for an iteration: crop, flip, cyclic shift."""
+    """Return the view of images [B, 3, R, R] that `wmdd.stages.recover` draws for an iteration: crop, flip, cyclic shift."""
     draws = generator("recover", "view", seed, iteration)
     side = images.shape[-1]
     box = augment.resized_crop(draws, 1, settings.crop_scale)[0]
@@ -95,7 +95,8 @@ def recover(
         resolution: R.
         mean: per channel, of the normalisation.
         std: per channel.
-        settings: of `wmdd.recover`; per-class statistics, squared feature loss and no cross-entropy are taken for granted.
+        settings: of `wmdd.stages.recover`; per-class statistics, squared feature loss and no cross-entropy are taken for
+        granted.
         seed: of the distillation.
         device: where to run.
         progress: wraps the iterations, may stop before the last one.
@@ -265,7 +266,7 @@ def student(
         network: freshly drawn; moved to the device.
         files: the distilled pictures.
         folder: of the labels.
-        settings: of `wmdd.student`.
+        settings: of `wmdd.stages.student`.
         mean: per channel, of the normalisation.
         std: per channel.
         seed: that the labels were made with.

@@ -18,7 +18,6 @@ from torch import Tensor
 from benchmarks import published
 from benchmarks.machine import as_installed, engine_of, seconds, settings, synchronise, unchecked
 from benchmarks.rows import Row
-from wmdd import labels, relabel, student, teacher
 from wmdd.artifacts import model_files
 from wmdd.base.rng import generator
 from wmdd.datasets.decode import decode
@@ -26,6 +25,7 @@ from wmdd.datasets.loader import Resident
 from wmdd.networks import models
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import Engine
+from wmdd.stages import labels, relabel, student, teacher
 
 
 @dataclass(frozen=True)

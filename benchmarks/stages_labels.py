@@ -16,9 +16,9 @@ from benchmarks import published
 from benchmarks.machine import engine_of, seconds, settings
 from benchmarks.rows import Row, report, spread
 from benchmarks.school import Lesson, Run, accuracy, school_of
-from wmdd import labels, relabel
 from wmdd.artifacts import hdf5_writer
 from wmdd.base.rng import generator
+from wmdd.stages import labels, relabel
 
 LABELS = {10: 300, 1000: 8}  # classes, and epochs whose labels are written
 FILES = "files of batches"  # the published store of labels

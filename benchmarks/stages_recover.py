@@ -16,11 +16,11 @@ from torch import Tensor
 from benchmarks import published
 from benchmarks.machine import as_installed, engine_of, settings, synchronise
 from benchmarks.rows import Row, Times, ratios, report, spread
-from wmdd import recover
 from wmdd.networks import models
 from wmdd.networks.batchnorm import Statistics, layers
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import flop
+from wmdd.stages import recover
 
 CLASSES, PER_CLASS = 10, 10  # of a batch
 

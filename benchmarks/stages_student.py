@@ -12,9 +12,9 @@ import torch
 from benchmarks.machine import engine_of, settings
 from benchmarks.rows import Row, Times, ratios, report, spread
 from benchmarks.school import Lesson, Run, accuracy, school_of
-from wmdd import labels
 from wmdd.networks import models
 from wmdd.networks.engine import Engine, flop
+from wmdd.stages import labels
 
 WARM = 500  # pictures that are looked at before anything is timed: one batch
 

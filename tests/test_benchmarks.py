@@ -15,7 +15,6 @@ from PIL import Image
 from benchmarks import machine, published, stages, stages_labels, stages_recover
 from benchmarks.rows import merged
 from benchmarks.stages_student import compared
-from wmdd import relabel
 from wmdd.base.rng import generator
 from wmdd.cost.rates import read
 from wmdd.networks import augment
@@ -23,6 +22,7 @@ from wmdd.networks.batchnorm import layers
 from wmdd.networks.models import build, normalise
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.student import AugmentationSettings, StudentSettings
+from wmdd.stages import relabel
 
 ROOT = Path(__file__).parents[1]
 MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]

@@ -700,7 +700,7 @@ def test_an_unknown_architecture(here, mistake):
 
 
 def test_a_bug_keeps_its_trace(here, run, monkeypatch):
-    monkeypatch.setattr("wmdd.recover.recover", lambda *_: 1 / 0)
+    monkeypatch.setattr("wmdd.stages.recover.recover", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(COMMANDS["recover"])
 
@@ -709,7 +709,7 @@ def test_an_interrupt_is_no_mistake(here, run, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("wmdd.recover.recover", interrupt)
+    monkeypatch.setattr("wmdd.stages.recover.recover", interrupt)
     code, _, err = run(COMMANDS["recover"])
     assert code == 130
     assert "Traceback" not in err

@@ -19,13 +19,13 @@ from torchvision.datasets import ImageFolder
 
 import wmdd
 from wmdd import export as module
-from wmdd import labels as stored_labels
 from wmdd.artifacts.atomic_files import write_json
 from wmdd.artifacts.hdf5 import load, load_meta
 from wmdd.artifacts.hdf5_writer import save
 from wmdd.export import folders
-from wmdd.labels import rows_of
 from wmdd.settings.student import RelabelSettings
+from wmdd.stages import labels as stored_labels
+from wmdd.stages.labels import rows_of
 
 SIDE, IPC, EPOCHS = 8, 2, 3
 CLASSES = ["n02", "n01", "a/../b"]  # neither sorted nor safe

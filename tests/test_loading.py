@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 
 import wmdd
 from tests.test_export import HERE, IPC, LAYOUTS, NAMES, SIDE, exported, here, read_set  # noqa: F401
-from wmdd import labels
 from wmdd.artifacts.hdf5 import load as read
 from wmdd.artifacts.hdf5 import load_meta
 from wmdd.artifacts.hdf5_writer import save
@@ -30,7 +29,8 @@ from wmdd.loading import load
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import plain
 from wmdd.settings.student import AugmentationSettings, StudentSettings
-from wmdd.student import train, weighted
+from wmdd.stages import labels
+from wmdd.stages.student import train, weighted
 
 
 def refused(path):

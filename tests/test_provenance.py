@@ -134,8 +134,8 @@ def cosmetics(tree):
             for field in [each for each in node.body if isinstance(each, ast.AnnAssign)]:
                 field.value = ast.parse("Field(1, ge=7, description='other words')").body[0].value
             node.body += ast.parse("added_by_a_test: int = 3").body
-    tree.body += ast.parse("if TYPE_CHECKING:\n    from wmdd.student import train").body
-    tree.body += ast.parse("def added_by_a_test():\n    from wmdd.student import train\n    return train").body
+    tree.body += ast.parse("if TYPE_CHECKING:\n    from wmdd.stages.student import train").body
+    tree.body += ast.parse("def added_by_a_test():\n    from wmdd.stages.student import train\n    return train").body
 
 
 def test_what_decides_no_number_changes_nothing(package, before):

@@ -35,9 +35,8 @@ from wmdd.settings.student import LabelSettings, RelabelSettings, StudentSetting
 from wmdd.settings.teacher import FeaturesSettings, TeacherSettings
 
 if TYPE_CHECKING:
-    from wmdd import points
-    from wmdd.barycenter import Quality
-    from wmdd.labels import Labels
+    from wmdd.stages.barycenter import Quality
+    from wmdd.stages.labels import Labels
     from wmdd.transport import Barycenter
 
 app = App(name="wmdd", help="Dataset distillation with Wasserstein barycenters.", version=__version__)
@@ -84,7 +83,7 @@ def _manifest(meta: dict[str, Any]) -> dict[str, Any]:
 @app.command
 def data(*, name: str, output: Path, threads: int = 1, settings: DataSettings = DataSettings()) -> None:
     """Read the pictures of a dataset once and write them as one file, sorted by class."""
-    from wmdd.data import describe, pack
+    from wmdd.stages.data import describe, pack
 
     with job("data", output, [settings], {}, threads=threads, dataset=name) as this:
         with hdf5_writer.writing(output) as writer:
@@ -130,7 +129,7 @@ def teacher(
     from wmdd.datasets.loader import opened
     from wmdd.launch import launch
     from wmdd.networks.distributed import started, world
-    from wmdd.teacher import train
+    from wmdd.stages.teacher import train
 
     meta = hdf5.load_meta(data)
     manifest = _manifest(meta)
@@ -164,7 +163,7 @@ def _adopt(
     from wmdd.datasets.loader import opened
     from wmdd.networks.foreign_teacher import pretrained
     from wmdd.networks.training import evaluate
-    from wmdd.teacher import gate
+    from wmdd.stages.teacher import gate
 
     about = hdf5.load_meta(data)
     found = pretrained(settings, about["classes"], about["resolution"])
@@ -207,8 +206,8 @@ def features(
     """
     from wmdd.artifacts.partial_output import Pieces
     from wmdd.datasets.loader import opened
-    from wmdd.features import extract
-    from wmdd.shards import join_part, keep, taken_up
+    from wmdd.stages.feature_files import join_part, keep, taken_up
+    from wmdd.stages.features import extract
 
     if (block is None) == (statistics is None):
         raise WmddError("give --statistics for the whole training set, or --block for a part of it")
@@ -248,7 +247,7 @@ def _rows(labels: torch.Tensor, classes: range | None) -> tuple[int, int]:
 
 
 def _join(files: list[Path], output: Path, statistics: Path, meta: dict[str, Any]) -> None:
-    from wmdd.shards import join_features, join_statistics
+    from wmdd.stages.feature_files import join_features, join_statistics
 
     join_statistics(files, statistics, meta, len(meta["classes"]))
     join_features(files, output, meta)
@@ -257,7 +256,7 @@ def _join(files: list[Path], output: Path, statistics: Path, meta: dict[str, Any
 @app.command
 def gather(*, parts: Several, output: Path, statistics: Path, threads: int = 1) -> None:
     """Join the features that several jobs have made, each of a block of classes: the bits of one job that made them all."""
-    from wmdd.shards import check_parts
+    from wmdd.stages.feature_files import check_parts
 
     known = [hdf5.load_meta(path) for path in parts]
     first = {name: value for name, value in known[0].items() if name not in ("digest", "identity", "widths")}
@@ -297,11 +296,11 @@ def barycenter(
         threads: of the CPU.
         settings: of the solver.
     """
-    from wmdd import points
-    from wmdd.barycenter import barycenters, table
+    from wmdd.stages import point_clouds
+    from wmdd.stages.barycenter import barycenters, table
 
     settings.check()
-    with points.reading(features, dataset, labels) as source:
+    with point_clouds.reading(features, dataset, labels) as source:
         cloud, asked = _counted(source.cloud, source.meta, features, teacher, settings.confident)
         classes = source.meta["classes"]
         block = block or f"classes0-{len(classes) - 1}"
@@ -318,10 +317,10 @@ def barycenter(
 
 
 def _counted(
-    cloud: "points.Cloud", meta: dict[str, Any], path: Path, teacher: Path | None, share: float
-) -> "tuple[points.Cloud, dict[str, str]]":
+    cloud: "point_clouds.Cloud", meta: dict[str, Any], path: Path, teacher: Path | None, share: float
+) -> "tuple[point_clouds.Cloud, dict[str, str]]":
     """Return the points that count, with the digest of the teacher that says which, if not all do."""
-    from wmdd.points import Confident
+    from wmdd.stages.point_clouds import Confident
 
     if share >= 1:
         return cloud, {}
@@ -334,10 +333,10 @@ def _counted(
 
 
 def _save_barycenters(
-    this: Job, found: "list[tuple[Barycenter, Quality]]", labels: range, source: "points.Source"
+    this: Job, found: "list[tuple[Barycenter, Quality]]", labels: range, source: "point_clouds.Source"
 ) -> None:
     """Write atoms [C, K, D], weights [C, K] and their quality, each a column [C]; the seconds go to the cost."""
-    from wmdd.barycenter import columns
+    from wmdd.stages.barycenter import columns
 
     quality = columns([q for _, q in found])
     arrays = {
@@ -381,7 +380,7 @@ def recover(
         settings: the loss and its optimisation.
         engine: device, precision.
     """
-    from wmdd.recover import recover as run
+    from wmdd.stages.recover import recover as run
 
     network, known = _teacher(teacher)
     meta = hdf5.load_meta(class_statistics)
@@ -501,9 +500,9 @@ def select(
         engine: device, precision, for the strategy patches.
     """
     from wmdd.datasets.loader import opened, read
-    from wmdd.points import Cloud
-    from wmdd.select import masses, mosaic, patches
-    from wmdd.select import select as run
+    from wmdd.stages.point_clouds import Cloud
+    from wmdd.stages.select import masses, mosaic, patches
+    from wmdd.stages.select import select as run
 
     asks, measures = settings.strategy == "patches", settings.strategy not in ("random", "patches")
     sifts = not asks and solver.confident < 1
@@ -568,9 +567,9 @@ def relabel(
 ) -> None:
     """Label random views of the distilled images by the teacher; one epoch of labels is in memory at a time."""
     from wmdd.artifacts.partial_output import Pieces, gathered
-    from wmdd.labels import append, rows_of
-    from wmdd.relabel import relabel as run
-    from wmdd.relabel import seeds_of
+    from wmdd.stages.labels import append, rows_of
+    from wmdd.stages.relabel import relabel as run
+    from wmdd.stages.relabel import seeds_of
 
     if settings.store == "online":
         raise WmddError("the store online keeps no labels; give the teacher to the student, or set --store stored")
@@ -635,7 +634,7 @@ def student(
     """
     from wmdd.datasets.loader import opened
     from wmdd.networks import whitening
-    from wmdd.student import train, weighted
+    from wmdd.stages.student import train, weighted
 
     if len(run) != len(output) or len(set(run)) < len(run):
         raise WmddError(f"the runs {run} need one --output each, and none twice; {len(output)} are given")
@@ -703,7 +702,7 @@ def _labels(
     data: dict[str, Any],
 ) -> "Iterator[tuple[Labels, dict[str, str]]]":
     """Open what a student learns from, with the digests of the files that it comes from."""
-    from wmdd import labels
+    from wmdd.stages import labels
 
     if settings.labels == "hard":
         yield labels.hard(seed), {}
@@ -727,7 +726,7 @@ def _labels(
 
 def _taking(network: Network, known: dict[str, Any], data: dict[str, Any]) -> torch.nn.Module:
     """Return a teacher that takes pictures in the normalisation of the data."""
-    from wmdd.labels import Renormalised
+    from wmdd.stages.labels import Renormalised
 
     if (known["mean"], known["std"]) == (data["mean"], data["std"]):
         return network

@@ -105,8 +105,8 @@ def _soft(
     path: Path, images: dict[str, Any], shape: tuple[int, int], temperature: float
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the mean soft labels [N, C], and the meta data of their file."""
-    from wmdd import labels
     from wmdd.export import mean_soft_labels
+    from wmdd.stages import labels
 
     with hdf5.reading(path, "seeds") as file:
         epochs, meta = len(file["seeds"]), hdf5.meta_of(file)

@@ -43,7 +43,7 @@ from wmdd.settings.latent import (
 if TYPE_CHECKING:
     from wmdd.generators.generator import Generator
     from wmdd.generators.vae import Vae
-    from wmdd.points import Cloud
+    from wmdd.stages.point_clouds import Cloud
 
 
 @app.command
@@ -66,8 +66,8 @@ def autoencoder(
         settings: network and optimisation.
         engine: device, precision.
     """
-    from wmdd.autoencoder import train
     from wmdd.datasets.loader import opened
+    from wmdd.stages.autoencoder import train
 
     about = hdf5.load_meta(data)
     with (
@@ -118,8 +118,8 @@ def diffusion(
         engine: device, precision.
     """
     from wmdd.datasets.loader import opened, resident
-    from wmdd.diffusion import train
     from wmdd.generators.generator import Autoencoder
+    from wmdd.stages.diffusion import train
 
     parts = [load(path, "latents", "labels") for path in latents]
     first, about = parts[0][1], hdf5.load_meta(data)
@@ -230,8 +230,8 @@ def encode(
     """
     from wmdd.artifacts.partial_output import Pieces
     from wmdd.datasets.loader import opened
-    from wmdd.encode import encode as run
-    from wmdd.shards import copy_rows
+    from wmdd.stages.encode import encode as run
+    from wmdd.stages.feature_files import copy_rows
 
     about = hdf5.load_meta(data)
     wanted = _block(block, about["classes"])
@@ -269,8 +269,8 @@ def encode(
 @contextmanager
 def _latents(paths: list[Path]) -> "Iterator[list[tuple[Cloud, range, dict[str, Any]]]]":
     """Open files of latents; yield of each its points, its classes and its meta data."""
-    from wmdd.points import Cloud
-    from wmdd.quantize import Latents
+    from wmdd.stages.point_clouds import Cloud
+    from wmdd.stages.quantize import Latents
 
     with ExitStack() as files:
         found: list[tuple[Cloud, range, dict[str, Any]]] = []
@@ -306,8 +306,8 @@ def quantize(
         threads: of the CPU.
         settings: of the solver.
     """
-    from wmdd.barycenter import columns, table
-    from wmdd.quantize import quantize as run
+    from wmdd.stages.barycenter import columns, table
+    from wmdd.stages.quantize import quantize as run
 
     settings.check()
     with _latents(latents) as files:
@@ -362,7 +362,7 @@ def decode(
         settings: of the reverse diffusion.
         engine: device, precision.
     """
-    from wmdd.decode import decode as run
+    from wmdd.stages.decode import decode as run
 
     arrays, about = load(atoms, "labels", "atoms", "weights")
     if generator.kind == "latent-diffusion" and diffusion is None:
@@ -399,9 +399,9 @@ def distance(
         threads: of the CPU.
         engine: device, precision.
     """
-    from wmdd.distance import distances
-    from wmdd.distance import features as embed
-    from wmdd.points import Cloud
+    from wmdd.stages.distance import distances
+    from wmdd.stages.distance import features as embed
+    from wmdd.stages.point_clouds import Cloud
 
     arrays, about = load(images, "images", "weights")
     network, known = _teacher(teacher)
@@ -433,8 +433,8 @@ def decay(*, latents: Several, output: Path, threads: int = 1, settings: DecaySe
         threads: of the CPU.
         settings: how many atoms and classes.
     """
-    from wmdd.decay import chosen
-    from wmdd.decay import decay as run
+    from wmdd.stages.decay import chosen
+    from wmdd.stages.decay import decay as run
 
     with _latents(latents) as files:
         first = files[0][2]

@@ -18,8 +18,8 @@ from wmdd.settings.engine import EngineSettings
 from wmdd.settings.match import ExpertSettings, MatchSettings
 
 if TYPE_CHECKING:
-    from wmdd.match import Matched, Real
     from wmdd.networks.context import Context
+    from wmdd.stages.match import Matched, Real
 
 
 @app.command
@@ -43,8 +43,8 @@ def expert(
         engine: device, precision.
     """
     from wmdd.datasets.loader import opened
-    from wmdd.expert import train
     from wmdd.networks import whitening
+    from wmdd.stages.expert import train
 
     about = hdf5.load_meta(data)
     with (
@@ -122,7 +122,7 @@ def match(
     import torch
 
     from wmdd.datasets.loader import opened
-    from wmdd.match import real
+    from wmdd.stages.match import real
 
     about = hdf5.load_meta(data)
     wanted = _block(block, about["classes"])
@@ -163,11 +163,11 @@ def _matched(
 ) -> "Matched":
     classes, mean, std = len(about["classes"]), about["mean"], about["std"]
     if trained is None:
-        from wmdd.match.distributions import match as run
+        from wmdd.stages.match.distributions import match as run
 
         return run(found, classes, k, mean, std, settings, seed, context)
-    from wmdd.match.trajectories import match as follow
     from wmdd.networks import whitening
+    from wmdd.stages.match.trajectories import match as follow
 
     white = whitening.fit(found.pictures, mean, std) if trained.whiten else None
     return follow(found, classes, k, mean, std, rows, trained, white, settings, seed, context)

@@ -35,10 +35,10 @@ def embedding(*, images: Several, teacher: Path, features: Path, output: Path, t
         output: JSON: x, y, class and method ("" for real images) of each point.
         threads: of the CPU, on which this runs.
     """
-    from wmdd import embedding as stage
-    from wmdd.distance import features as embed
     from wmdd.networks.context import quiet
     from wmdd.networks.engine import plain
+    from wmdd.stages import embedding as stage
+    from wmdd.stages.distance import features as embed
 
     torch.set_num_threads(threads)
     network, known = _teacher(teacher)

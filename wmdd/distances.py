@@ -1,4 +1,4 @@
-"""Distances: how far distilled sets are from the real data, in tables and a picture (`wmdd.distance`, `quantize`, `decay`)."""
+"""Distances: how far distilled sets are from the real data, in tables and a picture (the stages distance, quantize, decay)."""
 
 from pathlib import Path
 from typing import Any

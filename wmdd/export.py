@@ -25,7 +25,7 @@ from wmdd.card import EXAMPLE, Origin, card
 from wmdd.loading import ARRAYS, CARD, MANIFEST, PICTURES, TABLE, Class, Manifest, Rows, digest, read_manifest
 
 if TYPE_CHECKING:
-    from wmdd.labels import Labels
+    from wmdd.stages.labels import Labels
 
 SHARD = 2000  # images of a tar or parquet file: about 200 MB at 224 px
 GROUP = 100  # images of a row group of a parquet file

@@ -8,8 +8,8 @@ from PIL import Image
 
 from wmdd.artifacts import hdf5_writer
 from wmdd.cost.dataset import DIGITS, pictures
-from wmdd.data import _digits
 from wmdd.settings.data import DataSettings
+from wmdd.stages.data import _digits
 
 
 def told(settings, folder=Path("data")):

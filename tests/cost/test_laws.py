@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from wmdd import data, embedding, features, recover
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.config import Experiment
@@ -20,11 +19,12 @@ from wmdd.cost.laws import LAUNCHED, LAWS, bytes_of_view, work
 from wmdd.cost.plan import estimate
 from wmdd.cost.scene import Shapes
 from wmdd.datasets import loader
-from wmdd.labels import prune
 from wmdd.networks import engine, training
 from wmdd.settings.latent import AutoencoderSettings, DiffusionSettings
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.student import RelabelSettings
+from wmdd.stages import data, embedding, features, recover
+from wmdd.stages.labels import prune
 from wmdd.transport import dimension
 from wmdd.workflow.layout import Cell
 from wmdd.workflow.stages import NETWORK, STAGES, Stage

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_data import refusal
+from tests.stages.test_data import refusal
 from wmdd.datasets import archives as module
 from wmdd.datasets.archives import unpack
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.test_data import noise, refusal
+from tests.stages.test_data import noise, refusal
 from wmdd.datasets import cifar
 from wmdd.settings import catalogue
 from wmdd.settings.catalogue import Archive, Rows

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_data import noise
+from tests.stages.test_data import noise
 from wmdd.datasets.decode import UnreadableError, decode, decode_plain
 
 

@@ -13,7 +13,7 @@ import pytest
 from urllib3.util import Retry
 
 from tests.artifacts.test_artifacts import unprivileged
-from tests.test_data import refusal
+from tests.stages.test_data import refusal
 from wmdd.datasets import download
 from wmdd.datasets.download import fetch
 from wmdd.settings.catalogue import Archive

@@ -16,7 +16,7 @@ import pytest
 import scipy.io
 
 from tests.artifacts.test_artifacts import unprivileged
-from tests.test_data import refusal
+from tests.stages.test_data import refusal
 from wmdd.datasets.find_images import Found, find
 from wmdd.settings import catalogue
 from wmdd.settings.catalogue import Archive, Known

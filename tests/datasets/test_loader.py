@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_data import collect, noise, picture, root, stored  # noqa: F401
+from tests.stages.test_data import collect, noise, picture, root, stored  # noqa: F401
 from wmdd.base.errors import WmddError
 from wmdd.datasets import loader
 from wmdd.datasets.loader import Resident, Streamed, opened, read

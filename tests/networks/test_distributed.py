@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch import multiprocessing as mp
 
-from wmdd import teacher
 from wmdd.artifacts.atomic_files import read_json
 from wmdd.artifacts.hdf5_writer import save
 from wmdd.artifacts.model_files import load_model
@@ -35,6 +34,7 @@ from wmdd.networks.engine import plain
 from wmdd.networks.training import evaluate
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.teacher import TeacherSettings
+from wmdd.stages import teacher
 
 ROOT = Path(__file__).parents[2]
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]

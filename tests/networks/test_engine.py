@@ -201,7 +201,7 @@ def test_a_captured_step_is_taken_once_a_call(monkeypatch, capsys, refuses):
 @CUDA
 @pytest.mark.parametrize("mode", ["eager", "compile"])
 def test_images_of_a_gpu_are_those_of_the_reference(tiny_teacher, mode):
-    from tests.test_recover import MILD, history_of
+    from tests.stages.test_recover import MILD, history_of
 
     real = torch.randn(6, 3, 16, 16, generator=generator("real"))
     settings = RecoverSettings(**MILD, iterations=20)

@@ -10,21 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmdd import student, teacher
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
-from wmdd.labels import hard, online, stored
 from wmdd.networks import augment, siamese, whitening
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import Engine, plain
 from wmdd.networks.models import Network, normalise
 from wmdd.networks.training import Batch, batches_of, cross_entropy, distillation, evaluate, fit, learning_rate
-from wmdd.relabel import seeds_of, seen, views_of
 from wmdd.settings.network import TrainingSettings
 from wmdd.settings.student import AugmentationSettings, StudentSettings
 from wmdd.settings.teacher import TeacherSettings
-from wmdd.student import weighted
+from wmdd.stages import student, teacher
+from wmdd.stages.labels import hard, online, stored
+from wmdd.stages.relabel import seeds_of, seen, views_of
+from wmdd.stages.student import weighted
 
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
 STILL = AugmentationSettings(crop_scale=(1, 1), flip=False, mix="none")

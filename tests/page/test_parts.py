@@ -9,11 +9,12 @@ import torch
 import yaml
 from PIL import Image
 
-from wmdd import embedding, gallery, lineage, published
+from wmdd import gallery, lineage, published
 from wmdd.base.errors import WmddError
 from wmdd.page import scores
 from wmdd.render import render
 from wmdd.results import rows, summary
+from wmdd.stages import embedding
 
 from .material import ROOT, files, results
 

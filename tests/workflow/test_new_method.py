@@ -30,7 +30,7 @@ MOST = 40  # lines that a method may cost
 # What the copy is asked: the positions and weights that its k_center chooses for points from standard input.
 ASK = """
 import json, sys, torch
-from wmdd.select import k_center
+from wmdd.stages.select import k_center
 asked = json.load(sys.stdin)
 print(json.dumps([[part.tolist() for part in k_center(torch.tensor(points), k)] for points, k in asked]))
 """

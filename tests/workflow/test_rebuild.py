@@ -120,8 +120,8 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def test_comment_and_docstring_rerun_nothing(run: Workspace) -> None:
-    edit(run.root / "wmdd/recover.py", "Recover: images", "Recover, once more: images")
-    edit(run.root / "wmdd/recover.py", "def view(", "# a remark\n\n\ndef view(")
+    edit(run.root / "wmdd/stages/recover.py", "Recover: images", "Recover, once more: images")
+    edit(run.root / "wmdd/stages/recover.py", "def view(", "# a remark\n\n\ndef view(")
     edit(run.root / "wmdd/networks/training.py", '"""Return the optimiser', '"""Return the very optimiser')
     assert run.pending() == {}
 
@@ -150,7 +150,7 @@ def test_another_entry_of_a_dataset_reruns_its_data(run: Workspace) -> None:
 
 
 def test_code_of_recover_reruns_recover_and_later(run: Workspace) -> None:
-    edit(run.root / "wmdd/recover.py", "iterations // 100", "settings.iterations // 50")
+    edit(run.root / "wmdd/stages/recover.py", "iterations // 100", "settings.iterations // 50")
     assert set(run.pending()) == {"recover", *LATER}
 
 

@@ -16,7 +16,7 @@ DIGITS = {"train": 1438, "val": 359}  # of scikit-learn's 1,797, a fifth of each
 SAMPLE = 100  # files whose mean size stands for all
 # Of modules that import torch; a test compares them.
 RESIDENT_MB = 4096  # wmdd.datasets.loader
-PIXELS = 2**32  # wmdd.data
+PIXELS = 2**32  # wmdd.stages.data
 
 
 @dataclass(frozen=True)

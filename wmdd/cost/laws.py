@@ -19,11 +19,11 @@ from wmdd.workflow.layout import Cell
 from wmdd.workflow.stages import STAGES, Stage
 
 # Of the stages, whose modules import torch; a test compares them.
-SHARD, CACHED = 2**24, 2**19  # wmdd.features
+SHARD, CACHED = 2**24, 2**19  # wmdd.stages.features
 AT_ONCE = (128, 2**21)  # images and pixels of a pass on CPU: wmdd.networks.engine
-LARGEST = 400  # images of 224 px at once on a GPU: wmdd.recover
+LARGEST = 400  # images of 224 px at once on a GPU: wmdd.stages.recover
 MEASURED = 2000  # points whose intrinsic dimension is measured: wmdd.transport.dimension
-MAPPED = (10, 10, 60)  # classes, distilled and real images of each: wmdd.embedding
+MAPPED = (10, 10, 60)  # classes, distilled and real images of each: wmdd.stages.embedding
 MAPPING = (0.01, 5e10)  # seconds a point, FLOP/s of a core that makes a map
 LAUNCHED = 0.02  # seconds of the host a pass through a network that is too small to keep a GPU busy, assumed
 
@@ -73,7 +73,7 @@ def teacher(s: Scene) -> Work:
     if settings.weights:
         return trained
     if settings.progressive_from < 1 and s.side and not s.shapes.assume:
-        from wmdd.teacher import side_of
+        from wmdd.stages.teacher import side_of
 
         flop = sum(s.figures(settings, side_of(settings, s.side, epoch)).flop for epoch in range(settings.epochs))
         trained = replace(trained, flop=3 * s.train * flop + evaluations(settings) * s.val * s.teacher.flop)
@@ -313,7 +313,7 @@ LAWS["report"] = LAWS["distances"] = LAWS["table"] = lambda s: Work(memory=2**27
 
 
 def bytes_of_view(settings: RelabelSettings, classes: int) -> float:
-    """Return the bytes of one view's labels in the file (`wmdd.labels`), before compression."""
+    """Return the bytes of one view's labels in the file (`wmdd.stages.labels`), before compression."""
     if settings.store == "pruned":
         k = min(settings.top_k, classes) or classes
         return classes + 4 if k == classes else k * (2 if classes <= 256 else 3) + 6

@@ -1,0 +1,667 @@
+"""The data stage: pictures of every kind become the same pixels however they are stored, and faults are one line."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from wmdd.artifacts import hdf5, hdf5_writer
+from wmdd.base.errors import WmddError
+from wmdd.config import Experiment
+from wmdd.datasets.loader import opened, read
+from wmdd.settings.data import DataSettings
+from wmdd.stages import data
+
+as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def picture(path: Path, height: int = 8, width: int = 8, seed: int = 0, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise(height, width, 3, seed=seed)).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes of three training and two validation pictures of 8 x 8."""
+    root = tmp_path / "pictures"
+    for split, count in (("train", 3), ("val", 2)):
+        for label, name in enumerate(("cat", "dog")):
+            for index in range(count):
+                picture(root / split / name / f"{index}.png", seed=100 * label + 10 * index + len(split))
+    return root
+
+
+@dataclass
+class Split:
+    labels: np.ndarray
+    images: np.ndarray | None
+    files: list[bytes] | None
+
+
+class Packed:
+    """What the data stage has made: its arrays and its meta data, the latter as attributes."""
+
+    def __init__(self, settings: DataSettings, seed: int = 0) -> None:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "data.h5"
+            with hdf5_writer.writing(path) as writer:
+                writer.meta = data.pack(settings, writer, seed)
+            self.arrays, self.meta = hdf5.load(path)
+        self.train, self.val = (self._split(name) for name in ("train", "val"))
+
+    def _split(self, name: str) -> Split:
+        labels, images = self.arrays[f"{name}/labels"], self.arrays.get(f"{name}/images")
+        if images is not None:
+            return Split(labels, images, None)
+        offsets, content = self.arrays[f"{name}/offsets"].tolist(), self.arrays[f"{name}/bytes"].tobytes()
+        return Split(labels, None, [content[a:b] for a, b in pairwise(offsets)])
+
+    def __getattr__(self, name: str) -> Any:
+        return self.meta[name]
+
+
+def resolve(dataset: str, **options: Any) -> DataSettings:
+    """The settings of a dataset of the table, with some of one's own."""
+    return Experiment({"datasets": {dataset: {"data": options}}}).resolve("data", dataset=dataset)
+
+
+def collect(root: Path, **options: Any) -> Packed:
+    return Packed(DataSettings(**{"source": "imagefolder", "root": str(root), "classes": 2} | options))
+
+
+def refusal(*named: str, call: Callable[[], Any]) -> str:
+    """The message of the error, which is one line and holds everything that it should name."""
+    with pytest.raises(WmddError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in named:
+        assert part in message
+    return message
+
+
+def stored(dataset: Packed, path: Path) -> Path:
+    meta = {name: value for name, value in dataset.meta.items() if name != "digest"}
+    hdf5_writer.save(path, dataset.arrays, meta)
+    return path
+
+
+def loaded(path: Path, split: str, once: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    with opened(path, split, once) as (pictures, _):
+        return read(pictures, torch.arange(len(pictures.labels))), pictures.labels
+
+
+# An image folder
+
+
+def test_folder(root: Path) -> None:
+    dataset = collect(root)
+    assert dataset.classes == dataset.names == ["cat", "dog"]
+    assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert dataset.val.labels.tolist() == [0, 0, 1, 1]
+    assert dataset.train.labels.dtype == np.int64
+    assert dataset.train.images is not None
+    assert dataset.train.images.shape == (6, 3, 8, 8)
+    np.testing.assert_array_equal(dataset.train.images[5], noise(8, 8, 3, seed=125).transpose(2, 0, 1))
+    assert (dataset.resolution, dataset.skipped, dataset.val_folder) == (8, [], "val")
+
+
+def test_order_within_a_class_is_that_of_the_names(root: Path) -> None:
+    for name in ("10", "A", "nested/deep/x", "9"):
+        picture(root / "train/cat" / f"{name}.png", seed=len(name) + 50)
+    dataset = collect(root)
+    names = ["0", "1", "10", "2", "9", "A", "nested/deep/x"]
+    expected = [np.asarray(Image.open(root / "train/cat" / f"{name}.png")).transpose(2, 0, 1) for name in names]
+    assert dataset.train.images is not None
+    np.testing.assert_array_equal(dataset.train.images[:7], expected)
+
+
+def test_hidden_and_other_files_are_passed_over(root: Path) -> None:
+    for name in (
+        "train/.cache/x.png",
+        "train/cat/._0.png",
+        "train/cat/boxes.txt",
+        "train/readme.md",
+        "val/cat/.d/x.png",
+    ):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("not a picture")
+    dataset = collect(root)
+    assert (len(dataset.train.labels), len(dataset.val.labels)) == (6, 4)
+
+
+@pytest.mark.parametrize("name", ["x.JPG", "x.jpeg", "x.JPEG", "x.bmp", "x.gif", "x.webp", "x.tif", "x.tiff", "x.ppm"])
+def test_extensions(root: Path, name: str) -> None:
+    picture(root / "train/cat" / name)
+    assert len(collect(root).train.labels) == 7
+
+
+@pytest.mark.parametrize(("present", "chosen"), [("val test", "val"), ("test validation", "test"), ("validation",) * 2])
+def test_validation_folder(root: Path, present: str, chosen: str) -> None:
+    (root / "val").rename(root / "kept")
+    for folder in present.split():
+        for name in ("cat", "dog"):
+            picture(root / folder / name / f"{folder}.png")
+    dataset = collect(root)
+    assert dataset.val_folder == dataset.meta["val_folder"] == chosen
+    assert len(dataset.val.labels) == 2
+
+
+def test_readable_names(root: Path) -> None:
+    (root / "classes.txt").write_text("dog\tdomestic dog, hound\nbird\trobin\ncat\n")
+    dataset = collect(root)
+    assert dataset.names == ["cat", "domestic dog, hound"]
+    assert dataset.classes == ["cat", "dog"]
+
+
+def test_images_per_class_keeps_the_first_readable_ones_of_the_training_split(root: Path) -> None:
+    (root / "train/cat/0.png").write_bytes(b"")
+    dataset = collect(root, images_per_class=2, on_corrupt="skip")
+    assert dataset.train.labels.tolist() == [0, 0, 1, 1]
+    assert len(dataset.val.labels) == 4
+    assert dataset.train.images is not None
+    np.testing.assert_array_equal(
+        dataset.train.images[:2, 0, 0, 0], [noise(8, 8, 3, seed=s)[0, 0, 0] for s in (15, 25)]
+    )
+
+
+def test_pictures_that_are_not_kept_may_be_unreadable(root: Path) -> None:
+    (root / "train/cat/2.png").write_bytes(b"")
+    assert len(collect(root, images_per_class=2).train.labels) == 4
+
+
+def test_many_pictures_stay_in_order(root: Path) -> None:
+    for index in range(600):
+        path = root / "train/dog" / f"m{index:03}.png"
+        Image.new("RGB", (8, 8), (index % 256, index // 256, 7)).save(path)
+    dataset = collect(root)
+    assert dataset.train.images is not None
+    seen = dataset.train.images[6:, :, 0, 0]
+    np.testing.assert_array_equal(seen[:, 1].astype(int) * 256 + seen[:, 0], np.arange(600))
+
+
+# Statistics
+
+
+def test_statistics_are_those_of_the_training_pixels(root: Path) -> None:
+    dataset = collect(root)
+    assert dataset.train.images is not None
+    values = dataset.train.images.astype(np.float64) / 255
+    np.testing.assert_allclose(dataset.mean, values.mean((0, 2, 3)), atol=5e-7)
+    np.testing.assert_allclose(dataset.std, values.std((0, 2, 3)), atol=5e-7)
+    assert dataset.mean == [round(value, 6) for value in dataset.mean]
+
+
+def test_statistics_of_two_values_in_closed_form(root: Path) -> None:
+    for path in root.rglob("*.png"):
+        Image.new("RGB", (8, 8), (0, 51, 255) if path.name == "0.png" else (255, 51, 255)).save(path)
+    dataset = collect(root)  # a third of the training pictures is black in the first channel
+    assert dataset.mean == [0.666667, 0.2, 1.0]
+    assert dataset.std == [round(np.sqrt(2) / 3, 6), 1.0, 1.0]  # a constant channel is left as it is
+
+
+# Storage
+
+
+def test_both_storages_give_equal_pixels(root: Path, tmp_path: Path) -> None:
+    for index, (height, width) in enumerate(((20, 13), (9, 31), (12, 12), (5, 40))):
+        picture(root / "train/cat" / f"x{index}.jpg", height, width, index)
+    Image.fromarray(noise(11, 17, 4)).save(root / "val/dog/z.png")
+    pixels, files = (collect(root, storage=storage, resolution=10) for storage in ("pixels", "encoded"))
+    assert files.train.images is None
+    assert pixels.train.files is None
+    assert (pixels.mean, pixels.std) == (files.mean, files.std)
+    for split in ("train", "val"):
+        a, b = (loaded(stored(kind, tmp_path / "data.h5"), split) for kind in (pixels, files))
+        torch.testing.assert_close(a[0], b[0], rtol=0, atol=0)
+        torch.testing.assert_close(a[1], b[1], rtol=0, atol=0)
+        assert a[0].dtype == torch.uint8
+        assert a[0].shape[1:] == (3, 10, 10)
+    assert files.train.files is not None
+    assert files.train.files[3] == (root / "train/cat/x0.jpg").read_bytes()
+
+
+def test_auto_stores_pixels_up_to_a_size_and_files_above(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert collect(root).storage == "pixels"
+    monkeypatch.setattr(data, "PIXELS", 10 * 3 * 8 * 8 - 1)
+    assert collect(root).storage == "encoded"
+    assert collect(root, resolution=7).storage == "pixels"
+    assert collect(root, images_per_class=2).storage == "pixels"
+
+
+def test_meta(root: Path) -> None:
+    picture(root / "train/dog/9.png")
+    meta = collect(root).meta
+    assert meta["counts"] == {"train": [3, 4], "val": [2, 2]}
+    assert (meta["source"], meta["classes"], meta["skipped"]) == ("imagefolder", ["cat", "dog"], [])
+
+
+def test_load_refuses_what_is_not_there(root: Path, tmp_path: Path) -> None:
+    path = stored(collect(root), tmp_path / "data.h5")
+    refusal(str(path), "'test'", call=lambda: loaded(path, "test"))
+    refusal("none.h5", call=lambda: loaded(tmp_path / "none.h5", "train"))
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_load_refuses_a_damaged_picture(root: Path, tmp_path: Path, once: bool) -> None:
+    dataset = collect(root, storage="encoded")
+    dataset.arrays["train/bytes"][:60] = 0
+    path = stored(dataset, tmp_path / "data.h5")
+    refusal(str(path), "run again", call=lambda: loaded(path, "train", once))
+
+
+# Faults
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    refusal(str(tmp_path / "none"), "data.root", call=lambda: collect(tmp_path / "none"))
+    refusal("data.root", call=lambda: Packed(DataSettings(source="imagefolder")))
+
+
+def test_no_split(root: Path) -> None:
+    (root / "val").rename(root / "aside")
+    refusal(str(root), "val/", "test/", call=lambda: collect(root))
+    (root / "train").rename(root / "other")
+    refusal(str(root), "train/", call=lambda: collect(root))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("content", [None, "notes.txt"])
+def test_empty_class(root: Path, split: str, content: str | None) -> None:
+    for path in (root / split / "dog").iterdir():
+        path.unlink()
+    if content:
+        (root / split / "dog" / content).touch()
+    refusal(str(root / split / "dog"), "no pictures", call=lambda: collect(root))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_class_without_a_readable_picture(root: Path, split: str) -> None:
+    for path in (root / split / "dog").iterdir():
+        path.write_bytes(b"junk")
+    refusal(f"{split}/dog", str(root), "none of the", call=lambda: collect(root, on_corrupt="skip"))
+
+
+def damaged(path: Path, fault: str) -> Path:
+    path = path.with_suffix(".jpg")
+    picture(path, 64, 64)
+    content = path.read_bytes()
+    changed = {"truncated": content[: len(content) // 2], "empty": b"", "text": b"hello", "header": content[:30]}
+    path.write_bytes(changed[fault])
+    return path
+
+
+@pytest.mark.parametrize("storage", ["pixels", "encoded", "auto"])
+@pytest.mark.parametrize("fault", ["truncated", "empty", "text", "header"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_corrupt_pictures(root: Path, fault: str, split: str, storage: str) -> None:
+    path = damaged(root / split / "cat/1x", fault)
+    refusal(str(path), "data.on_corrupt", call=lambda: collect(root, resolution=8, storage=storage))
+    dataset = collect(root, resolution=8, storage=storage, on_corrupt="skip")
+    assert dataset.skipped == [f"{split}/cat/1x.jpg"] == dataset.meta["skipped"]
+    path.unlink()
+    clean = collect(root, resolution=8, storage=storage).arrays
+    if storage != "auto":  # a damaged file may still have a size, and so decide on the storage
+        for name, array in dataset.arrays.items():
+            np.testing.assert_array_equal(array, clean[name])
+
+
+def test_damaged_png(root: Path) -> None:
+    path = picture(root / "train/cat/x.png", 32, 32)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    refusal(str(path), "data.on_corrupt", call=lambda: collect(root, resolution=8))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [11, 20])  # Pillow warns above its limit and raises above twice its limit
+def test_decompression_bomb(root: Path, monkeypatch: pytest.MonkeyPatch, side: int) -> None:
+    picture(root / "train/cat/bomb.png", side, 10)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    refusal("bomb.png", "limit", call=lambda: collect(root, resolution=8))
+    assert collect(root, resolution=8, on_corrupt="skip").skipped == ["train/cat/bomb.png"]
+
+
+def test_classes_differ(root: Path) -> None:
+    for name in ("ant", "bee", "elk", "fox", "gnu"):
+        picture(root / "train" / name / "0.png")
+    picture(root / "val/hen/0.png")
+    message = refusal("val/ lacks 'ant', 'bee', 'elk' and 2 more", "train/ lacks 'hen'", call=lambda: collect(root))
+    assert "gnu" not in message
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_number_of_classes(root: Path, classes: int) -> None:
+    refusal("2 classes", f"data.classes is {classes}", call=lambda: collect(root, classes=classes))
+
+
+@pytest.mark.parametrize(("height", "width", "said"), [(9, 9, "differs"), (8, 9, "not square")])
+def test_sizes_without_a_resolution(root: Path, height: int, width: int, said: str) -> None:
+    path = picture(root / "val/dog/9.png", height, width)
+    said_all = (str(path), f"{width} x {height}", said, "data.resolution")
+    refusal(*said_all, call=lambda: collect(root, storage="pixels"))
+    refusal(*said_all, call=lambda: collect(root, storage="encoded"))
+
+
+@as_root
+@pytest.mark.parametrize("name", ["train/cat", "train/cat/0.png", "val", "."])
+def test_permissions(root: Path, name: str) -> None:
+    path = root / name
+    mode = path.stat().st_mode
+    path.chmod(0)
+    try:
+        refusal(str(path), "permissions", call=lambda: collect(root))
+    finally:
+        path.chmod(mode)
+
+
+# Links
+
+
+@pytest.mark.parametrize("name", ["train/cat/x.png", "train/cat/deep", "train/eel", "val", "classes.txt"])
+def test_links_that_leave_the_root_are_refused(root: Path, tmp_path: Path, name: str) -> None:
+    outside = picture(tmp_path / "outside/x.png")
+    if name == "val":
+        (root / "val").rename(tmp_path / "moved")
+    link = root / name
+    link.symlink_to(tmp_path / "moved" if name == "val" else outside if link.suffix else outside.parent)
+    refusal(str(link), "outside of data.root", call=lambda: collect(root))
+
+
+def test_links_within_the_root_are_followed(root: Path) -> None:
+    (root / "val").rename(root / "held-out")
+    (root / "val").symlink_to(root / "held-out")
+    (root / "train/cat/3.png").symlink_to("../dog/0.png")
+    dataset = collect(root)
+    assert dataset.train.labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_the_root_itself_may_be_a_link(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(root)
+    assert len(collect(tmp_path / "link").train.labels) == 6
+
+
+def test_broken_links_and_links_to_folders(root: Path) -> None:
+    (root / "train/cat/loop").symlink_to(root)
+    refusal("train/cat/loop", "folder", call=lambda: collect(root))
+    (root / "train/cat/loop").unlink()
+    for target in ("nowhere", "self.png"):
+        (root / "train/cat/self.png").symlink_to(target)
+        refusal("self.png", "broken link", call=lambda: collect(root))
+        (root / "train/cat/self.png").unlink()
+
+
+def test_a_pipe_with_the_name_of_a_picture_is_not_read(root: Path) -> None:
+    os.mkfifo(root / "train/cat/x.png")
+    assert len(collect(root).train.labels) == 6
+
+
+# Digits
+
+
+def digits(seed: int = 0, **options: Any) -> Packed:
+    return Packed(DataSettings(source="digits", **options), seed)
+
+
+def test_digits() -> None:
+    dataset = digits()
+    total = np.bincount(load_digits().target)
+    train, val = (np.bincount(split.labels) for split in (dataset.train, dataset.val))
+    np.testing.assert_array_equal(train + val, total)
+    np.testing.assert_array_less(np.abs(val - total / 5), 0.51)
+    for split in (dataset.train, dataset.val):
+        assert split.images is not None
+        assert split.images.dtype == np.uint8
+        assert split.images.shape[1:] == (3, 32, 32)
+        assert (np.diff(split.labels) >= 0).all()
+        np.testing.assert_array_equal(split.images[:, 0], split.images[:, 2])
+    assert dataset.classes == dataset.names == list("0123456789")
+    assert (dataset.resolution, dataset.val_folder, dataset.meta["source"]) == (32, "", "digits")
+
+
+def test_digits_at_their_own_size_are_the_originals() -> None:
+    dataset = digits(resolution=8)
+    assert dataset.train.images is not None
+    assert dataset.val.images is not None
+    found = np.concatenate([dataset.train.images, dataset.val.images])[:, 0].reshape(-1, 64)
+    expected = (load_digits().data * 255 / 16).round().astype(np.uint8)
+    np.testing.assert_array_equal(np.unique(found, axis=0), np.unique(expected, axis=0))
+    assert found.max() == 255
+
+
+def test_digits_keep_their_brightness_when_enlarged() -> None:
+    assert digits(resolution=8).mean == pytest.approx(digits(resolution=32).mean, abs=0.01)
+
+
+def test_the_seed_decides_on_the_split() -> None:
+    same, other = digits(0), digits(1)
+    for a, b in zip(digits(0).arrays.values(), same.arrays.values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert same.train.images is not None
+    assert other.train.images is not None
+    np.testing.assert_array_equal(same.train.labels, other.train.labels)
+    assert (same.train.images != other.train.images).any()
+
+
+def test_digits_limited_and_miscounted() -> None:
+    dataset = digits(images_per_class=3, resolution=8)
+    assert np.bincount(dataset.train.labels).tolist() == [3] * 10
+    assert len(dataset.val.labels) > 300
+    refusal("10 classes", "data.classes is 7", call=lambda: digits(classes=7))
+    refusal("data.storage", call=lambda: digits(storage="encoded"))
+
+
+# A part of the training set that validates
+
+
+@pytest.mark.parametrize("storage", ["pixels", "encoded"])
+def test_held_out_pictures_validate_in_place_of_the_validation_set(root: Path, storage: str) -> None:
+    whole = collect(root, storage=storage)
+    damaged(root / "val/dog/0.png", "text")  # is not read
+    apart = collect(root, storage=storage, held_out=0.3)
+    assert (np.bincount(apart.train.labels).tolist(), np.bincount(apart.val.labels).tolist()) == ([2, 2], [1, 1])
+
+    def pictures(dataset: Packed, split: Split) -> list[bytes]:
+        return [image.tobytes() for image in split.images] if split.images is not None else list(split.files or [])
+
+    both = [*pictures(apart, apart.train), *pictures(apart, apart.val)]
+    assert len(set(both)) == 6
+    assert set(both) == set(pictures(whole, whole.train))
+    assert apart.val_folder == ""
+    assert apart.meta["variant"].endswith(", validated on 30 % of the training pictures")
+    assert "validated on 30 %" in told(apart)
+    for a, b in zip(apart.arrays.values(), collect(root, storage=storage, held_out=0.3).arrays.values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_seed_decides_on_what_is_held_out_and_other_images_do_not() -> None:
+    plain, apart, other = digits(), digits(held_out=0.25), digits(1, held_out=0.25)
+    assert len(apart.val.labels) == pytest.approx(len(plain.train.labels) / 4, abs=5)
+    assert len(apart.train.labels) + len(apart.val.labels) == len(plain.train.labels)
+    assert apart.val.images is not None
+    assert other.val.images is not None
+    assert apart.val.images.tobytes() != other.val.images.tobytes()
+
+
+@pytest.mark.parametrize("share", [0.05, 0.95])
+def test_a_class_of_which_nothing_would_be_left_on_one_side(root: Path, share: float) -> None:
+    refusal("'cat'", "3 training pictures", "data.held_out", call=lambda: collect(root, held_out=share))
+
+
+# What is noticed
+
+
+def told(dataset: Packed) -> str:
+    lines: list[str] = []
+    data.describe(dataset.meta, lines.append)
+    assert all("\n" not in line for line in lines)
+    return "\n".join(lines)
+
+
+def test_the_manifest_is_told(root: Path) -> None:
+    (root / "classes.txt").write_text("dog\tdomestic dog\n")
+    lines = told(collect(root)).splitlines()
+    assert lines[0] == "class 0: cat, 3 + 2 pictures"
+    assert lines[1] == "class 1: dog (domestic dog), 3 + 2 pictures"
+    assert "6 training and 4 validation pictures, 8 x 8, as pixels" in lines[2]
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize("storage", ["pixels", "encoded"])
+def test_duplicates_within_and_across_the_splits_are_counted(root: Path, storage: str) -> None:
+    again = (root / "train/cat/0.png").read_bytes()
+    for name in ("train/dog/copy.png", "val/dog/copy.png", "val/cat/copy.png"):
+        (root / name).write_bytes(again)
+    dataset = collect(root, storage=storage)
+    assert dataset.duplicates == {"train": 1, "val": 1, "val in train": 2}
+    assert "2 validation pictures stand in the training set too" in told(dataset)
+    assert collect(root, images_per_class=3).duplicates["train"] == 0  # only what is kept counts
+
+
+def test_duplicates_of_arrays_are_counted() -> None:
+    assert digits(resolution=8).duplicates == {"train": 0, "val": 0, "val in train": 0}
+
+
+def test_conversions_are_counted(root: Path) -> None:
+    Image.new("CMYK", (8, 8), (255, 0, 0, 0)).save(root / "train/cat/ink.jpg")
+    Image.new("L", (8, 8), 7).save(root / "val/cat/grey.png")
+    dataset = collect(root)
+    assert dataset.modes == {"RGB": 10, "CMYK": 1, "L": 1}
+    assert "converted to RGB: 1 CMYK, 1 L" in told(dataset)
+
+
+def test_small_pictures_are_enlarged_and_counted(root: Path) -> None:
+    picture(root / "train/cat/dot.png", 1, 1)
+    picture(root / "val/cat/flat.png", 5, 30)
+    dataset = collect(root, resolution=8)
+    assert dataset.enlarged == {"count": 2, "smallest": [1, "train/cat/dot.png"]}
+    assert "2 pictures are smaller than 8 px and were enlarged; the smallest: train/cat/dot.png, 1 px" in told(dataset)
+    assert len(np.unique(dataset.train.images[3].reshape(3, -1), axis=1).T) == 1
+    refusal("dot.png", "1 x 1", "data.resolution", call=lambda: collect(root))
+
+
+def test_a_picture_20000_pixels_wide(root: Path) -> None:
+    Image.new("RGB", (20_000, 40), (1, 2, 3)).save(root / "train/cat/wide.png")
+    assert len(collect(root, resolution=8).train.labels) == 7
+    Image.new("L", (20_000, 20_000)).save(root / "train/cat/wide.png")
+    refusal("wide.png", "more pixels than the limit", "on_corrupt", call=lambda: collect(root, resolution=8))
+
+
+def test_a_disk_that_is_too_small_is_known_before_anything_is_read(root: Path, monkeypatch) -> None:
+    (root / "train/cat/0.png").write_bytes(b"junk")
+    usage = type(shutil.disk_usage(root))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10 * 3 * 64 - 1))
+    refusal("disk full", "data.h5", call=lambda: collect(root, resolution=8))
+
+
+def test_skipped_pictures_are_told(root: Path) -> None:
+    (root / "val/cat/0.png").write_bytes(b"")
+    assert "1 unreadable pictures were left out; the first: val/cat/0.png" in told(collect(root, on_corrupt="skip"))
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 7), ("val", 3)])
+def test_another_number_of_pictures_than_the_dataset_has(root: Path, split: str, count: int) -> None:
+    (root / "train/cat/0.png").write_bytes(b"junk")  # known before anything is decoded
+    found = {"train": 6, "val": 4}[split]
+    options = {f"{split}_images": count}
+    refusal(str(root), f"{found} {split} pictures", f"has {count}", call=lambda: collect(root, **options))
+    assert collect(root, on_corrupt="skip", train_images=6, val_images=4).counts["train"] == [2, 3]
+
+
+def test_the_normalisation_of_the_settings_wins(root: Path) -> None:
+    measured = collect(root)
+    dataset = collect(root, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    assert (dataset.mean, dataset.std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert dataset.measured == {"mean": measured.mean, "std": measured.std}
+
+
+@pytest.mark.parametrize("name", ["a name with spaces", "été 猫", "-rf", "'quoted' \"twice\""])
+def test_names_of_all_kinds(root: Path, name: str) -> None:
+    for split in ("train", "val"):
+        (root / split / "dog").rename(root / split / name)
+        picture(root / split / name / f"{name}.png", seed=9)
+    dataset = collect(root)
+    assert sorted(dataset.classes) == sorted(["cat", name])
+    assert len(dataset.train.labels) == 7
+    assert f": {name}, 4 + 3 pictures" in told(dataset)
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> None:
+    """The pieces that are written are all that is held."""
+    import tracemalloc
+
+    def peak(count: int) -> int:
+        root = tmp_path / str(count)
+        file = picture(root / "train/cat/0.png", 64, 64).read_bytes()
+        for split in ("train", "val"):
+            for name in ("cat", "dog"):
+                (root / split / name).mkdir(parents=True, exist_ok=True)
+                for index in range(count):
+                    (root / split / name / f"{index:05}.png").write_bytes(file)
+        with hdf5_writer.writing(root / "data.h5") as writer:
+            tracemalloc.start()
+            writer.meta = data.pack(DataSettings(root=str(root), classes=2, storage="pixels"), writer)
+            used = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        return used
+
+    small, large = peak(200), peak(800)  # 10 and 39 MB of pixels
+    assert large - small < 2e6
+
+
+# Real data
+
+
+real = pytest.mark.skipif(not os.environ.get("WMDD_DATA"), reason="WMDD_DATA names no folder of data sets")
+
+
+@real
+def test_real_imagenette() -> None:
+    """Fastai's split by the name of the dataset: its counts are checked, its classes named, its grey pictures noticed."""
+    root = Path(os.environ["WMDD_DATA"]) / "imagenette-224"
+    settings = resolve("imagenette", root=str(root), resolution=32, images_per_class=30)
+    dataset = Packed(settings)
+    assert [len(dataset.train.labels), len(dataset.val.labels)] == [300, 3925]
+    assert dataset.names[:3] == ["tench", "English springer", "cassette player"]
+    assert "fastai" in dataset.variant
+    assert set(dataset.modes) == {"RGB", "L"}
+    assert dataset.duplicates["val in train"] == 0
+    np.testing.assert_allclose(dataset.measured["mean"], dataset.mean, atol=0.05)
+    with pytest.raises(WmddError, match="9469 train pictures but imagenette has 12894"):
+        Packed(settings.model_copy(update={"train_images": 12894}))
+
+
+@real
+def test_real_tiny_imagenet() -> None:
+    root = Path(os.environ["WMDD_DATA"]) / "tiny-imagenet-20"
+    dataset = collect(root, classes=20, images_per_class=10, storage="encoded")
+    assert np.bincount(dataset.val.labels).tolist() == [50] * 20
+    assert dataset.resolution == 64
+    assert dataset.names[0] == "goldfish, Carassius auratus"
+
+
+@real
+def test_real_cifar10_tree() -> None:
+    dataset = collect(Path(os.environ["WMDD_DATA"]) / "cifar10", classes=10, images_per_class=20)
+    assert np.bincount(dataset.train.labels).tolist() == [20] * 10
+    assert np.bincount(dataset.val.labels).tolist() == [1000] * 10
+    assert dataset.resolution == 32
+    assert dataset.classes[0] == "airplane"
+    np.testing.assert_allclose(dataset.mean, [0.4914, 0.4822, 0.4465], atol=0.05)
+    np.testing.assert_allclose(dataset.std, [0.2470, 0.2435, 0.2616], atol=0.05)

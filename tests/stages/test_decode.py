@@ -1,0 +1,68 @@
+"""Decode: what an image depends on, whatever the batch, the block and how often the job was killed."""
+
+import pytest
+import torch
+
+from wmdd.generators.generator import noise
+from wmdd.networks.context import quiet
+from wmdd.networks.engine import plain
+from wmdd.settings.latent import DecodeSettings
+from wmdd.stages.decode import decode
+
+SHAPE = (1, 2, 2)
+
+
+class Coder:
+    """Its images show latent, label and draw of each."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def decode(self, latents, labels, draws):
+        self.sizes.append(len(latents))
+        drawn = noise(SHAPE, draws)
+        seen = torch.stack([latents, labels.view(-1, 1, 1, 1).expand_as(latents).float(), drawn], 1).flatten(1, 2)
+        return (seen * 16 + 128).round().clamp(0, 255).to(torch.uint8)
+
+
+def run(labels=(0, 1, 2), batch_size=16, seed=0, context=None, coder=None):
+    atoms = torch.arange(4 * 3 * 4).view(4, 3, 4) / 16
+    labels = torch.tensor(labels)
+    settings = DecodeSettings(batch_size=batch_size)
+    return decode(coder or Coder(), atoms[labels], labels, SHAPE, settings, seed, context or quiet(plain()))
+
+
+def test_every_atom_is_decoded_with_its_class():
+    found = run()
+    assert found.shape == (3, 3, 3, 2, 2)
+    assert found.dtype == torch.uint8
+    expected = torch.arange(4 * 3 * 4).view(4, 3, 2, 2)[:3] + 128
+    assert torch.equal(found[:, :, 0].int(), expected)
+    assert (found[:, :, 1] == (torch.arange(3) * 16 + 128).view(3, 1, 1, 1)).all()
+
+
+def test_draws_belong_to_seed_class_and_number():
+    found = run()[:, :, 2]
+    assert len({tuple(image.flatten().tolist()) for image in found.flatten(0, 1)}) == 9
+    assert not torch.equal(run(seed=1)[:, :, 2], found)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_neither_batch_nor_block_matters(size):
+    whole = run()
+    coder = Coder()
+    assert torch.equal(run(batch_size=size, coder=coder), whole)
+    assert max(coder.sizes) == size
+    assert torch.equal(torch.cat([run((0,)), run((1, 2))]), whole)
+
+
+def test_a_killed_job_goes_on_to_the_same_images(dying_keeper):
+    from dataclasses import replace
+
+    keeper = dying_keeper(save_at=2, die_at=3)
+    context = replace(quiet(plain()), keeper=keeper)
+    with pytest.raises(keeper.Killed):
+        run(batch_size=2, context=context)
+    coder = Coder()
+    assert torch.equal(run(batch_size=2, context=context, coder=coder), run())
+    assert len(coder.sizes) == 3, "what was kept is decoded again"

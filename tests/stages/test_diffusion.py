@@ -1,0 +1,76 @@
+"""The diffusion stage: it learns where the latents of a class are, and survives a kill."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from wmdd.base.rng import generator
+from wmdd.generators.denoiser import reverse
+from wmdd.networks.context import quiet
+from wmdd.networks.engine import plain
+from wmdd.settings.latent import DiffusionSettings
+from wmdd.stages.diffusion import train
+
+POINTS = torch.tensor([-1.0, 1.0])  # all numbers of a latent of either class, nearly
+
+
+def latents(count=64):
+    labels = torch.arange(2).repeat_interleave(count // 2)
+    spread = 0.1 * torch.randn(count, 2, 4, 4, generator=generator("latents"))
+    return POINTS[labels].view(-1, 1, 1, 1) + spread, labels
+
+
+def run(context=None, seed=0, **changes):
+    usual = {"width": 8, "layers": 1, "epochs": 3, "batch_size": 32, "lr": 4e-3, "ema": 0.9}
+    x, y = latents()
+    return train(x, y, x, y, 2, DiffusionSettings(**usual | changes), seed, context or quiet(plain()))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return run(epochs=60)
+
+
+def test_the_loss_falls(trained):
+    _, history = trained
+    assert history[-1]["loss"] < 0.4 * history[0]["loss"]
+    assert 0 < history[-1]["val_loss"] < 0.4
+
+
+@torch.no_grad()
+def test_it_takes_noise_to_its_class(trained):
+    network, _ = trained
+    noise, classes = torch.randn(16, 2, 4, 4, generator=generator("noise")), torch.arange(2).repeat_interleave(8)
+    found = reverse(network, torch.zeros(16, 2, 4, 4), noise, classes, 1.0, 1.0, 20).mean((1, 2, 3))
+    assert (found[:8] < -0.5).all()
+    assert (found[8:] > 0.5).all()
+    hidden = reverse(network, torch.zeros(16, 2, 4, 4), noise, torch.full((16,), network.none), 1.0, 1.0, 20)
+    assert hidden.mean((1, 2, 3))[:8].max() > -0.5, "without a class it knows of no class"
+
+
+def test_without_hidden_classes_the_latter_is_not_learnt():
+    sighted, blind = (run(epochs=4, label_dropout=share)[0] for share in (0.0, 1.0))
+    start = run(epochs=1)[0]
+    assert torch.equal(blind.unet.class_embedding.weight[:2], _fresh(start).unet.class_embedding.weight[:2]), (
+        "a class that is always hidden is not learnt"
+    )
+    assert torch.equal(sighted.unet.class_embedding.weight[2], _fresh(start).unet.class_embedding.weight[2])
+
+
+def _fresh(like):
+    from wmdd.generators.denoiser import build
+
+    return build(DiffusionSettings(width=8, layers=1), (2, 4, 4), 2, generator("diffusion", "weights", 0))
+
+
+def test_a_killed_job_goes_on_to_the_same_bits(dying_keeper):
+    whole, history = run()
+    keeper = dying_keeper(save_at=3, die_at=5)
+    context = replace(quiet(plain()), keeper=keeper)
+    with pytest.raises(keeper.Killed):
+        run(context)
+    again, same = run(context)
+    assert same == history
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in whole.state_dict().items())
+    assert not torch.equal(run(seed=1)[0].unet.conv_in.weight, whole.unet.conv_in.weight)

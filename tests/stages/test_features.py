@@ -1,0 +1,329 @@
+"""One pass of the teacher: against double precision, the same bits however it is cut, interrupted or shared among jobs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from wmdd.artifacts import hdf5, hdf5_writer, model_files
+from wmdd.artifacts.partial_output import Pieces
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
+from wmdd.commands import features as run_features
+from wmdd.commands import gather
+from wmdd.datasets.loader import Resident, batches_by_class
+from wmdd.networks.batchnorm import statistics_of
+from wmdd.networks.engine import Engine, plain
+from wmdd.networks.models import normalise
+from wmdd.settings.engine import EngineSettings
+from wmdd.settings.teacher import FeaturesSettings
+from wmdd.stages.feature_files import keep, taken_up
+from wmdd.stages.features import Shard, extract
+
+COUNT = [7, 1, 4, 12, 3]
+LABELS = torch.arange(5).repeat_interleave(torch.tensor(COUNT))
+MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
+SETTINGS = FeaturesSettings(batch_size=4, exact=True)
+ENGINE = EngineSettings(device="cpu", precision="fp32")
+
+
+def drawn(key: str, *shape: int) -> Tensor:
+    return torch.rand(*shape, generator=generator("features test", key))
+
+
+@pytest.fixture
+def pictures() -> Resident:
+    """Pictures whose brightness and contrast differ by class and by picture."""
+    brightness = (40 + 30 * LABELS + 30 * drawn("brightness", len(LABELS)))[:, None, None, None]
+    contrast = (20 + 40 * drawn("contrast", len(LABELS)))[:, None, None, None]
+    images = brightness + contrast * drawn("pixels", len(LABELS), 3, 16, 16)
+    return Resident(images.clamp(0, 255).to(torch.uint8), LABELS)
+
+
+def passed(network, pictures, settings=SETTINGS, engine=None, **options) -> list[Shard]:
+    return list(extract(network, pictures, MEAN, STD, settings, engine or plain(), **options))
+
+
+def inputs_by_hand(network, x: Tensor) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    layers = {n: m for n, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    handles = [m.register_forward_pre_hook(lambda _, a, n=n: found.update({n: a[0]})) for n, m in layers.items()]
+    with torch.no_grad():
+        network(x)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 4, 64])
+def test_features_and_statistics_are_those_of_a_double_precision_pass(tiny_teacher, pictures, size):
+    (shard,) = passed(tiny_teacher, pictures, FeaturesSettings(batch_size=size))
+    assert shard.first == 0
+    assert torch.equal(shard.labels, LABELS)
+    exact = tiny_teacher.double()
+    x = (pictures.images.double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(shard.features.double(), exact.embed(x), rtol=1e-4, atol=1e-4)
+    statistics = shard.moments.statistics()
+    for name, inputs in inputs_by_hand(exact, x).items():
+        for c in range(5):
+            pixels = inputs[c == LABELS].transpose(0, 1).flatten(1)
+            torch.testing.assert_close(statistics.mean[name][c], pixels.mean(1), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(statistics.variance[name][c], pixels.var(1, correction=0), rtol=1e-4, atol=1e-4)
+
+
+def test_the_variance_within_batches_leaves_out_what_is_between_them(tiny_teacher, pictures):
+    settings = FeaturesSettings(batch_size=4, variance="batches", exact=True)
+    engine = Engine(torch.device("cpu"), torch.float32, "eager")
+    (shard,) = passed(tiny_teacher, pictures, settings, engine)
+    exact = tiny_teacher.double()
+    x = (pictures.images.double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    batches = batches_by_class(LABELS, 4)
+    assert max(map(len, batches)) > 1
+    smaller = False
+    for name, inputs in inputs_by_hand(exact, x).items():
+        start = list(shard.moments.widths).index(name)
+        first = sum(list(shard.moments.widths.values())[:start])
+        for c in range(5):
+            mine = [index for index in batches if int(LABELS[index[0]]) == c]
+            parts = [len(i) * inputs[i].transpose(0, 1).flatten(1).var(1, correction=0) for i in mine]
+            sums = shard.moments.sums[c][:, first : first + shard.moments.widths[name]]
+            mean, variance = statistics_of(sums[None], torch.tensor([COUNT[c]]), apart=True)
+            torch.testing.assert_close(variance[0], sum(parts) / COUNT[c], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(mean[0], inputs[c == LABELS].mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+            whole = inputs[c == LABELS].transpose(0, 1).flatten(1).var(1, correction=0)
+            assert (variance[0] < whole + 1e-6).all()
+            smaller |= bool((variance[0] < 0.99 * whole).any())
+    assert smaller
+
+
+def test_the_running_statistics_are_used_and_left(tiny_teacher, pictures):
+    before = {name: value.clone() for name, value in tiny_teacher.state_dict().items()}
+    tiny_teacher.train()
+    passed(tiny_teacher, pictures)
+    assert all(torch.equal(value, before[name]) for name, value in tiny_teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_precision(tiny_teacher, pictures, exact):
+    engine = Engine(torch.device("cpu"), torch.bfloat16)
+    (shard,) = passed(tiny_teacher, pictures, FeaturesSettings(exact=exact), engine)
+    with torch.no_grad():
+        reference = tiny_teacher.embed(normalise(pictures.images, MEAN, STD))
+    off = float((shard.features - reference).norm() / reference.norm())
+    assert shard.features.dtype == torch.float32
+    assert off < 1e-5 if exact else 1e-5 < off < 0.05
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_shards_cut_nothing_but_the_pass(tiny_teacher, pictures, every):
+    (whole,) = passed(tiny_teacher, pictures)
+    calls = iter(range(1000))
+    shards = passed(tiny_teacher, pictures, due=lambda: next(calls) % every == every - 1)
+    assert len(shards) > 2
+    assert torch.equal(torch.cat([s.features for s in shards]), whole.features)
+    assert torch.equal(torch.cat([s.labels for s in shards]), LABELS)
+    assert [s.first for s in shards] == np.cumsum([0, *(len(s.labels) for s in shards)])[:-1].tolist()
+    last = {label: (s.moments.count[label], s.moments.sums[label]) for s in shards for label in s.moments.count}
+    for label, (count, sums) in last.items():
+        assert count == COUNT[label]
+        assert torch.equal(sums, whole.moments.sums[label])
+
+
+def test_a_full_shard_is_handed_over(tiny_teacher, pictures, monkeypatch):
+    (whole,) = passed(tiny_teacher, pictures)
+    monkeypatch.setattr("wmdd.stages.features.SHARD", 9 * whole.features[0].nbytes)
+    shards = passed(tiny_teacher, pictures)
+    assert all(len(shard.labels) <= 9 for shard in shards)
+    assert torch.equal(torch.cat([s.features for s in shards]), whole.features)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_change_no_bit(tiny_teacher, pictures, threads):
+    (one,) = passed(tiny_teacher, pictures)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    (found,) = passed(tiny_teacher, pictures)
+    torch.set_num_threads(before)
+    assert torch.equal(found.features, one.features)
+    assert all(torch.equal(found.moments.sums[label], sums) for label, sums in one.moments.sums.items())
+
+
+def test_a_batch_holds_one_class():
+    batches = batches_by_class(LABELS, 4)
+    assert torch.equal(torch.cat(list(batches)), torch.arange(len(LABELS)))
+    assert all(len(index) <= 4 and len(set(LABELS[index].tolist())) == 1 for index in batches)
+    some = batches_by_class(LABELS, 4, 1, 3)
+    assert torch.equal(torch.cat(list(some)), torch.arange(7, 24))
+    alone = {tuple(index.tolist()) for index in batches}
+    assert {tuple(index.tolist()) for index in some} <= alone
+
+
+# ---- the command: shards, parts, joining
+
+
+@pytest.fixture
+def files(tiny_teacher, pictures, tmp_path) -> Path:
+    """data.h5 and model.safetensors in a folder."""
+    names = list("abcde")
+    manifest = {"classes": names, "names": names, "resolution": 16, "mean": MEAN, "std": STD}
+    arrays = {f"{s}/images": pictures.images.numpy() for s in ("train", "val")}
+    arrays |= {f"{s}/labels": LABELS.numpy() for s in ("train", "val")}
+    hdf5_writer.save(tmp_path / "data.h5", arrays, manifest)
+    settings = {"architecture": "resnet18", "width": 4, "stem": "auto", "norm": "batch"}
+    accuracy = {"top1": 0.5, "top5": 1.0}
+    model_files.save_model(
+        tmp_path / "model.safetensors",
+        tiny_teacher.state_dict(),
+        manifest | {"settings": settings, "accuracy": accuracy},
+    )
+    return tmp_path
+
+
+def make(folder: Path, output: str = "features.h5", statistics: str | None = "statistics.h5", block=None) -> Path:
+    run_features(
+        data=folder / "data.h5",
+        teacher=folder / "model.safetensors",
+        output=folder / output,
+        statistics=folder / statistics if statistics else None,
+        block=block,
+        settings=SETTINGS,
+        engine=ENGINE,
+    )
+    return folder / output
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("features.h5", "statistics.h5")}
+
+
+def test_the_files_hold_what_the_pass_gave(files, tiny_teacher, pictures):
+    (shard,) = passed(tiny_teacher.to(memory_format=torch.channels_last), pictures)
+    make(files)
+    arrays, meta = hdf5.load(files / "features.h5")
+    np.testing.assert_array_equal(arrays["features"], shard.features)
+    np.testing.assert_array_equal(arrays["labels"], LABELS)
+    assert meta["classes"] == list("abcde")
+    arrays, meta = hdf5.load(files / "statistics.h5")
+    np.testing.assert_array_equal(arrays["count"], COUNT)
+    statistics = shard.moments.statistics()
+    assert meta["layers"] == list(statistics.mean)
+    for layer in meta["layers"]:
+        np.testing.assert_array_equal(arrays[f"mean/{layer}"], statistics.mean[layer])
+        np.testing.assert_array_equal(arrays[f"variance/{layer}"], statistics.variance[layer])
+
+
+def test_jobs_that_share_the_pass_end_with_the_bytes_of_one(files, monkeypatch):
+    make(files)
+    whole = content(files)
+    for name in whole:
+        (files / name).unlink()
+    parts = [make(files, f"{block}.h5", None, block) for block in ("classes0-1", "classes2-3", "classes4-4")]
+    monkeypatch.setenv("WMDD_CHECKPOINT_SECONDS", "0")  # a shard a batch
+    parts[1] = make(files, "classes2-3.h5", None, "classes2-3")
+    gather(parts=parts, output=files / "features.h5", statistics=files / "statistics.h5")
+    assert content(files) == whole
+
+
+def test_parts_that_leave_a_class_out_or_do_not_belong_together_are_refused(files):
+    parts = [make(files, f"{block}.h5", None, block) for block in ("classes0-1", "classes3-4")]
+    whole = [parts[0], make(files, "classes2-2.h5", None, "classes2-2"), parts[1]]
+    for given, said in (
+        (parts, r"classes3-4\.h5 has the classes 3\.\.4 where class 2 follows"),  # one is left out
+        (whole[::-1], r"classes3-4\.h5 has the classes 3\.\.4 where class 0 follows"),
+        ([*whole[:2], whole[1], whole[2]], r"classes2-2\.h5 has the classes 2\.\.2 where class 3 follows"),  # one twice
+        (whole[:2], "end before class 3 of 5"),
+    ):
+        with pytest.raises(WmddError, match=said):
+            gather(parts=given, output=files / "features.h5", statistics=files / "statistics.h5")
+    assert not (files / "features.h5").exists()
+    assert not (files / "statistics.h5").exists()
+    arrays, meta = hdf5.load(parts[1])
+    hdf5_writer.save(parts[1], arrays, meta | {"inputs": {"data": "other", "teacher": "other"}})
+    with pytest.raises(WmddError, match=r"classes3-4\.h5 is of other data"):
+        gather(parts=parts, output=files / "features.h5", statistics=files / "statistics.h5")
+
+
+def test_statistics_belong_to_the_whole_and_blocks_to_parts(files):
+    with pytest.raises(WmddError, match="--block"):
+        make(files, statistics=None)
+    with pytest.raises(WmddError, match="--statistics"):
+        make(files, block="classes0-1")
+
+
+SLOW = """
+import sys, time
+from wmdd.datasets import loader
+batches = loader.Streamed.batches
+def slowly(self, positions):
+    for images in batches(self, positions):
+        time.sleep(0.3)
+        yield images
+loader.Streamed.batches = slowly
+from wmdd.__main__ import main
+main()
+"""
+
+
+def test_a_killed_pass_goes_on_to_the_same_bytes(files):
+    make(files)
+    whole = content(files)
+    for name in whole:
+        (files / name).unlink()
+    command = [sys.executable, "-c", SLOW, "features", "--batch-size", "4", "--device", "cpu", "--precision", "fp32"]
+    for flag, name in {
+        "data": "data.h5",
+        "teacher": "model.safetensors",
+        "output": "features.h5",
+        "statistics": "statistics.h5",
+    }.items():
+        command += [f"--{flag}", str(files / name)]
+    environment = os.environ | {"WMDD_CHECKPOINT_SECONDS": "0"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    while len(kept := sorted(files.glob(".features.h5.*.pieces/*.h5"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (files / "features.h5").exists()
+    kept = sorted(files.glob(".features.h5.*.pieces/*.h5"))
+    kept[-1].write_bytes(kept[-1].read_bytes()[:500])  # one that the disk lost; it is made anew
+    (kept[0].parent / ".000000000099.h5.1.part").write_text("half")
+    assert len(kept) >= 3
+    restored = Pieces(files / "features.h5", hdf5.load_meta(kept[0])["key"])
+    stop, _ = taken_up(restored)
+    assert [path.name for path in restored.files] == [path.name for path in kept[:-1]]
+    assert stop > 0
+    make(files)
+    assert content(files) == whole
+    assert not list(files.glob(".*"))
+
+
+def test_the_cost_counts_what_earlier_jobs_have_spent(files, tiny_teacher, pictures):
+    pieces = Pieces(files / "features.h5", "a key")
+    for index, shard in enumerate(passed(tiny_teacher, pictures, due=lambda: True)):
+        keep(pieces, shard, 1000.0 + index)
+    again = Pieces(files / "features.h5", "a key")
+    again.restore()
+    assert again.seconds == 1000 + len(pieces.files) - 1
+    make(files)
+    assert json.loads((files / "features.cost.json").read_text())["seconds"] < 900
+
+
+def test_a_pass_goes_on_with_the_moments_of_the_class_that_it_was_at(files, tiny_teacher, pictures):
+    pieces = Pieces(files / "features.h5", "a key")
+    for shard in passed(tiny_teacher, pictures, due=lambda: True):
+        keep(pieces, shard)
+    stop, moments = taken_up(Pieces(files / "features.h5", "a key"))
+    assert stop == len(LABELS)
+    assert moments is not None
+    assert moments.count == {4: 3}
+    assert taken_up(Pieces(files / "features.h5", "another")) == (0, None)

@@ -1,0 +1,177 @@
+"""Soft labels are the teacher's logits on views that anybody can replay."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
+from wmdd.datasets.loader import Resident
+from wmdd.networks import augment, siamese, whitening
+from wmdd.networks.context import quiet
+from wmdd.networks.engine import plain
+from wmdd.networks.models import normalise
+from wmdd.settings.student import AugmentationSettings
+from wmdd.stages.relabel import ask, relabel, seed_of_views, seeds_of, seen, views_of
+
+COUNT = 9
+CUTMIX = AugmentationSettings()
+MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+KINDS = pytest.mark.parametrize(
+    "settings",
+    [CUTMIX, AugmentationSettings(mix="none"), AugmentationSettings(crop_scale=(1, 1), flip=False, mix="none")],
+    ids=["cutmix", "crops", "still"],
+)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randint(0, 256, (COUNT, 3, 16, 16), generator=generator("relabel test"), dtype=torch.uint8)
+
+
+def epochs_of(network, images: Tensor, seeds: list[int], settings=CUTMIX, size: int = 4, engine=None):
+    return relabel(network, images, MEAN, STD, seeds, settings, size, quiet(engine or plain()))
+
+
+def labels(*arguments, **options) -> Tensor:
+    return torch.stack(list(epochs_of(*arguments, **options)))
+
+
+@KINDS
+def test_labels_are_the_logits_of_the_replayed_views(tiny_teacher, images, settings):
+    seeds = seeds_of(3, 4)
+    found = labels(tiny_teacher, images, seeds, settings)
+    assert found.shape == (4, COUNT, 5)
+    assert found.dtype == torch.float16
+    for epoch, seed in enumerate(seeds):
+        draws = torch.Generator().manual_seed(seed)
+        views = augment.draw(draws, COUNT, settings.crop_scale, settings.flip, settings.mix)
+        with torch.no_grad():
+            expected = tiny_teacher(augment.apply(normalise(images, MEAN, STD), views, torch.arange(COUNT)))
+        torch.testing.assert_close(found[epoch].float(), expected, rtol=2e-3, atol=1e-4)
+
+
+@KINDS
+@pytest.mark.parametrize("index", [[0, 1, 2], [8, 3, 5, 0], [4]])
+def test_a_batch_that_is_normalised_with_its_partners_is_that_of_the_whole_set(images, settings, index):
+    views, index = views_of(settings, COUNT, seed_of_views(1, 0)), torch.tensor(index)
+    expected = augment.apply(normalise(images, MEAN, STD), views, index)
+    assert torch.equal(seen(images, views, index, MEAN, STD), expected)
+
+
+DSA = AugmentationSettings(views="dsa")
+
+
+def test_distorted_views_are_replayed_too(tiny_teacher, images):
+    seeds = seeds_of(3, 3)
+    found = labels(tiny_teacher, images, seeds, DSA)
+    for epoch, seed in enumerate(seeds):
+        how = siamese.draw(torch.Generator().manual_seed(seed), COUNT)
+        with torch.no_grad():
+            expected = tiny_teacher(siamese.apply(normalise(images, MEAN, STD), how))
+        torch.testing.assert_close(found[epoch].float(), expected, rtol=2e-3, atol=1e-4)
+    torch.testing.assert_close(labels(tiny_teacher, images, seeds, DSA, size=2), found, rtol=2e-3, atol=1e-4)
+    other = AugmentationSettings(
+        views="dsa", crop_scale=(0.5, 0.6), flip=False, mix="none"
+    )  # of which nothing is looked at
+    assert torch.equal(labels(tiny_teacher, images, seeds, other), found)
+
+
+@KINDS
+def test_whitened_images_are_seen_as_the_pictures_are(images, settings):
+    white = whitening.fit(Resident(images, torch.zeros(COUNT, dtype=torch.int64)), MEAN, STD)
+    views, index = views_of(settings, COUNT, seed_of_views(1, 0)), torch.tensor([8, 3, 5])
+    expected = augment.apply(white.apply(normalise(images, MEAN, STD)), views, index)
+    torch.testing.assert_close(seen(images, views, index, MEAN, STD, white), expected)
+
+
+def test_an_epoch_is_made_when_it_is_asked_for(tiny_teacher, images):
+    """So that no two are in memory, and one does not depend on those that follow."""
+    whole = labels(tiny_teacher, images, seeds_of(0, 3), size=COUNT)
+    calls = []
+    tiny_teacher.register_forward_hook(lambda *_: calls.append(1))
+    for epoch, found in enumerate(epochs_of(tiny_teacher, images, seeds_of(0, 3), size=COUNT)):
+        assert len(calls) == epoch + 1
+        assert torch.equal(found, whole[epoch])
+
+
+def test_views_are_those_of_float32_whatever_the_teacher_computes_in(images):
+    """A grid of sampling points in bfloat16 would be off by up to 1/256 of the side."""
+
+    class Eye(torch.nn.Module):
+        head = torch.nn.Linear(1, 3)
+
+        def forward(self, x):
+            return x[:, :, 5, 7]
+
+    seeds = seeds_of(0, 2)
+    rounded, exact = (labels(Eye(), images, seeds, engine=plain(dtype)) for dtype in (torch.bfloat16, torch.float32))
+    assert torch.equal(rounded, exact)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e5])
+def test_a_logit_that_is_no_number_is_refused(tiny_teacher, images, value):
+    """Nor is one that is too large for float16."""
+    with torch.no_grad():
+        tiny_teacher.head.bias[3] = value
+    with pytest.raises(WmddError, match=r"a logit of the teacher in epoch 1 is NaN, infinite or beyond 65,504"):
+        labels(tiny_teacher, images, seeds_of(0, 2))
+
+
+def test_what_a_teacher_says_has_no_gradient_and_is_in_float32(tiny_teacher, images):
+    found = ask(tiny_teacher, normalise(images, MEAN, STD), plain(torch.bfloat16))
+    assert (found.dtype, found.requires_grad, found.is_inference()) == (torch.float32, False, False)
+
+
+def test_still_views_give_the_logits_of_the_images_in_every_epoch(tiny_teacher, images):
+    still = AugmentationSettings(crop_scale=(1, 1), flip=False, mix="none")
+    with torch.no_grad():
+        expected = tiny_teacher(normalise(images, MEAN, STD))
+    for found in labels(tiny_teacher, images, seeds_of(0, 3), still):
+        torch.testing.assert_close(found.float(), expected, rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+def test_labels_do_not_depend_on_the_batch_size(tiny_teacher, images, size):
+    # CutMix partners lie in other batches, so the views must be made of the whole set.
+    seeds = seeds_of(1, 2)
+    torch.testing.assert_close(
+        labels(tiny_teacher, images, seeds, size=size),
+        labels(tiny_teacher, images, seeds, size=COUNT),
+        rtol=2e-3,
+        atol=1e-4,
+    )
+
+
+def test_running_statistics_are_used_and_left(tiny_teacher, images):
+    seeds = seeds_of(1, 1)
+    expected = labels(tiny_teacher, images, seeds)
+    before = {name: value.clone() for name, value in tiny_teacher.state_dict().items()}
+    assert torch.equal(labels(tiny_teacher.train(), images, seeds), expected)
+    assert all(torch.equal(value, before[name]) for name, value in tiny_teacher.state_dict().items())
+
+
+def test_fewer_epochs_are_the_first_of_more(tiny_teacher, images):
+    assert seeds_of(0, 5) == seeds_of(0, 8)[:5]
+    some, more = (labels(tiny_teacher, images, seeds_of(0, epochs)) for epochs in (2, 4))
+    assert torch.equal(some, more[:2])
+
+
+def test_seeds_differ_by_epoch_and_by_seed():
+    seeds = [seed for distillation in range(3) for seed in seeds_of(distillation, 300)]
+    assert len(set(seeds)) == 900
+    assert seeds == [seed_of_views(distillation, epoch) for distillation in range(3) for epoch in range(300)]
+    assert seeds_of(2, 300) == seeds[600:]
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_epochs_have_different_views():
+    one, two = (views_of(CUTMIX, 50, seed) for seed in seeds_of(0, 2))
+    assert not torch.equal(one.crop, two.crop)
+    assert not torch.equal(one.partner, two.partner)
+    assert not torch.equal(one.flip, two.flip)
+
+
+def test_replayed_views_are_the_same():
+    one, two = (views_of(CUTMIX, 50, 12345) for _ in range(2))
+    assert all(torch.equal(getattr(one, f), getattr(two, f)) for f in ("crop", "flip", "partner", "paste"))

@@ -1,0 +1,240 @@
+"""Real images chosen as they are."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
+from wmdd.networks import augment
+from wmdd.networks.engine import plain
+from wmdd.networks.models import build, normalise
+from wmdd.settings.barycenter import BarycenterSettings
+from wmdd.settings.network import NetworkSettings
+from wmdd.settings.recover import SelectSettings
+from wmdd.stages.point_clouds import Cloud, Confident
+from wmdd.stages.select import kmeans_medoid, masses, mosaic, patches, random, select
+
+NAMES = ["ant", "bee", "cat"]
+LABELS = torch.tensor([0] * 9 + [1] * 6 + [2] * 14)
+SOLVER = BarycenterSettings(restarts=5)
+STRATEGIES = pytest.mark.parametrize("strategy", ["random", "kmeans-medoid"])
+
+
+def features(count: int = len(LABELS), key: str = "") -> Tensor:
+    return torch.randn(count, 4, generator=generator("select test", key, count))
+
+
+def chosen(strategy: str, k: int, seed: int = 0, labels: Tensor = LABELS) -> tuple[Tensor, Tensor]:
+    return select(
+        labels, NAMES, k, Cloud(features(len(labels)), labels), SelectSettings(strategy=strategy), SOLVER, seed
+    )
+
+
+@STRATEGIES
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_images_are_distinct_and_of_their_class(strategy, k):
+    positions, weights = chosen(strategy, k)
+    assert positions.shape == weights.shape == (3, k)
+    assert weights.dtype == torch.float32
+    for label in range(3):
+        assert len(positions[label].unique()) == k
+        assert bool((LABELS[positions[label]] == label).all())
+    torch.testing.assert_close(weights.sum(1), torch.ones(3))
+
+
+@STRATEGIES
+def test_a_choice_is_that_of_its_seed(strategy):
+    assert torch.equal(chosen(strategy, 3)[0], chosen(strategy, 3)[0])
+    many = torch.cat([LABELS] * 20).sort().values
+    assert not torch.equal(chosen(strategy, 4, 0, many)[0], chosen(strategy, 4, 1, many)[0])
+
+
+def test_random_is_uniform_over_the_class():
+    count = torch.zeros(9)
+    for seed in range(900):
+        positions, weights = random(9, 3, seed, 0)
+        count[positions] += 1
+        assert weights.tolist() == pytest.approx([1 / 3] * 3)
+    assert bool(((count - 300).abs() < 70).all())  # five standard deviations
+
+
+def test_random_asks_for_no_features():
+    select(LABELS, NAMES, 2, None, SelectSettings(strategy="random"), SOLVER, 0)
+
+
+def test_classes_are_chosen_independently():
+    assert not torch.equal(random(20, 5, 0, 0)[0], random(20, 5, 0, 1)[0])
+
+
+def test_one_medoid_is_the_image_nearest_the_mean():
+    positions, weights = chosen("kmeans-medoid", 1)
+    for label in range(3):
+        mine = features()[label == LABELS]
+        nearest = (mine - mine.mean(0)).norm(dim=1).argmin() + (label > LABELS).sum()
+        assert positions[label].tolist() == [int(nearest)]
+    assert weights.tolist() == [[1.0]] * 3
+
+
+def test_medoids_of_separated_clusters_with_their_masses():
+    parts = [100 * i + features(n, str(i)) for i, n in enumerate((8, 3, 5))]
+    nearest, start = {}, 0
+    for part in parts:
+        index = start + int((part - part.mean(0)).norm(dim=1).argmin())
+        nearest[index] = len(part) / 16
+        start += len(part)
+    positions, weights = kmeans_medoid(torch.cat(parts), 3, SOLVER, 0, 0)
+    assert dict(zip(positions.tolist(), weights.tolist(), strict=True)) == pytest.approx(nearest)
+
+
+def test_medoids_stay_distinct_where_atoms_share_their_nearest_image():
+    # Four pictures coincide, and with them three of the four atoms.
+    points = torch.tensor([[0.0], [0.0], [0.0], [0.0], [9.0]])
+    positions, weights = kmeans_medoid(points, 4, SOLVER, 0, 0)
+    assert len(positions.unique()) == 4
+    assert 4 in positions.tolist()
+    assert float(weights.sum()) == pytest.approx(1)
+
+
+def test_all_images_of_a_class_can_be_chosen():
+    positions, weights = chosen("kmeans-medoid", 6)
+    assert sorted(positions[1].tolist()) == list(range(9, 15))
+    assert weights[1].tolist() == pytest.approx([1 / 6] * 6)
+
+
+@STRATEGIES
+def test_a_class_with_too_few_images_is_named_with_both_counts(strategy):
+    with pytest.raises(WmddError, match=r"'bee' has 6 training images.* 7 images") as error:
+        chosen(strategy, 7)
+    assert "\n" not in str(error.value)
+
+
+def test_a_class_without_images_is_named():
+    with pytest.raises(WmddError, match=r"'cat' has 0"):
+        chosen("random", 1, labels=LABELS[:15])
+
+
+def test_mosaics_take_four_times_as_many_and_their_classes_must_have_them():
+    for strategy in "random", "kmeans-medoid":
+        settings = SelectSettings(strategy=strategy, tiles=2)
+        cloud = Cloud(features(), LABELS)
+        positions, weights = select(LABELS, NAMES, 1, cloud, settings, SOLVER, 0)
+        assert positions.shape == (3, 4)
+        assert all(len(mine.unique()) == 4 for mine in positions)
+        torch.testing.assert_close(masses(weights, 2), torch.ones(3, 1))
+        with pytest.raises(
+            WmddError, match=r"'bee' has 6 .* 2 images per class of 2 x 2 tiles to select; lower ipc to 1"
+        ):
+            select(LABELS, NAMES, 2, cloud, settings, SOLVER, 0)
+
+
+def test_a_mosaic_shows_its_pictures_row_by_row():
+    pictures = torch.arange(8, dtype=torch.uint8).view(8, 1, 1, 1).expand(8, 3, 6, 6)
+    found = mosaic(pictures, 2)
+    assert found.shape == (2, 3, 6, 6)
+    for image in range(2):
+        for place, (top, left) in enumerate([(0, 0), (0, 3), (3, 0), (3, 3)]):
+            assert found[image, :, top : top + 3, left : left + 3].unique().tolist() == [2 * place + image]
+
+
+def test_a_tile_is_the_mean_of_the_pixels_it_stands_for():
+    picture = torch.randint(0, 256, (4, 3, 8, 8), generator=generator("tile"), dtype=torch.uint8)
+    tile = mosaic(picture, 2)[0, :, 4:, 4:].float()
+    smooth = torch.nn.functional.interpolate(picture[3:].float(), (4, 4), mode="bilinear", antialias=True)[0]
+    torch.testing.assert_close(tile, smooth.round())
+    assert abs(float(tile.mean() - picture[3].float().mean())) < 8  # edges count less
+
+
+@pytest.mark.parametrize(("side", "tiles"), [(7, 2), (8, 3), (32, 5)])
+def test_a_mosaic_covers_a_side_that_its_tiles_do_not_divide(side, tiles):
+    pictures = torch.full((tiles**2, 3, side, side), 200, dtype=torch.uint8)
+    assert mosaic(pictures, tiles).unique().tolist() == [200]
+    assert mosaic(pictures, 1) is pictures
+
+
+def test_masses_of_mosaics_are_the_sums_of_their_pictures():
+    weights = torch.tensor([[0.1, 0.2, 0.05, 0.15, 0.1, 0.1, 0.2, 0.1]])
+    torch.testing.assert_close(masses(weights, 2), torch.tensor([[0.45, 0.55]]))  # 0, 2, 4, 6 and 1, 3, 5, 7
+
+
+CROPS = SelectSettings(strategy="patches", tiles=2, candidates=12, crops=3, crop_scale=(0.3, 1.0))
+MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
+
+
+def cropped(seed: int = 0, label: int = 1, count: int = 4):
+    network = build(NetworkSettings(width=4), 3, 16, generator("select network")).eval()
+    images = torch.randint(0, 256, (12, 3, 16, 16), generator=generator("candidates"), dtype=torch.uint8)
+    return network, images, patches(network, images, label, count, MEAN, STD, CROPS, seed, plain())
+
+
+def test_patches_are_the_crops_that_the_teacher_is_surest_of():
+    network, images, found = cropped(count=12)
+    assert sorted(found.images.tolist()) == list(range(12)), "of each image one"
+    boxes = augment.resized_crop(generator("select", "crops", 0, 1), 36, CROPS.crop_scale, (1.0, 1.0)).view(12, 3, 4)
+
+    def loss(image: int, box: Tensor) -> float:
+        view = augment.identity(1)
+        view.crop.copy_(box)
+        seen = augment.apply(normalise(images[image : image + 1], MEAN, STD), view, torch.tensor([0]))
+        return float(-network(seen).log_softmax(1)[0, 1].detach())
+
+    losses = [[loss(i, box) for box in boxes[i]] for i in range(12)]
+    kept = [loss(i, box) for i, box in zip(found.images.tolist(), found.boxes, strict=True)]
+    assert kept == sorted(kept)
+    for i, mine in zip(found.images.tolist(), kept, strict=True):
+        assert mine == pytest.approx(min(losses[i]), abs=1e-5)
+    _, _, fewer = cropped(count=4)
+    assert fewer.images.tolist() == found.images[:4].tolist()
+    assert torch.equal(fewer.pixels, found.pixels[:4])
+
+
+def test_patches_are_squares_of_the_size_asked_for_and_depend_on_the_seed():
+    _, images, found = cropped(count=12)
+    _, _, height, width = found.boxes.unbind(1)
+    torch.testing.assert_close(height, width)
+    assert 0.3 <= float((height * width).min()) <= float((height * width).max()) <= 1
+    assert found.pixels.dtype == torch.uint8
+    assert found.pixels.shape == images.shape
+    _, _, again = cropped(count=12)
+    assert torch.equal(found.pixels, again.pixels)
+    _, _, other = cropped(seed=1, count=12)
+    assert not torch.equal(found.boxes, other.boxes)
+
+
+def test_a_whole_image_as_a_patch_is_the_image():
+    network = build(NetworkSettings(width=4), 3, 16, generator("select network")).eval()
+    images = torch.randint(0, 256, (5, 3, 16, 16), generator=generator("candidates"), dtype=torch.uint8)
+    whole = SelectSettings(strategy="patches", crop_scale=(1.0, 1.0))
+    found = patches(network, images, 0, 5, MEAN, STD, whole, 0, plain())
+    assert torch.equal(found.pixels, images[found.images])
+
+
+def test_candidates_of_patches():
+    settings = SelectSettings(strategy="patches", tiles=1, candidates=5)
+    positions, _ = select(LABELS, NAMES, 3, None, settings, SOLVER, 0)
+    assert positions.shape == (3, 5)
+    assert select(LABELS, NAMES, 3, None, settings.model_copy(update={"candidates": 99}), SOLVER, 0)[0].shape == (3, 6)
+    with pytest.raises(WmddError, match=r"select.candidates 5 is fewer than the 6 patches of a class; raise it"):
+        select(LABELS, NAMES, 6, None, settings, SOLVER, 0)
+
+
+@STRATEGIES
+def test_only_the_images_that_count_are_chosen(strategy):
+    """The positions are those in the training set, not those among what counts."""
+    head = torch.nn.Linear(4, 3)
+    everything = Cloud(features(), LABELS, NAMES)
+    sure = Confident(everything, head.weight.detach(), head.bias.detach(), 0.5)
+    settings, solver = SelectSettings(strategy=strategy), BarycenterSettings(confident=0.5)
+    positions, _ = select(LABELS, NAMES, 3, sure, settings, solver, 0)
+    for label in range(3):
+        losses = -head(features()).log_softmax(1)[:, label]
+        mine = (label == LABELS).nonzero()[:, 0]
+        best = mine[losses[mine].argsort()[: -(-len(mine) // 2)]]
+        assert set(positions[label].tolist()) <= set(best.tolist())
+    with pytest.raises(WmddError, match=r"'bee' has 3 training images that count \(barycenter.confident 0.5\), fewer"):
+        select(LABELS, NAMES, 4, sure, settings, solver, 0)
+
+
+def test_settings_of_crops_count_for_patches_alone():
+    assert SelectSettings(strategy="random", crops=9, candidates=7) == SelectSettings(strategy="random")
+    assert SelectSettings(strategy="patches", crops=9).crops == 9

@@ -1,0 +1,52 @@
+r"""Distance: W2 between a distilled set and the real data, class by class, in the space of a teacher's features.
+
+For class c, with the features f(x_ck) and weights w_ck of the distilled images and those of the N_c real ones,
+
+    W_2^2(\sum_k w_ck delta_{f(x_ck)}, 1/N_c \sum_i delta_{f_i}),
+
+by exact transport. Of images that a decoder G made of atoms z_k this is the left side of the push-forward bound of DDOQ
+(Theorem 1): W_2(G_# nu, G_# mu) <= L W_2(nu, mu) for a decoder of Lipschitz constant L, the latents' distance on the right.
+"""
+
+import torch
+from torch import Tensor
+
+from wmdd.networks.context import Context
+from wmdd.networks.models import Network, normalise
+from wmdd.stages.point_clouds import Cloud
+from wmdd.transport.measure import transport_cost
+
+SIZE = 128  # images a forward pass
+
+
+@torch.inference_mode()
+def features(network: Network, images: Tensor, mean: list[float], std: list[float], context: Context) -> Tensor:
+    """Return the features [N, D] of images uint8 [N, 3, R, R], in the engine's precision."""
+    engine = context.engine
+    engine.place(network).eval()
+    found = []
+    for part in images.split(SIZE):
+        with engine.autocast():
+            found.append(network.embed(normalise(engine.arranged(part, network), mean, std)).float().cpu())
+    return torch.cat(found)
+
+
+def distances(embedded: Tensor, weights: Tensor, cloud: Cloud, context: Context) -> dict[str, list[float]]:
+    """Return of each class W2^2 to the real features, with the images' weights and with equal ones, and the features' variance.
+
+    Args:
+        embedded: features of the distilled images, [C, K, D].
+        weights: [C, K].
+        cloud: features of the real images.
+        context: progress.
+    """
+    found: dict[str, list[float]] = {"cost": [], "uniform_cost": [], "variance": []}
+    for label in context.progress(range(len(embedded)), "distances", len(embedded), 0, "class"):
+        rows = cloud.rows(label)
+        points, mass = cloud.read(rows), weights[label].double() / weights[label].double().sum()
+        equal = torch.full_like(mass, 1 / len(mass))
+        found["cost"].append(transport_cost(embedded[label], mass, points))
+        same = torch.allclose(mass, equal, rtol=1e-6, atol=0)
+        found["uniform_cost"].append(found["cost"][-1] if same else transport_cost(embedded[label], equal, points))
+        found["variance"].append(cloud.variance(rows))
+    return found

@@ -1,0 +1,76 @@
+r"""Match: images on which networks behave as on real ones, optimised in their pixels (DM, DataDAM, MTT).
+
+`distributions` matches, class by class, what untrained networks make of real and of distilled images (DM, DataDAM);
+`trajectories` matches where networks go that are trained on them (MTT).
+
+Images begin as real ones, those that the method `random` chooses under the same seed, or as noise. After every step the pixels
+are brought back into [0, 255], because a picture can hold no others; the published codes let them leave it, and score the
+tensors.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import generator
+from wmdd.datasets.loader import Pictures, read
+from wmdd.networks.models import normalise
+
+if TYPE_CHECKING:
+    from wmdd.settings.match import MatchSettings
+
+
+class Matched(NamedTuple):
+    """Images uint8 [C, K, 3, R, R]; of MTT also the student's learning rate, and learned labels [C, K, classes] if any."""
+
+    images: Tensor
+    rate: float | None = None
+    labels: Tensor | None = None
+
+
+class Real(NamedTuple):
+    """The real images of the classes that are matched: where those of each class begin and end in the training set."""
+
+    pictures: Pictures
+    labels: list[int]  # of the block
+    begins: list[int]
+    counts: list[int]
+
+
+def real(
+    pictures: Pictures, labels: list[int], names: list[str], least: int, remedy: str = "lower match.real_batch"
+) -> Real:
+    """Find the real images of some classes.
+
+    Raises:
+        WmddError: a class has fewer than `least`.
+    """
+    begin = [int((pictures.labels < label).sum()) for label in labels]
+    count = [int((pictures.labels == label).sum()) for label in labels]
+    for label, found in zip(labels, count, strict=True):
+        if found < least:
+            raise WmddError(
+                f"class {names[label]} has {found} real images, but {least} are to be drawn at once; {remedy}"
+            )
+    return Real(pictures, labels, begin, count)
+
+
+def start(found: Real, k: int, mean: list[float], std: list[float], settings: "MatchSettings", seed: int) -> Tensor:
+    """Return the normalised images [C, K, 3, R, R] to begin with."""
+    side = found.pictures.resolution
+    if settings.init == "noise":
+        shape = (k, 3, side, side)
+        return torch.stack([torch.randn(shape, generator=generator("match", "noise", seed, c)) for c in found.labels])
+    images = []
+    for label, begin, count in zip(found.labels, found.begins, found.counts, strict=True):
+        chosen = torch.randperm(count, generator=generator("select", seed, label))[:k]  # as wmdd.stages.select.random
+        images.append(normalise(read(found.pictures, begin + chosen), mean, std))
+    return torch.stack(images)
+
+
+def within(images: Tensor, bounds: list[Tensor]) -> None:
+    """Bring normalised pixels back between black and white, in place."""
+    with torch.no_grad():
+        torch.minimum(torch.maximum(images, bounds[0], out=images), bounds[1], out=images)

@@ -1,0 +1,121 @@
+"""Relabel: the teacher's logits on random views of the distilled images (FKD, Shen and Xing 2022; SRe2L's third stage).
+
+The views of epoch e are drawn from a seed that depends on (distillation seed, e) alone, for all images at once. So the views
+are never kept: a file of labels holds their seeds and what `wmdd.stages.labels` makes of the logits, and a student replays
+them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from wmdd.base.errors import WmddError
+from wmdd.base.rng import seed_of
+from wmdd.networks import augment, siamese
+from wmdd.networks.context import Context
+from wmdd.networks.engine import Engine
+from wmdd.networks.models import Network, normalise
+from wmdd.networks.whitening import Whitening
+
+if TYPE_CHECKING:
+    from wmdd.settings.student import AugmentationSettings
+
+
+def seed_of_views(seed: int, epoch: int) -> int:
+    """Return the seed of the views of an epoch."""
+    return seed_of("relabel", "views", seed, epoch)
+
+
+def seeds_of(seed: int, epochs: int) -> list[int]:
+    """Return the seed of each epoch's views."""
+    return [seed_of_views(seed, epoch) for epoch in range(epochs)]
+
+
+def views_of(settings: "AugmentationSettings", count: int, view_seed: int) -> augment.Views | siamese.Distortions:
+    """Replay the views of one epoch from its seed."""
+    draws = torch.Generator().manual_seed(view_seed)
+    if settings.views == "dsa":
+        return siamese.draw(draws, count)
+    return augment.draw(draws, count, settings.crop_scale, settings.flip, settings.mix)
+
+
+def seen(
+    images: Tensor,
+    views: augment.Views | siamese.Distortions,
+    index: Tensor,
+    mean: list[float],
+    std: list[float],
+    whitening: Whitening | None = None,
+) -> Tensor:
+    """Return the views of `images[index]`, [B, 3, R, R] normalised (and whitened), of a set [N, 3, R, R] that stays uint8.
+
+    Only these images and their CutMix partners become float32, the partners behind the images. All on one device.
+    """
+
+    def prepared(chosen: Tensor) -> Tensor:
+        found = normalise(images.index_select(0, chosen), mean, std)
+        return found if whitening is None else whitening.apply(found)
+
+    if isinstance(views, siamese.Distortions):
+        return siamese.apply(prepared(index), views.of(index))
+    both = torch.cat([index, views.partner[index]]) if views.mixed else index
+    here = torch.arange(len(both), device=index.device)
+    paired = replace(views.of(both), partner=here.roll(len(index)))
+    return augment.apply(prepared(both), paired, here[: len(index)])
+
+
+@torch.no_grad()
+def ask(network: nn.Module, images: Tensor, engine: Engine) -> Tensor:
+    """Return what a teacher says of normalised views [B, 3, R, R]: its logits, [B, C] float32."""
+    images = engine.arranged(images, network)
+    with engine.autocast():
+        return network(images).float()
+
+
+def relabel(
+    network: Network,
+    images: Tensor,
+    mean: list[float],
+    std: list[float],
+    seeds: list[int],
+    settings: "AugmentationSettings",
+    batch_size: int,
+    context: Context,
+    start: int = 0,
+) -> Iterator[Tensor]:
+    """Yield the teacher's logits on the views of one epoch after the other, each [N, C] float16 on the engine's device.
+
+    Args:
+        network: the teacher, in eval mode throughout.
+        images: the distilled set, uint8 [N, 3, R, R].
+        mean: per channel, of the teacher's normalisation.
+        std: per channel.
+        seeds: one an epoch, [E].
+        settings: what is random in a view.
+        batch_size: images a forward pass; the result does not depend on it beyond rounding.
+        context: engine, progress.
+        start: epochs that an earlier job has done.
+
+    Raises:
+        WmddError: a logit is no number, or too large for float16.
+    """
+    network.eval()
+    context.engine.place(network)
+    images = images.to(context.engine.device)
+    engine, everything = context.engine, torch.arange(len(images), device=images.device)
+    for epoch in context.progress(range(start, len(seeds)), "relabelling", len(seeds), start, "epoch"):
+        views = views_of(settings, len(images), seeds[epoch]).to(images.device)
+
+        def said(index: Tensor, views: augment.Views | siamese.Distortions = views) -> Tensor:
+            return ask(network, seen(images, views, index, mean, std), engine).half()
+
+        logits = torch.cat(list(engine.passes(said, everything.split(batch_size))))
+        if not logits.isfinite().all():
+            raise WmddError(
+                f"a logit of the teacher in epoch {epoch + 1} is NaN, infinite or beyond 65,504; train the teacher again, "
+                "or set precision: fp32"
+            )
+        yield logits
