@@ -35,6 +35,7 @@ from wmdd.settings.student import LabelSettings, RelabelSettings, StudentSetting
 from wmdd.settings.teacher import FeaturesSettings, TeacherSettings
 
 if TYPE_CHECKING:
+    from wmdd.stages import point_clouds
     from wmdd.stages.barycenter import Quality
     from wmdd.stages.labels import Labels
     from wmdd.transport import Barycenter

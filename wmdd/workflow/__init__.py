@@ -1,4 +1,4 @@
-"""What the Snakefile asks for: where files lie (`layout`), which stages there are (`stages`), what a job reads (`inputs`).
+"""What the Snakefile asks for: the experiment file, where files lie, which stages there are, what each job needs.
 
-Imports `settings` and below, never torch.
+Imports `settings` and `base`; never torch.
 """
