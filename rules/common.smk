@@ -25,9 +25,9 @@ shell.prefix(OUTLIVE)
 if not workflow.is_main_process:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
-from wmdd.config import Experiment
+from wmdd.workflow.experiment import Experiment
 from wmdd.base.errors import WmddError
-from wmdd.lock import Guard, hold
+from wmdd.workflow.lock import Guard, hold
 from wmdd.provenance import code_digest, git_revision
 from wmdd.cost.resources import Requests
 from wmdd.workflow.costs import costs

@@ -15,7 +15,10 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from wmdd.config import Experiment, ExperimentFile, parse, presets
+from wmdd.workflow.experiment import Experiment
+from wmdd.workflow.experiment import ExperimentFile
+from wmdd.workflow.experiment import parse
+from wmdd.workflow.experiment import presets
 from wmdd.networks.models import stem_of
 from wmdd.settings.catalogue import Known
 from wmdd.workflow.stages import SETTINGS

@@ -824,7 +824,7 @@ def config(file: Path, *, stage: str | None = None) -> None:
     """Print the merged, resolved settings of every run of an experiment file, as YAML."""
     import yaml
 
-    from wmdd.config import Experiment
+    from wmdd.workflow.experiment import Experiment
     from wmdd.resolved import resolved
 
     print(yaml.safe_dump(resolved(Experiment.read(file), stage), sort_keys=False, width=120), end="")
@@ -833,7 +833,7 @@ def config(file: Path, *, stage: str | None = None) -> None:
 @app.command
 def schema() -> None:
     """Print the JSON schema of experiment files, for editors that complete and check YAML."""
-    from wmdd.config import schema as build
+    from wmdd.workflow.experiment import schema as build
 
     print(json.dumps(build(), indent=1))
 
@@ -856,7 +856,7 @@ def plan(
         parallel: devices that work at once.
         detail: a row for each method and number of images per class.
     """
-    from wmdd.config import Experiment
+    from wmdd.workflow.experiment import Experiment
     from wmdd.cost import rates as known
     from wmdd.cost.plan import plan as build
     from wmdd.cost.plan import render
@@ -882,7 +882,7 @@ def status(*, configfile: Path = Path("config/config.yaml"), detail: bool = Fals
         configfile: the experiment file.
         detail: all jobs that run or ended early, and why those out of date are.
     """
-    from wmdd.config import Experiment
+    from wmdd.workflow.experiment import Experiment
     from wmdd.status import holder, look, markers, render
     from wmdd.workflow.dag import jobs
 

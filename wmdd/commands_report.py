@@ -122,7 +122,7 @@ def _write_table(
 
 def _kept(runs: Path, configfile: Path | None, name: str | None) -> pd.DataFrame:
     """Return the students of a report that are kept in its runs.json: all, or those of a named entry of a matrix."""
-    from wmdd.config import Experiment
+    from wmdd.workflow.experiment import Experiment
     from wmdd.results import of_raw
 
     try:

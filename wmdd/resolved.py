@@ -3,7 +3,7 @@
 from typing import Any
 
 from wmdd.base.errors import WmddError
-from wmdd.config import Experiment
+from wmdd.workflow.experiment import Experiment
 from wmdd.workflow.stages import KEYS, SETTINGS
 
 

@@ -20,7 +20,7 @@ from tabulate import tabulate
 
 from wmdd.artifacts.checkpoint import Progress, peek
 from wmdd.base.units import seconds
-from wmdd.lock import holders
+from wmdd.workflow.lock import holders
 from wmdd.workflow.dag import Job
 from wmdd.workflow.stages import rank
 

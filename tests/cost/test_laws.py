@@ -12,7 +12,7 @@ import torch
 
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.config import Experiment
+from wmdd.workflow.experiment import Experiment
 from wmdd.cost import dataset, laws, rates, scene
 from wmdd.cost.flop import autoencoder, denoiser, figures
 from wmdd.cost.laws import LAUNCHED, LAWS, bytes_of_view, work

@@ -14,7 +14,7 @@ import yaml
 from wmdd.__main__ import main
 from wmdd.base.errors import WmddError
 from wmdd.base.units import count
-from wmdd.config import Experiment
+from wmdd.workflow.experiment import Experiment
 from wmdd.cost import rates
 from wmdd.cost.plan import plan, render
 from wmdd.cost.scene import Shapes

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wmdd import config
+from wmdd.workflow import experiment
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
@@ -47,6 +47,6 @@ def test_a_whitened_network_is_given_pictures():
 
 
 def test_large_pictures_are_refused():
-    assert config.LARGEST_WHITENED == whitening.LARGEST
+    assert experiment.LARGEST_WHITENED == whitening.LARGEST
     with pytest.raises(WmddError, match="whitening takes images of at most 64 px, not of 65 px; set whiten: false"):
         whitening.fit(pictures(2, 65), MEAN, STD)

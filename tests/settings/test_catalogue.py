@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from wmdd.base.errors import WmddError
-from wmdd.config import Experiment, presets
+from wmdd.workflow.experiment import Experiment
+from wmdd.workflow.experiment import presets
 from wmdd.datasets.imagenet_classes import wnids
 from wmdd.settings.base import flags
 from wmdd.settings.catalogue import Archive, Known, known, table

@@ -15,7 +15,7 @@ from pydantic import ValidationError, WithJsonSchema
 import wmdd.commands_match  # noqa: F401  it registers its commands
 from wmdd.base.errors import WmddError
 from wmdd.commands_latent import app
-from wmdd.config import Experiment
+from wmdd.workflow.experiment import Experiment
 from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.settings.base import Settings, flags
 from wmdd.settings.data import DataSettings

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from wmdd.artifacts import hdf5, hdf5_writer
 from wmdd.base.errors import WmddError
-from wmdd.config import Experiment
+from wmdd.workflow.experiment import Experiment
 from wmdd.datasets.loader import opened, read
 from wmdd.settings.data import DataSettings
 from wmdd.stages import data

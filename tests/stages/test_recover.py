@@ -27,7 +27,7 @@ MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
 MILD = {"crop_scale": (0.3, 1.0), "jitter": 3}
 STILL = {"crop_scale": (1.0, 1.0), "jitter": 0, "flip": False}
 
-# The five rows of WMDD's ablation, and what its released code runs (wmdd/presets.yaml).
+# The five rows of WMDD's ablation, and what its released code runs (wmdd/workflow/presets.yaml).
 WMDD = RecoverSettings(**MILD)
 WMDD_CE = RecoverSettings(**MILD, cross_entropy=1)
 SRE2L_PCBN = RecoverSettings(**MILD, cross_entropy=1, feature_weight=0)

@@ -5,7 +5,7 @@ Nothing but the settings decides: not the machine, nor which files are there, so
 
 import math
 
-from wmdd.config import Experiment
+from wmdd.workflow.experiment import Experiment
 from wmdd.cost.flop import by_hand, rated_width, recovering
 
 IMAGES_PER_BLOCK = 1000  # of a barycenter or recover job, where nothing is known that its time could be told by

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from wmdd.base.errors import WmddError
 from wmdd.base.units import seconds, size
-from wmdd.config import Experiment
+from wmdd.workflow.experiment import Experiment
 from wmdd.cost import rates
 from wmdd.cost.laws import UNKNOWN, work
 from wmdd.cost.plan import Plan, estimate

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
-from wmdd.config import Experiment
+from wmdd.workflow.experiment import Experiment
 from wmdd.cost import flop, rates
 from wmdd.cost.dataset import NAN, Pictures, pictures
 from wmdd.cost.flop import NOTHING, UNKNOWN, Figures

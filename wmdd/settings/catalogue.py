@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from wmdd.base.errors import WmddError
 
 Text = Annotated[str, Field(min_length=1)]
-Section = dict[str, Any]  # settings of a stage, checked in wmdd.config with everyone else's
+Section = dict[str, Any]  # settings of a stage, checked in wmdd.workflow.experiment with everyone else's
 
 
 class _Entry(BaseModel):

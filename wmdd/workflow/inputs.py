@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from wmdd.config import Experiment
+from wmdd.workflow.experiment import Experiment
 from wmdd.settings import catalogue
 from wmdd.settings.base import Settings, flags
 from wmdd.settings.engine import EngineSettings

@@ -12,8 +12,13 @@ import psutil
 import pytest
 from snakemake.exceptions import WorkflowError
 
-from wmdd import lock
-from wmdd.lock import Guard, Holder, clear, hold, holders, locking
+from wmdd.workflow import lock
+from wmdd.workflow.lock import Guard
+from wmdd.workflow.lock import Holder
+from wmdd.workflow.lock import clear
+from wmdd.workflow.lock import hold
+from wmdd.workflow.lock import holders
+from wmdd.workflow.lock import locking
 
 RUN = {
     "is_main_process": True,

@@ -13,7 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wmdd.base.errors import WmddError
-from wmdd.config import LARGEST_WHITENED, Experiment, parse, presets, schema
+from wmdd.workflow.experiment import LARGEST_WHITENED
+from wmdd.workflow.experiment import Experiment
+from wmdd.workflow.experiment import parse
+from wmdd.workflow.experiment import presets
+from wmdd.workflow.experiment import schema
 from wmdd.cost import rates
 from wmdd.cost.blocks import PIXELS_PER_BLOCK, coarse
 from wmdd.cost.laws import work
@@ -26,7 +30,7 @@ from wmdd.settings.recover import RecoverSettings
 from wmdd.workflow.layout import Cell
 from wmdd.workflow.stages import SETTINGS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILES = sorted(set((ROOT / "config").glob("**/*.yaml")) - {ROOT / "config/published.yaml"})  # which is no experiment
 
 
@@ -962,7 +966,7 @@ def test_a_solver_that_there_is_not_shows_before_anything_runs():
 def test_an_editor_finds_no_fault_in_our_files():
     jsonschema.Draft202012Validator.check_schema(schema())
     editor = jsonschema.Draft202012Validator(schema())
-    for path in [*FILES, ROOT / "wmdd/presets.yaml"]:
+    for path in [*FILES, ROOT / "wmdd/workflow/presets.yaml"]:
         assert not [error.message for error in editor.iter_errors(yaml.safe_load(path.read_text()))], path
 
 
