@@ -22,10 +22,10 @@ from wmdd.artifacts.hdf5 import load, load_meta
 from wmdd.artifacts.hdf5_writer import digest_of, save
 from wmdd.artifacts.model_files import load_model, save_model
 from wmdd.base.rng import generator
-from wmdd.workflow.experiment import schema
 from wmdd.networks.models import build
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.student import RelabelSettings
+from wmdd.workflow.experiment import schema
 
 ROOT = Path(__file__).parents[1]
 SIDE, IPC = 8, 2

@@ -15,12 +15,9 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from wmdd.workflow.experiment import Experiment
-from wmdd.workflow.experiment import ExperimentFile
-from wmdd.workflow.experiment import parse
-from wmdd.workflow.experiment import presets
 from wmdd.networks.models import stem_of
 from wmdd.settings.catalogue import Known
+from wmdd.workflow.experiment import Experiment, ExperimentFile, parse, presets
 from wmdd.workflow.stages import SETTINGS
 
 ROOT = Path(__file__).parents[1]

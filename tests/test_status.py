@@ -11,7 +11,6 @@ import pytest
 from wmdd.__main__ import main
 from wmdd.artifacts.checkpoint import Checkpoint
 from wmdd.base.errors import WmddError
-from wmdd.workflow.lock import Holder
 from wmdd.status import (
     HINTS,
     LINES,
@@ -29,6 +28,7 @@ from wmdd.status import (
 )
 from wmdd.workflow.dag import Job, jobs
 from wmdd.workflow.layout import Cell
+from wmdd.workflow.lock import Holder
 
 NOW = 1.7e9
 BEGUN = "wmdd recover: results/r.h5 on cpu with 1 thread(s), torch.float32\n"

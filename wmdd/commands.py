@@ -824,8 +824,8 @@ def config(file: Path, *, stage: str | None = None) -> None:
     """Print the merged, resolved settings of every run of an experiment file, as YAML."""
     import yaml
 
-    from wmdd.workflow.experiment import Experiment
     from wmdd.resolved import resolved
+    from wmdd.workflow.experiment import Experiment
 
     print(yaml.safe_dump(resolved(Experiment.read(file), stage), sort_keys=False, width=120), end="")
 
@@ -856,7 +856,6 @@ def plan(
         parallel: devices that work at once.
         detail: a row for each method and number of images per class.
     """
-    from wmdd.workflow.experiment import Experiment
     from wmdd.cost import rates as known
     from wmdd.cost.plan import plan as build
     from wmdd.cost.plan import render
@@ -864,6 +863,7 @@ def plan(
     from wmdd.cost.resources import render as sizes
     from wmdd.cost.scene import Shapes
     from wmdd.workflow.dag import jobs
+    from wmdd.workflow.experiment import Experiment
 
     if rates is not None and device is not None:
         raise WmddError("give --device or --rates, not both")
@@ -882,9 +882,9 @@ def status(*, configfile: Path = Path("config/config.yaml"), detail: bool = Fals
         configfile: the experiment file.
         detail: all jobs that run or ended early, and why those out of date are.
     """
-    from wmdd.workflow.experiment import Experiment
     from wmdd.status import holder, look, markers, render
     from wmdd.workflow.dag import jobs
+    from wmdd.workflow.experiment import Experiment
 
     Experiment.read(configfile)
     at_work = holder()

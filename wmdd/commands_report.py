@@ -122,8 +122,8 @@ def _write_table(
 
 def _kept(runs: Path, configfile: Path | None, name: str | None) -> pd.DataFrame:
     """Return the students of a report that are kept in its runs.json: all, or those of a named entry of a matrix."""
-    from wmdd.workflow.experiment import Experiment
     from wmdd.results import of_raw
+    from wmdd.workflow.experiment import Experiment
 
     try:
         cells = of_raw(read_json(runs))

@@ -17,7 +17,7 @@ def sync(*, folder: Path = Path("wandb"), dry_run: bool = False) -> None:
         folder: that wandb wrote to.
         dry_run: only list what would be uploaded.
     """
-    from wmdd import sync as way
+    from wmdd.tracking import sync as way
 
     runs = way.find(folder)
     waiting = [run for run in runs if run.state == "waiting"]
@@ -50,10 +50,10 @@ def dashboard(*, entity: str = "", project: str = "", save: bool = False) -> Non
         project: WANDB_PROJECT, or wmdd, by default.
         save: upload them; needs a network and a key.
     """
-    from wmdd import dashboard as build
+    from wmdd.tracking import dashboard as build
 
     if save:
-        from wmdd.sync import check_server
+        from wmdd.tracking.sync import check_server
 
         check_server()
         print(*build.save(entity, project), sep="\n")

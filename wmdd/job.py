@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from wmdd import tracking
 from wmdd.artifacts import atomic_files
 from wmdd.artifacts.checkpoint import Checkpoint, seconds_between
 from wmdd.base import units
@@ -26,6 +25,7 @@ from wmdd.networks.engine import Engine, plain
 from wmdd.provenance import code_digest, git_revision, processor, versions
 from wmdd.settings.base import Settings
 from wmdd.settings.engine import EngineSettings
+from wmdd.tracking import tracker as tracking
 from wmdd.workflow.layout import cost_of
 
 BEFORE = "going on from its checkpoint when started again"
@@ -39,7 +39,7 @@ class Job:
     output: Path
     meta: dict[str, Any]
     engine: Engine
-    tracker: tracking.Tracker
+    tracker: run.Tracker
     checkpoint: Checkpoint
     figures: dict[str, Any] = field(default_factory=dict)
     world: World = ALONE

@@ -20,8 +20,8 @@ from tabulate import tabulate
 
 from wmdd.artifacts.checkpoint import Progress, peek
 from wmdd.base.units import seconds
-from wmdd.workflow.lock import holders
 from wmdd.workflow.dag import Job
+from wmdd.workflow.lock import holders
 from wmdd.workflow.stages import rank
 
 STATES = ("done", "running", "queued", "failed", "stopped", "out of date", "ready", "waiting")

@@ -12,7 +12,6 @@ import torch
 
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.workflow.experiment import Experiment
 from wmdd.cost import dataset, laws, rates, scene
 from wmdd.cost.flop import autoencoder, denoiser, figures
 from wmdd.cost.laws import LAUNCHED, LAWS, bytes_of_view, work
@@ -26,6 +25,7 @@ from wmdd.settings.student import RelabelSettings
 from wmdd.stages import data, embedding, features, recover
 from wmdd.stages.labels import prune
 from wmdd.transport import dimension
+from wmdd.workflow.experiment import Experiment
 from wmdd.workflow.layout import Cell
 from wmdd.workflow.stages import NETWORK, STAGES, Stage
 

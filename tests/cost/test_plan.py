@@ -14,11 +14,11 @@ import yaml
 from wmdd.__main__ import main
 from wmdd.base.errors import WmddError
 from wmdd.base.units import count
-from wmdd.workflow.experiment import Experiment
 from wmdd.cost import rates
 from wmdd.cost.plan import plan, render
 from wmdd.cost.scene import Shapes
 from wmdd.workflow.dag import Job, jobs
+from wmdd.workflow.experiment import Experiment
 from wmdd.workflow.layout import Cell
 
 ROOT = Path(__file__).parents[2]

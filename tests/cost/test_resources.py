@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from wmdd.workflow.experiment import Experiment
 from wmdd.cost import rates
 from wmdd.cost.laws import UNKNOWN, work
 from wmdd.cost.plan import estimate, plan
 from wmdd.cost.resources import Requests, render
 from wmdd.cost.scene import Shapes
 from wmdd.workflow.dag import Job, jobs
+from wmdd.workflow.experiment import Experiment
 from wmdd.workflow.layout import Cell
 from wmdd.workflow.stages import ORDER, STAGES
 
@@ -102,7 +102,8 @@ def test_a_job_without_an_estimate_gets_a_default():
 
 def test_neither_torch_nor_any_file_is_asked():
     line = (
-        "import sys; from wmdd.workflow.experiment import Experiment; from wmdd.cost.resources import Requests; from pathlib import Path;"
+        "import sys; from wmdd.workflow.experiment import Experiment; "
+        "from wmdd.cost.resources import Requests; from pathlib import Path;"
         "from wmdd.workflow.stages import ORDER;"
         "found = Requests(Experiment.read(Path('config/imagenet.yaml')));"
         "cell = dict(dataset='imagenet-1k', teacher='resnet18', method='wmdd', ipc='1', seed='0', student='resnet18', "

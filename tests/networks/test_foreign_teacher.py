@@ -25,7 +25,6 @@ from wmdd.artifacts.model_files import load_model, save_model
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.commands import _teacher
-from wmdd.workflow.experiment import Experiment
 from wmdd.datasets import imagenet_classes
 from wmdd.networks.foreign_checkpoint import of_file
 from wmdd.networks.foreign_teacher import names_outside, pretrained, translated
@@ -33,6 +32,7 @@ from wmdd.networks.models import ResNet, build, normalise
 from wmdd.settings.base import flags
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.teacher import TeacherSettings
+from wmdd.workflow.experiment import Experiment
 
 CLASSES = ["ant", "bee", "cat"]
 FAMILIES = ["mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_x_400mf", "convnext_tiny"]

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from wmdd.workflow import experiment
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
 from wmdd.networks import whitening
 from wmdd.networks.models import normalise
+from wmdd.workflow import experiment
 
 MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
 

@@ -7,12 +7,11 @@ import pytest
 from pydantic import ValidationError
 
 from wmdd.base.errors import WmddError
-from wmdd.workflow.experiment import Experiment
-from wmdd.workflow.experiment import presets
 from wmdd.datasets.imagenet_classes import wnids
 from wmdd.settings.base import flags
 from wmdd.settings.catalogue import Archive, Known, known, table
 from wmdd.settings.data import DataSettings
+from wmdd.workflow.experiment import Experiment, presets
 from wmdd.workflow.stages import SETTINGS
 
 MINIMAL = {"title": "mine", "layout": "folders", "variant": "mine"}

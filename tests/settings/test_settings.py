@@ -15,7 +15,6 @@ from pydantic import ValidationError, WithJsonSchema
 import wmdd.commands_match  # noqa: F401  it registers its commands
 from wmdd.base.errors import WmddError
 from wmdd.commands_latent import app
-from wmdd.workflow.experiment import Experiment
 from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.settings.base import Settings, flags
 from wmdd.settings.data import DataSettings
@@ -25,6 +24,7 @@ from wmdd.settings.match import ExpertSettings, MatchSettings
 from wmdd.settings.recover import RecoverSettings, SelectSettings
 from wmdd.settings.student import AugmentationSettings, LabelSettings, RelabelSettings, StudentSettings
 from wmdd.settings.teacher import TeacherSettings
+from wmdd.workflow.experiment import Experiment
 from wmdd.workflow.inputs import Inputs
 from wmdd.workflow.layout import Cell
 from wmdd.workflow.stages import SETTINGS

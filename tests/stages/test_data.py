@@ -17,10 +17,10 @@ from sklearn.datasets import load_digits
 
 from wmdd.artifacts import hdf5, hdf5_writer
 from wmdd.base.errors import WmddError
-from wmdd.workflow.experiment import Experiment
 from wmdd.datasets.loader import opened, read
 from wmdd.settings.data import DataSettings
 from wmdd.stages import data
+from wmdd.workflow.experiment import Experiment
 
 as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 

@@ -13,11 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wmdd.base.errors import WmddError
-from wmdd.workflow.experiment import LARGEST_WHITENED
-from wmdd.workflow.experiment import Experiment
-from wmdd.workflow.experiment import parse
-from wmdd.workflow.experiment import presets
-from wmdd.workflow.experiment import schema
 from wmdd.cost import rates
 from wmdd.cost.blocks import PIXELS_PER_BLOCK, coarse
 from wmdd.cost.laws import work
@@ -27,6 +22,7 @@ from wmdd.resolved import resolved
 from wmdd.settings.base import NAME, flags
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.recover import RecoverSettings
+from wmdd.workflow.experiment import LARGEST_WHITENED, Experiment, parse, presets, schema
 from wmdd.workflow.layout import Cell
 from wmdd.workflow.stages import SETTINGS
 

@@ -12,10 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from wmdd.workflow.lock import LOCKS
-from wmdd.workflow.lock import MACHINE
-from wmdd.workflow.lock import Holder
-from wmdd.workflow.lock import holders
+from wmdd.workflow.lock import LOCKS, MACHINE, Holder, holders
 
 from .conftest import TINY, Workspace, workspace
 

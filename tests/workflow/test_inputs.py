@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from wmdd.workflow.experiment import Experiment
 from wmdd.workflow.costs import costs
+from wmdd.workflow.experiment import Experiment
 from wmdd.workflow.inputs import Inputs, any_of
 from wmdd.workflow.layout import FILES, Cell, cost_of, path_of
 

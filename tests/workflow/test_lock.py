@@ -13,12 +13,7 @@ import pytest
 from snakemake.exceptions import WorkflowError
 
 from wmdd.workflow import lock
-from wmdd.workflow.lock import Guard
-from wmdd.workflow.lock import Holder
-from wmdd.workflow.lock import clear
-from wmdd.workflow.lock import hold
-from wmdd.workflow.lock import holders
-from wmdd.workflow.lock import locking
+from wmdd.workflow.lock import Guard, Holder, clear, hold, holders, locking
 
 RUN = {
     "is_main_process": True,

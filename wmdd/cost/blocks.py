@@ -5,8 +5,8 @@ Nothing but the settings decides: not the machine, nor which files are there, so
 
 import math
 
-from wmdd.workflow.experiment import Experiment
 from wmdd.cost.flop import by_hand, rated_width, recovering
+from wmdd.workflow.experiment import Experiment
 
 IMAGES_PER_BLOCK = 1000  # of a barycenter or recover job, where nothing is known that its time could be told by
 PIXELS_PER_BLOCK = 2**33  # bytes of its images as float32, of which it holds up to four copies: 14,000 of 224 px

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 from wmdd.base.errors import WmddError
 from wmdd.base.units import seconds, size
-from wmdd.workflow.experiment import Experiment
 from wmdd.cost import rates
 from wmdd.cost.laws import UNKNOWN, work
 from wmdd.cost.plan import Plan, estimate
 from wmdd.cost.scene import Shapes, Work
+from wmdd.workflow.experiment import Experiment
 from wmdd.workflow.layout import Cell
 from wmdd.workflow.stages import BLOCKS, makers_of, rank
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
-from wmdd.workflow.experiment import Experiment
 from wmdd.cost import flop, rates
 from wmdd.cost.dataset import NAN, Pictures, pictures
 from wmdd.cost.flop import NOTHING, UNKNOWN, Figures
 from wmdd.settings.barycenter import TransportSettings
 from wmdd.settings.network import NetworkSettings, OptimisationSettings
+from wmdd.workflow.experiment import Experiment
 from wmdd.workflow.layout import Cell
 
 LOOKED = 500  # pictures that are evaluated at once: wmdd.networks.training, which imports torch; a test compares them

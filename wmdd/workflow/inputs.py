@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from wmdd.workflow.experiment import Experiment
 from wmdd.settings import catalogue
 from wmdd.settings.base import Settings, flags
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.student import LabelSettings
+from wmdd.workflow.experiment import Experiment
 from wmdd.workflow.layout import Cell, history_of, path_of
 from wmdd.workflow.stages import BLOCKS, KEYS, STAGES, Family
 

@@ -1,7 +1,7 @@
 """Offline wandb runs to wandb's server, from a machine that has a network: what is not there yet, then the lineage.
 
 wandb's own `wandb sync` uploads. Offline no run can say what it used, so each artifact carries the digests of its inputs (see
-`wmdd.tracking`); once all are uploaded they become wandb's edges. Both leave a mark beside the run, so that a second call
+`wmdd.tracking.tracker`); once all are uploaded they become wandb's edges. Both leave a mark beside the run, so that a second call
 goes on where the first one ended.
 """
 
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from wmdd.artifacts import atomic_files
 from wmdd.base.errors import WmddError
-from wmdd.tracking import RECORD, without_key
+from wmdd.tracking.tracker import RECORD, without_key
 
 WANDB = [sys.executable, "-m", "wandb"]
 LINKED = f"{RECORD}.linked"

@@ -17,7 +17,9 @@ from wmdd.artifacts import atomic_files, hdf5, model_files
 from wmdd.workflow.layout import place_of
 from wmdd.workflow.stages import STAGES, makers_of
 
-RECORD = "artifact.json"  # beside a run's data: the artifact that it made; `wmdd.sync` draws the lineage from it
+RECORD = (
+    "artifact.json"  # beside a run's data: the artifact that it made; `wmdd.tracking.sync` draws the lineage from it
+)
 SEVERAL = re.compile(r"\d+/(final/.+)")  # the score of one of several students of a job
 SECRET = re.compile(r"\b([0-9a-f]{40}|wandb_v\d\w+)\b")
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.test_commands import COMMANDS, here, made  # noqa: F401
-from wmdd import dashboard, tracking
 from wmdd.base.errors import WmddError
-from wmdd.dashboard import CONFIG, METRICS, NAME, dump, sections
-from wmdd.tracking import NullTracker, columns
+from wmdd.tracking import dashboard
+from wmdd.tracking import tracker as tracking
+from wmdd.tracking.dashboard import CONFIG, METRICS, NAME, dump, sections
+from wmdd.tracking.tracker import NullTracker, columns
 
 
 class Names(NullTracker):

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from wmdd.base.errors import WmddError
-from wmdd.tracking import without_key
+from wmdd.tracking.tracker import without_key
 from wmdd.workflow.stages import ATOMS, BLOCKS
 
 if TYPE_CHECKING:

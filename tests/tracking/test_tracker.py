@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wmdd import tracking
 from wmdd.artifacts import hdf5_writer
 from wmdd.artifacts.checkpoint import Checkpoint
 from wmdd.base.errors import WmddError
@@ -20,7 +19,8 @@ from wmdd.base.preemption import AGAIN
 from wmdd.job import cost_path, job
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.recover import SelectSettings
-from wmdd.tracking import (
+from wmdd.tracking import tracker as tracking
+from wmdd.tracking.tracker import (
     NullTracker,
     WandbTracker,
     artifact_name,
@@ -32,7 +32,7 @@ from wmdd.tracking import (
     without_key,
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KEY = "0123456789abcdef" * 2 + "deadbeef"  # 40 hexadecimal digits, as a real one has
 
 
@@ -48,7 +48,7 @@ def python(source, folder, **variables):
 DISABLED = """
 import sys
 from pathlib import Path
-from wmdd import tracking
+from wmdd.tracking import tracker as tracking
 from wmdd.job import job
 from wmdd.settings.recover import SelectSettings
 
@@ -85,7 +85,7 @@ def test_nobody_and_wandb_have_the_same_methods():
 OFFLINE = """
 from pathlib import Path
 import numpy as np
-from wmdd import tracking
+from wmdd.tracking import tracker as tracking
 from wmdd.job import job
 from wmdd.settings.recover import RecoverSettings, SelectSettings
 
