@@ -28,7 +28,7 @@ if not workflow.is_main_process:
 from wmdd.workflow.experiment import Experiment
 from wmdd.base.errors import WmddError
 from wmdd.workflow.lock import Guard, hold
-from wmdd.provenance import code_digest, git_revision
+from wmdd.jobs.provenance import code_digest, git_revision
 from wmdd.cost.resources import Requests
 from wmdd.workflow.costs import costs
 from wmdd.workflow.inputs import Inputs, any_of

@@ -7,8 +7,8 @@ import sys
 def main() -> None:
     """Run a command."""
     os.environ.setdefault("POT_BACKEND_DISABLE_PYTORCH", "1")
-    from wmdd import launch
     from wmdd.base.preemption import AGAIN, Notice, Preempted, listening
+    from wmdd.jobs import torchrun
 
     notice = Notice("ended before it began; starts anew when started again")
     try:
@@ -21,18 +21,18 @@ def main() -> None:
                     raise
                 raise end from None
     except Preempted as preempted:
-        if launch.launched():  # the launcher says it
-            launch.end(AGAIN)
+        if torchrun.launched():  # the launcher says it
+            torchrun.end(AGAIN)
         if os.environ.get("RANK", "0") == "0":
             print(f"wmdd {next(iter(sys.argv[1:]), '')}: {preempted}", file=sys.stderr, flush=True)
         raise
 
 
 def _run() -> None:
-    from wmdd import launch
+    from wmdd.jobs import torchrun
 
-    if launch.launched():  # one of several processes
-        launch.follow()
+    if torchrun.launched():  # one of several processes
+        torchrun.follow()
     from wmdd import commands_export, commands_match, commands_report, commands_tracking  # noqa: F401  they register their commands
     from wmdd.base.errors import WmddError
     from wmdd.commands_latent import app
@@ -40,8 +40,8 @@ def _run() -> None:
     try:
         app(sys.argv[1:])
     except Exception as error:
-        if launch.launched():
-            launch.leave(error)
+        if torchrun.launched():
+            torchrun.leave(error)
         if not isinstance(error, WmddError):
             raise
         sys.exit(f"wmdd {next(iter(sys.argv[1:]), '')}: error: {error}")

@@ -22,10 +22,10 @@ from wmdd.artifacts.hdf5_writer import save
 from wmdd.artifacts.model_files import load_model
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
-from wmdd.job import Job, cost_path, job
+from wmdd.jobs.job import Job, cost_path, job
+from wmdd.jobs.node_cache import staged
 from wmdd.networks.batchnorm import Statistics
 from wmdd.networks.models import Network, restore
-from wmdd.scratch import staged
 from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.settings.data import DataSettings
 from wmdd.settings.engine import EngineSettings
@@ -128,7 +128,7 @@ def teacher(
         engine: device, precision.
     """
     from wmdd.datasets.loader import opened
-    from wmdd.launch import launch
+    from wmdd.jobs.torchrun import launch
     from wmdd.networks.distributed import started, world
     from wmdd.stages.teacher import train
 

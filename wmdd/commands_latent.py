@@ -26,9 +26,9 @@ from wmdd.commands import (
     _write_history,
     app,
 )
-from wmdd.job import job
+from wmdd.jobs.job import job
+from wmdd.jobs.node_cache import staged
 from wmdd.networks.engine import Engine
-from wmdd.scratch import staged
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.latent import (
     AutoencoderSettings,

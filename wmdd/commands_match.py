@@ -12,8 +12,8 @@ from wmdd.artifacts import hdf5, hdf5_writer
 from wmdd.artifacts.hdf5 import LEARNED, check_classes
 from wmdd.base.errors import WmddError
 from wmdd.commands import ENGINE, Ipc, Several, _block, _manifest, _save_images, _write_history, app
-from wmdd.job import job
-from wmdd.scratch import staged
+from wmdd.jobs.job import job
+from wmdd.jobs.node_cache import staged
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.match import ExpertSettings, MatchSettings
 

@@ -19,7 +19,7 @@ from wmdd.artifacts import hdf5_writer, model_files
 from wmdd.artifacts.checkpoint import peek
 from wmdd.base.preemption import AGAIN, SIGNALS, Notice, Preempted, listening
 from wmdd.base.rng import generator
-from wmdd.job import job
+from wmdd.jobs.job import job
 from wmdd.networks.models import build
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.recover import SelectSettings

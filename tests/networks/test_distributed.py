@@ -27,7 +27,7 @@ from wmdd.base.errors import WmddError
 from wmdd.base.preemption import AGAIN
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
-from wmdd.launch import check_gpus
+from wmdd.jobs.torchrun import check_gpus
 from wmdd.networks.context import quiet
 from wmdd.networks.distributed import ALONE, SharedBatchNorm2d, World, parts_of, shared_statistics, unsent, world
 from wmdd.networks.engine import plain

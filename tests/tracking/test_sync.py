@@ -11,8 +11,8 @@ import pytest
 from wmdd.base.errors import WmddError
 from wmdd.base.units import size
 from wmdd.tracking import sync
-from wmdd.tracking.tracker import RECORD
 from wmdd.tracking.sync import LINKED, TOGETHER, Run, check_server, find, link, records, unlinked, upload
+from wmdd.tracking.tracker import RECORD
 
 STAND_IN = """
 import os, sys

@@ -16,7 +16,7 @@ from wmdd.artifacts import hdf5_writer
 from wmdd.artifacts.checkpoint import Checkpoint
 from wmdd.base.errors import WmddError
 from wmdd.base.preemption import AGAIN
-from wmdd.job import cost_path, job
+from wmdd.jobs.job import cost_path, job
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.recover import SelectSettings
 from wmdd.tracking import tracker as tracking
@@ -49,7 +49,7 @@ DISABLED = """
 import sys
 from pathlib import Path
 from wmdd.tracking import tracker as tracking
-from wmdd.job import job
+from wmdd.jobs.job import job
 from wmdd.settings.recover import SelectSettings
 
 tracker = tracking.start(Path("x.h5"), "select", {"a": 1})
@@ -86,7 +86,7 @@ OFFLINE = """
 from pathlib import Path
 import numpy as np
 from wmdd.tracking import tracker as tracking
-from wmdd.job import job
+from wmdd.jobs.job import job
 from wmdd.settings.recover import RecoverSettings, SelectSettings
 
 for attempt in range(2):
@@ -101,7 +101,7 @@ with job("select", Path("results/d/other.h5"), [SelectSettings()], {}, seed=0) a
 TERMINATED = """
 import os, signal
 from pathlib import Path
-from wmdd.job import job
+from wmdd.jobs.job import job
 from wmdd.settings.recover import SelectSettings
 
 with job("select", Path("killed.h5"), [SelectSettings()], {}, seed=0) as this:
@@ -202,7 +202,7 @@ CHAIN = """
 from pathlib import Path
 import numpy as np
 from wmdd.artifacts import hdf5, hdf5_writer
-from wmdd.job import job
+from wmdd.jobs.job import job
 from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.recover import RecoverSettings
@@ -484,13 +484,13 @@ def test_the_checkpoint_belongs_to_settings_inputs_identity_engine_and_code(tmp_
     ]
     assert key(seed=0) == keys[0]
     assert key(seed=0, threads=1) == keys[0]
-    monkeypatch.setattr("wmdd.job.code_digest", lambda _: "other code")
+    monkeypatch.setattr("wmdd.jobs.job.code_digest", lambda _: "other code")
     keys.append(key(seed=0))
     assert len(set(keys)) == len(keys)
 
 
 def test_the_provenance_of_a_job(tmp_path, memory, monkeypatch):
-    monkeypatch.setattr("wmdd.job.git_revision", lambda: "abc-dirty")
+    monkeypatch.setattr("wmdd.jobs.job.git_revision", lambda: "abc-dirty")
     with job("select", tmp_path / "x", [SelectSettings()], {"data": "d"}, EngineSettings(device="cpu"), seed=4) as this:
         meta = json.loads(json.dumps(this.meta))
     assert (meta["stage"], meta["identity"], meta["inputs"]) == ("select", {"seed": 4}, {"data": "d"})

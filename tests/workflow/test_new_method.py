@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wmdd.artifacts import hdf5
 from wmdd.base.rng import generator
-from wmdd.provenance import code_digest
+from wmdd.jobs.provenance import code_digest
 
 from .conftest import REPOSITORY, TINY, Workspace, workspace
 

@@ -127,17 +127,17 @@ def test_comment_and_docstring_rerun_nothing(run: Workspace) -> None:
 
 
 def test_renaming_a_module_and_describing_a_setting_rerun_nothing(run: Workspace) -> None:
-    (run.root / "wmdd/networks/augment.py").rename(run.root / "wmdd/distortions.py")
+    (run.root / "wmdd/networks/augment.py").rename(run.root / "wmdd/networks/distortions.py")
     for path in (run.root / "wmdd").rglob("*.py"):
-        text = path.read_text().replace("wmdd.networks.augment", "wmdd.distortions")
-        path.write_text(text.replace("from wmdd import augment", "from wmdd import distortions as augment"))
-    edit(run.root / "wmdd/settings/", '"Adam steps (', '"steps of Adam (')
+        text = path.read_text().replace("wmdd.networks.augment", "wmdd.networks.distortions")
+        path.write_text(re.sub(r"(from wmdd.networks import .*)\baugment\b", r"\1distortions as augment", text))
+    edit(run.root / "wmdd/settings/recover.py", '"Adam steps (', '"steps of Adam (')
     assert run.pending() == {}
 
 
 def test_code_of_settings_reruns_the_stage_that_asks_it(run: Workspace) -> None:
     edit(
-        run.root / "wmdd/settings/",
+        run.root / "wmdd/settings/recover.py",
         'return self.statistics == "global" or',
         'return False or self.statistics == "global" or',
     )

@@ -1,4 +1,4 @@
-"""Reading an HDF5 artifact: arrays, and `meta`: settings, seeds, versions, class manifest, digests of inputs (`wmdd.job`)."""
+"""Reading an HDF5 artifact: arrays, and `meta`, which says how it was made: settings, seeds, versions, classes, digests."""
 
 import json
 from collections.abc import Iterator

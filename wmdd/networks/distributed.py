@@ -1,6 +1,6 @@
 """One training on several processes, one a GPU: who takes what, sums over all, BatchNorm that sees the whole batch.
 
-`wmdd.launch` starts the processes. A training on one process uses none of this.
+`wmdd.jobs.torchrun` starts the processes. A training on one process uses none of this.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """Offline wandb runs to wandb's server, from a machine that has a network: what is not there yet, then the lineage.
 
 wandb's own `wandb sync` uploads. Offline no run can say what it used, so each artifact carries the digests of its inputs (see
-`wmdd.tracking.tracker`); once all are uploaded they become wandb's edges. Both leave a mark beside the run, so that a second call
-goes on where the first one ended.
+`wmdd.tracking.tracker`); once all are uploaded they become wandb's edges. Both leave a mark beside the run, so that a second
+call goes on where the first one ended.
 """
 
 import netrc

@@ -45,7 +45,7 @@ class Job:
 
     @property
     def checkpoint(self) -> Path:
-        """Where `wmdd.job` keeps its state."""
+        """Where `wmdd.jobs.job` keeps its state."""
         return self.outputs[0].with_name(f".{self.outputs[0].name}.checkpoint")
 
 

@@ -19,10 +19,10 @@ from wmdd.artifacts.checkpoint import Checkpoint, seconds_between
 from wmdd.base import units
 from wmdd.base.preemption import AGAIN, NOTHING, Notice, listening
 from wmdd.base.progress import progress
+from wmdd.jobs.provenance import code_digest, git_revision, processor, versions
 from wmdd.networks.context import Context, Reader, quiet
 from wmdd.networks.distributed import ALONE, World
 from wmdd.networks.engine import Engine, plain
-from wmdd.provenance import code_digest, git_revision, processor, versions
 from wmdd.settings.base import Settings
 from wmdd.settings.engine import EngineSettings
 from wmdd.tracking import tracker as tracking
@@ -39,7 +39,7 @@ class Job:
     output: Path
     meta: dict[str, Any]
     engine: Engine
-    tracker: run.Tracker
+    tracker: tracking.Tracker
     checkpoint: Checkpoint
     figures: dict[str, Any] = field(default_factory=dict)
     world: World = ALONE

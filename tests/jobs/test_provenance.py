@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from tests.test_commands import COMMANDS, here, made  # noqa: F401
-from wmdd import provenance
 from wmdd.base.errors import WmddError
-from wmdd.provenance import GROUND, HANDED, PACKAGE, code_digest, git_revision, versions
-from wmdd.reach import Definition, Module, Package, is_command
+from wmdd.jobs import provenance
+from wmdd.jobs.code_reach import Definition, Module, Package, is_command
+from wmdd.jobs.provenance import GROUND, HANDED, PACKAGE, code_digest, git_revision, versions
 
 RULES = "\n".join(path.read_text() for path in sorted((PACKAGE.parent / "rules").glob("*.smk")))
 STAGES = sorted(set(re.findall(r'code_digest\("(\w+)"\)', RULES)))
@@ -109,7 +109,7 @@ def test_every_rule_has_a_digest_of_its_own_name(before):
     assert len(set(before.values())) == len(before)
     with pytest.raises(WmddError, match="0 functions recovery are decorated as a command"):
         code_digest("recovery")
-    code = "import sys; from wmdd.provenance import code_digest; print(code_digest('recover'), 'torch' in sys.modules)"
+    code = "import sys; from wmdd.jobs.provenance import code_digest; print(code_digest('recover'), 'torch' in sys.modules)"
     said = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=PACKAGE.parent)
     assert said.split() == [before["recover"], "False"], "another process has the same digest, and needs no torch"
 
@@ -151,13 +151,13 @@ def test_moving_all_into_a_subpackage_and_renaming_a_module_changes_nothing(pack
     package.rename(package.parent / "moved")
     shutil.copytree(package.parent / "moved", package / "moved")
     (package / "__init__.py").write_text("")
-    (package / "moved/augment.py").rename(package / "moved/distortions.py")
+    (package / "moved/networks/augment.py").rename(package / "moved/networks/distortions.py")
     for path in (package / "moved").rglob("*.py"):
         text = re.sub(r"^( *(?:from|import) wmdd)\b", r"\1.moved", path.read_text(), flags=re.MULTILINE)
         text = re.sub(
-            r"^( *from wmdd.moved import .*)\baugment\b", r"\1distortions as augment", text, flags=re.MULTILINE
+            r"^( *from wmdd.moved.networks import .*)\baugment\b", r"\1distortions as augment", text, flags=re.MULTILINE
         )
-        path.write_text(text.replace("wmdd.moved.augment", "wmdd.moved.distortions"))
+        path.write_text(text.replace("moved.networks.augment", "moved.networks.distortions"))
     assert digests(package) == before
 
 

@@ -8,9 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from wmdd.base.errors import WmddError
-from wmdd.reach import Package
+from wmdd.jobs.code_reach import Package
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 # The functions and classes that decide no number, nor does what only they reach; each name stands once in the package.
 GROUND = {
     "job": "what a command does around its stage: provenance, checkpoint, tracker, cost; makes the Job that it hands out",
@@ -38,8 +38,8 @@ _package = cache(Package)
 def code_digest(stage: str, root: Path = PACKAGE) -> str:
     """Return a digest of the code of this package that decides what a stage makes.
 
-    That is the stage's command and all functions, classes and constants that it refers to, and so on (`wmdd.reach`), up to
-    those of `GROUND`. Of settings it has methods and validators, but no defaults, bounds and descriptions: their values
+    That is the stage's command and all functions, classes and constants that it refers to, and so on (`wmdd.jobs.code_reach`),
+    up to those of `GROUND`. Of settings it has methods and validators, but no defaults, bounds and descriptions: their values
     reach a stage as flags. Nor has it the names of modules, imports, docstrings, comments, annotations, the words of errors,
     and files that are not Python: what of them decides a number is an input or another param of the stage's rule.
 

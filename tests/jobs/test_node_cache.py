@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from tests.artifacts.test_artifacts import tmpfs
-from wmdd import commands, scratch
+from wmdd import commands
 from wmdd.artifacts import hdf5
 from wmdd.artifacts.hdf5 import load
 from wmdd.artifacts.hdf5_writer import save
 from wmdd.datasets.loader import opened, read
-from wmdd.scratch import staged
+from wmdd.jobs import node_cache
+from wmdd.jobs.node_cache import staged
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.recover import SelectSettings
@@ -88,7 +89,7 @@ def test_the_copy_is_the_file(data, node, capsys):
 
 def test_it_is_copied_once(data, node, monkeypatch):
     copy = staged(data)
-    monkeypatch.setattr(scratch, "_copy", lambda *_: pytest.fail("copied twice"))
+    monkeypatch.setattr(node_cache, "_copy", lambda *_: pytest.fail("copied twice"))
     assert staged(data) == copy
 
 
@@ -166,7 +167,7 @@ def test_a_disk_that_fills_meanwhile(data, node, capsys, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setattr(scratch.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, 10**9))
+    monkeypatch.setattr(node_cache.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, 10**9))
     assert staged(data) == data
     assert "disk full" in capsys.readouterr().err.splitlines()[-1]
     assert files(node) == []
@@ -215,7 +216,7 @@ def stage(data, seconds, ready, said):
         time.sleep(seconds)
         copy(*arguments)
 
-    copy, scratch._copy = scratch._copy, slow
+    copy, node_cache._copy = node_cache._copy, slow
     ready.wait()
     said.put((staged(data), bool(copied)))
 
@@ -253,11 +254,11 @@ def test_one_that_was_killed_leaves_nothing_for_good(data, node):
 
 
 def copy_name(data: Path) -> str:
-    return f"digits-{scratch._content(data)[:32]}-{data.stat().st_size}.h5"
+    return f"digits-{node_cache._content(data)[:32]}-{data.stat().st_size}.h5"
 
 
 def test_a_big_copy_shows_how_far_it_is(data, node, monkeypatch, capsys):
-    monkeypatch.setattr(scratch, "BIG", 0)
+    monkeypatch.setattr(node_cache, "BIG", 0)
     staged(data)
     assert "copying: 1/1 16 MB" in capsys.readouterr().err
 
