@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wmdd.loading import load as load
+    from wmdd.export.loading import load as load
 
 __version__ = "0.1.0"
 
@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """Import `load` when it is asked for, so that `import wmdd` stays light."""
     if name == "load":
-        from wmdd.loading import load
+        from wmdd.export.loading import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,9 +17,9 @@ from wmdd.artifacts.atomic_files import read_json
 from wmdd.artifacts.hdf5 import LEARNED, check_classes, learned_labels
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
-from wmdd.card import Origin
 from wmdd.commands import Several, app
-from wmdd.loading import Layout, Manifest, SoftLabels, check_images, provenance
+from wmdd.export.dataset_card import Origin
+from wmdd.export.loading import Layout, Manifest, SoftLabels, check_images, provenance
 from wmdd.workflow.layout import Cell, place_of
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def export(
         overwrite: replace an earlier export.
         threads: of the CPU.
     """
-    from wmdd.export import check_output, manifest_classes
-    from wmdd.export import export as run
+    from wmdd.export.export import check_output, manifest_classes
+    from wmdd.export.export import export as run
 
     check_output(output, overwrite)
     torch.set_num_threads(threads)
@@ -105,7 +105,7 @@ def _soft(
     path: Path, images: dict[str, Any], shape: tuple[int, int], temperature: float
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the mean soft labels [N, C], and the meta data of their file."""
-    from wmdd.export import mean_soft_labels
+    from wmdd.export.export import mean_soft_labels
     from wmdd.stages import labels
 
     with hdf5.reading(path, "seeds") as file:

@@ -18,14 +18,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import wmdd
-from tests.test_export import HERE, IPC, LAYOUTS, NAMES, SIDE, exported, here, read_set  # noqa: F401
+from tests.export.test_export import HERE, IPC, LAYOUTS, NAMES, SIDE, exported, here, read_set  # noqa: F401
 from wmdd.artifacts.hdf5 import load as read
 from wmdd.artifacts.hdf5 import load_meta
 from wmdd.artifacts.hdf5_writer import save
 from wmdd.base.errors import WmddError
 from wmdd.datasets.loader import Resident
-from wmdd.export import png
-from wmdd.loading import load
+from wmdd.export.export import png
+from wmdd.export.loading import load
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import plain
 from wmdd.settings.student import AugmentationSettings, StudentSettings
@@ -107,7 +107,7 @@ def test_the_file_in_an_export_stands_for_it(run):
 
 def test_importing_the_package_is_light():
     script = "import sys, wmdd; assert 'torch' not in sys.modules; assert callable(wmdd.load)"
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
     assert wmdd.load is load
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = wmdd.lode

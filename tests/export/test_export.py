@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from torchvision.datasets import ImageFolder
 
 import wmdd
-from wmdd import export as module
 from wmdd.artifacts.atomic_files import write_json
 from wmdd.artifacts.hdf5 import load, load_meta
 from wmdd.artifacts.hdf5_writer import save
-from wmdd.export import folders
+from wmdd.export import export as module
+from wmdd.export.export import folders
 from wmdd.settings.student import RelabelSettings
 from wmdd.stages import labels as stored_labels
 from wmdd.stages.labels import rows_of

@@ -1,4 +1,4 @@
-"""Export: a distilled set as a folder that others read without this package (the layouts stand in `wmdd.loading`)."""
+"""Export: a distilled set as a folder that others read without this package (the layouts stand in `wmdd.export.loading`)."""
 
 import csv
 import io
@@ -21,8 +21,8 @@ from PIL import Image
 
 from wmdd.artifacts import atomic_files, hdf5_writer
 from wmdd.base.errors import WmddError
-from wmdd.card import EXAMPLE, Origin, card
-from wmdd.loading import ARRAYS, CARD, MANIFEST, PICTURES, TABLE, Class, Manifest, Rows, digest, read_manifest
+from wmdd.export.dataset_card import EXAMPLE, Origin, card
+from wmdd.export.loading import ARRAYS, CARD, MANIFEST, PICTURES, TABLE, Class, Manifest, Rows, digest, read_manifest
 
 if TYPE_CHECKING:
     from wmdd.stages.labels import Labels

@@ -1,4 +1,4 @@
-"""Card: README.md of an exported set: what it is, how it was made, what may be done with it (see `wmdd.export`)."""
+"""Card: README.md of an exported set: what it is, how it was made, what may be done with it (see `wmdd.export.export`)."""
 
 import json
 import statistics
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from wmdd.loading import MANIFEST, Manifest
+from wmdd.export.loading import MANIFEST, Manifest
 from wmdd.workflow.layout import Cell
 
 if TYPE_CHECKING:
