@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from wmdd.grid import text
+from wmdd.report.grid import text
 from wmdd.transport.several import barycenter
 
 CIRCLES = [(-1.1, 0.9, 1.5), (1.2, 1.0, 0.8), (-0.9, -1.1, 0.9), (1.0, -0.8, 1.6)]  # centre and radius

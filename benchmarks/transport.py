@@ -33,7 +33,7 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
 from benchmarks.machine import processor
-from wmdd.charts import COLOURS
+from wmdd.report.charts import COLOURS
 from wmdd.transport import quantize, quantize_all, released
 from wmdd.transport.cells import Measures
 from wmdd.transport.measure import exact, squared_distances

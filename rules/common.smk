@@ -74,7 +74,7 @@ def beside(name):
 
 PUBLISHED = beside("config/published.yaml")
 CIRCLES = beside("docs/images/circles.png")
-TEMPLATES = [beside(f"wmdd/page/templates/{name}") for name in ("page.html", "page.css", "page.js", "table.html")]
+TEMPLATES = [beside(f"wmdd/report/page/templates/{name}") for name in ("page.html", "page.css", "page.js", "table.html")]
 
 
 def request(rule, resource):

@@ -31,7 +31,7 @@ class _Shared(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith("tests/workflow/"):  # which start from one finished run
             return "workflow"
-        return "browser" if nodeid.startswith("tests/page/test_browser.py") else nodeid
+        return "browser" if nodeid.startswith("tests/report/page/test_browser.py") else nodeid
 
 
 @pytest.hookimpl(optionalhook=True)

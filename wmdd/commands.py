@@ -758,7 +758,7 @@ def _write_history(path: Path, history: list[dict[str, float]]) -> None:
 @app.command
 def grid(*, images: Path, output: Path, per_class: int = 10, rows: int = 20, threads: int = 1) -> None:
     """Draw the distilled images, a row a class; of more classes than `rows`, some from first to last."""
-    from wmdd.grid import draw
+    from wmdd.report.grid import draw
 
     with hdf5.reading(images, "images") as file:
         meta = hdf5.meta_of(file)
@@ -786,10 +786,10 @@ def report(
     threads: int = 1,
 ) -> None:
     """Gather all runs into tables: mean, standard deviation and seeds of each cell, and its gain over random real images."""
-    from wmdd import report as build
-    from wmdd import results
-    from wmdd.page.scores import results as results_table
-    from wmdd.render import render
+    from wmdd.report import report as build
+    from wmdd.report import results
+    from wmdd.report.page.scores import results as results_table
+    from wmdd.report.render import render
 
     scores = [(path, read_json(path)) for path in students]
     families = results.families_beside(students)
@@ -824,7 +824,7 @@ def config(file: Path, *, stage: str | None = None) -> None:
     """Print the merged, resolved settings of every run of an experiment file, as YAML."""
     import yaml
 
-    from wmdd.resolved import resolved
+    from wmdd.report.show_settings import resolved
     from wmdd.workflow.experiment import Experiment
 
     print(yaml.safe_dump(resolved(Experiment.read(file), stage), sort_keys=False, width=120), end="")
@@ -882,7 +882,7 @@ def status(*, configfile: Path = Path("config/config.yaml"), detail: bool = Fals
         configfile: the experiment file.
         detail: all jobs that run or ended early, and why those out of date are.
     """
-    from wmdd.status import holder, look, markers, render
+    from wmdd.report.status import holder, look, markers, render
     from wmdd.workflow.dag import jobs
     from wmdd.workflow.experiment import Experiment
 

@@ -471,7 +471,7 @@ def distances(
         atoms: of the quantize stage.
         decays: of the decay stage.
     """
-    from wmdd import distances as build
+    from wmdd.report import distances as build
 
     measured = [(path, atomic_files.read_json(path)) for path in distances]
     summary = build.summary(measured, [(path, _quality(path)[0]) for path in atoms or []])

@@ -73,7 +73,7 @@ def table(*, students: Several, published: Path, table: Path, csv: Path, latex: 
         csv: the same as numbers, a row a mean.
         latex: the same for a paper, with booktabs.
     """
-    from wmdd.results import families_beside, rows
+    from wmdd.report.results import families_beside, rows
 
     cells = rows([(path, read_json(path)) for path in students], families_beside(students))
     _write_table(cells, published, table, csv, latex)
@@ -107,10 +107,10 @@ def study_table(
 def _write_table(
     cells: pd.DataFrame, published: Path, table: Path | None, csv: Path | None, latex: Path | None
 ) -> None:
-    from wmdd import published as known
-    from wmdd.page.scores import across
-    from wmdd.render import Form, render
-    from wmdd.results import summary
+    from wmdd.report import published as known
+    from wmdd.report.page.scores import across
+    from wmdd.report.render import Form, render
+    from wmdd.report.results import summary
 
     wide = across("table", known.beside(summary(cells), known.read(published)), ["dataset", "ipc"])
     files: dict[Form, Path | None] = {"csv": csv, "latex": latex, "markdown": table}
@@ -122,7 +122,7 @@ def _write_table(
 
 def _kept(runs: Path, configfile: Path | None, name: str | None) -> pd.DataFrame:
     """Return the students of a report that are kept in its runs.json: all, or those of a named entry of a matrix."""
-    from wmdd.results import of_raw
+    from wmdd.report.results import of_raw
     from wmdd.workflow.experiment import Experiment
 
     try:
@@ -188,10 +188,10 @@ def page(
         links: files that the page leads to.
         circles: a picture of circles and their means.
     """
-    from wmdd import distances as measured
-    from wmdd import page as build
-    from wmdd import published as known
-    from wmdd import report, results
+    from wmdd.report import distances as measured
+    from wmdd.report import page as build
+    from wmdd.report import published as known
+    from wmdd.report import report, results
 
     scores = {path: read_json(path) for path in students}
     cells = results.rows([*scores.items()], results.families_of(images))
@@ -251,7 +251,7 @@ def _meta(path: Path) -> dict[str, Any] | None:
 
 def _costs(costs: list[Path], paths: list[Path]) -> pd.DataFrame:
     """Return a row a job: its place, what its cost file says, and the bytes of the files that it made."""
-    from wmdd.results import jobs
+    from wmdd.report.results import jobs
 
     sizes: dict[Path, int] = defaultdict(int)
     for path in paths:
@@ -275,7 +275,7 @@ def _histories(students: list[Path], cells: pd.DataFrame) -> pd.DataFrame:
 
 def _strips(images: list[Path]) -> Any:
     """Read distilled images and put those of a class side by side, by dataset, teacher, class and method."""
-    from wmdd import gallery
+    from wmdd.report import thumbnails
 
     found = []
     first: dict[Cell, Path] = {}  # seed of each
@@ -285,10 +285,10 @@ def _strips(images: list[Path]) -> Any:
         of = str(cell.dataset), str(cell.teacher), str(cell.method), int(cell.ipc or 0)
         with hdf5.reading(path, "images") as file:
             names = hdf5.meta_of(file)["names"]
-            for label in gallery.chosen(len(names)):
-                shown = file["images"][label, : gallery.SHOWN]
-                source, side = gallery.strip(shown)
-                found.append((label, gallery.Strip(*of, names[label], len(shown), side, source)))
+            for label in thumbnails.chosen(len(names)):
+                shown = file["images"][label, : thumbnails.SHOWN]
+                source, side = thumbnails.strip(shown)
+                found.append((label, thumbnails.Strip(*of, names[label], len(shown), side, source)))
     found.sort(key=lambda pair: (pair[1].dataset, pair[1].teacher, pair[0], pair[1].method, pair[1].ipc))
     return [strip for _, strip in found]
 

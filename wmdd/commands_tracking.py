@@ -68,7 +68,7 @@ def compare(*results: Path) -> None:
     Args:
         results: two or more; each a result file of a student or a folder of them, as results/digits/resnet18-w8/wmdd/ipc10.
     """
-    from wmdd import compare as build
+    from wmdd.report import compare as build
 
     if len(results) < 2:
         raise WmddError("compare takes two results or more; name folders or run*.json of students")

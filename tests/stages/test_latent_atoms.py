@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 import torch
 
-from wmdd import distances as build
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import plain
+from wmdd.report import distances as build
 from wmdd.settings.latent import DecaySettings, QuantizeSettings
 from wmdd.stages.decay import chosen, decay
 from wmdd.stages.distance import distances

@@ -18,7 +18,7 @@ from wmdd.cost.blocks import PIXELS_PER_BLOCK, coarse
 from wmdd.cost.laws import work
 from wmdd.cost.plan import estimate
 from wmdd.cost.scene import Shapes
-from wmdd.resolved import resolved
+from wmdd.report.show_settings import resolved
 from wmdd.settings.base import NAME, flags
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.recover import RecoverSettings

@@ -165,7 +165,7 @@ def test_code_of_a_command_reruns_that_stage(run: Workspace) -> None:
 
 
 def test_code_of_the_report_reruns_the_report(run: Workspace) -> None:
-    edit(run.root / "wmdd/report.py", '"# Results"', '"# The results"')
+    edit(run.root / "wmdd/report/report.py", '"# Results"', '"# The results"')
     assert set(run.pending()) == {"report", "page", "all"}
 
 

@@ -1,1 +1,4 @@
-"""What an experiment costs before it runs, and what its jobs ask a scheduler for (which never imports torch)."""
+"""What an experiment costs before it runs, and what its jobs ask a scheduler for. Never imports torch.
+
+Imports `workflow`, `settings` and the rooms below them.
+"""

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from wmdd import charts, lineage, results
-from wmdd.charts import Palette
-from wmdd.gallery import Strip
+from wmdd.report import charts, lineage, results
+from wmdd.report.charts import Palette
+from wmdd.report.thumbnails import Strip
 
 if TYPE_CHECKING:
-    from wmdd.page import Material
+    from wmdd.report.page import Material
 
 
 class Figure(NamedTuple):

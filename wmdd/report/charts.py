@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from wmdd.intervals import interval_text
-from wmdd.results import over_seeds
+from wmdd.report.intervals import interval_text
+from wmdd.report.results import over_seeds
 
 if TYPE_CHECKING:
     import altair as alt

@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from wmdd import intervals
-from wmdd.published import KEY
-from wmdd.render import EMPTY, Column, Table, Value, plain, records, table
-from wmdd.results import GROUP, MEASURES, SETTING, kind_of, scores_of, sets_of
+from wmdd.report import intervals
+from wmdd.report.published import KEY
+from wmdd.report.render import EMPTY, Column, Table, Value, plain, records, table
+from wmdd.report.results import GROUP, MEASURES, SETTING, kind_of, scores_of, sets_of
 
 ABLATION = {  # preset -> cross-entropy, per-class statistics, barycenter
     "wmdd": (False, True, True),

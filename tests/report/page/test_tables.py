@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 from scipy.stats import t as student_t
 
-from tests.test_results import result
-from wmdd import published
-from wmdd.compare import Side, render
-from wmdd.intervals import difference
-from wmdd.page import scores, tables
-from wmdd.render import render as render_table
-from wmdd.results import rows, summary
+from tests.report.test_results import result
+from wmdd.report import published
+from wmdd.report.compare import Side, render
+from wmdd.report.intervals import difference
+from wmdd.report.page import scores, tables
+from wmdd.report.render import render as render_table
+from wmdd.report.results import rows, summary
 from wmdd.workflow.layout import cell_of
 
 from .material import METHODS, ROOT, cells_of, costs, files, material

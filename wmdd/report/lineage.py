@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from wmdd.results import set_of
+from wmdd.report.results import set_of
 from wmdd.workflow.layout import CELL, Cell, place_of
 from wmdd.workflow.stages import STAGES, makers_of
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wmdd.grid import GAP, LARGE, MARGIN, SMALL, draw, text
+from wmdd.report.grid import GAP, LARGE, MARGIN, SMALL, draw, text
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def picture(path, k=10, side=8, classes=3, seed=0):

@@ -9,11 +9,11 @@ import torch
 import yaml
 from PIL import Image
 
-from wmdd import gallery, lineage, published
 from wmdd.base.errors import WmddError
-from wmdd.page import scores
-from wmdd.render import render
-from wmdd.results import rows, summary
+from wmdd.report import lineage, published, thumbnails
+from wmdd.report.page import scores
+from wmdd.report.render import render
+from wmdd.report.results import rows, summary
 from wmdd.stages import embedding
 
 from .material import ROOT, files, results
@@ -167,27 +167,27 @@ def shown(source: str) -> Image.Image:
 
 def test_small_images_are_shown_pixel_for_pixel():
     images = np.random.default_rng(0).integers(0, 256, (3, 3, 8, 8), dtype=np.uint8)
-    source, side = gallery.strip(images)
+    source, side = thumbnails.strip(images)
     row = np.asarray(shown(source).convert("RGBA"))
     assert side == 8
-    assert row.shape == (8, 3 * 8 + 2 * gallery.GAP, 4)
+    assert row.shape == (8, 3 * 8 + 2 * thumbnails.GAP, 4)
     for place in range(3):
-        left = place * (8 + gallery.GAP)
+        left = place * (8 + thumbnails.GAP)
         assert np.array_equal(row[:, left : left + 8, :3], images[place].transpose(1, 2, 0))
-    assert (row[:, 8 : 8 + gallery.GAP, 3] == 0).all(), "the gap shows the page"
+    assert (row[:, 8 : 8 + thumbnails.GAP, 3] == 0).all(), "the gap shows the page"
 
 
 def test_large_images_are_shown_smaller():
     images = np.random.default_rng(0).integers(0, 256, (10, 3, 224, 224), dtype=np.uint8)
-    source, side = gallery.strip(images)
-    assert side == gallery.SIDE
-    assert shown(source).size == (10 * gallery.SIDE + 9 * gallery.GAP, gallery.SIDE)
+    source, side = thumbnails.strip(images)
+    assert side == thumbnails.SIDE
+    assert shown(source).size == (10 * thumbnails.SIDE + 9 * thumbnails.GAP, thumbnails.SIDE)
     assert len(source) < 150_000
 
 
 @pytest.mark.parametrize(("classes", "count"), [(1, 1), (10, 10), (1000, 10)])
 def test_classes_from_first_to_last(classes, count):
-    found = gallery.chosen(classes)
+    found = thumbnails.chosen(classes)
     assert len(found) == count
     assert (found[0], found[-1]) == (0, classes - 1)
     assert embedding.chosen(classes) == found

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from wmdd.lineage import Meta, made_from
-from wmdd.render import records
-from wmdd.results import set_of
+from wmdd.report.lineage import Meta, made_from
+from wmdd.report.render import records
+from wmdd.report.results import set_of
 from wmdd.workflow.layout import CELL, Cell, place_of
 from wmdd.workflow.stages import STAGES
 

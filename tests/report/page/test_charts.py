@@ -8,14 +8,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from wmdd import charts
-from wmdd.charts import GREYS, SHAPES, Palette
-from wmdd.page import figures
-from wmdd.results import rows, summary
+from wmdd.report import charts
+from wmdd.report.charts import GREYS, SHAPES, Palette
+from wmdd.report.page import figures
+from wmdd.report.results import rows, summary
 
 from .material import METHODS, material, results
 
-ROOT = str(Path(__file__).parents[2])
+ROOT = str(Path(__file__).parents[3])
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_stages_stand_behind_what_they_use():
 
 def test_stages_lie_the_same_in_every_process():
     edges = {(f"s{i}", f"s{i + j}"): 1 for i in range(20) for j in (1, 2, 5)}
-    source = f"from wmdd.charts import _layers; print(_layers({edges}))"
+    source = f"from wmdd.report.charts import _layers; print(_layers({edges}))"
     layers = {
         subprocess.run(
             [sys.executable, "-c", source],

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from wmdd import intervals
 from wmdd.artifacts import hdf5
 from wmdd.base.errors import WmddError
-from wmdd.render import records
+from wmdd.report import intervals
+from wmdd.report.render import records
 from wmdd.workflow.layout import CELL, Cell, beside, cell_of, place_of
 from wmdd.workflow.stages import REAL, STAGES
 

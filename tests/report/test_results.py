@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wmdd import results as frames
 from wmdd.artifacts import hdf5_writer
 from wmdd.base.errors import WmddError
-from wmdd.page import scores
-from wmdd.render import render
-from wmdd.results import GROUP, Measure, families_beside, family_of, kind_of, rows, summary
+from wmdd.report import results as frames
+from wmdd.report.page import scores
+from wmdd.report.render import render
+from wmdd.report.results import GROUP, Measure, families_beside, family_of, kind_of, rows, summary
 from wmdd.workflow.layout import CELL, Cell, path_of
 
 PLACE = {"dataset": "digits", "teacher": "t-w8", "student": "s-w8"}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wmdd.charts import COLOURS, POINT, Palette
+from wmdd.report.charts import COLOURS, POINT, Palette
 from wmdd.workflow.layout import cell_of, wildcards_of
 
 GROUP = [name for name in wildcards_of("distance") if name != "seed"]

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from wmdd.base.units import size
-from wmdd.render import EMPTY, Column, Table, Value, plain, records, table
-from wmdd.results import GROUP
+from wmdd.report.render import EMPTY, Column, Table, Value, plain, records, table
+from wmdd.report.results import GROUP
 
 Meta = dict[str, Any]
 

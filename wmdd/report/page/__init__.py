@@ -14,13 +14,13 @@ from typing import Any
 
 import pandas as pd
 
-from wmdd import lineage, results
-from wmdd.gallery import Strip
-from wmdd.page import scores, tables
-from wmdd.page.figures import Figure, galleries, sections
-from wmdd.prices import priced
-from wmdd.published import beside
-from wmdd.render import TEMPLATES, environment, render
+from wmdd.report import lineage, results
+from wmdd.report.page import scores, tables
+from wmdd.report.page.figures import Figure, galleries, sections
+from wmdd.report.prices import priced
+from wmdd.report.published import beside
+from wmdd.report.render import TEMPLATES, environment, render
+from wmdd.report.thumbnails import Strip
 
 
 @dataclass

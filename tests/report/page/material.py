@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from wmdd import published
-from wmdd.gallery import Strip, strip
-from wmdd.page import Material
-from wmdd.results import jobs, rows, set_of
+from wmdd.report import published
+from wmdd.report.page import Material
+from wmdd.report.results import jobs, rows, set_of
+from wmdd.report.thumbnails import Strip, strip
 from wmdd.workflow.layout import CELL, Cell, cost_of, path_of
 from wmdd.workflow.stages import STAGES
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 METHODS = ("random", "kmeans-medoid", "wmdd", "wmdd-ce", "sre2l", "wmdd-lambda-regularisation1", "ddoq")
 SCORES = {"random": 0.30, "kmeans-medoid": 0.33, "wmdd": 0.42, "wmdd-ce": 0.40, "sre2l": 0.25, "ddoq": 0.36}
 FAMILIES = {"random": "select", "kmeans-medoid": "select", "ddoq": "latent"}

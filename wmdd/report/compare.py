@@ -1,4 +1,4 @@
-"""Students side by side in the terminal: what differs in their settings, and whether their accuracy does (`wmdd.intervals`)."""
+"""Students side by side in the terminal: what differs in their settings, and whether their accuracy does (`intervals`)."""
 
 import json
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from wmdd import intervals
 from wmdd.artifacts import atomic_files, hdf5
 from wmdd.base.errors import WmddError
-from wmdd.results import NO_RESULT, set_digest, sets_of, top1_of
+from wmdd.report import intervals
+from wmdd.report.results import NO_RESULT, set_digest, sets_of, top1_of
 from wmdd.workflow.layout import CELL, COST, Cell, beside, place_of
 from wmdd.workflow.stages import ATOMS, STAGES
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from wmdd import page
+from wmdd.report import page
 
 from .material import METHODS, NAMES, material
 

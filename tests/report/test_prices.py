@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_results import result
-from wmdd.prices import priced
-from wmdd.results import jobs, rows, summary
+from tests.report.test_results import result
+from wmdd.report.prices import priced
+from wmdd.report.results import jobs, rows, summary
 from wmdd.workflow.layout import Cell, cell_of, cost_of, path_of
 from wmdd.workflow.stages import STAGES
 

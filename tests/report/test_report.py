@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.test_results import result
-from wmdd import results as frames
+from tests.report.test_results import result
 from wmdd.base.errors import WmddError
-from wmdd.page.scores import across
-from wmdd.render import render
-from wmdd.report import (
+from wmdd.report import results as frames
+from wmdd.report.page.scores import across
+from wmdd.report.render import render
+from wmdd.report.report import (
     QUALITY,
     barycenter_markdown,
     barycenter_summary,
@@ -25,7 +25,7 @@ from wmdd.report import (
 from wmdd.workflow.layout import FILES, REPORT, Cell, cost_of, path_of
 from wmdd.workflow.stages import STAGES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def table(results, teachers=None, **more):

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wmdd.page import scores, tables
-from wmdd.render import render
+from wmdd.report.page import scores, tables
+from wmdd.report.render import render
 from wmdd.workflow.layout import cell_of, wildcards_of
 
 SOLVED = [name for name in wildcards_of("barycenter") if name not in ("seed", "block")]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import t as student_t
 from scipy.stats import ttest_ind, ttest_rel
 
-from wmdd import intervals
+from wmdd.report import intervals
 
 WMDD, RANDOM = {0: 50.0, 1: 52.0, 2: 55.0}, {0: 44.0, 1: 47.0, 2: 46.0}
 SCORES = st.dictionaries(st.integers(0, 9), st.floats(0, 100), min_size=1, max_size=6)

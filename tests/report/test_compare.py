@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from wmdd import intervals
 from wmdd.artifacts import atomic_files, hdf5, hdf5_writer
 from wmdd.base.errors import WmddError
-from wmdd.compare import Side, render
+from wmdd.report import intervals
+from wmdd.report.compare import Side, render
 from wmdd.settings.match import MatchSettings
 from wmdd.settings.recover import RecoverSettings, SelectSettings
 from wmdd.settings.student import RelabelSettings, StudentSettings

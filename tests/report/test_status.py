@@ -11,7 +11,7 @@ import pytest
 from wmdd.__main__ import main
 from wmdd.artifacts.checkpoint import Checkpoint
 from wmdd.base.errors import WmddError
-from wmdd.status import (
+from wmdd.report.status import (
     HINTS,
     LINES,
     SHOWN,
