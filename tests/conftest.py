@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from xdist.scheduler import LoadScopeScheduling
 
-from wmdd import commands_latent, commands_match  # noqa: F401  they register their commands
 from wmdd.__main__ import main
 from wmdd.base.rng import generator
-from wmdd.commands import app
+from wmdd.cli import latent, match  # noqa: F401  they register their commands
+from wmdd.cli.stages import app
 from wmdd.networks.models import build
 from wmdd.settings.network import NetworkSettings
 

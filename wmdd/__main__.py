@@ -33,9 +33,9 @@ def _run() -> None:
 
     if torchrun.launched():  # one of several processes
         torchrun.follow()
-    from wmdd import commands_export, commands_match, commands_report, commands_tracking  # noqa: F401  they register their commands
     from wmdd.base.errors import WmddError
-    from wmdd.commands_latent import app
+    from wmdd.cli import export, match, report, tracking  # noqa: F401  they register their commands
+    from wmdd.cli.latent import app
 
     try:
         app(sys.argv[1:])

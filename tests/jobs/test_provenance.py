@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.test_commands import COMMANDS, here, made  # noqa: F401
+from tests.cli.test_stages import COMMANDS, here, made  # noqa: F401
 from wmdd.base.errors import WmddError
 from wmdd.jobs import provenance
 from wmdd.jobs.code_reach import Definition, Module, Package, is_command
@@ -299,7 +299,7 @@ def test_what_a_command_refers_to_counts_and_the_way_to_import_does_not(tmp_path
 
 def test_the_same_name_of_something_else_changes_it(tmp_path):
     ways = ["import math", "import numpy as math", "from math import log as one", "from math import exp as one"]
-    ways += ["from wmdd.extra import one", "from wmdd.commands import one"]
+    ways += ["from wmdd.extra import one", "from wmdd.cli.stages import one"]
     assert len({small(tmp_path, f"{way}\n{STAGE}return one() + math.pi") for way in ways}) == len(ways)
     both = f"from wmdd import extra\ndef one():\n    return 7\n{STAGE}return "
     assert small(tmp_path, both + "extra.one() - one()") != small(tmp_path, both + "one() - extra.one()")

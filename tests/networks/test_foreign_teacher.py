@@ -24,7 +24,7 @@ from wmdd.artifacts.hdf5_writer import save
 from wmdd.artifacts.model_files import load_model, save_model
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.commands import _teacher
+from wmdd.cli.stages import _teacher
 from wmdd.datasets import imagenet_classes
 from wmdd.networks.foreign_checkpoint import of_file
 from wmdd.networks.foreign_teacher import names_outside, pretrained, translated

@@ -7,14 +7,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import wmdd.cli.match  # noqa: F401  it registers its commands
 from cyclopts.exceptions import CycloptsError
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError, WithJsonSchema
 
-import wmdd.commands_match  # noqa: F401  it registers its commands
 from wmdd.base.errors import WmddError
-from wmdd.commands_latent import app
+from wmdd.cli.latent import app
 from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.settings.base import Settings, flags
 from wmdd.settings.data import DataSettings

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_commands import COMMANDS, here, made  # noqa: F401
+from tests.cli.test_stages import COMMANDS, here, made  # noqa: F401
 from wmdd.base.errors import WmddError
 from wmdd.tracking import dashboard
 from wmdd.tracking import tracker as tracking

@@ -1,4 +1,4 @@
-"""The command that hands a distilled set to others (see `wmdd.commands`)."""
+"""The command that hands a distilled set to others (see `wmdd.cli.stages`)."""
 
 import sys
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from wmdd.artifacts.atomic_files import read_json
 from wmdd.artifacts.hdf5 import LEARNED, check_classes, learned_labels
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
-from wmdd.commands import Several, app
+from wmdd.cli.stages import Several, app
 from wmdd.export.dataset_card import Origin
 from wmdd.export.loading import Layout, Manifest, SoftLabels, check_images, provenance
 from wmdd.workflow.layout import Cell, place_of

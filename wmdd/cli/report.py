@@ -18,7 +18,7 @@ from wmdd.artifacts.hdf5 import check_classes
 from wmdd.artifacts.model_files import load_model
 from wmdd.base import units
 from wmdd.base.errors import WmddError
-from wmdd.commands import Several, _quality, _teacher, app
+from wmdd.cli.stages import Several, _quality, _teacher, app
 from wmdd.jobs.job import cost_path
 from wmdd.workflow.layout import CELL, Cell, cell_of, wildcards_of
 from wmdd.workflow.stages import ATOMS, STAGES

@@ -27,7 +27,7 @@ from wmdd.settings.network import NetworkSettings
 from wmdd.settings.student import RelabelSettings
 from wmdd.workflow.experiment import schema
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SIDE, IPC = 8, 2
 NAMES = ["ant", "bee", "cat"]
 NETWORK = NetworkSettings(architecture="resnet18", width=4)

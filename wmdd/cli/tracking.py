@@ -1,4 +1,4 @@
-"""The commands around tracked runs: upload, dashboard, comparison (see `wmdd.commands`)."""
+"""The commands around tracked runs: upload, dashboard, comparison (see `wmdd.cli.stages`)."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from wmdd.base import units
 from wmdd.base.errors import WmddError
-from wmdd.commands import app
+from wmdd.cli.stages import app
 
 
 @app.command

@@ -1,4 +1,4 @@
-"""The commands of the match family (see `wmdd.commands`)."""
+"""The commands of the match family (see `wmdd.cli.stages`)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,7 +11,7 @@ import numpy as np
 from wmdd.artifacts import hdf5, hdf5_writer
 from wmdd.artifacts.hdf5 import LEARNED, check_classes
 from wmdd.base.errors import WmddError
-from wmdd.commands import ENGINE, Ipc, Several, _block, _manifest, _save_images, _write_history, app
+from wmdd.cli.stages import ENGINE, Ipc, Several, _block, _manifest, _save_images, _write_history, app
 from wmdd.jobs.job import job
 from wmdd.jobs.node_cache import staged
 from wmdd.settings.engine import EngineSettings

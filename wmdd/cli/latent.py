@@ -1,4 +1,4 @@
-"""The commands of the latent family, and of distances (see `wmdd.commands`)."""
+"""The commands of the latent family, and of distances (see `wmdd.cli.stages`)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +13,7 @@ from wmdd.artifacts.hdf5 import check_classes, load
 from wmdd.artifacts.hdf5_writer import save
 from wmdd.artifacts.model_files import load_model
 from wmdd.base.errors import WmddError
-from wmdd.commands import (
+from wmdd.cli.stages import (
     ENGINE,
     Ipc,
     Several,
