@@ -89,8 +89,8 @@ def test_equal_images_give_equal_bytes(tmp_path, k):
 
 def test_equal_bytes_in_another_process(tmp_path):
     picture(tmp_path / "a")
-    source = "import test_grid, pathlib; test_grid.picture(pathlib.Path('b'))"
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "", "HOME": str(tmp_path)}
+    source = "import pathlib; from tests.report import test_grid; test_grid.picture(pathlib.Path('b'))"
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", source], check=True, cwd=tmp_path, env=environment)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 

@@ -7,12 +7,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import wmdd.cli.match  # noqa: F401  it registers its commands
 from cyclopts.exceptions import CycloptsError
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError, WithJsonSchema
 
+import wmdd.cli.match  # noqa: F401  it registers its commands
 from wmdd.base.errors import WmddError
 from wmdd.cli.latent import app
 from wmdd.settings.barycenter import BarycenterSettings
