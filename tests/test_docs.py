@@ -15,7 +15,7 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from wmdd.networks.models import stem_of
+from wmdd.networks.architectures import stem_of
 from wmdd.settings.catalogue import Known
 from wmdd.workflow.experiment import Experiment, ExperimentFile, parse, presets
 from wmdd.workflow.stages import SETTINGS

@@ -34,6 +34,7 @@ from transformers.utils import logging
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.datasets import imagenet_classes
+from wmdd.generators import pipeline_folder, pipeline_hub
 from wmdd.generators import pipelines as ldm
 from wmdd.generators.vae import scaled, to_pixels
 from wmdd.networks.engine import Engine, plain
@@ -177,7 +178,7 @@ def copied(made, tmp_path):
         if not place.exists():
             shutil.copytree(made(kind), place)
         for file, entries in changes.items():
-            path = place / {"index": ldm.INDEX, "scheduler": "scheduler/scheduler_config.json"}.get(
+            path = place / {"index": pipeline_folder.INDEX, "scheduler": "scheduler/scheduler_config.json"}.get(
                 file, f"{file}/config.json"
             )
             content = json.loads(path.read_text()) | entries
@@ -610,7 +611,7 @@ def test_a_pipeline_without_a_safety_checker_says_nothing(made, capfd):
 def test_a_size_that_it_was_not_made_for_is_mentioned(made, capfd):
     encoder(made("sd"), size=32)
     assert capfd.readouterr().err == "generator: sd is given images of 32 px; it was made for 16 (generator.size)\n"
-    ldm.check(settings(made("sd")), 32)
+    pipeline_folder.check(settings(made("sd")), 32)
     encoder(made("sd"))
     assert capfd.readouterr().err == ""
 
@@ -625,14 +626,14 @@ def test_importing_it_takes_no_library_along():
 
 
 def test_what_it_is_says_nothing_of_where_it_is(copied):
-    model = ldm.find(settings(copied()))
+    model = pipeline_hub.find(settings(copied()))
     assert model.describe() == {
         "pipeline": "StableDiffusionPipeline",
         "model": "my-sd",
         "revision": "",
         "scheduler": "DDIMScheduler",
     }
-    sde = ldm.find(settings(copied(index={"scheduler": ["diffusers", "DPMSolverSDEScheduler"]})))
+    sde = pipeline_hub.find(settings(copied(index={"scheduler": ["diffusers", "DPMSolverSDEScheduler"]})))
     assert sde.describe()["scheduler"] == "DDIMScheduler"
 
 
@@ -640,7 +641,7 @@ def test_the_digest_is_of_all_that_is_loaded(copied, tmp_path):
     folder = copied()
 
     def digests():
-        model = ldm.find(settings(folder))
+        model = pipeline_hub.find(settings(folder))
         return model.digest(), model.digest("vae")
 
     first = digests()
@@ -649,7 +650,7 @@ def test_the_digest_is_of_all_that_is_loaded(copied, tmp_path):
     (folder / "README.md").write_text("nor this")
     assert digests() == first
     shutil.copytree(folder, tmp_path / "elsewhere")
-    assert ldm.find(settings(tmp_path / "elsewhere")).digest() == first[0]
+    assert pipeline_hub.find(settings(tmp_path / "elsewhere")).digest() == first[0]
     seen = {first[0]}
     for file in (
         "unet/diffusion_pytorch_model.safetensors",
@@ -684,7 +685,7 @@ def test_a_folder_that_is_not_there(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = refused(encoder, model)
     assert said.startswith(f"model: there is no folder {model} (paths are from {tmp_path}); put model_index.json and")
-    assert refused(ldm.check, settings(model), 16) == said
+    assert refused(pipeline_folder.check, settings(model), 16) == said
 
 
 def test_a_file_is_no_folder(tmp_path):
@@ -695,9 +696,9 @@ def test_a_file_is_no_folder(tmp_path):
 def test_a_folder_without_a_list_of_parts(tmp_path):
     said = refused(encoder, tmp_path)
     assert said.startswith(f"{tmp_path.name} lacks model_index.json")
-    (tmp_path / ldm.INDEX).write_text('{"_class_name": ')
+    (tmp_path / pipeline_folder.INDEX).write_text('{"_class_name": ')
     assert "model_index.json is not whole (" in refused(encoder, tmp_path)
-    (tmp_path / ldm.INDEX).write_text("[]")
+    (tmp_path / pipeline_folder.INDEX).write_text("[]")
     assert "holds no settings but a list" in refused(encoder, tmp_path)
 
 
@@ -720,7 +721,7 @@ def test_a_part_that_is_lacking_is_named(copied, kind, lost, named):
     (shutil.rmtree if (folder / lost).is_dir() else Path.unlink)(folder / lost)
     said = refused(encoder, folder)
     assert said == f"my-{kind} lacks {named}; get it from where the rest of {folder} is from"
-    assert refused(ldm.check, settings(folder), SIDE) == said
+    assert refused(pipeline_folder.check, settings(folder), SIDE) == said
 
 
 def test_weights_outside_of_their_folder_are_not_read(copied):
@@ -814,12 +815,12 @@ def test_a_size_that_cannot_be_divided(made, kind, size, step, near):
     expected = f"{kind}: images of {size} px can't be divided by its {step}; set generator.size: {near}"
     assert refused(encoder, made(kind), size=size) == expected
     assert refused(encoder, made(kind), resolution=size) == expected
-    assert refused(ldm.check, settings(made(kind)), size) == expected
-    ldm.check(settings(made(kind), size=near), size)
+    assert refused(pipeline_folder.check, settings(made(kind)), size) == expected
+    pipeline_folder.check(settings(made(kind), size=near), size)
 
 
 def test_classes_of_dit(made):
-    of_1000, of_3 = (ldm.find(settings(made(kind))) for kind in ("dit", "dit3"))
+    of_1000, of_3 = (pipeline_hub.find(settings(made(kind))) for kind in ("dit", "dit3"))
     assert ldm.class_indices(of_3, NAMES) == [0, 1, 2]
     assert ldm.class_indices(of_3, imagenet_classes.wnids()[500:503]) == [0, 1, 2]
     assert ldm.class_indices(of_1000, imagenet_classes.wnids()[500:503]) == [500, 501, 502]
@@ -868,7 +869,7 @@ def test_without_a_network_it_is_said_what_to_put_where(hub):
         "), and there is no folder of that name; put model_index.json and the folders that it names (vae, unet or transformer, "
         "scheduler, text_encoder, tokenizer, ...; weights as .safetensors) into one folder and name that in model"
     )
-    ldm.check(settings("someone/something"), SIDE)  # asks nobody
+    pipeline_folder.check(settings("someone/something"), SIDE)  # asks nobody
 
 
 @pytest.mark.parametrize("revision", ["", "main", COMMIT])
@@ -879,14 +880,16 @@ def test_what_was_fetched_before_is_taken_without_asking(hub, made, revision, ca
     (place / "refs").mkdir()
     (place / "refs/main").write_text(COMMIT)
     found = loaded("someone/something") if not revision else None
-    model = ldm.find(settings("someone/something", revision=revision))
+    model = pipeline_hub.find(settings("someone/something", revision=revision))
     assert model.describe() | {"model": "someone/something", "revision": COMMIT} == model.describe()
     if found is not None:
         close(moved(found, latents()), moved(loaded(made("sd")), latents()))
     assert capfd.readouterr() == ("", "")
     (place / "snapshots" / COMMIT / "unet/config.json").unlink()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert refused(ldm.find, settings("someone/something")).startswith("someone/something lacks unet/config.json; ")
+    assert refused(pipeline_hub.find, settings("someone/something")).startswith(
+        "someone/something lacks unet/config.json; "
+    )
     assert capfd.readouterr().err == "generator: fetching someone/something from the Hugging Face hub\n"
 
 
@@ -899,9 +902,11 @@ def listed(hub, tmp_path, monkeypatch):
     """A hub that has a list of parts, of a class of pipelines; what is downloaded is up to the test."""
 
     def serve(pipeline: str, download) -> None:
-        index = tmp_path / "snapshots" / COMMIT / ldm.INDEX
+        index = tmp_path / "snapshots" / COMMIT / pipeline_folder.INDEX
         index.parent.mkdir(parents=True)
-        index.write_text(json.dumps({part: ["diffusers", part] for part in ldm.FAMILIES["DiTPipeline"].parts}))
+        index.write_text(
+            json.dumps({part: ["diffusers", part] for part in pipeline_folder.FAMILIES["DiTPipeline"].parts})
+        )
         index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": pipeline}))
         monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(index))
         monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)

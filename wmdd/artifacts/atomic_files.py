@@ -1,6 +1,7 @@
 """Files that get their name when they are whole; text and JSON; one line for a disk that is full or read-only."""
 
 import errno
+import hashlib
 import json
 import os
 import socket
@@ -121,3 +122,13 @@ def read_json(path: Path) -> Any:
         raise WmddError(f"{path} is a folder; name a file in it") from None
     except (OSError, ValueError) as error:
         raise WmddError(f"{path} is not a whole JSON file ({error}); delete it and run again") from None
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's contents.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -179,9 +179,10 @@ def _pipeline(
     generator: GeneratorSettings, decode: DecodeSettings | None, data: dict[str, Any]
 ) -> "tuple[Callable[[Engine], Generator], dict[str, str]]":
     """Return what `_coder` does, of a pipeline of the diffusers library."""
+    from wmdd.generators import pipeline_hub
     from wmdd.generators import pipelines as ldm
 
-    model = ldm.find(generator)
+    model = pipeline_hub.find(generator)
     if decode is None:
         return (lambda engine: ldm.autoencoder(generator, data["resolution"], engine)), {"model": model.digest("vae")}
     return (lambda engine: ldm.load(generator, data["resolution"], engine, data["classes"], data["names"], decode)), {

@@ -26,19 +26,11 @@ References:
     [5] Song, Meng, Ermon: Denoising Diffusion Implicit Models, ICLR 2021.
 """
 
-import hashlib
 import inspect
-import json
 import math
-import os
-import re
 import string
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,322 +40,17 @@ from torch import Tensor, nn
 from wmdd.base.errors import WmddError
 from wmdd.datasets import imagenet_classes
 from wmdd.generators.generator import noise
+from wmdd.generators.pipeline_folder import LEFT_OUT, Model
+from wmdd.generators.pipeline_hub import find, loading, say
 from wmdd.generators.vae import scaled, to_pixels
 from wmdd.networks.engine import Engine
 
 if TYPE_CHECKING:
     from wmdd.settings.latent import DecodeSettings, GeneratorSettings
 
-INDEX = "model_index.json"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-BY_HAND = (
-    f"put {INDEX} and the folders that it names (vae, unet or transformer, scheduler, text_encoder, tokenizer, ...; weights as "
-    ".safetensors) into one folder and name that in model"
-)
-LEFT_OUT = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-OFF = LEFT_OUT | {"requires_safety_checker": False, "add_watermarker": False}  # what a pipeline is told, if it knows it
-UNKEYED = ("DPMSolverSDEScheduler",)  # one stream of draws for a whole batch
+OFF: dict[str, Any] = {"requires_safety_checker": False, "add_watermarker": False} | dict.fromkeys(LEFT_OUT)
 NULL = 1000  # classes of DiT, and so the index that stands for none
 LARGE = 512  # side in pixels from which one image alone keeps a device busy, and many need much memory
-
-
-@dataclass(frozen=True)
-class Family:
-    """What is to be known of a class of pipelines.
-
-    Attributes:
-        loads: the class that is loaded in its place.
-        parts: those that it can't be without; the second denoises.
-        channels: of latents that it takes as such; 0: any.
-        rounding: added to the number of steps so that the share passed on gives this number: the pipeline takes its floor
-            (1/2), or its ceiling (-1/2).
-    """
-
-    loads: str
-    parts: tuple[str, ...]
-    channels: int = 0
-    rounding: float = 0.5
-
-
-_TEXT, _TEXT_2 = ("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")
-_SD = Family("StableDiffusionImg2ImgPipeline", ("vae", "unet", "scheduler", *_TEXT), 4)
-_XL = Family("StableDiffusionXLImg2ImgPipeline", ("vae", "unet", "scheduler", *_TEXT_2), 4)
-_SD3 = Family("StableDiffusion3Img2ImgPipeline", ("vae", "transformer", "scheduler", *_TEXT, *_TEXT_2), 0, -0.5)
-FAMILIES = {
-    "StableDiffusionPipeline": _SD,
-    "StableDiffusionImg2ImgPipeline": _SD,
-    "StableDiffusionXLPipeline": _XL,
-    "StableDiffusionXLImg2ImgPipeline": _XL,
-    "StableDiffusion3Pipeline": _SD3,
-    "StableDiffusion3Img2ImgPipeline": _SD3,
-    "DiTPipeline": Family("DiTPipeline", ("vae", "transformer", "scheduler")),
-}
-
-
-@dataclass(frozen=True)
-class Model:
-    """A pipeline on disk, of which nothing is loaded.
-
-    Attributes:
-        folder: where it is.
-        name: the folder's, or the hub id.
-        revision: commit of a hub id.
-        pipeline: its class.
-        parts: library and class of each part that is used.
-        unused: names of those that are not there on purpose.
-        checked: whether it comes with a safety checker.
-    """
-
-    folder: Path
-    name: str
-    revision: str
-    pipeline: str
-    parts: dict[str, tuple[str, str]]
-    unused: tuple[str, ...] = ()
-    checked: bool = False
-
-    @property
-    def family(self) -> Family:
-        """What is known of its class."""
-        return FAMILIES[self.pipeline]
-
-    @property
-    def scheduler(self) -> str:
-        """The class of the scheduler that is used."""
-        own = self.parts["scheduler"][1]
-        return "DDIMScheduler" if own in UNKEYED else own
-
-    def config(self, part: str) -> dict[str, Any]:
-        """Return the settings of a network among the parts."""
-        return _json(self.folder / part / "config.json")
-
-    def files(self, part: str) -> list[Path]:
-        """Return the files that a part is loaded from.
-
-        Raises:
-            WmddError: one is missing, the weights are only there in a form that can run code, or the part brings code along.
-        """
-        library, kind = self.parts[part]
-        place = self.folder / part
-        if library not in ("diffusers", "transformers") or (place / f"{library}.py").exists():
-            raise WmddError(
-                f"{self.name}: {part} is a {kind} of {library}, code from outside that is not run; take another"
-            )
-        if part == "scheduler":
-            found = [place / "scheduler_config.json"]
-        elif part.startswith("tokenizer"):
-            found = _vocabulary(place)
-        else:
-            stem = "diffusion_pytorch_model" if library == "diffusers" else "model"
-            found = [place / "config.json", *self._weights(place, stem)]
-        lacking = [path.name for path in found if not path.is_file()]
-        if lacking:
-            where = f"{part}/{lacking[0]}" if place.is_dir() else f"{part}/ with {', '.join(lacking)}"
-            raise WmddError(f"{self.name} lacks {where}; get it from where the rest of {self.folder} is from")
-        return found
-
-    def _weights(self, place: Path, stem: str) -> list[Path]:
-        whole, listed = place / f"{stem}.safetensors", place / f"{stem}.safetensors.index.json"
-        if whole.is_file() or not place.is_dir():
-            return [whole]
-        if listed.is_file():
-            names = set(_json(listed).get("weight_map", {}).values())
-            if outside := [name for name in names if Path(str(name)).name != name]:
-                raise WmddError(f"{listed} names a file that is not in its folder ({outside[0]}); get it again")
-            return [listed, *sorted(place / name for name in names)]
-        pickled = sorted(path.name for end in ("bin", "pt", "pth", "ckpt") for path in place.glob(f"*.{end}"))
-        if not pickled:
-            return [whole]
-        raise WmddError(
-            f"{self.name} has {place.name}/{pickled[0]} but no {whole.name}; {_converted(self.pipeline, str(self.folder))}"
-        )
-
-    def digest(self, *parts: str) -> str:
-        """Return the SHA-256 over classes and files, name and content, of these parts (none named: of all)."""
-        total = hashlib.sha256()
-        for part in sorted(parts or self.parts):
-            total.update(f"{' '.join(self.parts[part])}\n".encode())
-            for path in self.files(part):
-                with path.open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
-                total.update(f"{part}/{path.name} {found}\n".encode())
-        return total.hexdigest()
-
-    def describe(self) -> dict[str, str]:
-        """Return what a result's provenance says of it."""
-        return {
-            "pipeline": self.pipeline, "model": self.name, "revision": self.revision, "scheduler": self.scheduler,
-        }  # fmt: skip
-
-
-def _converted(pipeline: str, model: str) -> str:
-    """Return how weights are got that can be read."""
-    return (
-        f"pickled weights can run any code and are not read: where you trust them, diffusers.{pipeline}.from_pretrained("
-        f"{model!r}).save_pretrained(FOLDER) makes a folder that can be named in model"
-    )
-
-
-def _vocabulary(place: Path) -> list[Path]:
-    """Return the files of a tokenizer; of one without a vocabulary the library makes one of three words, and says nothing."""
-    whole, words = place / "tokenizer.json", [place / "vocab.json", place / "merges.txt"]
-    found = {path for end in ("json", "txt", "model") for path in place.glob(f"*.{end}")}
-    if whole in found or any(path.suffix == ".model" for path in found):
-        return sorted(found)
-    return sorted(found | set(words if words[0] in found or words[1] in found else [whole]))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-        if isinstance(content, dict):
-            return content
-        reason = f"holds no settings but a {type(content).__name__}"
-    except (OSError, ValueError) as error:
-        reason = f"is not whole ({error.strerror if isinstance(error, OSError) else error})"
-    raise WmddError(f"{path} {reason}; get it again")
-
-
-def check(settings: "GeneratorSettings", resolution: int) -> None:
-    """Refuse what can be known to be wrong before anything runs; nothing is downloaded or loaded.
-
-    Raises:
-        WmddError: as of `find` and `autoencoder`, for a folder that is there.
-    """
-    if Path(settings.model).expanduser().exists() or not HUB_ID.fullmatch(settings.model):
-        _side(find(settings), settings, resolution)
-
-
-def find(settings: "GeneratorSettings") -> Model:
-    """Return the pipeline that `settings.model` names: a folder, or an id on the hub, from where it is fetched once.
-
-    Raises:
-        WmddError: there is none, it can't be had, is of a class that is not supported, or lacks a part.
-    """
-    path = Path(settings.model).expanduser()
-    if path.is_dir():
-        if settings.revision:
-            raise WmddError(f"revision is of a hub id, but model: {settings.model} is a folder; leave one of them out")
-        return _model(path, path.resolve().name, "")
-    if path.exists():
-        raise WmddError(
-            f"model: {settings.model} is a file, not a folder with a pipeline's parts; make one of it by the from_single_file "
-            "and save_pretrained of diffusers"
-        )
-    if not HUB_ID.fullmatch(settings.model):
-        raise WmddError(f"model: there is no folder {settings.model} (paths are from {Path.cwd()}); {BY_HAND}")
-    return _from_hub(settings.model, settings.revision)
-
-
-def _model(folder: Path, name: str, revision: str) -> Model:
-    """Read what a folder has, and check that it is whole."""
-    model = _listed(folder, name, revision)
-    for part in model.parts:
-        model.files(part)
-    taken, given = (
-        model.config(model.family.parts[1]).get("in_channels", 4),
-        model.config("vae").get("latent_channels", 4),
-    )
-    if model.parts["vae"][1] != "AutoencoderKL" or taken != given or model.family.channels not in (0, given):
-        raise WmddError(
-            f"{name} is no plain {model.pipeline}: its {model.family.parts[1]} takes {taken} channels, its vae is an "
-            f"{model.parts['vae'][1]} of {given}; take a pipeline whose latents are those of its AutoencoderKL"
-        )
-    return model
-
-
-def _listed(folder: Path, name: str, revision: str) -> Model:
-    """Read the list of parts; what is in them is not looked at."""
-    if not (folder / INDEX).is_file():
-        raise WmddError(f"{name} lacks {INDEX}, so {folder} is not a folder of a pipeline; {BY_HAND}")
-    index = _json(folder / INDEX)
-    pipeline = index.get("_class_name")
-    if not isinstance(pipeline, str) or pipeline not in FAMILIES:
-        raise WmddError(f"{name} is a {pipeline}; of the pipelines of diffusers, supported are {', '.join(FAMILIES)}")
-    parts = {part: pair for part, pair in index.items() if isinstance(pair, list) and len(pair) == 2}
-    used = {part: (*pair,) for part, pair in parts.items() if pair[0] and part not in LEFT_OUT}
-    lacking = [part for part in FAMILIES[pipeline].parts if part not in used]
-    if lacking:
-        raise WmddError(f"{name} lacks {lacking[0]}: it is not in {folder / INDEX}; take a whole {pipeline}")
-    unused = tuple(part for part in parts if part not in used)
-    checked = bool(parts.get("safety_checker", [None])[0])
-    return Model(folder, name, revision, pipeline, used, unused, checked)
-
-
-def _from_hub(model: str, revision: str) -> Model:
-    """Return the pipeline of a hub id: weights as safetensors, no code. What was fetched before is taken without a question."""
-    library = _diffusers()
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    chosen = revision or None
-    cached = try_to_load_from_cache(model, INDEX, revision=chosen)
-    if isinstance(cached, str):
-        with suppress(WmddError):  # not all of it was fetched
-            return _model(Path(cached).parent, model, Path(cached).parent.name)
-    _say(f"fetching {model} from the Hugging Face hub")
-    try:
-        first = Path(hf_hub_download(model, INDEX, revision=chosen)).parent
-        pipeline = _listed(first, model, first.name).pipeline  # before gigabytes
-        options = {"revision": first.name, "use_safetensors": True, "safety_checker": None}
-        folder = Path(library.DiffusionPipeline.download(model, **options))
-    except WmddError:
-        raise
-    except Exception as error:  # of whichever library asks the network
-        if "safetensors" in str(error):
-            raise WmddError(f"{model} has no .safetensors on the hub; {_converted(pipeline, model)}") from None
-        raise WmddError(
-            f"cannot get {model} from the Hugging Face hub ({_line(error)}), and there is no folder of that name; {BY_HAND}"
-        ) from None
-    return _model(folder, model, folder.name)
-
-
-def _diffusers() -> Any:
-    """Return the library, which takes seconds, without its bars, its warnings and its telemetry."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    import diffusers
-    import huggingface_hub
-    import transformers
-
-    for library in (diffusers, transformers, huggingface_hub):
-        library.utils.logging.set_verbosity_error()
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
-    huggingface_hub.utils.disable_progress_bars()
-    return diffusers
-
-
-@contextmanager
-def _loading(model: Model) -> Iterator[Any]:
-    """Yield the library; what it says while it loads a model is one line, or nothing."""
-    library = _diffusers()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield library
-    except Exception as error:  # of any of its parts
-        raise WmddError(
-            f"cannot load {model.name} ({_line(error)}); get {model.folder} again, or see whether diffusers "
-            f"{library.__version__} is too old for it"
-        ) from None
-
-
-def _side(model: Model, settings: "GeneratorSettings", resolution: int) -> int:
-    """Return the side of the images that a pipeline gets.
-
-    Raises:
-        WmddError: its autoencoder, or what divides latents into patches, can't divide it.
-    """
-    size = settings.size or resolution
-    step = _factor(model) * int(model.config(model.family.parts[1]).get("patch_size") or 1)
-    if size % step:
-        near = max(step, step * round(size / step))
-        raise WmddError(f"{model.name}: images of {size} px can't be divided by its {step}; set generator.size: {near}")
-    return size
-
-
-def _factor(model: Model) -> int:
-    """Return the side of an image over that of its latent."""
-    return int(2 ** (len(model.config("vae").get("block_out_channels", [0])) - 1))
 
 
 @dataclass(frozen=True)
@@ -556,10 +243,10 @@ def autoencoder(settings: "GeneratorSettings", resolution: int, engine: Engine) 
 
 
 def _autoencoder(model: Model, settings: "GeneratorSettings", resolution: int, engine: Engine) -> Autoencoder:
-    size, trained = _side(model, settings, resolution), model.config(model.family.parts[1]).get("sample_size")
-    if isinstance(trained, int) and size != trained * _factor(model):
-        _say(f"{model.name} is given images of {size} px; it was made for {trained * _factor(model)} (generator.size)")
-    with _loading(model) as library:
+    size, latent_side = model.image_side(settings, resolution), model.denoiser_config().get("sample_size")
+    if isinstance(latent_side, int) and size != latent_side * model.factor:
+        say(f"{model.name} is given images of {size} px; it was made for {latent_side * model.factor} (generator.size)")
+    with loading(model) as library:
         network = library.AutoencoderKL.from_pretrained(
             model.folder, subfolder="vae", dtype=engine.dtype, use_safetensors=True
         )
@@ -597,7 +284,7 @@ def load(
 
 def _pipeline(model: Model, network: nn.Module, engine: Engine) -> Any:
     """Load the whole of a pipeline around its autoencoder."""
-    with _loading(model) as library:
+    with loading(model) as library:
         kind = getattr(library, model.family.loads)
         known = inspect.signature(kind.__init__).parameters
         given: dict[str, Any] = {name: value for name, value in OFF.items() if name in known}
@@ -606,13 +293,13 @@ def _pipeline(model: Model, network: nn.Module, engine: Engine) -> Any:
         given |= {"scheduler": None} if replaced else {}
         pipeline = kind.from_pretrained(model.folder, dtype=engine.dtype, use_safetensors=True, **given)
         if replaced:
-            _say(f"{model.parts['scheduler'][1]} draws for all images of a batch at once; DDIM stands in for it")
+            say(f"{model.parts['scheduler'][1]} draws for all images of a batch at once; DDIM stands in for it")
             pipeline.scheduler = library.DDIMScheduler.from_pretrained(
                 model.folder, subfolder="scheduler", clip_sample=False
             )
         pipeline.set_progress_bar_config(disable=True)
-    if model.checked:
-        _say("safety checker off: it would blank images")
+    if model.has_checker:
+        say("safety checker off: it would blank images")
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             engine.place(part.eval())
@@ -658,12 +345,3 @@ def class_indices(model: Model, classes: list[str]) -> list[int]:
         f"{model.name} is of {count} classes but the data have {len(classes)}; only of ImageNet's 1,000 are some taken, by "
         "class folders that are their WordNet ids: use a pipeline with prompts, or a DiT of these classes"
     )
-
-
-def _say(line: str) -> None:
-    print(f"generator: {line}", file=sys.stderr, flush=True)
-
-
-def _line(error: Exception) -> str:
-    """Return the first sentence of what went wrong."""
-    return " ".join(str(error).split()).split(". ")[0][:200] or type(error).__name__

@@ -11,17 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from wmdd.base.errors import WmddError
+from wmdd.networks.architectures import CONVNETS, RESNETS, stem_of
 
 if TYPE_CHECKING:
     from wmdd.settings.network import NetworkSettings
-
-RESNETS: dict[str, tuple[bool, tuple[int, int, int, int]]] = {  # name -> (bottleneck, blocks a stage), He et al. 2016
-    "resnet18": (False, (2, 2, 2, 2)),
-    "resnet34": (False, (3, 4, 6, 3)),
-    "resnet50": (True, (3, 4, 6, 3)),
-    "resnet101": (True, (3, 4, 23, 3)),
-}
-CONVNETS = {f"convnet{depth}": depth for depth in range(1, 7)}
 
 
 class Network(nn.Module):
@@ -214,11 +207,6 @@ def _tried(name: str, make: Callable[[], Network], resolution: int) -> Network:
             f"{name} refuses pictures of {resolution} px ({reason}); set data.resolution to its own"
         ) from None
     return network.train()
-
-
-def stem_of(resolution: int) -> str:
-    """Return the stem that leaves a last feature map of 4 to 7 pixels."""
-    return "cifar" if resolution <= 48 else "tiny" if resolution <= 112 else "imagenet"
 
 
 def build(settings: "NetworkSettings", classes: int, resolution: int, generator: torch.Generator) -> Network:

@@ -706,10 +706,10 @@ class Experiment:
     @staticmethod
     def _check_model(settings: GeneratorSettings, side: int, where: str) -> None:
         """Refuse a pipeline that is not there, or not whole; of a hub id nothing is asked here."""
-        from wmdd.generators import pipelines as ldm  # imports torch and more, which no other setting needs here
+        from wmdd.generators import pipeline_folder
 
         try:
-            ldm.check(settings, side or settings.size)
+            pipeline_folder.check(settings, side or settings.size)
         except WmddError as error:
             raise WmddError(f"{where}{error}") from None
 
@@ -797,7 +797,7 @@ class Experiment:
 
 def _check_teacher(settings: TeacherSettings, where: str) -> None:
     if settings.weights:
-        from wmdd.networks.foreign_checkpoint import check  # imports torch and more, which no other setting needs here
+        from wmdd.networks.checkpoint_file import check
 
         try:
             check(settings)
