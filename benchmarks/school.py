@@ -25,6 +25,7 @@ from wmdd.datasets.loader import Resident
 from wmdd.networks import models
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import Engine
+from wmdd.networks.state_dicts import restore
 from wmdd.stages import labels, relabel, student, teacher
 
 
@@ -74,7 +75,7 @@ class Taught:
         """Take a teacher of the teacher stage."""
         state, meta = model_files.load_model(path)
         known = settings("NetworkSettings", **{k: meta["settings"][k] for k in vars(unchecked("NetworkSettings"))})
-        network = models.restore(known, state, len(tree.train), tree.resolution, str(path))
+        network = restore(known, state, len(tree.train), tree.resolution, str(path))
         return cls(network.eval(), meta["mean"], meta["std"])
 
     @classmethod

@@ -7,7 +7,8 @@ from torch import nn
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.networks.architectures import CONVNETS, RESNETS, stem_of
-from wmdd.networks.models import bounds_of, build, normalise, restore, to_pixels
+from wmdd.networks.models import bounds_of, build, normalise, to_pixels
+from wmdd.networks.state_dicts import restore
 from wmdd.settings.network import NetworkSettings
 
 EVERY = [

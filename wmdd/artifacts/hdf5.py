@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from wmdd.base.errors import WmddError
+from wmdd.base.errors import WmddError, one_line
 
 META = "meta"
 
@@ -32,8 +32,9 @@ def opened(path: Path) -> Iterator[h5py.File]:
     except FileNotFoundError:
         raise WmddError(f"{path} does not exist; run the stage that makes it first") from None
     except OSError as error:
-        reason = " ".join(str(error).split())
-        raise WmddError(f"{path} is not a whole HDF5 file ({reason}); delete it and run again to rebuild it") from None
+        raise WmddError(
+            f"{path} is not a whole HDF5 file ({one_line(error)}); delete it and run again to rebuild it"
+        ) from None
     with file:
         try:
             yield file

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from wmdd.artifacts.atomic_files import atomic
 from wmdd.artifacts.hdf5_writer import digest_of
-from wmdd.base.errors import WmddError
+from wmdd.base.errors import WmddError, one_line
 
 
 def save_model(path: Path, state: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
@@ -37,5 +37,6 @@ def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     except json.JSONDecodeError:
         raise WmddError(f"{path} was not written by wmdd (no provenance); delete it and run again") from None
     except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise WmddError(f"{path} is not a whole safetensors file ({reason}); delete it and run again") from None
+        raise WmddError(
+            f"{path} is not a whole safetensors file ({one_line(error)}); delete it and run again"
+        ) from None

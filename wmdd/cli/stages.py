@@ -25,7 +25,8 @@ from wmdd.base.progress import progress
 from wmdd.jobs.job import Job, cost_path, job
 from wmdd.jobs.node_cache import staged
 from wmdd.networks.batchnorm import Statistics
-from wmdd.networks.models import Network, restore
+from wmdd.networks.models import Network
+from wmdd.networks.state_dicts import restore
 from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.settings.data import DataSettings
 from wmdd.settings.engine import EngineSettings

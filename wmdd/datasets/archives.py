@@ -15,7 +15,7 @@ from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Self
 
-from wmdd.base.errors import WmddError
+from wmdd.base.errors import WmddError, one_line
 from wmdd.base.progress import progress
 from wmdd.datasets.download import CHUNK, FULL
 
@@ -40,7 +40,7 @@ def unpack(archive: Path, folder: Path) -> None:
                 at = name
             _place(Path(part, folder.name), folder, archive)
     except DAMAGED as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         where = f" at {at!r}" if at else ""
         raise WmddError(f"{archive} is damaged{where} ({reason}); delete it and run again to fetch it anew") from None
     except OSError as error:

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from wmdd.artifacts import hdf5
-from wmdd.base.errors import WmddError
+from wmdd.base.errors import WmddError, one_line
 from wmdd.datasets.decode import UnreadableError, decode
 from wmdd.networks.models import normalise
 
@@ -293,8 +293,7 @@ def _readable(path: Path | str) -> Iterator[None]:
     except FileNotFoundError:
         raise WmddError(f"{path} is missing; restore it or {AGAIN}") from None
     except _DAMAGE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise WmddError(f"{path} is damaged ({reason}); restore it or {AGAIN}") from None
+        raise WmddError(f"{path} is damaged ({one_line(error)}); restore it or {AGAIN}") from None
 
 
 def _image_folder(folder: Path, about: Manifest) -> Iterator[Rows]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from wmdd.artifacts import atomic_files, hdf5
 from wmdd.base import units
-from wmdd.base.errors import WmddError
+from wmdd.base.errors import WmddError, one_line
 from wmdd.base.progress import progress
 
 PIECE = 2**24  # bytes that are copied at once
@@ -37,8 +37,7 @@ def staged(path: Path, make: bool = True) -> Path:
     try:
         return _staged(path, Path(os.path.expandvars(os.path.expanduser(place))), make)
     except (OSError, WmddError) as error:
-        reason = " ".join(str(error).split())
-        print(f"WMDD_SCRATCH cannot be used ({reason}); {path} itself is read", file=sys.stderr, flush=True)
+        print(f"WMDD_SCRATCH cannot be used ({one_line(error)}); {path} itself is read", file=sys.stderr, flush=True)
         return path
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from wmdd.base.errors import WmddError
+from wmdd.base.errors import WmddError, one_line
 from wmdd.base.threads import in_order
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class _Compiled:
             self._function = compiled
             return result
         except Exception as error:  # compilers, drivers and the network's own code may each refuse
-            print(f"engine: not compiled ({_line(error)}); running without", file=sys.stderr, flush=True)
+            print(f"engine: not compiled ({_reason(error)}); running without", file=sys.stderr, flush=True)
             self._function = self._plain
             return self._plain(*inputs)
 
@@ -248,12 +248,12 @@ class Captured:
             with torch.cuda.graph(graph):
                 result = self._step(*places)
         except RuntimeError as error:
-            print(f"engine: no CUDA graph ({_line(error)}); running without", file=sys.stderr, flush=True)
+            print(f"engine: no CUDA graph ({_reason(error)}); running without", file=sys.stderr, flush=True)
             self._refused = True
             return False
         self._graphs[shapes] = graph, places, result
         return True
 
 
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error)[:200]}"

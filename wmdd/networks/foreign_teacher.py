@@ -13,7 +13,8 @@ from wmdd.artifacts.hdf5 import check_classes
 from wmdd.base.errors import WmddError
 from wmdd.networks.architectures import RESNETS, stem_of
 from wmdd.networks.foreign_checkpoint import State, Weights, weights_of
-from wmdd.networks.models import Network, ResNet, Timm, Torchvision, build, described, fill
+from wmdd.networks.models import Network, ResNet, Timm, Torchvision, build
+from wmdd.networks.state_dicts import described, fill
 from wmdd.settings.teacher import AdoptedSettings
 
 if TYPE_CHECKING:

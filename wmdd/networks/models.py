@@ -3,14 +3,14 @@
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from wmdd.base.errors import WmddError
+from wmdd.base.errors import WmddError, one_line
 from wmdd.networks.architectures import CONVNETS, RESNETS, stem_of
 
 if TYPE_CHECKING:
@@ -202,9 +202,8 @@ def _tried(name: str, make: Callable[[], Network], resolution: int) -> Network:
         with torch.no_grad():
             network.eval()(torch.zeros(1, 3, resolution, resolution))
     except (AssertionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise WmddError(
-            f"{name} refuses pictures of {resolution} px ({reason}); set data.resolution to its own"
+            f"{name} refuses pictures of {resolution} px ({one_line(error)}); set data.resolution to its own"
         ) from None
     return network.train()
 
@@ -234,65 +233,6 @@ def build(settings: "NetworkSettings", classes: int, resolution: int, generator:
             return _tried(name, lambda: Torchvision(chosen, classes, resolution), resolution)
     known = ", ".join([*RESNETS, *CONVNETS, "vit-tiny", "torchvision:NAME", "timm:NAME"])
     raise WmddError(f"unknown architecture {name!r}; known: {known}")
-
-
-def restore(
-    settings: "NetworkSettings", state: dict[str, Tensor], classes: int, resolution: int, origin: str
-) -> Network:
-    """Build a network and fill it from a checkpoint, every parameter of which must fit.
-
-    Raises:
-        WmddError: the checkpoint is of another network or number of classes.
-    """
-    network = build(settings, classes, resolution, torch.Generator())
-    found = state.get("head.weight")
-    if found is not None and len(found) != classes:
-        raise WmddError(f"{origin} has {len(found)} classes but the data have {classes}; train a teacher on these data")
-    fill(network, state, f"{origin} does not fit {described(settings, resolution)}")
-    return network
-
-
-def described(settings: "NetworkSettings", resolution: int) -> str:
-    """Return a network in words."""
-    of_width = f" of width {settings.width}" if settings.architecture in [*RESNETS, *CONVNETS] else ""
-    return f"{settings.architecture}{of_width} at {resolution} px"
-
-
-def fill(
-    network: Network, state: Mapping[str, Tensor], complaint: str, called: Mapping[str, str] | None = None
-) -> None:
-    """Copy a checkpoint into a network, every parameter of which must fit.
-
-    By hand, because `load_state_dict` runs hooks of torchvision's that need what only its own files hold.
-
-    Args:
-        network: is filled in place.
-        state: tensors by the network's own names.
-        complaint: the beginning of the error.
-        called: names of the tensors in the file where they differ, for the error.
-
-    Raises:
-        WmddError: names the first tensor that is missing, of another shape, or not part of the network.
-    """
-    targets = network.state_dict()
-    counters = {name: torch.zeros_like(v) for name, v in targets.items() if name.endswith(".num_batches_tracked")}
-    state = counters | dict(state)  # files of before torch 0.4.1 have none, and nothing here reads them
-    if reason := _difference(targets, state, called or {}):
-        raise WmddError(f"{complaint}: {reason}")
-    with torch.no_grad():
-        for name, target in targets.items():
-            target.copy_(state[name])
-
-
-def _difference(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], called: Mapping[str, str]) -> str:
-    for name, tensor in wanted.items():
-        if name not in found:
-            return f"it lacks {called.get(name, name)}"
-        if found[name].shape != tensor.shape:
-            here, there = list(tensor.shape), list(found[name].shape)
-            return f"{called.get(name, name)} is {there} in it but {here} in the network"
-    extra = next((name for name in found if name not in wanted), None)
-    return f"its {extra} is not part of the network" if extra is not None else ""
 
 
 def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:

@@ -7,7 +7,7 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wmdd.base.errors import WmddError
+from wmdd.base.errors import WmddError, one_line
 
 COLUMNS = ["dataset", "method", "ipc", "student", "labels", "protocol", "published", "table", "source", "url"]
 KEY = [
@@ -97,7 +97,7 @@ def read(path: Path) -> pd.DataFrame:
     except OSError as error:
         raise WmddError(f"cannot read the published numbers {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WmddError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise WmddError(f"{path} is not valid YAML: {one_line(error)}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)

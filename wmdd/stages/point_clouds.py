@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wmdd.artifacts import hdf5
-from wmdd.base.errors import WmddError
+from wmdd.artifacts.atomic_files import sha256_of
+from wmdd.base.errors import WmddError, one_line
 
 PIECE = 2**24  # bytes that are read at a time
 GAP = 64  # rows that are read for nothing sooner than to begin a new read
@@ -130,8 +130,7 @@ class Source:
         """Return the digest of an artifact, or of the contents of any other file (one pass, less than a solver makes)."""
         if "digest" in self.meta:
             return str(self.meta["digest"])
-        with self.path.open("rb") as file:
-            return file_digest(file, "sha256").hexdigest()
+        return sha256_of(self.path)
 
 
 @contextmanager
@@ -178,8 +177,7 @@ def _mapped(path: Path) -> np.ndarray:
     except ValueError as error:
         if "Python objects" in str(error):
             raise WmddError(f"{path} holds Python objects, which are not loaded; save an array of numbers") from None
-        reason = " ".join(str(error).split())
-        raise WmddError(f"{path} is not a whole .npy file ({reason}); write it again") from None
+        raise WmddError(f"{path} is not a whole .npy file ({one_line(error)}); write it again") from None
     return _checked(found, str(path))
 
 

@@ -221,7 +221,7 @@ def digest(path: Path) -> str:
         return str(hdf5.load_meta(path)["digest"])
     if path.suffix == ".safetensors":
         return str(model_files.load_model(path)[1]["digest"])
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return atomic_files.sha256_of(path)
 
 
 def run_id(group: str, output: Path) -> str:
