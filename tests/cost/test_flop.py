@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.cost import flop
 from wmdd.cost.flop import autoencoder, by_hand, counted, denoiser, figures, rated_width, recovering
 from wmdd.generators.denoiser import build as build_denoiser
 from wmdd.generators.vae import build as build_vae
@@ -53,11 +52,6 @@ def test_outputs_are_what_convolutions_and_products_make(architecture, side):
             module.register_forward_hook(lambda _, __, output: made.append(output.numel()))
     network(torch.zeros(1, 3, side, side))
     assert by_hand(settings, 5, side).outputs == sum(made)
-
-
-def test_the_names_are_those_of_the_models():
-    assert flop.RESNETS == models.RESNETS
-    assert flop.CONVNETS == models.CONVNETS
 
 
 @pytest.mark.parametrize("architecture", ["timm:resnet18", "torchvision:alexnet", "resnet19"])

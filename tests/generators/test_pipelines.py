@@ -34,6 +34,7 @@ from transformers.utils import logging
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.datasets import imagenet_classes
+from wmdd.generators import conditions as conditions_of
 from wmdd.generators import pipeline_folder, pipeline_hub
 from wmdd.generators import pipelines as ldm
 from wmdd.generators.vae import scaled, to_pixels
@@ -426,7 +427,7 @@ def test_a_text_pipeline_heeds_its_settings(made):
 
     def result(labels=(0, 1, 2), keys=(0, 1, 2), **changes):
         chosen = how(**changes)
-        asked = replace(found, settings=chosen, conditions=ldm.prompts(chosen, NAMES))
+        asked = replace(found, settings=chosen, conditions=conditions_of.prompts(chosen, NAMES))
         return moved(asked, latents(), labels, keys)
 
     usual, followed = result(), result(guidance=1.0)
@@ -447,7 +448,7 @@ def test_guidance_0_leaves_the_class_out(made):
 
 @pytest.mark.parametrize("prompt", ["a picture", "{name}, {name}", "{{}} {name}"])
 def test_templates(made, prompt):
-    assert ldm.prompts(how(prompt=prompt), ["ant"]) == [prompt.replace("{name}", "ant").replace("{{}}", "{}")]
+    assert conditions_of.prompts(how(prompt=prompt), ["ant"]) == [prompt.replace("{name}", "ant").replace("{{}}", "{}")]
 
 
 # Under classes
@@ -821,9 +822,9 @@ def test_a_size_that_cannot_be_divided(made, kind, size, step, near):
 
 def test_classes_of_dit(made):
     of_1000, of_3 = (pipeline_hub.find(settings(made(kind))) for kind in ("dit", "dit3"))
-    assert ldm.class_indices(of_3, NAMES) == [0, 1, 2]
-    assert ldm.class_indices(of_3, imagenet_classes.wnids()[500:503]) == [0, 1, 2]
-    assert ldm.class_indices(of_1000, imagenet_classes.wnids()[500:503]) == [500, 501, 502]
+    assert conditions_of.class_indices(of_3, NAMES) == [0, 1, 2]
+    assert conditions_of.class_indices(of_3, imagenet_classes.wnids()[500:503]) == [0, 1, 2]
+    assert conditions_of.class_indices(of_1000, imagenet_classes.wnids()[500:503]) == [500, 501, 502]
     said = refused(loaded, made("dit"), strength=0.5)
     assert said.startswith("dit is of 1000 classes but the data have 3; only of ImageNet's 1,000 are some taken")
     assert refused(loaded, made("dit3"), ["ant"]).startswith("dit3 is of 3 classes but the data have 1; ")

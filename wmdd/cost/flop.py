@@ -10,17 +10,11 @@ from functools import cache
 from typing import NamedTuple
 
 from wmdd.cost import rates
+from wmdd.networks.architectures import CONVNETS, RESNETS, stem_of
 from wmdd.settings.latent import AutoencoderSettings, DiffusionSettings
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.recover import RecoverSettings
 
-RESNETS = {  # name -> (bottleneck, blocks a stage); as in wmdd.networks.models, which imports torch
-    "resnet18": (False, (2, 2, 2, 2)),
-    "resnet34": (False, (3, 4, 6, 3)),
-    "resnet50": (True, (3, 4, 6, 3)),
-    "resnet101": (True, (3, 4, 23, 3)),
-}
-CONVNETS = {f"convnet{depth}": depth for depth in range(1, 7)}
 VIT = (192, 12, 3)  # vit-tiny: width, layers, heads
 FINE = 16  # channels at the full resolution: wmdd.generators.vae
 NAN = math.nan
@@ -138,8 +132,7 @@ def by_hand(settings: NetworkSettings, classes: int, resolution: int) -> Figures
 
 def _resnet(settings: NetworkSettings, classes: int, resolution: int) -> Figures:
     bottleneck, depth = RESNETS[settings.architecture]
-    small = "cifar" if resolution <= 48 else "tiny" if resolution <= 112 else "imagenet"
-    stem = small if settings.stem == "auto" else settings.stem
+    stem = stem_of(resolution) if settings.stem == "auto" else settings.stem
     size, stride = {"cifar": (3, 1), "tiny": (3, 2), "imagenet": (7, 2)}[stem]
     count, side, inputs = _Count(), -(-resolution // stride), settings.width
     count.convolution(3, inputs, size, side)

@@ -28,7 +28,6 @@ References:
 
 import inspect
 import math
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmdd.base.errors import WmddError
-from wmdd.datasets import imagenet_classes
+from wmdd.generators.conditions import class_indices, prompts
 from wmdd.generators.generator import noise
 from wmdd.generators.pipeline_folder import LEFT_OUT, Model
 from wmdd.generators.pipeline_hub import find, loading, say
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
     from wmdd.settings.latent import DecodeSettings, GeneratorSettings
 
 OFF: dict[str, Any] = {"requires_safety_checker": False, "add_watermarker": False} | dict.fromkeys(LEFT_OUT)
-NULL = 1000  # classes of DiT, and so the index that stands for none
 LARGE = 512  # side in pixels from which one image alone keeps a device busy, and many need much memory
 
 
@@ -198,28 +196,23 @@ class ClassGuided(Guided):
         z: Tensor = scheduler.add_noise(latents, drawn, times[:1].expand(len(latents)))
         keyed = {"generator": draws} if "generator" in inspect.signature(scheduler.step).parameters else {}
         for time in times:
-            found = self._guided(scheduler.scale_model_input(z, time), time, classes)
-            z = scheduler.step(found, time, z, **keyed).prev_sample
+            noise_in_z = self._guided(scheduler.scale_model_input(z, time), time, classes)
+            z = scheduler.step(noise_in_z, time, z, **keyed).prev_sample
         return z
 
     def _guided(self, z: Tensor, time: Tensor, classes: Tensor) -> Tensor:
         """Return what the transformer says of z [B, c, h, w]: e_0 + g (e_y - e_0), with e_0 of no class."""
-        guidance, none = self.settings.guidance, torch.full_like(classes, self.none)
+        count = int(self.pipeline.transformer.config.num_embeds_ada_norm)
+        guidance, none = self.settings.guidance, torch.full_like(classes, count)  # behind the last class: of no class
         if guidance in (0, 1):
             return self._predicted(z, time, classes if guidance else none)
         under, without = self._predicted(torch.cat([z, z]), time, torch.cat([classes, none])).chunk(2)
         return without + guidance * (under - without)
 
-    @property
-    def none(self) -> int:
-        """The index that stands for no class: 1000 of ImageNet's."""
-        return int(self.pipeline.transformer.config.num_embeds_ada_norm)
-
     def _predicted(self, z: Tensor, time: Tensor, classes: Tensor) -> Tensor:
         network = self.pipeline.transformer
-        moments: Tensor = network(
-            z.to(self.autoencoder.engine.dtype), timestep=time.expand(len(z)), class_labels=classes
-        ).sample
+        z_in = z.to(self.autoencoder.engine.dtype)
+        moments: Tensor = network(z_in, timestep=time.expand(len(z)), class_labels=classes).sample
         return moments[:, : z.shape[1]].float()
 
 
@@ -284,19 +277,17 @@ def load(
 
 def _pipeline(model: Model, network: nn.Module, engine: Engine) -> Any:
     """Load the whole of a pipeline around its autoencoder."""
+    own, used = model.parts["scheduler"][1], model.scheduler
     with loading(model) as library:
         kind = getattr(library, model.family.loads)
-        known = inspect.signature(kind.__init__).parameters
-        given: dict[str, Any] = {name: value for name, value in OFF.items() if name in known}
-        given |= {part: None for part in model.unused if part in known} | {"vae": network}
-        replaced = model.parts["scheduler"][1] != model.scheduler
-        given |= {"scheduler": None} if replaced else {}
-        pipeline = kind.from_pretrained(model.folder, dtype=engine.dtype, use_safetensors=True, **given)
-        if replaced:
-            say(f"{model.parts['scheduler'][1]} draws for all images of a batch at once; DDIM stands in for it")
-            pipeline.scheduler = library.DDIMScheduler.from_pretrained(
-                model.folder, subfolder="scheduler", clip_sample=False
-            )
+        accepted = inspect.signature(kind.__init__).parameters
+        options = {name: value for name, value in (OFF | dict.fromkeys(model.unused)).items() if name in accepted}
+        options |= {"vae": network} | ({} if own == used else {"scheduler": None})
+        pipeline = kind.from_pretrained(model.folder, dtype=engine.dtype, use_safetensors=True, **options)
+        if own != used:
+            say(f"{own} draws for all images of a batch at once; DDIM stands in for it")
+            replacement = library.DDIMScheduler.from_pretrained
+            pipeline.scheduler = replacement(model.folder, subfolder="scheduler", clip_sample=False)
         pipeline.set_progress_bar_config(disable=True)
     if model.has_checker:
         say("safety checker off: it would blank images")
@@ -304,44 +295,3 @@ def _pipeline(model: Model, network: nn.Module, engine: Engine) -> Any:
         if isinstance(part, nn.Module):
             engine.place(part.eval())
     return pipeline
-
-
-def prompts(how: "DecodeSettings", names: list[str]) -> list[str]:
-    """Return the prompt of each class, `how.prompt` with its name for {name}.
-
-    Raises:
-        WmddError: another placeholder, a brace alone, or a guidance that text pipelines don't have.
-    """
-    if 0 < how.guidance < 1:
-        raise WmddError(
-            f"guidance: {how.guidance:g} is not known to text pipelines; set it to 0, to 1, or to more than 1"
-        )
-    try:
-        parsed = [parts for parts in string.Formatter().parse(how.prompt) if parts[1] is not None]
-        others = [field for _, field, form, conversion in parsed if field != "name" or form or conversion]
-        if not others:
-            return [how.prompt.format(name=name) for name in names]
-        said = f"{{{others[0]}}} is not known" if others[0] != "name" else "{name} alone is known"
-    except ValueError as error:
-        said = str(error)
-    raise WmddError(
-        f"prompt: {how.prompt!r} is no template ({said}); write {{name}} for the class's name, {{{{ for a brace"
-    )
-
-
-def class_indices(model: Model, classes: list[str]) -> list[int]:
-    """Return DiT's index of each class of the data: by WordNet ids of ImageNet's 1,000, else in order if there are as many.
-
-    Raises:
-        WmddError: neither is possible.
-    """
-    count = int(model.config("transformer").get("num_embeds_ada_norm") or NULL)
-    found = imagenet_classes.indices(classes) if count == NULL else None
-    if found is not None:
-        return found
-    if count == len(classes):
-        return list(range(count))
-    raise WmddError(
-        f"{model.name} is of {count} classes but the data have {len(classes)}; only of ImageNet's 1,000 are some taken, by "
-        "class folders that are their WordNet ids: use a pipeline with prompts, or a DiT of these classes"
-    )

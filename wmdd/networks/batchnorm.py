@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -16,19 +16,26 @@ def layers(network: nn.Module) -> dict[str, nn.BatchNorm2d]:
 
 
 @contextmanager
-def inputs_of(network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Yield a dict that after each forward pass holds the input [B, ch, H, W] of every BatchNorm layer."""
-    seen: dict[str, Tensor] = {}
+def _hooked(network: nn.Module, keep: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call `keep` with the name and the input [B, ch, H, W] of every BatchNorm layer in each forward pass."""
 
-    def keep(name: str) -> object:
-        return lambda _module, arguments: seen.__setitem__(name, arguments[0])
+    def hook_of(name: str) -> Callable[..., None]:
+        return lambda _module, arguments: keep(name, arguments[0])
 
-    handles = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers(network).items()]  # type: ignore[arg-type]
+    handles = [layer.register_forward_pre_hook(hook_of(name)) for name, layer in layers(network).items()]
     try:
-        yield seen
+        yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def inputs_of(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Yield a dict that after each forward pass holds the input [B, ch, H, W] of every BatchNorm layer."""
+    inputs: dict[str, Tensor] = {}
+    with _hooked(network, inputs.__setitem__):
+        yield inputs
 
 
 @dataclass(frozen=True)
@@ -53,14 +60,15 @@ class Statistics:
 
 def running(network: nn.Module) -> Statistics:
     """Return the running statistics that the network collected while it was trained (SRe2L's target)."""
-    found = layers(network).items()
-    mean = {k: layer.running_mean[None].clone() for k, layer in found if layer.running_mean is not None}
-    return Statistics(mean, {k: layer.running_var[None].clone() for k, layer in found if layer.running_var is not None})
+    named = layers(network).items()
+    mean = {k: layer.running_mean[None].clone() for k, layer in named if layer.running_mean is not None}
+    return Statistics(mean, {k: layer.running_var[None].clone() for k, layer in named if layer.running_var is not None})
 
 
 ROWS = 4096  # pixels whose sums are kept in float32; above, they are added in float64
 
 
+@dataclass
 class ClassMoments:
     r"""Gathers exact statistics of classes, over any number of batches, each of one class.
 
@@ -77,13 +85,9 @@ class ClassMoments:
         widths: channels of each layer, in their order in the sums.
     """
 
-    def __init__(
-        self,
-        count: dict[int, int] | None = None,
-        sums: dict[int, Tensor] | None = None,
-        widths: dict[str, int] | None = None,
-    ) -> None:
-        self.count, self.sums, self.widths = count or {}, sums or {}, widths or {}
+    count: dict[int, int] = field(default_factory=dict)
+    sums: dict[int, Tensor] = field(default_factory=dict)
+    widths: dict[str, int] = field(default_factory=dict)
 
     def add(self, label: int, count: int, sums: dict[str, Tensor]) -> None:
         """Add the sums [2, ch] by layer (`sums_of`) over `count` images of a class."""
@@ -101,8 +105,8 @@ class ClassMoments:
         """Return the statistics of all classes seen so far, [C, ch] float64, in the order in which they came."""
         count = torch.tensor(list(self.count.values()))
         parts = torch.stack(list(self.sums.values())).split(list(self.widths.values()), 2)
-        found = {name: statistics_of(part, count) for name, part in zip(self.widths, parts, strict=True)}
-        return Statistics({k: mean for k, (mean, _) in found.items()}, {k: v for k, (_, v) in found.items()})
+        moments = {name: statistics_of(part, count) for name, part in zip(self.widths, parts, strict=True)}
+        return Statistics({k: mean for k, (mean, _) in moments.items()}, {k: v for k, (_, v) in moments.items()})
 
 
 def statistics_of(sums: Tensor, count: Tensor, apart: bool = False) -> tuple[Tensor, Tensor]:
@@ -146,16 +150,8 @@ def sums_of_inputs(network: nn.Module) -> Iterator[Callable[[], dict[str, Tensor
     They are taken while the pass goes on, so that no input is held; several threads may run passes at once.
     """
     local = threading.local()
-
-    def keep(name: str) -> object:
-        return lambda _module, arguments: vars(local).__setitem__(name, sums_of(arguments[0]))
-
-    handles = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers(network).items()]  # type: ignore[arg-type]
-    try:
+    with _hooked(network, lambda name, x: vars(local).__setitem__(name, sums_of(x))):
         yield lambda: dict(vars(local))
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def moments(x: Tensor, weights: Tensor | None, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -172,7 +168,7 @@ def moments(x: Tensor, weights: Tensor | None, dtype: torch.dtype = torch.float3
 
 def _of_classes(mean: Tensor, variance: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return the moments of classes [C, ch] from those of images [C * K, ch]; not by products, which may be rounded."""
-    groups, spread = (each.view(*weights.shape, -1) for each in (mean, variance))  # [C, K, ch]
+    groups, spread = (values.view(*weights.shape, -1) for values in (mean, variance))  # [C, K, ch]
     centre = (weights[..., None] * groups).sum(1)
     return centre, (weights[..., None] * (spread + (groups - centre[:, None]) ** 2)).sum(1)
 
@@ -199,10 +195,11 @@ def _class_moments_on_cpu(x: Tensor, weights: Tensor, alike: int) -> tuple[Tenso
     images = next(n for n in range(alike, 0, -1) if alike % n == 0 and (n == 1 or n * x[0, 0].numel() <= ROWS))
     unused = torch.zeros(2, x.shape[1])
     pieces = [piece for part in x.split(images) for piece in part.split(rows, 2)]
-    found = [torch.batch_norm_update_stats(piece, unused[0], unused[1], 0.0) for piece in pieces]
+    moments_of_pieces = [torch.batch_norm_update_stats(piece, unused[0], unused[1], 0.0) for piece in pieces]
     share = torch.tensor([piece.shape[2] / x.shape[2] for piece in pieces]).view(len(weights), -1)  # [C, pieces]
     share *= weights.unflatten(1, (-1, images)).sum(2).repeat_interleave(-(-x.shape[2] // rows), 1)
-    return _of_classes(torch.stack([mean for mean, _ in found]), torch.stack([v for _, v in found]), share)
+    mean, variance = (torch.stack(values) for values in zip(*moments_of_pieces, strict=True))
+    return _of_classes(mean, variance, share)
 
 
 class _Normalised(torch.autograd.Function):
@@ -228,8 +225,8 @@ class _Normalised(torch.autograd.Function):
         share = weights[..., None] / x[0, 0].numel()  # [C, K, 1]
         slope = 2 * to_variance[:, None] * share  # [C, K, ch]
         offset = to_mean[:, None] * share - slope * mean[:, None]
-        found = torch.addcmul(_channels(offset, x), x, _channels(slope, x))
-        return found.addcmul_(to_y, _channels(scale, x)), None, None, None, None
+        to_x = torch.addcmul(_channels(offset, x), x, _channels(slope, x))
+        return to_x.addcmul_(to_y, _channels(scale, x)), None, None, None, None
 
 
 def _channels(values: Tensor, x: Tensor) -> Tensor:
@@ -240,7 +237,7 @@ def _channels(values: Tensor, x: Tensor) -> Tensor:
 class _Watched(nn.BatchNorm2d):
     """A BatchNorm layer in eval mode that takes the moments of its input while it normalises; see `watched`."""
 
-    found: dict[str, tuple[Tensor, Tensor]]
+    watched_moments: dict[str, tuple[Tensor, Tensor]]
     called: str
     group: Tensor
     alike: int
@@ -249,7 +246,7 @@ class _Watched(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [C * K, ch, H, W] by the running statistics."""
         y, mean, variance = _Normalised.apply(x, self.group, self.alike, self.scale, super().forward)
-        self.found[self.called] = mean, variance
+        self.watched_moments[self.called] = mean, variance
         return cast(Tensor, y)
 
 
@@ -274,18 +271,18 @@ def watched(network: nn.Module, weights: Tensor) -> Iterator[dict[str, tuple[Ten
     """
     if not watchable(network):
         raise ValueError("a library's own BatchNorm layers can't be watched")
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+    watched_moments: dict[str, tuple[Tensor, Tensor]] = {}
     alike = weights.shape[1] if bool((weights == weights[:, :1]).all()) else 1
     watched_layers = layers(network)
     for name, layer in watched_layers.items():
         scale = (cast(Tensor, layer.running_var) + layer.eps).rsqrt()
         scale = scale if layer.weight is None else scale * layer.weight.detach()
         layer.__class__ = _Watched
-        vars(layer).update(found=found, called=name, group=weights, alike=alike, scale=scale)
+        vars(layer).update(watched_moments=watched_moments, called=name, group=weights, alike=alike, scale=scale)
     try:
-        yield found
+        yield watched_moments
     finally:
         for layer in watched_layers.values():
             layer.__class__ = nn.BatchNorm2d
-            for name in ("found", "called", "group", "alike", "scale"):
+            for name in _Watched.__annotations__:
                 vars(layer).pop(name, None)

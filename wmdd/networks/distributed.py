@@ -76,9 +76,9 @@ class World:
         """
         numbers = torch.zeros(self.size, dtype=torch.int64)
         numbers[self.rank] = number
-        found = self.sum(numbers.to(_device())) if self.size > 1 else numbers
-        if len(set(found.tolist())) > 1:
-            raise WmddError(f"the processes disagree on {what} ({found.tolist()}); do they all see the same folder?")
+        every = (self.sum(numbers.to(_device())) if self.size > 1 else numbers).tolist()
+        if len(set(every)) > 1:
+            raise WmddError(f"the processes disagree on {what} ({every}); do they all see the same folder?")
 
     def wait(self) -> None:
         """Wait for all processes."""
@@ -159,14 +159,14 @@ def world(device: str = "auto") -> Iterator[World]:
             raise WmddError(f"process {local + 1} of this machine has no GPU; {torch.cuda.device_count()} are visible")
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if gpu else "gloo", device_id=torch.device("cuda", local) if gpu else None)
-    found = World(dist.get_rank(), dist.get_world_size())
+    processes = World(dist.get_rank(), dist.get_world_size())
     try:
-        yield found
+        yield processes
     except Preempted as end:
         if end.agreed:
-            found.wait()
+            processes.wait()
         raise
-    found.wait()  # no process ends before what the main one writes is whole
+    processes.wait()  # no process ends before what the main one writes is whole
     dist.destroy_process_group()  # not after an exception: NCCL would wait for those that wait for this process
 
 
@@ -194,7 +194,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         m = \sum_p n_p m_p / n,   v = \sum_p n_p (v_p + (m_p - m)^2) / n,   n = \sum_p n_p,
 
     which loses no digits where E[x^2] - E[x]^2 would. One exchange forward, one backward. The running statistics are those
-    of BatchNorm on the whole batch (variance times n / (n - 1)). torch's SyncBatchNorm refuses CPU tensors.
+    of BatchNorm on the whole batch (variance times n / (n - 1)). Not torch's SyncBatchNorm, which refuses CPU tensors.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -214,11 +214,8 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         row = torch.cat([mean, variance, mean.new_tensor([x.shape[0] * x.shape[2] * x.shape[3]])])
         rank, size = dist.get_rank(), dist.get_world_size()
         rows = _Sum.apply(torch.stack([row if p == rank else torch.zeros_like(row) for p in range(size)]))
-        means, variances, counts = (
-            rows[:, : len(mean)],
-            rows[:, len(mean) : -1],
-            rows[:, -1:].detach(),
-        )  # [P, C], [P, 1]
+        means, variances, counts = rows.split([len(mean), len(mean), 1], 1)  # [P, C], [P, C], [P, 1]
+        counts = counts.detach()
         total = counts.sum()
         mean = (means * counts).sum(0) / total
         return mean, ((variances + (means - mean).square()) * counts).sum(0) / total, total

@@ -111,13 +111,13 @@ class Engine:
 
     def optimizer(self, kind: str, parameters: list[Tensor], lr: float, **options: Any) -> torch.optim.Optimizer:
         """Return SGD, Adam or AdamW over float32 tensors; see `set_rate`."""
-        made: Any = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind]
+        optimizer: Any = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind]
         if not self.fast:
-            return cast(torch.optim.Optimizer, made(parameters, lr=lr, **options))
+            return cast(torch.optim.Optimizer, optimizer(parameters, lr=lr, **options))
         options |= {"capturable": True} if self.graphs and kind != "sgd" else {}
         # a rate in memory, so that what was captured once follows the schedule
         rate = torch.tensor(lr, device=self.device) if self.graphs else lr
-        return cast(torch.optim.Optimizer, made(parameters, lr=rate, fused=True, **options))
+        return cast(torch.optim.Optimizer, optimizer(parameters, lr=rate, fused=True, **options))
 
     def compiled(self, function: Function, work: float) -> Function:
         """Return a function, compiled by torch where that is worth `work` FLOP; what it cannot compile runs as it is."""

@@ -85,8 +85,9 @@ def of_torchvision(settings: "TeacherSettings") -> Weights:
     digest = sha256_of(path)
     if expected and not digest.startswith(expected[1]):
         raise WmddError(f"{path} is not the file of that name (its SHA-256 begins with {digest[:8]}); delete it")
-    state, seen = _flat(_unpickled(path), path), entry.transforms()
-    return Weights(state, _origin(f"torchvision {entry}", digest), digest, _floats(seen.mean), _floats(seen.std))
+    state, preprocessing = _flat(_unpickled(path), path), entry.transforms()
+    mean, std = _floats(preprocessing.mean), _floats(preprocessing.std)
+    return Weights(state, _origin(f"torchvision {entry}", digest), digest, mean, std)
 
 
 def of_timm(architecture: str) -> Weights:

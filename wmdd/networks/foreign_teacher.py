@@ -76,11 +76,8 @@ def translated(network: Network, architecture: str, state: State) -> tuple[State
     if any(name in state for name in outside.keys() - set(outside.values())):
         return state, {}  # by our names already
     ours = {theirs: name for name, theirs in outside.items()}
-    found = {}
-    for name, tensor in state.items():
-        modern = name if name in ours else _modern(name)
-        found[ours.get(modern, name)] = tensor
-    return found, outside
+    modern = {name: name if name in ours else _modern(name) for name in state}
+    return {ours.get(modern[name], name): tensor for name, tensor in state.items()}, outside
 
 
 def _modern(name: str) -> str:
@@ -133,18 +130,18 @@ def _stem(settings: "TeacherSettings", weights: Weights, resolution: int) -> str
 
 def _rows(weights: Weights, count: int, classes: list[str]) -> list[int] | None:
     """Return the rows of the last layer that belong to the classes of the data; None if it is all of them, in order."""
-    known = weights.meta.get("classes")
-    if count == 1000 and (known is None or len(classes) != count):
+    trained_on = weights.meta.get("classes")
+    if count == 1000 and (trained_on is None or len(classes) != count):
         from wmdd.datasets import imagenet_classes
 
         rows = imagenet_classes.indices(classes)
-        if rows is not None and known in (None, imagenet_classes.wnids()):
+        if rows is not None and trained_on in (None, imagenet_classes.wnids()):
             return None if rows == list(range(count)) else rows
     if count != len(classes):
         raise WmddError(
             f"{weights.origin} has {count} classes but the data have {len(classes)}; only of ImageNet's 1,000 are some "
             "taken, by class folders that are their WordNet ids"
         )
-    if known is not None:
-        check_classes(classes, known, "the data", weights.origin)
+    if trained_on is not None:
+        check_classes(classes, trained_on, "the data", weights.origin)
     return None

@@ -117,12 +117,12 @@ class ConvNet(Network):
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Return the rectified maps of every block, [B, width, h, w] each, and behind them what `embed` does, [B, D]."""
-        found = []
+        maps = []
         for layer in self.layers:
             x = layer(x)
             if isinstance(layer, nn.ReLU):
-                found.append(x)
-        return [*found, x]
+                maps.append(x)
+        return [*maps, x]
 
 
 def _norm(name: str, width: int) -> nn.Module:
@@ -163,11 +163,11 @@ class Torchvision(Network):
         super().__init__()
         from torchvision import models
 
-        known = [known for known in models.list_models(module=models) if known not in RESNETS]
         if name in RESNETS:
             raise WmddError(f"torchvision's {name} is the same network as ours; set architecture: {name}")
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        names = [other for other in models.list_models(module=models) if other not in RESNETS]
+        if name not in names:
+            nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
             raise WmddError(f"torchvision has no network {name!r}; did you mean torchvision:{nearest}?")
         if name in ("googlenet", "inception_v3"):
             raise WmddError(f"{name} of torchvision has further outputs; take a timm:NAME in its place")

@@ -89,9 +89,9 @@ def _moved(images: Tensor, chosen: dict[str, Tensor], u: Tensor) -> Tensor:
     cos, sin = angle.cos(), angle.sin()
     rows = [torch.stack([mirror * wide * cos, -sin, right], 1), torch.stack([sin, high * cos, down], 1)]
     grid = F.affine_grid(torch.stack(rows, 1).to(images.dtype), list(images.shape), align_corners=False)
-    found = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     still = (chosen["color"] | chosen["cutout"])[:, None, None, None]  # exactly as they are, not up to rounding
-    return torch.where(still, images, found)
+    return torch.where(still, images, moved)
 
 
 def _coloured(images: Tensor, chosen: Tensor, u: Tensor) -> Tensor:

@@ -56,8 +56,8 @@ class Whitened(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits [B, C]."""
-        found: Tensor = self.network(self._whitening.apply(images))
-        return found
+        logits: Tensor = self.network(self._whitening.apply(images))
+        return logits
 
 
 def fit(pictures: "Pictures", mean: list[float], std: list[float], eps: float = EPS) -> Whitening:
@@ -71,13 +71,13 @@ def fit(pictures: "Pictures", mean: list[float], std: list[float], eps: float = 
         raise WmddError(f"whitening takes images of at most {LARGEST} px, not of {side} px; set whiten: false")
     size = 3 * side**2
     total, products = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
-    for found in pictures.batches(torch.arange(len(pictures.labels)).split(1024)):
-        x = normalise(found.cpu(), mean, std).flatten(1)
+    for images in pictures.batches(torch.arange(len(pictures.labels)).split(1024)):
+        x = normalise(images.cpu(), mean, std).flatten(1)
         total += x.double().sum(0)
         products += (x.T @ x).double()
     count = len(pictures.labels)
     middle = total / count
     values, vectors = torch.linalg.eigh((products - count * torch.outer(middle, middle)) / max(1, count - 1))
     scale = (values.clamp(min=0) + eps).sqrt()
-    matrix, inverse = ((vectors * each) @ vectors.T for each in (1 / scale, scale))
+    matrix, inverse = ((vectors * stretch) @ vectors.T for stretch in (1 / scale, scale))
     return Whitening(middle.float(), matrix.float(), inverse.float())
