@@ -50,11 +50,12 @@ test-campaign: setup  ## the same with every fault that a cluster has: cancelled
 docs: setup  ## write the reference of the package, from its docstrings, into build/docs
 	PDOC_ALLOW_EXEC=1 .venv/bin/pdoc --docformat google -o build/docs wmdd '!wmdd.cli.stages'
 
-lint: setup  ## check style and types
+lint: setup  ## check style, types and who imports whom
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/snakefmt --check Snakefile rules
 	.venv/bin/mypy wmdd
+	.venv/bin/lint-imports
 
 format: setup  ## rewrite the sources in the agreed style
 	.venv/bin/ruff check --fix
@@ -65,5 +66,5 @@ lock: setup  ## pin the newest packages that pyproject.toml allows
 	envs/lock.sh
 
 clean:  ## remove the environment and the caches, never data or results
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build wmdd.egg-info
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis build wmdd.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

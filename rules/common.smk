@@ -29,6 +29,7 @@ from wmdd.workflow.experiment import Experiment
 from wmdd.base.errors import WmddError
 from wmdd.workflow.lock import Guard, hold
 from wmdd.jobs.provenance import code_digest, git_revision
+from wmdd.cost.blocks import Blocks
 from wmdd.cost.resources import Requests
 from wmdd.workflow.costs import costs
 from wmdd.workflow.inputs import Inputs, any_of
@@ -49,6 +50,7 @@ if DeploymentMethod.CONDA in DEPLOYMENT:
 
 try:
     experiment = Experiment(config)
+    blocks = Blocks(experiment)
 except WmddError as error:
     raise WorkflowError(str(error)) from None
 
@@ -57,7 +59,7 @@ os.environ.setdefault("WANDB_MODE", experiment.file.tracking.mode)
 os.environ.setdefault("WANDB_PROJECT", experiment.file.tracking.project)
 os.environ.setdefault("WANDB_RUN_GROUP", experiment.file.experiment)
 
-inputs = Inputs(experiment)
+inputs = Inputs(experiment, blocks.names)
 if not inputs.runs:
     raise WorkflowError("the experiment has an empty matrix; list datasets, methods and ipc under `matrix:`")
 if workflow.is_main_process:

@@ -17,7 +17,8 @@ from markdown_it.token import Token
 
 from wmdd.networks.architectures import stem_of
 from wmdd.settings.catalogue import Known
-from wmdd.workflow.experiment import Experiment, ExperimentFile, parse, presets
+from wmdd.workflow.experiment import Experiment
+from wmdd.workflow.experiment_file import ExperimentFile, parse, presets
 from wmdd.workflow.stages import SETTINGS
 
 ROOT = Path(__file__).parents[1]

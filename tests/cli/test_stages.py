@@ -25,7 +25,7 @@ from wmdd.base.rng import generator
 from wmdd.networks.models import build
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.student import RelabelSettings
-from wmdd.workflow.experiment import schema
+from wmdd.workflow.experiment_file import schema
 
 ROOT = Path(__file__).parents[2]
 SIDE, IPC = 8, 2

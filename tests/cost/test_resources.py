@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from wmdd.cost import rates
+from wmdd.cost.blocks import Blocks
 from wmdd.cost.laws import UNKNOWN, work
 from wmdd.cost.plan import estimate, plan
 from wmdd.cost.resources import Requests, render
@@ -38,7 +39,7 @@ def cell_of(stage, experiment):
     if stage in ("features_part", "encode"):
         return cell.having(block=experiment.features_blocks(run.dataset)[0])
     if STAGES[stage].file and "block" in STAGES[stage].wildcards:
-        return cell.having(block=experiment.blocks(run.dataset, run.teacher, run.method, run.ipc)[0])
+        return cell.having(block=Blocks(experiment).names(run)[0])
     return cell
 
 
@@ -245,7 +246,7 @@ def test_what_is_held_in_memory_is_asked_for_and_what_is_streamed_is_not(monkeyp
 def test_the_minutes_of_a_block_are_covered_by_its_limit():
     experiment = matrix(dataset(), **OF_D | {"ipc": [50]})
     job = work(Shapes(experiment, assume=True), "recover", cell_of("recover", experiment))
-    spent = estimate(job, experiment.device).seconds / 60
+    spent = estimate(job, Blocks(experiment).device).seconds / 60
     assert spent < 15.1
     assert 3 * spent - 1 < Requests(experiment).asked("recover", job).runtime < 60
 

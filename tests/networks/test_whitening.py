@@ -8,7 +8,7 @@ from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
 from wmdd.networks import whitening
 from wmdd.networks.models import normalise
-from wmdd.workflow import experiment
+from wmdd.workflow import checks
 
 MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
 
@@ -47,6 +47,6 @@ def test_a_whitened_network_is_given_pictures():
 
 
 def test_large_pictures_are_refused():
-    assert experiment.LARGEST_WHITENED == whitening.LARGEST
+    assert checks.LARGEST_WHITENED == whitening.LARGEST
     with pytest.raises(WmddError, match="whitening takes images of at most 64 px, not of 65 px; set whiten: false"):
         whitening.fit(pictures(2, 65), MEAN, STD)

@@ -11,7 +11,8 @@ from wmdd.datasets.imagenet_classes import wnids
 from wmdd.settings.base import flags
 from wmdd.settings.catalogue import Archive, Known, known, table
 from wmdd.settings.data import DataSettings
-from wmdd.workflow.experiment import Experiment, presets
+from wmdd.workflow.experiment import Experiment
+from wmdd.workflow.experiment_file import presets
 from wmdd.workflow.stages import SETTINGS
 
 MINIMAL = {"title": "mine", "layout": "folders", "variant": "mine"}

@@ -15,6 +15,7 @@ from pydantic import ValidationError, WithJsonSchema
 import wmdd.cli.match  # noqa: F401  it registers its commands
 from wmdd.base.errors import WmddError
 from wmdd.cli.latent import app
+from wmdd.cost.blocks import Blocks
 from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.settings.base import Settings, flags
 from wmdd.settings.data import DataSettings
@@ -335,7 +336,8 @@ def test_jobs_give_each_command_the_settings_it_takes(stage):
     cell = Cell("digits", "resnet18", "ddoq-vae", 1, 0, "resnet18", "paper", generator="vae", expert="convnet3")
     cell = cell.having(method="patches") if stage == "select" else cell  # which asks a network
     matrix = [{"datasets": ["digits"], "methods": ["ddoq-vae", "patches"]}]
-    given = Inputs(Experiment({"matrix": matrix})).settings(stage, cell)
+    experiment = Experiment({"matrix": matrix})
+    given = Inputs(experiment, Blocks(experiment).names).settings(stage, cell)
     assert {type(settings) for settings in given} == set(kinds_of(stage).values())
     rules = "".join(path.read_text() for path in (Path(__file__).parents[2] / "rules").glob("*.smk"))
     assert f'inputs.flags("{stage}")' in rules

@@ -429,7 +429,7 @@ def test_a_class_recovered_in_another_block_has_the_same_bits(tiny_teacher):
 
 @pytest.mark.parametrize("coupling", [{"feature_loss": "norm"}, {"statistics": "global"}])
 def test_a_block_of_several_batches_is_what_blocks_of_one_are(tiny_teacher, coupling):
-    """Coupled losses within batches of whole classes: `Experiment.blocks` puts several into a job."""
+    """Coupled losses within batches of whole classes: `wmdd.cost.blocks` puts several into a job."""
     settings = RecoverSettings(**SHORT, **coupling)  # four images: two classes a batch
     whole = recovered(tiny_teacher, settings)
     parts = [recovered(tiny_teacher, settings, block=slice(first, first + 2)) for first in (0, 2)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from wmdd.cost.blocks import Blocks
 from wmdd.workflow.costs import costs
 from wmdd.workflow.experiment import Experiment
 from wmdd.workflow.inputs import Inputs, any_of
@@ -18,7 +19,8 @@ SET = Cell("digits", "nano", "wmdd", 2, 0, "nano", "short", block="classes0-4")
 
 
 def inputs(**changes: Any) -> Inputs:
-    return Inputs(Experiment(TINY | changes))
+    experiment = Experiment(TINY | changes)
+    return Inputs(experiment, Blocks(experiment).names)
 
 
 def entries(*changes: dict[str, Any], **experiment: Any) -> Inputs:

@@ -825,16 +825,19 @@ def config(file: Path, *, stage: str | None = None) -> None:
     """Print the merged, resolved settings of every run of an experiment file, as YAML."""
     import yaml
 
+    from wmdd.cost.blocks import Blocks
     from wmdd.report.show_settings import resolved
     from wmdd.workflow.experiment import Experiment
 
-    print(yaml.safe_dump(resolved(Experiment.read(file), stage), sort_keys=False, width=120), end="")
+    experiment = Experiment.read(file)
+    Blocks(experiment)  # refuses a wrong jobs.device
+    print(yaml.safe_dump(resolved(experiment, stage), sort_keys=False, width=120), end="")
 
 
 @app.command
 def schema() -> None:
     """Print the JSON schema of experiment files, for editors that complete and check YAML."""
-    from wmdd.workflow.experiment import schema as build
+    from wmdd.workflow.experiment_file import schema as build
 
     print(json.dumps(build(), indent=1))
 
@@ -871,7 +874,8 @@ def plan(
     experiment = Experiment.read(configfile)
     usual = "cpu-core-fp32" if experiment.file.engine.precision == "fp32" else "cpu-core"
     on = known.device(device or usual) if rates is None else known.read(rates)
-    planned = build(jobs(configfile, forceall=True), Shapes(experiment), on, detail)
+    shapes = Shapes(experiment)
+    planned = build(jobs(configfile, forceall=True), shapes, on, detail)
     print(render(planned, configfile.name, parallel), "", sizes(Requests(experiment), planned), sep="\n")
 
 

@@ -146,7 +146,7 @@ def _recover_batches(s: Scene, settings: Any) -> int:
 @_law
 def images(s: Scene) -> Work:
     """Return the work of joining blocks."""
-    blocks = s.experiment.blocks(str(s.cell.dataset), str(s.cell.teacher), str(s.cell.method), s.ipc)
+    blocks = s.shapes.blocks.names(s.cell)
     largest = max(len(s.cell.having(block=block).classes) for block in blocks) * s.ipc
     return Work(moved=2 * s.bytes, disk=s.bytes, memory=3 * largest * s.pixels)
 

@@ -100,11 +100,20 @@ def device(name: str) -> Device:
 
 
 def device_of(name: str | None, engine: EngineSettings) -> Device:
-    """Return the device of a name, or else the usual one of an engine, in the precision that the engine computes in on it."""
+    """Return the device `jobs.device`, or else the usual one of an engine, in the precision that the engine computes in on it.
+
+    Raises:
+        WmddError: there is none of this name, or it is of a kind that the engine is told not to use.
+    """
+    if name is not None and name not in (names := table()["devices"]):
+        raise WmddError(f"jobs.device: there is no device {name!r}; known: {', '.join(names)}")
     exact = engine.precision == "fp32" or (engine.mode == "plain" and engine.precision == "auto")
     core = "cpu-core-fp32" if exact else "cpu-core"
-    found = device(name or (core if engine.device == "cpu" else "a100"))
-    return found.computing("fp32" if exact else engine.precision)
+    chosen = device(name or (core if engine.device == "cpu" else "a100"))
+    if engine.device not in ("auto", chosen.kind):
+        remedy = "leave jobs.device out, or change one of them"
+        raise WmddError(f"jobs.device {name} is of kind {chosen.kind} but engine.device is {engine.device}; {remedy}")
+    return chosen.computing("fp32" if exact else engine.precision)
 
 
 def read(path: Path) -> Device:

@@ -41,8 +41,8 @@ class Requests:
     """What the jobs of an experiment ask for."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self.device = experiment.device
         self._shapes, self._requests = Shapes(experiment, assume=True), dict[tuple[Any, ...], Request]()
+        self.device = self._shapes.blocks.device
         self._cpu = experiment.file.engine.device == "cpu"
 
     def of(

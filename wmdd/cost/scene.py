@@ -6,6 +6,7 @@ from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from wmdd.cost import flop, rates
+from wmdd.cost.blocks import Blocks
 from wmdd.cost.dataset import NAN, Pictures, pictures
 from wmdd.cost.flop import NOTHING, UNKNOWN, Figures
 from wmdd.settings.barycenter import TransportSettings
@@ -43,6 +44,7 @@ class Shapes:
 
     def __init__(self, experiment: Experiment, assume: bool = False) -> None:
         self.experiment, self.assume = experiment, assume
+        self.blocks = Blocks(experiment)
         self.notes: dict[str, None] = {}  # what is to be said about what is not known, each once
         self.pictures = cache(self._pictures)
 

@@ -249,7 +249,7 @@ def batches(classes: int, k: int, settings: "RecoverSettings", at_once: int) -> 
     """Return the batches of a block as (classes, images of each class).
 
     Whole classes, as many as have `at_once` images; of a coupled loss, whose batches are part of the method, `batch_size`, or
-    with `composition: across` as few images as make that up of every class of the block, which `Experiment.blocks` limits.
+    with `composition: across` as few images as make that up of every class of the block, which `wmdd.cost.blocks` limits.
     """
     if settings.coupled and settings.composition == "across":
         size = max(1, settings.batch_size // classes)

@@ -30,7 +30,8 @@ def any_of(names: Iterable[str]) -> str:
 class Inputs:
     """The inputs, flags and targets of an experiment's jobs."""
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, block_names: Callable[[Cell], list[str]]) -> None:
+        self.block_names = block_names  # of a distilled set
         self.experiment, self.runs = experiment, list(experiment.runs())
         self.methods = experiment.methods()
 
@@ -145,8 +146,7 @@ class Inputs:
         return [path_of(kind, each) for each in self._blocks(cell)]
 
     def _blocks(self, cell: Cell) -> list[Cell]:
-        blocks = self.experiment.blocks(cell.dataset, cell.teacher, cell.method, cell.ipc)
-        return [cell.having(block=block) for block in blocks]
+        return [cell.having(block=block) for block in self.block_names(cell)]
 
     def autoencoder(self, wildcards: Any) -> Paths:
         """Return the autoencoder of a job's generator, for the kinds that have one."""

@@ -87,7 +87,7 @@ def test_under_the_rectified_protocol_there_is_only_what_its_paper_has():
 
 
 def test_a_protocol_is_one_of_ours_or_no_name_that_an_experiment_could_have():
-    from wmdd.workflow.experiment import parse, presets
+    from wmdd.workflow.experiment_file import parse, presets
 
     for protocol in set(published.read(FILE)["protocol"]) - set(presets().protocols):
         with pytest.raises(WmddError, match="should match pattern"):
@@ -95,7 +95,7 @@ def test_a_protocol_is_one_of_ours_or_no_name_that_an_experiment_could_have():
 
 
 def test_every_published_method_of_ours_is_a_preset():
-    from wmdd.workflow.experiment import presets
+    from wmdd.workflow.experiment_file import presets
 
     assert set(published.read(FILE)["method"]) <= set(presets().methods)
 
