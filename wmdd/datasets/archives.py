@@ -14,7 +14,7 @@ from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Self
 
-from wmdd.base.errors import WmddError
+from wmdd.base.errors import WmddError, one_line
 from wmdd.base.progress import progress
 from wmdd.datasets.download import FULL
 
@@ -57,8 +57,7 @@ def unpack(archive: Path, folder: Path) -> None:
     except tarfile.FilterError as error:
         raise WmddError(f"{archive} is not safe to unpack ({error}); fetch it from where it was published") from None
     except DAMAGED as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise WmddError(f"{archive} is damaged ({reason}); delete it and run again to fetch it anew") from None
+        raise WmddError(f"{archive} is damaged ({one_line(error)}); delete it and run again to fetch it anew") from None
     except OSError as error:
         if error.errno in FULL:
             remedy = "free some space and run again: nothing half-written was left"

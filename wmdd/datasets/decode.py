@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from wmdd.base.errors import one_line
+
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # all that Pillow may try; EPS would run a program
 _TOO_LARGE = "more pixels than the limit of {}"  # of Pillow, against files that are small and fill the memory
 
@@ -57,7 +59,7 @@ def decode(data: bytes, resolution: int) -> Decoded:
     except Image.UnidentifiedImageError:
         raise UnreadableError("not a picture, or of a format that is not read" if data else "empty file") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise UnreadableError(" ".join(str(error).split()) or type(error).__name__) from None
+        raise UnreadableError(one_line(error)) from None
 
 
 def decode_plain(data: bytes) -> np.ndarray:

@@ -17,7 +17,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from wmdd.base.errors import WmddError
+from wmdd.base.errors import WmddError, one_line
 from wmdd.base.progress import progress
 from wmdd.datasets.class_files import reading
 from wmdd.settings.catalogue import Archive
@@ -165,11 +165,6 @@ def _append(file: BinaryIO, archive: Archive, session: requests.Session) -> None
 
 def _brief(error: Exception) -> str:
     """Return the innermost reason of an error of requests or urllib3, in one line."""
-    inner: object = error
-    while isinstance(inner, Exception):
-        reason = getattr(inner, "reason", None)
-        following = reason if isinstance(reason, Exception) else next(iter(inner.args), None)
-        if not isinstance(following, Exception):
-            break
-        inner = following
-    return " ".join(str(inner).split()) or type(inner).__name__
+    reason = getattr(error, "reason", None)
+    inner = reason if isinstance(reason, Exception) else next(iter(error.args), None)
+    return _brief(inner) if isinstance(inner, Exception) else one_line(error)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import scipy.io
 
-from wmdd.base.errors import WmddError
+from wmdd.base.errors import WmddError, one_line
 from wmdd.base.progress import progress
 from wmdd.datasets import class_folders
 from wmdd.datasets.archives import DAMAGED, StrictTarInfo
@@ -206,5 +206,5 @@ def _read_devkit(path: Path) -> list[str]:
     except MemoryError:
         raise
     except Exception as error:  # scipy's reader raises nearly anything on damaged files
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
         raise WmddError(f"{path} is damaged ({reason}); fetch it anew") from None
