@@ -1,8 +1,8 @@
 # The everyday commands. `make` alone lists them.
 
-# Python for the environment: the first of these that is 3.11 or newer. `make demo PYTHON=python3.12` names another.
+# Python for the environment: the first of these that is 3.11.4 or newer. `make demo PYTHON=python3.12` names another.
 PYTHON ?= python3.11 python3
-python = $(shell for p in $(PYTHON); do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+python = $(shell for p in $(PYTHON); do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' 2>/dev/null && echo "$$p" && break; done)
 
 # The rules of the workflow call `python`, which must be the one of the environment.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -14,7 +14,7 @@ help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' Makefile
 
 .venv/.installed: requirements.lock
-	$(if $(python),,$(error wmdd needs Python 3.11 or newer: install it, or say where it is with PYTHON=/path/to/python3))
+	$(if $(python),,$(error wmdd needs Python 3.11.4 or newer: install it, or say where it is with PYTHON=/path/to/python3))
 	$(python) -m venv .venv
 	.venv/bin/pip install -q -r requirements.lock
 	touch $@

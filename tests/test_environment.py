@@ -5,7 +5,6 @@ import re
 import tomllib
 from pathlib import Path
 
-import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -15,7 +14,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = PROJECT["dependencies"]
 EXTRAS = [line for extra in PROJECT["optional-dependencies"].values() for line in extra]
 LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
-ENVIRONMENTS = sorted((ROOT / "envs").glob("*.yaml"))
 
 
 def name(line: str) -> str:
@@ -36,34 +34,30 @@ def pip_lines(path: Path) -> list[str]:
     return [line for entry in dependencies if isinstance(entry, dict) for line in entry["pip"]]
 
 
-@pytest.mark.parametrize("line", LOCK)
-def test_lock_line_is_a_plain_pin(line):
-    assert re.fullmatch(r'[\w.-]+={2,3}[\w.]+(; platform_system == "Linux")?', line)
-
-
-def test_lock_names_each_package_once():
+def test_the_lock_pins_each_package_once_and_marks_what_only_cuda_needs():
+    for line in LOCK:
+        assert re.fullmatch(r'[\w.-]+={2,3}[\w.]+(; platform_system == "Linux")?', line), line
+        assert (Requirement(line).marker is not None) == line.startswith(("nvidia-", "cuda-", "triton=")), line
     assert len(PINS) == len(LOCK)
+    assert PINS["torch"][0] == "==="  # no local builds
 
 
-def test_lock_refuses_local_builds_of_torch():
-    assert PINS["torch"][0] == "==="
+def test_the_lock_satisfies_pyproject():
+    for line in RUNTIME + EXTRAS:
+        assert Requirement(line).specifier.contains(PINS[name(line)][1]), line
 
 
-@pytest.mark.parametrize("line", LOCK)
-def test_only_what_cuda_needs_is_left_out_elsewhere(line):
-    assert (Requirement(line).marker is not None) == line.startswith(("nvidia-", "cuda-", "triton="))
-
-
-@pytest.mark.parametrize("line", RUNTIME + EXTRAS)
-def test_lock_satisfies_pyproject(line):
-    _, version = PINS[name(line)]
-    assert Requirement(line).specifier.contains(version)
-
-
-@pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda path: path.name)
-def test_environment_pins_equal_the_lock(path):
-    lines = pip_lines(path)
-    assert {name(line): pin(line) for line in lines} == {name(line): PINS.get(name(line)) for line in lines}
+def test_environments_have_the_pins_of_the_lock_and_images_the_environment():
+    """That images are what Snakemake makes of the environment: tests/workflow/test_deployment.py."""
+    paths = sorted((ROOT / "envs").glob("*.yaml"))
+    assert ROOT / "envs/wmdd.yaml" in paths
+    for path in paths:
+        lines = pip_lines(path)
+        assert {name(line): pin(line) for line in lines} == {name(line): PINS.get(name(line)) for line in lines}, path
+    assert {name(line) for line in pip_lines(ROOT / "envs/wmdd.yaml")} == {name(line) for line in RUNTIME}
+    environment = "\n".join(f"#   {line}" for line in (ROOT / "envs/wmdd.yaml").read_text().splitlines())
+    for definition in ("Dockerfile", "wmdd.def"):
+        assert environment in (ROOT / "envs" / definition).read_text(), definition
 
 
 def imported(path: Path) -> set[str]:
@@ -74,20 +68,8 @@ def imported(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("folder", ["wmdd", "benchmarks"])
-def test_altair_and_pillow_draw(folder):
-    packages = set().union(*map(imported, (ROOT / folder).rglob("*.py")))
-    assert "altair" in packages
-    assert not packages & {"matplotlib", "networkx", "seaborn", "plotly"}
-
-
-def test_conda_environment_has_every_runtime_package():
-    assert {name(line) for line in pip_lines(ROOT / "envs/wmdd.yaml")} == {name(line) for line in RUNTIME}
-
-
-@pytest.mark.parametrize("definition", ["Dockerfile", "wmdd.def"])
-def test_images_hold_the_conda_environment(definition):
-    """That they are what Snakemake makes of it: tests/workflow/test_deployment.py."""
-    environment = (ROOT / "envs/wmdd.yaml").read_text().splitlines()
-    found = (ROOT / "envs" / definition).read_text()
-    assert "\n".join(f"#   {line}" for line in environment) in found
+def test_altair_and_pillow_draw():
+    for folder in ("wmdd", "benchmarks"):
+        packages = set().union(*map(imported, (ROOT / folder).rglob("*.py")))
+        assert "altair" in packages
+        assert not packages & {"matplotlib", "networkx", "seaborn", "plotly"}

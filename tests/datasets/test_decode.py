@@ -1,11 +1,12 @@
 """Decoding: every kind of picture becomes upright RGB of the wanted size, or is refused with the reason."""
 
 import io
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.stages.test_data import noise
@@ -22,14 +23,10 @@ def rgb(file: bytes) -> np.ndarray:
     return decode(file, 0).pixels.transpose(1, 2, 0)
 
 
-def test_grey() -> None:
-    grey = noise(6, 6)
-    np.testing.assert_array_equal(rgb(encoded(Image.fromarray(grey))), np.stack([grey] * 3, -1))
-
-
-def test_one_bit() -> None:
-    bits = noise(6, 6) > 127
-    np.testing.assert_array_equal(rgb(encoded(Image.fromarray(bits))), np.stack([bits * 255] * 3, -1))
+def test_grey_and_one_bit() -> None:
+    for grey in (noise(6, 6), noise(6, 6) > 127):
+        values = np.stack([grey * np.uint8(255 if grey.dtype == bool else 1)] * 3, -1)
+        np.testing.assert_array_equal(rgb(encoded(Image.fromarray(grey))), values)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
@@ -46,34 +43,19 @@ def test_values_without_a_range_are_refused(dtype: type) -> None:
         decode(file, 0)
 
 
-@pytest.mark.parametrize(
-    ("mode", "pixels", "solid"),
-    [
-        ("RGBA", [(10, 20, 30, 0), (10, 20, 30, 255), (0, 0, 0, 51)], [10, 20, 30]),
-        ("LA", [(10, 0), (10, 255), (0, 51)], [10, 10, 10]),
-    ],
-)
-def test_transparency_is_laid_on_white(mode: str, pixels: list[tuple[int, ...]], solid: list[int]) -> None:
-    image = Image.new(mode, (3, 1))
-    for x, pixel in enumerate(pixels):
-        image.putpixel((x, 0), pixel)
-    np.testing.assert_array_equal(rgb(encoded(image)), [[[255] * 3, solid, [204] * 3]])
-
-
-@pytest.mark.parametrize("transparency", [None, 1, b"\xff\x00\xff"])
-def test_palette(transparency: int | bytes | None) -> None:
-    image = Image.new("P", (3, 1))
-    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-    image.putdata([0, 1, 2])
-    options: dict[str, Any] = {} if transparency is None else {"transparency": transparency}
-    middle = [40, 50, 60] if transparency is None else [255] * 3
-    np.testing.assert_array_equal(rgb(encoded(image, **options)), [[[10, 20, 30], middle, [70, 80, 90]]])
-
-
-def test_a_transparent_colour_without_an_alpha_channel() -> None:
-    image = Image.new("RGB", (2, 1), (1, 2, 3))
-    image.putpixel((1, 0), (9, 9, 9))
-    np.testing.assert_array_equal(rgb(encoded(image, transparency=(9, 9, 9))), [[[1, 2, 3], [255] * 3]])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGB", "P"])
+def test_transparency_is_laid_on_white(mode: str) -> None:
+    image, options = Image.new(mode, (3, 1)), {}
+    if mode == "P":
+        image.putpalette([9, 9, 9, 10, 10, 10, 0, 0, 0])
+        options["transparency"] = b"\x00\xff\x33"
+    if mode == "RGB":
+        options["transparency"] = (9, 9, 9)  # a colour, without an alpha channel
+    values = {"RGBA": [(9, 9, 9, 0), (10, 10, 10, 255), (0, 0, 0, 51)], "LA": [(9, 0), (10, 255), (0, 51)]}
+    values |= {"RGB": [(9, 9, 9), (10, 10, 10), (204, 204, 204)], "P": [0, 1, 2]}
+    for x, value in enumerate(values[mode]):
+        image.putpixel((x, 0), value)
+    np.testing.assert_array_equal(rgb(encoded(image, **options)), [[[255] * 3, [10] * 3, [204] * 3]])
 
 
 def test_cmyk() -> None:
@@ -83,16 +65,13 @@ def test_cmyk() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-@pytest.mark.parametrize(
-    ("orientation", "turn"),
-    [(1, lambda x: x), (3, lambda x: x[::-1, ::-1]), (6, lambda x: np.rot90(x, -1)), (8, lambda x: np.rot90(x))],
-)
-def test_orientation(kind: str, orientation: int, turn: Callable[[np.ndarray], np.ndarray]) -> None:
+def test_orientation(kind: str) -> None:
     image = Image.fromarray(np.kron(noise(2, 3), np.ones((8, 8), np.uint8)))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    upright = rgb(encoded(image, kind))
-    np.testing.assert_array_equal(rgb(encoded(image, kind, exif=exif)), turn(upright))
+    for orientation, quarter_turns in ((1, 0), (3, 2), (6, -1), (8, 1)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        upright = np.rot90(rgb(encoded(image, kind)), quarter_turns)
+        np.testing.assert_array_equal(rgb(encoded(image, kind, exif=exif)), upright)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (48, 32), (32, 32), (33, 70)])
@@ -132,29 +111,26 @@ def test_formats_that_run_programs_are_not_tried() -> None:
         decode(encoded(Image.new("RGB", (4, 4)), "EPS"), 0)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize(
-    "options", [{}, {"quality": 30}, {"subsampling": 0}, {"progressive": True}, {"optimize": True}]
+@settings(deadline=None)  # the first call imports torchvision
+@given(
+    st.sampled_from(["RGB", "L"]),
+    st.sampled_from([{}, {"quality": 30}, {"subsampling": 0}, {"progressive": True}, {"optimize": True}]),
+    st.integers(1, 64),
 )
-@pytest.mark.parametrize("side", [1, 8, 37, 64])
 def test_plain_files_have_the_same_pixels_the_fast_way(mode: str, options: dict[str, Any], side: int) -> None:
-    image = Image.fromarray(noise(side, side, 3)).convert(mode)
-    found = decode(encoded(image, "JPEG", **options), side)
-    assert found.plain
-    assert (found.mode, found.size) == (mode, (side, side))
-    np.testing.assert_array_equal(decode_plain(encoded(image, "JPEG", **options)), found.pixels)
+    file = encoded(Image.fromarray(noise(side, side, 3)).convert(mode), "JPEG", **options)
+    decoded = decode(file, side)
+    assert decoded.plain
+    assert (decoded.mode, decoded.size) == (mode, (side, side))
+    np.testing.assert_array_equal(decode_plain(file), decoded.pixels)
 
 
 def test_what_is_not_plain() -> None:
-    image = Image.fromarray(noise(16, 16, 3))
-    exif = Image.Exif()
+    image, exif = Image.fromarray(noise(16, 16, 3)), Image.Exif()
     exif[0x0112] = 6
-    assert decode(encoded(image, "JPEG"), 0).plain
-    assert not decode(encoded(image, "JPEG"), 15).plain
-    assert not decode(encoded(image.resize((16, 15)), "JPEG"), 16).plain
-    assert not decode(encoded(image, "PNG"), 16).plain
-    assert not decode(encoded(image.convert("CMYK"), "JPEG"), 16).plain
-    assert not decode(encoded(image, "JPEG", exif=exif), 16).plain
+    files = [encoded(image, "PNG"), encoded(image.convert("CMYK"), "JPEG"), encoded(image, "JPEG", exif=exif)]
+    for file in (*files, encoded(image.resize((16, 15)), "JPEG"), encoded(image.resize((17, 17)), "JPEG")):
+        assert not decode(file, 16).plain
 
 
 def test_a_file_that_is_no_jpeg_is_refused_by_the_fast_way() -> None:

@@ -89,64 +89,40 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("size", [len(CONTENT), 0])
 @pytest.mark.parametrize("kind", ["sha256", "md5"])
 def test_a_download(server: Server, tmp_path: Path, kind: str, size: int) -> None:
+    server.encoding = "gzip"  # what servers say of .tgz now and then; the bytes are kept as they are
     sums = {"sha256": "", "md5": ""} | {kind: hashlib.new(kind, CONTENT).hexdigest()}
     path = fetch(archive(server, size=size, **sums), tmp_path / "new/raw", True)
     assert path == tmp_path / "new/raw/data.tgz"
     assert files(path.parent) == {"data.tgz": CONTENT}
-    assert fetch(archive(server), path.parent, False) == path
+    for wanted in (archive(server), archive(server, url="")):  # it is there, and right
+        assert fetch(wanted, path.parent, False) == path
     assert server.ranges == [None]
 
 
-def test_what_is_there_and_right_is_not_fetched(tmp_path: Path) -> None:
-    (tmp_path / "data.tgz").write_bytes(CONTENT)
-    nowhere = Archive(name="data.tgz", sha256=hashlib.sha256(CONTENT).hexdigest())
-    assert fetch(nowhere, tmp_path, True).read_bytes() == CONTENT
-
-
-def test_it_goes_on_where_an_earlier_run_stopped(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "data.tgz.part").write_bytes(CONTENT[:123_456])
+@pytest.mark.parametrize(
+    ("part", "knows_ranges", "ranges"),
+    [
+        (CONTENT[:123_456], True, ["bytes=123456-"]),
+        (CONTENT, True, []),
+        (CONTENT + b"more", True, ["bytes=300004-", None]),
+        (b"x" * 1000, False, ["bytes=1000-"]),  # which the server does not heed: it starts over
+    ],
+)
+def test_it_goes_on_where_an_earlier_run_stopped(
+    server: Server, tmp_path: Path, part: bytes, knows_ranges: bool, ranges: list[str | None]
+) -> None:
+    server.knows_ranges = knows_ranges
+    (tmp_path / "data.tgz.part").write_bytes(part)
     fetch(archive(server), tmp_path, True)
     assert files(tmp_path) == {"data.tgz": CONTENT}
-    assert server.ranges == ["bytes=123456-"]
+    assert server.ranges == ranges
 
 
-def test_a_whole_part_is_taken_as_it_is(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "data.tgz.part").write_bytes(CONTENT)
+def test_broken_connections_and_busy_servers_are_asked_again(server: Server, tmp_path: Path) -> None:
+    server.statuses, server.cuts = [503, 503], [100_000, 50_000]
     fetch(archive(server), tmp_path, True)
     assert files(tmp_path) == {"data.tgz": CONTENT}
-    assert server.ranges == []
-
-
-def test_a_server_that_knows_no_ranges_starts_over(server: Server, tmp_path: Path) -> None:
-    server.knows_ranges = False
-    (tmp_path / "data.tgz.part").write_bytes(b"x" * 1000)
-    fetch(archive(server), tmp_path, True)
-    assert files(tmp_path) == {"data.tgz": CONTENT}
-
-
-def test_a_part_that_is_too_long_starts_over(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "data.tgz.part").write_bytes(CONTENT + b"more")
-    fetch(archive(server), tmp_path, True)
-    assert files(tmp_path) == {"data.tgz": CONTENT}
-
-
-def test_broken_connections_are_taken_up_again(server: Server, tmp_path: Path) -> None:
-    server.cuts = [100_000, 50_000]
-    fetch(archive(server), tmp_path, True)
-    assert files(tmp_path) == {"data.tgz": CONTENT}
-    assert server.ranges == [None, "bytes=100000-", "bytes=150000-"]
-
-
-def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
-    server.statuses = [503, 503]
-    fetch(archive(server), tmp_path, True)
-    assert files(tmp_path) == {"data.tgz": CONTENT}
-
-
-def test_bytes_are_kept_as_they_are_published(server: Server, tmp_path: Path) -> None:
-    server.encoding = "gzip"  # what servers say of .tgz now and then
-    fetch(archive(server), tmp_path, True)
-    assert files(tmp_path) == {"data.tgz": CONTENT}
+    assert server.ranges == [None, None, None, "bytes=100000-", "bytes=150000-"]
 
 
 # Faults: one line that says what to fetch from where, and where to put it
@@ -168,41 +144,31 @@ def test_an_early_end_keeps_what_came(server: Server, tmp_path: Path) -> None:
     assert files(tmp_path) == {"data.tgz": CONTENT}
 
 
-def test_a_wrong_checksum_of_a_download_deletes_it(server: Server, tmp_path: Path) -> None:
+def test_another_file_than_was_published_is_deleted(server: Server, tmp_path: Path) -> None:
     told(server, tmp_path, "wrong checksum", "it was deleted", sha256="0" * 64)
-    assert files(tmp_path) == {}
-
-
-def test_a_wrong_checksum_of_a_users_file_keeps_it(server: Server, tmp_path: Path) -> None:
-    wrong = b"\0" * len(CONTENT)
-    (tmp_path / "data.tgz").write_bytes(wrong)
-    told(server, tmp_path, "data.tgz has a wrong checksum", "delete or move it")
-    (tmp_path / "data.tgz").write_bytes(b"short")
-    told(server, tmp_path, "data.tgz has 5 bytes where 300,000 are published")
-    assert files(tmp_path) == {"data.tgz": b"short"}
-    assert server.ranges == []
-
-
-@pytest.mark.parametrize("code", [404, 403, 500, 503])
-@pytest.mark.parametrize("begun", [b"", CONTENT[:5000]])
-def test_a_server_that_refuses(server: Server, tmp_path: Path, code: int, begun: bytes) -> None:
-    server.statuses = [code] * 9
-    if begun:
-        (tmp_path / "data.tgz.part").write_bytes(begun)
-    told(server, tmp_path, "cannot download", str(code))
-    assert files(tmp_path) == ({"data.tgz.part": begun} if begun else {})
-
-
-def test_another_file_than_was_published_is_known_at_once(server: Server, tmp_path: Path) -> None:
     told(server, tmp_path, "300,000 bytes there where 299,999 were published", size=len(CONTENT) - 1)
     assert files(tmp_path) == {}
 
 
-def test_no_network(server: Server, tmp_path: Path) -> None:
+def test_a_wrong_file_of_the_user_is_kept(server: Server, tmp_path: Path) -> None:
+    for content, fault in ((b"\0" * 300_000, "a wrong checksum"), (b"short", "5 bytes where 300,000 are published")):
+        (tmp_path / "data.tgz").write_bytes(content)
+        told(server, tmp_path, f"data.tgz has {fault}", "delete or move it")
+        assert files(tmp_path) == {"data.tgz": content}
+    assert server.ranges == []
+
+
+@pytest.mark.parametrize("code", [404, 503])
+@pytest.mark.parametrize("begun", [b"", CONTENT[:5000]])
+def test_a_server_that_refuses_or_is_gone(server: Server, tmp_path: Path, code: int, begun: bytes) -> None:
+    if begun:
+        (tmp_path / "data.tgz.part").write_bytes(begun)
+    server.statuses = [code] * 9
+    told(server, tmp_path, "cannot download", str(code))
     server.server.shutdown()
     server.server.server_close()
     told(server, tmp_path, "cannot download", "refused")
-    assert files(tmp_path) == {}
+    assert files(tmp_path) == ({"data.tgz.part": begun} if begun else {})
 
 
 def test_not_allowed(server: Server, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 import io
 import os
+import shutil
 import tarfile
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +19,7 @@ import scipy.io
 
 from tests.artifacts.test_artifacts import unprivileged
 from tests.stages.test_data import refusal
-from wmdd.datasets.find_images import Found, find
+from wmdd.datasets.find_images import DatasetFiles, find
 from wmdd.settings import catalogue
 from wmdd.settings.catalogue import Archive, Known
 from wmdd.settings.data import DataSettings
@@ -34,16 +36,16 @@ def write(root: Path, names: Iterable[str]) -> Path:
     return root
 
 
-def locate(root: Path | str, source: str = "imagefolder", **options: Any) -> Found:
+def locate(root: Path | str, source: str = "imagefolder", **options: Any) -> DatasetFiles:
     return find(DataSettings(source=source, root=str(root), **options))
 
 
-def names(shelves: Iterable[Any]) -> list[list[str]]:
-    return [[shelf.name(index) for index in range(len(shelf))] for shelf in shelves]
+def names(classes: Iterable[Any]) -> list[list[str]]:
+    return [[files.name(index) for index in range(len(files))] for files in classes]
 
 
-def read(shelves: Iterable[Any]) -> list[list[str]]:
-    return [[shelf.read(index).decode() for index in range(len(shelf))] for shelf in shelves]
+def read(classes: Iterable[Any]) -> list[list[str]]:
+    return [[files.read(index).decode() for index in range(len(files))] for files in classes]
 
 
 @pytest.fixture
@@ -77,15 +79,16 @@ def test_folders(root: Path) -> None:
     assert found.variant == f"folders of {root.name}"
 
 
-@pytest.mark.parametrize("name", ["a b", "ü 猫", "-rf", "it's", "a;b", "100%", "{x}", "\udcff"])
-def test_odd_names(root: Path, name: str) -> None:
-    for split in ("train", "val"):
+def test_odd_names(root: Path) -> None:
+    odd = ["a b", "ü 猫", "-rf", "it's", "a;b", "100%", "{x}", "\udcff"]
+    for name, split in product(odd, ("train", "val")):
         (root / split / name).mkdir()
         (root / split / name / f"{name}.jpg").write_bytes(b"here")
     found = locate(root)
-    label = found.classes.index(name)
-    assert names(found.train)[label] == [f"train/{name}/{name}.jpg"]
-    assert found.train[label].read(0) == b"here"
+    for name in odd:
+        label = found.classes.index(name)
+        assert names(found.train)[label] == [f"train/{name}/{name}.jpg"]
+        assert found.train[label].read(0) == b"here"
 
 
 def test_nested_hidden_and_other_files(root: Path) -> None:
@@ -106,18 +109,14 @@ def test_a_picture_that_has_gone(root: Path) -> None:
 
 
 def test_no_pictures_no_classes_no_split(root: Path) -> None:
-    (root / "val/dog/0.jpg").unlink()
-    (root / "val/dog/2.jpg").rename(root / "val/dog/2.txt")
-    refusal(str(root / "val/dog"), "no pictures", call=lambda: locate(root))
-    (root / "val").rename(root / "aside")
+    write(root, [f"train/{name}/0.jpg" for name in ("ant", "bee", "elk", "fox", "gnu")] + ["val/hen/0.jpg"])
+    refusal("val/ lacks 'ant', 'bee', 'elk' and 2 more", "train/ lacks 'hen'", call=lambda: locate(root))
+    shutil.rmtree(root / "val")
     refusal(str(root / "val"), "there is no folder", "data.root", call=lambda: locate(root))
     (root / "val").mkdir()
     refusal(str(root / "val"), "no class folders", "data.root", call=lambda: locate(root))
-
-
-def test_classes_that_differ(root: Path) -> None:
-    write(root, [f"train/{name}/0.jpg" for name in ("ant", "bee", "elk", "fox", "gnu")] + ["val/hen/0.jpg"])
-    refusal("val/ lacks 'ant', 'bee', 'elk' and 2 more", "train/ lacks 'hen'", call=lambda: locate(root))
+    write(root, [f"val/{name}/0.txt" for name in ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")])
+    refusal(str(root / "val/ant"), "no pictures", call=lambda: locate(root))
 
 
 @pytest.mark.parametrize("place", ["train/cat/x.jpg", "train/eel", "classes.txt", "val/dog/deep"])
@@ -127,12 +126,11 @@ def test_links_that_leave_the_root(root: Path, tmp_path: Path, place: str) -> No
     refusal(str(root / place), str(tmp_path / "elsewhere"), call=lambda: locate(root))
 
 
-@pytest.mark.parametrize(
-    ("place", "target"), [("train/cat/up", ".."), ("train/cat/x.jpg", "x.jpg"), ("train/cat/y", "../dog")]
-)
-def test_links_that_go_round(root: Path, place: str, target: str) -> None:
-    (root / place).symlink_to(target)
-    refusal(str(root / place), "link", call=lambda: locate(root))
+def test_links_that_go_round(root: Path) -> None:
+    for place, target in (("train/cat/up", ".."), ("train/cat/x.jpg", "x.jpg"), ("train/cat/y", "../dog")):
+        (root / place).symlink_to(target)
+        refusal(str(root / place), "link", call=lambda: locate(root))
+        (root / place).unlink()
 
 
 def test_a_link_to_a_picture_within_and_a_root_that_is_a_link(root: Path, tmp_path: Path) -> None:
@@ -155,7 +153,7 @@ def test_what_may_not_be_read(name: str) -> None:
 
 
 def test_a_picture_takes_few_bytes(tmp_path: Path) -> None:
-    """A million names are held at once: see Found."""
+    """A million names are held at once."""
     folder = tmp_path / "train/n01440764"
     folder.mkdir(parents=True)
     for index in range(3000):
@@ -218,19 +216,13 @@ def test_an_archive_is_unpacked_once(nette: Path) -> None:
         assert names(locate(root, "imagenette", download=False).train) == names(found.train)
 
 
-def test_an_unpacked_folder_that_is_not_whole(nette: Path) -> None:
+def test_an_archive_that_is_not_whole_or_not_there(nette: Path) -> None:
     (nette / "imagenette2").mkdir()
     refusal(str(nette / "imagenette2"), "delete it and run again", call=lambda: locate(nette, "imagenette"))
-
-
-def test_an_archive_that_may_not_be_fetched(nette: Path) -> None:
+    (nette / "imagenette2").rmdir()
     (nette / "imagenette2.tgz").unlink()
     said = (str(nette / "imagenette2.tgz"), "http://127.0.0.1:1/x", "data.download")
     refusal(*said, call=lambda: locate(nette, "imagenette", download=False))
-
-
-def test_a_users_own_folder_under_a_known_name(root: Path) -> None:
-    assert locate(root, "imagewoof", download=False).classes == ["cat", "dog"]
 
 
 # Tiny-ImageNet
@@ -282,24 +274,17 @@ def test_tiny_imagenet_sorted_by_someone(tiny: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda text: text + f"val_9.JPEG\t{TINY[0]}{BOXES}\n", ["labels 'val_9'", "no such picture"]),
-        (lambda text: text.replace(TINY[1], "n09999999", 1), ["'val_1' is a 'n09999999'", "no such class"]),
-        (lambda text: text[text.index("\n") + 1 :], ["no label for 'val_0'"]),
-        (lambda text: text.replace(TINY[1], TINY[0]), [f"no picture of {TINY[1]!r}"]),
-        (lambda text: "", ["no label for 'val_0', 'val_1', 'val_2' and 1 more"]),
-    ],
-)
-def test_tiny_imagenet_whose_annotations_do_not_fit(tiny: Path, change: Callable[[str], str], said: list[str]) -> None:
+def test_tiny_imagenet_whose_annotations_do_not_fit(tiny: Path) -> None:
     path = locate(tiny, "tiny-imagenet").root / "val/val_annotations.txt"
-    path.write_text(change(path.read_text()))
-    refusal(str(path), *said, call=lambda: locate(tiny, "tiny-imagenet"))
-
-
-def test_tiny_imagenet_without_annotations(tiny: Path) -> None:
-    path = locate(tiny, "tiny-imagenet").root / "val/val_annotations.txt"
+    text = path.read_text()
+    for content, *said in (
+        (text + f"val_9.JPEG\t{TINY[0]}{BOXES}\n", "labels 'val_9'", "no such picture"),
+        (text.replace(TINY[1], "n09999999", 1), "'val_1' is a 'n09999999'", "no such class"),
+        (text.replace(TINY[1], TINY[0]), f"no picture of {TINY[1]!r}"),
+        ("", "no label for 'val_0', 'val_1', 'val_2' and 1 more"),
+    ):
+        path.write_text(content)
+        refusal(str(path), *said, call=lambda: locate(tiny, "tiny-imagenet"))
     path.unlink()
     refusal(str(path), "No such file", call=lambda: locate(tiny, "tiny-imagenet"))
 
@@ -372,10 +357,10 @@ def test_official_tars_are_read_in_place(official: Path) -> None:
 
 
 def test_official_tars_are_read_by_many_threads(official: Path) -> None:
-    shelves = locate(official, "imagenet-1k").train
+    classes = locate(official, "imagenet-1k").train
     wanted = [f"train of {name}".encode() for wnid in WNIDS for name in sorted(TRAIN[wnid])]
     with ThreadPoolExecutor(8) as pool:
-        jobs = [pool.submit(shelf.read, index) for _ in range(200) for shelf in shelves for index in range(3)]
+        jobs = [pool.submit(files.read, index) for _ in range(200) for files in classes for index in range(3)]
         assert [job.result() for job in jobs] == wanted * 200
 
 
@@ -390,22 +375,17 @@ def test_a_subset_lists_its_own_classes_only(official: Path, entry: Callable[...
     assert read(found.train)[1] == [f"train of {name}" for name in sorted(TRAIN[WNIDS[2]])]
 
 
-@pytest.mark.parametrize("form", ["tars", "folders"])
-def test_a_subset_that_is_not_all_there(official: Path, tmp_path: Path, entry: Callable[..., None], form: str) -> None:
+def test_a_subset_that_is_not_all_there(official: Path, tmp_path: Path, entry: Callable[..., None]) -> None:
     entry("imagenette-in1k", subset=(*WNIDS, "n03000684"))
-    root = (
-        official
-        if form == "tars"
-        else write(tmp_path / "f", [f"{s}/{w}/0.JPEG" for s in ("train", "val") for w in WNIDS])
-    )
-    refusal(str(root), "lacks 'n03000684' of imagenette-in1k in train", call=lambda: locate(root, "imagenette-in1k"))
+    folders = write(tmp_path / "f", [f"{split}/{wnid}/0.JPEG" for split in ("train", "val") for wnid in WNIDS])
+    for root in (official, folders):
+        said = "lacks 'n03000684' of imagenette-in1k in train"
+        refusal(str(root), said, call=lambda root=root: locate(root, "imagenette-in1k"))
 
 
-def as_folders(root: Path, flat: bool, base: str = "") -> Path:
-    write(root / base, [f"train/{wnid}/{name}" for wnid in WNIDS for name in TRAIN[wnid]])
-    within = zip(VAL, [""] * 6 if flat else [f"{wnid}/" for wnid in VAL_CLASSES], strict=True)
-    write(root / base, [f"val/{wnid}{name}.JPEG" for name, wnid in within])
-    return root
+def as_folders(root: Path, flat: bool) -> Path:
+    write(root, [f"train/{wnid}/{name}" for wnid in WNIDS for name in TRAIN[wnid]])
+    return write(root, [f"val/{'' if flat else f'{w}/'}{name}.JPEG" for name, w in zip(VAL, VAL_CLASSES, strict=True)])
 
 
 def solution(root: Path, rows: Mapping[str, str] | None = None) -> Path:
@@ -415,31 +395,23 @@ def solution(root: Path, rows: Mapping[str, str] | None = None) -> Path:
     return root
 
 
-def check(found: Found, root: Path, how: str) -> None:
-    assert (found.classes, found.root) == (WNIDS, root)
+@pytest.mark.parametrize("form", ["folders", "kaggle, above", "kaggle, itself", "list of labels"])
+def test_forms_of_folders(tmp_path: Path, form: str) -> None:
+    base = tmp_path / "ILSVRC/Data/CLS-LOC" if "kaggle" in form else tmp_path
+    as_folders(base, flat=form != "folders")
+    root = base if form == "kaggle, itself" else tmp_path
+    if "kaggle" in form:
+        solution(root)
+    if form == "list of labels":
+        (root / "imagenet_2012_validation_synset_labels.txt").write_text("\n".join(VAL_CLASSES) + "\n")
+    found = locate(root, "imagenet-1k")
+    assert (found.classes, found.root) == (WNIDS, base)
     assert names(found.train) == [[f"train/{w}/{name}" for name in sorted(TRAIN[w])] for w in WNIDS]
     assert [[Path(name).stem for name in those] for those in names(found.val)] == EXPECTED
     assert read(found.train) + read(found.val) == names(found.train) + names(found.val)
-    assert found.variant == f"imagenet-1k: ILSVRC 2012, from {how}"
-
-
-def test_class_folders(tmp_path: Path) -> None:
-    check(locate(as_folders(tmp_path, flat=False), "imagenet-1k"), tmp_path, "class folders")
-
-
-@pytest.mark.parametrize("above", [True, False])
-def test_kaggles_folders(tmp_path: Path, above: bool) -> None:
-    base = tmp_path / "ILSVRC/Data/CLS-LOC"
-    as_folders(tmp_path, True, "ILSVRC/Data/CLS-LOC")
-    solution(tmp_path if above else base)
-    kaggle = "class folders (train) and a flat folder (val)"
-    check(locate(tmp_path if above else base, "imagenet-1k"), base, kaggle + (" as Kaggle has them" if above else ""))
-
-
-def test_a_list_of_labels_in_the_order_of_the_names(tmp_path: Path) -> None:
-    as_folders(tmp_path, True)
-    (tmp_path / "imagenet_2012_validation_synset_labels.txt").write_text("\n".join(VAL_CLASSES) + "\n")
-    check(locate(tmp_path, "imagenet-1k"), tmp_path, "class folders (train) and a flat folder (val)")
+    what = "class folders" if form == "folders" else "class folders (train) and a flat folder (val)"
+    suffix = " as Kaggle has them" if form == "kaggle, above" else ""
+    assert found.variant == f"imagenet-1k: ILSVRC 2012, from {what}{suffix}"
 
 
 def test_folders_and_tars_may_be_mixed(official: Path) -> None:
@@ -450,27 +422,18 @@ def test_folders_and_tars_may_be_mixed(official: Path) -> None:
     assert found.variant.endswith("from class folders (train) and official tar files (val)")
 
 
-def test_nothing_there_says_what_to_put_where(tmp_path: Path) -> None:
+def test_what_is_missing_is_told_with_its_place(tmp_path: Path) -> None:
     files = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
-    said = (
-        *files,
-        "train/",
-        "LOC_val_solution.csv",
-        str(tmp_path / "none"),
-        "https://image-net.org/download.php",
-        "data.root",
-    )
-    refusal(*said, call=lambda: locate(tmp_path / "none", "imagenet-1k"))
+    places = ("train/", "LOC_val_solution.csv", str(tmp_path), "https://image-net.org/download.php", "data.root")
+    refusal(*files, *places, call=lambda: locate(tmp_path, "imagenet-1k"))
     write(tmp_path, [f"train/{wnid}/0.JPEG" for wnid in WNIDS])
-    refusal(
-        str(tmp_path), "validation pictures", "ILSVRC2012_img_val.tar", call=lambda: locate(tmp_path, "imagenet-1k")
-    )
-
-
-def test_no_labels(tmp_path: Path) -> None:
+    refusal(str(tmp_path), "validation pictures", files[1], call=lambda: locate(tmp_path, "imagenet-1k"))
     as_folders(tmp_path, True)
-    said = (str(tmp_path / "val"), "LOC_val_solution.csv", "ILSVRC2012_devkit_t12.tar.gz", "image-net.org")
+    said = (str(tmp_path / "val"), "LOC_val_solution.csv", files[2], "image-net.org")
     refusal(*said, call=lambda: locate(tmp_path, "imagenet-1k"))
+    path = tmp_path / "imagenet_2012_validation_synset_labels.txt"
+    path.write_text("\n".join(VAL_CLASSES[:-1]))
+    refusal(str(path), "5 labels", "6 pictures", call=lambda: locate(tmp_path, "imagenet-1k"))
 
 
 @pytest.mark.parametrize("form", ["tars", "flat folder"])
@@ -483,44 +446,25 @@ def test_a_subset_of_which_only_train_was_unpacked(official: Path, entry: Callab
     assert [[Path(name).stem for name in those] for those in names(found.val)] == EXPECTED[:2]
 
 
-def test_pictures_that_labels_can_not_tell_apart(tmp_path: Path) -> None:
-    solution(as_folders(tmp_path, True))
-    write(tmp_path, [f"val/{VAL[0]}.png"])
+def test_kaggles_labels_that_do_not_fit(tmp_path: Path) -> None:
+    as_folders(tmp_path, True)
+    labels = dict(zip(VAL, VAL_CLASSES, strict=True))
+    for rows, *said in (
+        (labels | {"ILSVRC2012_val_00000009": WNIDS[0]}, "'ILSVRC2012_val_00000009'", "no such picture"),
+        (labels | {VAL[0]: "n09999999"}, f"{VAL[0]!r} is a 'n09999999'", "no such class"),
+        ({name: labels[name] for name in VAL[:-1]}, f"no label for {VAL[-1]!r}"),
+        ({}, "no label for"),
+    ):
+        solution(tmp_path, rows)
+        refusal("LOC_val_solution.csv", *said, call=lambda: locate(tmp_path, "imagenet-1k"))
+    (tmp_path / "LOC_val_solution.csv").write_text(f"ImageId,PredictionString\n{VAL[0]},\n")
+    refusal("ImageId,PredictionString", "every row", call=lambda: locate(tmp_path, "imagenet-1k"))
+    write(solution(tmp_path), [f"val/{VAL[0]}.png"])
     refusal(str(tmp_path / "val"), "LOC_val_solution.csv", "ending", call=lambda: locate(tmp_path, "imagenet-1k"))
 
 
-LABELS = dict(zip(VAL, VAL_CLASSES, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("rows", "said"),
-    [
-        (LABELS | {"ILSVRC2012_val_00000009": WNIDS[0]}, ["'ILSVRC2012_val_00000009'", "no such picture"]),
-        (LABELS | {VAL[0]: "n09999999"}, [f"{VAL[0]!r} is a 'n09999999'", "no such class"]),
-        ({name: LABELS[name] for name in VAL[:-1]}, [f"no label for {VAL[-1]!r}"]),
-        ({VAL[0]: ""}, ["ImageId,PredictionString", "every row"]),
-        ({}, ["no label for"]),
-    ],
-)
-def test_kaggles_labels_that_do_not_fit(tmp_path: Path, rows: dict[str, str], said: list[str]) -> None:
-    solution(as_folders(tmp_path, True), rows)
-    if "" in rows.values():
-        (tmp_path / "LOC_val_solution.csv").write_text(f"ImageId,PredictionString\n{VAL[0]},\n")
-    refusal("LOC_val_solution.csv", *said, call=lambda: locate(tmp_path, "imagenet-1k"))
-
-
-def test_labels_of_another_number(tmp_path: Path) -> None:
-    as_folders(tmp_path, True)
-    path = tmp_path / "imagenet_2012_validation_synset_labels.txt"
-    path.write_text("\n".join(VAL_CLASSES[:-1]))
-    refusal(str(path), "5 labels", "6 pictures", call=lambda: locate(tmp_path, "imagenet-1k"))
-
-
 def test_a_class_that_validation_lacks(tmp_path: Path) -> None:
-    as_folders(tmp_path, False)
-    for path in (tmp_path / "val" / WNIDS[1]).iterdir():
-        path.unlink()
-    (tmp_path / "val" / WNIDS[1]).rmdir()
+    shutil.rmtree(as_folders(tmp_path, False) / "val" / WNIDS[1])
     refusal(f"val/ lacks {WNIDS[1]!r}", call=lambda: locate(tmp_path, "imagenet-1k"))
 
 
@@ -537,12 +481,13 @@ def unsized(official: Path, entry: Callable[..., None]) -> Path:
     return official
 
 
-@pytest.mark.parametrize("keep", [512 * 3, 512 * 4 + 100, 5000, -10240, -12000])
 @pytest.mark.parametrize("name", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"])
-def test_a_tar_that_is_cut_short(unsized: Path, name: str, keep: int) -> None:
+def test_a_tar_that_is_cut_short(unsized: Path, name: str) -> None:
     path = unsized / name
-    path.write_bytes(path.read_bytes()[:keep])
-    refusal(str(path), "is damaged", call=lambda: locate(unsized, "imagenet-1k"))
+    whole = path.read_bytes()
+    for keep in (512 * 3, 512 * 4 + 100, 5000, -10240, -12000):
+        path.write_bytes(whole[:keep])
+        refusal(str(path), "is damaged", call=lambda: locate(unsized, "imagenet-1k"))
 
 
 def test_a_tar_that_shrinks_while_it_is_read(unsized: Path) -> None:
@@ -562,7 +507,7 @@ def test_members_that_are_no_files(unsized: Path, kind: bytes, deep: bool) -> No
         tar.addfile(odd)
     path = unsized / "ILSVRC2012_img_train.tar"
     path.write_bytes(tar_of({f"{wnid}.tar": inner.getvalue() for wnid in WNIDS}) if deep else inner.getvalue())
-    refusal(str(path), odd.name, "which is", call=lambda: locate(unsized, "imagenet-1k"))
+    refusal(str(path), odd.name, "neither a file nor a folder", call=lambda: locate(unsized, "imagenet-1k"))
 
 
 def test_a_class_without_pictures_in_a_tar(unsized: Path) -> None:
@@ -571,26 +516,13 @@ def test_a_class_without_pictures_in_a_tar(unsized: Path) -> None:
     refusal(str(path), "n01440764.tar", "no pictures", call=lambda: locate(unsized, "imagenet-1k"))
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"junk",
-        b"",
-        devkit()[:300],
-        tar_of({"a": b"b"}),
-        tar_of({"x/data/meta.mat": b"junk", "x/data/ILSVRC2012_validation_ground_truth.txt": b"1"}),
-    ],
-)
-def test_a_devkit_that_is_damaged(unsized: Path, content: bytes) -> None:
+def test_a_devkit_that_is_damaged(unsized: Path) -> None:
     path = unsized / "ILSVRC2012_devkit_t12.tar.gz"
-    path.write_bytes(content)
-    refusal(str(path), "is damaged", call=lambda: locate(unsized, "imagenet-1k"))
-
-
-def test_ids_that_the_devkit_does_not_know(unsized: Path) -> None:
-    path = unsized / "ILSVRC2012_devkit_t12.tar.gz"
-    path.write_bytes(devkit(order=(2, 3, 4)))  # 4 has children: it is no class
-    refusal(str(path), "is damaged", call=lambda: locate(unsized, "imagenet-1k"))
+    junk = tar_of({"x/data/meta.mat": b"junk", "x/data/ILSVRC2012_validation_ground_truth.txt": b"1"})
+    unknown_id = devkit(order=(2, 3, 4))  # 4 has children: it is no class
+    for content in (b"junk", b"", devkit()[:300], tar_of({"a": b"b"}), junk, unknown_id):
+        path.write_bytes(content)
+        refusal(str(path), "is damaged", call=lambda: locate(unsized, "imagenet-1k"))
 
 
 def test_an_entry_of_another_layout_is_not_found_here() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.stages.test_data import collect, noise, picture, root, stored  # noqa: F401
+from wmdd.artifacts.hdf5_writer import save
 from wmdd.base.errors import WmddError
 from wmdd.datasets import loader
 from wmdd.datasets.loader import Resident, Streamed, opened, read
@@ -48,22 +49,18 @@ def test_streamed_pictures_are_those_in_memory(packed: Path, order: str) -> None
             assert torch.equal(b, held.images[index])
 
 
-def test_pictures_are_those_of_the_folder(packed: Path, root: Path) -> None:  # noqa: F811
+def test_pictures_are_those_of_the_folder(packed: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setattr(loader, "BATCH", 3)
     with opened(packed, "train", once=True) as (pictures, _):
-        found = read(pictures, torch.tensor([15, 0]))
+        found = read(pictures, torch.tensor([15, 0, 1, 2]))
     np.testing.assert_array_equal(found[1], noise(8, 8, 3, seed=5).transpose(2, 0, 1))  # train/cat/0.png
 
 
 def test_what_does_not_fit_is_streamed(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WMDD_RESIDENT_MB", str(16 * 3 * 64 / 2**20))
-    with opened(packed, "train") as (pictures, _):
-        assert isinstance(pictures, Resident)
-    monkeypatch.setenv("WMDD_RESIDENT_MB", str(15.9 * 3 * 64 / 2**20))
-    with opened(packed, "train") as (pictures, _):
-        assert isinstance(pictures, Streamed)
-
-
-def test_a_limit_that_is_no_number_is_named(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pictures, kind in ((16, Resident), (15.9, Streamed)):
+        monkeypatch.setenv("WMDD_RESIDENT_MB", str(pictures * 3 * 64 / 2**20))
+        with opened(packed, "train") as (found, _):
+            assert isinstance(found, kind)
     monkeypatch.setenv("WMDD_RESIDENT_MB", "4 GB")
     with pytest.raises(WmddError, match="WMDD_RESIDENT_MB is '4 GB'"), opened(packed, "train"):
         pass
@@ -80,26 +77,9 @@ def test_who_stops_early_waits_for_no_more_than_what_is_under_way(packed: Path, 
     assert len(loaded) < 20
 
 
-def test_read_in_pieces(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "BATCH", 3)
-    with opened(packed, "train", once=True) as (pictures, _):
-        pieces = read(pictures, torch.arange(16))
-    with opened(packed, "train") as (held, _):
-        assert torch.equal(pieces, held.images)
-
-
-def test_a_file_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
-    from wmdd.artifacts.hdf5_writer import save
-
+def test_files_of_another_stage_or_version_are_refused(tmp_path: Path) -> None:
     arrays = {"train/labels": np.zeros(3, int), "train/bytes": np.zeros(9, np.uint8), "train/offsets": np.arange(4)}
-    save(tmp_path / "x.h5", arrays, {"resolution": 8})
-    with pytest.raises(WmddError, match="earlier version"), opened(tmp_path / "x.h5", "train"):
-        pass
-
-
-def test_a_file_of_another_stage_is_refused(tmp_path: Path) -> None:
-    from wmdd.artifacts.hdf5_writer import save
-
-    save(tmp_path / "x.h5", {"train/labels": np.zeros(3, int)}, {})
-    with pytest.raises(WmddError, match="no split"), opened(tmp_path / "x.h5", "train"):
-        pass
+    for meta, said in (({"resolution": 8}, "earlier version"), ({}, "no split")):
+        save(tmp_path / "x.h5", arrays, meta)
+        with pytest.raises(WmddError, match=said), opened(tmp_path / "x.h5", "train"):
+            pass

@@ -3,7 +3,6 @@
 import csv
 import json
 import runpy
-import tarfile
 from pathlib import Path
 
 import h5py
@@ -21,8 +20,8 @@ import wmdd
 from wmdd.artifacts.atomic_files import write_json
 from wmdd.artifacts.hdf5 import load, load_meta
 from wmdd.artifacts.hdf5_writer import save
-from wmdd.export import export as module
-from wmdd.export.export import folders
+from wmdd.export import layouts
+from wmdd.export.manifest import folder_names
 from wmdd.settings.student import RelabelSettings
 from wmdd.stages import labels as stored_labels
 from wmdd.stages.labels import rows_of
@@ -169,13 +168,9 @@ def test_the_example_runs(here, run, layout, soft, monkeypatch, capfd):
 
 @pytest.mark.parametrize("layout", ["webdataset", "parquet"])
 def test_large_sets_are_cut_into_files(here, run, layout, monkeypatch):
-    monkeypatch.setattr(module, "SHARD", 4)
-    out = exported(run, layout)
-    assert len(list(out.rglob("train-*"))) == 2
-    if layout == "webdataset":
-        for path, count in zip(sorted(out.glob("*.tar")), (16, 8), strict=True):
-            with tarfile.open(path) as tar:
-                assert len(tar.getnames()) == count
+    monkeypatch.setattr(layouts, "SHARD", 4)
+    assert len(list(exported(run, layout).rglob("train-*"))) == 2
+    assert np.array_equal(wmdd.load("out").images, wmdd.load(f"{HERE}/images.h5").images)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -191,26 +186,19 @@ def test_equal_sets_are_equal_bytes(here, run, layout):
 
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=30, unique=True))
 def test_folders_sort_as_the_classes_and_are_safe(classes):
-    found = folders(classes)
-    assert found == sorted(found)
-    assert len({name.casefold() for name in found}) == len(classes)
-    assert all(name == Path(name).name not in ("", "..") and not name.startswith(".") for name in found)
+    folders = folder_names(classes)
+    assert folders == sorted(folders)
+    assert len({name.casefold() for name in folders}) == len(classes)
+    assert all(name == Path(name).name not in ("", "..") and not name.startswith(".") for name in folders)
 
 
-@pytest.mark.parametrize("classes", [["n01440764", "n02102040"], ["airplane", "automobile", "bird"], list("0123")])
-def test_folders_that_sort_right_keep_their_names(classes):
-    assert folders(classes) == classes
-
-
-@pytest.mark.parametrize(
-    ("classes", "expected"),
-    [
-        ([str(i) for i in range(11)], [f"{i:02d}-{i}" for i in range(11)]),  # "10" would come before "2"
-        (["Bee", "bee"], ["0-Bee", "1-bee"]),
-    ],
-)
-def test_others_are_numbered(classes, expected):
-    assert folders(classes) == expected
+def test_folders_keep_names_that_sort_right_and_are_numbered_else():
+    for classes in (["n01440764", "n02102040"], ["airplane", "automobile", "bird"], list("0123")):
+        assert folder_names(classes) == classes
+    assert folder_names([str(i) for i in range(11)]) == [
+        f"{i:02d}-{i}" for i in range(11)
+    ]  # "10" would come before "2"
+    assert folder_names(["Bee", "bee"]) == ["0-Bee", "1-bee"]
 
 
 # ---- soft labels
@@ -240,29 +228,25 @@ def test_learned_labels_are_the_soft_labels_unless_a_teacher_s_are_given(here, r
 
 
 def test_the_card_says_how_it_was_made(here, run):
-    students = f" --student {HERE}/run0.json {HERE}/run1.json --source cifar10"
-    write_images(Path(f"{HERE}/images.h5"), list("abcdefghij"), list("abcdefghij"))
-    for n, top1 in enumerate((0.5, 0.52)):
-        write_student(Path(f"{HERE}/run{n}.json"), Path(f"{HERE}/images.h5"), top1)
-    card = (exported(run, "parquet", more=students) / "README.md").read_text()
-    for part in (
-        "51.0 ± 1.4 (2)",
-        "wmdd",
-        "base",
-        "deadbeef",
-        "torch 2",
-        "lr: 0.25",
-        load_meta(Path(f"{HERE}/images.h5"))["digest"],
-    ):
-        assert part in card
-    assert "Krizhevsky" in card
-    assert "no soft labels" in card
-
-
-def test_the_card_of_soft_labels(here, run):
     card = (exported(run, "hdf5") / "README.md").read_text()
     for part in ("T = 4", "here 3", "CutMix", "top-1 90.00 %", "0123", "&lt;b>\\|bee"):
         assert part in card
+    images = Path(f"{HERE}/images.h5")
+    write_images(images, list("abcdefghij"), list("abcdefghij"))
+    for n, top1 in enumerate((0.5, 0.52)):
+        write_student(Path(f"{HERE}/run{n}.json"), images, top1)
+    students = f" --student {HERE}/run0.json {HERE}/run1.json --source cifar10 --overwrite"
+    card = (exported(run, "parquet", more=students) / "README.md").read_text()
+    said = ("51.0 ± 1.4 (2)", "wmdd", "base", "deadbeef", "torch 2", "lr: 0.25", load_meta(images)["digest"])
+    for part in (*said, "Krizhevsky", "no soft labels", "| 9 | j | j |"):
+        assert part in card
+
+
+def test_the_card_lists_a_hundred_classes(here, run):
+    names = [f"n{i:03d}" for i in range(102)]
+    write_images(Path(f"{HERE}/images.h5"), names, names, ipc=1)
+    card = (exported(run, "hdf5", more="") / "README.md").read_text()
+    assert "| 99 | n099 | n099 |\n\n… and 2 more, in `manifest.json`." in card
 
 
 @pytest.mark.parametrize(
@@ -291,6 +275,7 @@ def test_licence(here, run, count, more, expected):
 
 
 def test_an_export_is_only_overwritten_when_asked(here, run, mistake):
+    Path("out").mkdir()  # an empty folder is taken
     exported(run, "imagefolder")
     assert "add --overwrite" in mistake(line("hdf5"))
     assert Path("out/train").exists()
@@ -299,18 +284,10 @@ def test_an_export_is_only_overwritten_when_asked(here, run, mistake):
     Path("out/mine.txt").touch()
     assert "'mine.txt'" in mistake(line("hdf5", more="--overwrite"))
     assert Path("out/mine.txt").exists()
-
-
-@pytest.mark.parametrize("overwrite", ["", "--overwrite"])
-def test_nothing_of_others_is_overwritten(here, mistake, overwrite):
-    assert "no export of wmdd" in mistake(line("hdf5", output=HERE, more=overwrite))
     Path("a").write_text("")
-    assert "is a file" in mistake(line("hdf5", output="a", more=overwrite))
-
-
-def test_an_empty_folder_is_taken(here, run):
-    Path("out").mkdir()
-    assert (exported(run, "hdf5") / "manifest.json").exists()
+    for overwrite in ("", "--overwrite"):
+        assert "no export of wmdd" in mistake(line("hdf5", output=HERE, more=overwrite))
+        assert "is a file" in mistake(line("hdf5", output="a", more=overwrite))
 
 
 def test_a_failure_leaves_what_was(here, run, monkeypatch):
@@ -320,7 +297,7 @@ def test_a_failure_leaves_what_was(here, run, monkeypatch):
     def broken(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(module._WRITERS, "parquet", broken)
+    monkeypatch.setitem(layouts.WRITERS, "parquet", broken)
     code, _, err = run(line("parquet", more="--overwrite"))
     assert code == 1
     assert "disk full" in err
@@ -331,28 +308,22 @@ def test_a_failure_leaves_what_was(here, run, monkeypatch):
 # ---- mistakes
 
 
-@pytest.mark.parametrize(
-    ("more", "expected"),
-    [
-        (f"--labels {HERE}/other.h5", "labels other images than those given"),
-        (f"--labels {HERE}/pruned.h5", "add --temperature 20"),
-        (f"--student {HERE}/other.json", "is of a student of another set"),
-        (f"--student {HERE}/images.h5", "is not a whole JSON file"),
-        ("--source cifar10", "cifar10 has 10 classes, the set has 3"),
-    ],
-)
-def test_mistakes(here, mistake, more, expected):
+def test_mistakes(here, mistake):
     own, other = Path(f"{HERE}/images.h5"), Path("images.h5")
     write_images(other, CLASSES, ["x", "y", "z"], ipc=3)
     write_labels(Path(f"{HERE}/other.h5"), other, ipc=3)
     write_labels(Path(f"{HERE}/pruned.h5"), own, store="pruned", top_k=1)
     write_student(Path(f"{HERE}/other.json"), other, 0.5)
-    assert expected in mistake(line("hdf5", more=more))
-    assert not Path("out").exists()
-
-
-def test_what_is_no_set(here, mistake):
+    for more, expected in (
+        (f"--labels {HERE}/other.h5", "labels other images than those given"),
+        (f"--labels {HERE}/pruned.h5", "add --temperature 20"),
+        (f"--student {HERE}/other.json", "is of a student of another set"),
+        (f"--student {HERE}/images.h5", "is not a whole JSON file"),
+        ("--source cifar10", "cifar10 has 10 classes, the set has 3"),
+    ):
+        assert expected in mistake(line("hdf5", more=more))
     Path("x.h5").write_text("no")
-    assert "is no whole HDF5 file" in mistake("export --images x.h5 --to hdf5 --output out")
-    assert "does not exist" in mistake("export --images y.h5 --to hdf5 --output out")
+    for name, expected in (("x", "is no whole HDF5 file"), ("y", "does not exist")):
+        assert expected in mistake(f"export --images {name}.h5 --to hdf5 --output out")
     assert "is no distilled set" in mistake(f"export --images {HERE}/labels.h5 --to hdf5 --output out")
+    assert not Path("out").exists()

@@ -36,7 +36,7 @@ def atomic(path: Path) -> Iterator[Path]:
         part.replace(path)
         _flush_folder(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise (_write_error(path, error, part) or error) from None
+        raise (write_error(path, error, part) or error) from None
     finally:
         with suppress(OSError):  # not there, or its folder is not
             part.unlink()
@@ -63,10 +63,11 @@ def make_room(path: Path) -> None:
         if not os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
             raise PermissionError
     except OSError as error:
-        raise (_write_error(path, error) or error) from None
+        raise (write_error(path, error) or error) from None
 
 
-def _write_error(path: Path, error: Exception, part: Path | None = None) -> WmddError | None:
+def write_error(path: Path, error: Exception, part: Path | None = None) -> WmddError | None:
+    """Return the one line for an error of writing `path`, through the file `part`; None if it is of another kind."""
     if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
         error = error.__context__  # torch.save trips over what Python said first
     text = str(error)

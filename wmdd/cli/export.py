@@ -19,7 +19,8 @@ from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
 from wmdd.cli.stages import Several, app
 from wmdd.export.dataset_card import Origin
-from wmdd.export.loading import Layout, Manifest, SoftLabels, check_images, provenance
+from wmdd.export.loading import check_images, provenance
+from wmdd.export.manifest import Layout, Manifest, SoftLabels, manifest_classes
 from wmdd.workflow.layout import Cell, place_of
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def export(
         overwrite: replace an earlier export.
         threads: of the CPU.
     """
-    from wmdd.export.export import check_output, manifest_classes
+    from wmdd.export.export import check_output
     from wmdd.export.export import export as run
 
     check_output(output, overwrite)

@@ -1,4 +1,4 @@
-"""Shelves: the encoded pictures of one class in one split, where they are: in a folder, or within a tar."""
+"""The encoded pictures of one class in one split, where they are: in a folder, or within a tar."""
 
 import os
 import weakref
@@ -11,13 +11,13 @@ from typing import Protocol
 from wmdd.base.errors import WmddError
 
 
-class Shelf(Protocol):
+class ClassFiles(Protocol):
     """The encoded pictures of one class in one split, sorted by name; may be read from many threads at once."""
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """Return the path of a picture from the root of its source, for messages and provenance."""
+        """Return the path of a picture from the root of its dataset, for messages and provenance."""
 
     def read(self, index: int) -> bytes:
         """Return the bytes of a picture.
@@ -27,7 +27,7 @@ class Shelf(Protocol):
         """
 
 
-class FolderShelf:
+class FolderFiles:
     """Pictures in a folder. A million of them are listed, so each is a plain string."""
 
     __slots__ = ("_folder", "_names", "_root")
@@ -42,13 +42,13 @@ class FolderShelf:
         return f"{self._folder}/{self._names[index]}"
 
     def read(self, index: int) -> bytes:
-        path = self._root / self._folder / self._names[index]
+        path = self._root / self.name(index)
         with reading(path):
             return path.read_bytes()
 
 
-class Tar:
-    """A tar that is open to be read at any place by any thread; closed with its last shelf."""
+class OpenTar:
+    """A tar that any thread may read at any place; closed with the last class that is in it."""
 
     def __init__(self, path: Path) -> None:
         with reading(path):
@@ -64,45 +64,45 @@ class Tar:
         return content
 
 
-class TarShelf:
+class TarFiles:
     """Pictures within a tar, which is not unpacked."""
 
-    __slots__ = ("_names", "_offsets", "_sizes", "_tar", "_within")
+    __slots__ = ("_inner", "_names", "_offsets", "_sizes", "_tar")
 
-    def __init__(self, tar: Tar, within: str, pictures: Iterable[tuple[str, int, int]]) -> None:
-        """Take the name, offset and size of each picture; `within` is where they are in the tar, "" if in itself."""
-        self._tar, self._within = tar, within
-        chosen = list(pictures)
-        self._names = [name for name, _, _ in chosen]
-        self._offsets = array("q", [offset for _, offset, _ in chosen])
-        self._sizes = array("q", [size for _, _, size in chosen])
+    def __init__(self, tar: OpenTar, inner: str, members: Iterable[tuple[str, int, int]]) -> None:
+        """Take the name, offset and size of each picture; `inner` is the tar within the tar, "" if there is none."""
+        self._tar, self._inner = tar, inner
+        pictures = list(members)
+        self._names = [name for name, _, _ in pictures]
+        self._offsets = array("q", [offset for _, offset, _ in pictures])
+        self._sizes = array("q", [size for _, _, size in pictures])
 
     def __len__(self) -> int:
         return len(self._names)
 
     def name(self, index: int) -> str:
-        return "/".join(filter(None, (self._tar.path.name, self._within, self._names[index])))
+        return "/".join(filter(None, (self._tar.path.name, self._inner, self._names[index])))
 
     def read(self, index: int) -> bytes:
         return self._tar.read(self._offsets[index], self._sizes[index], self.name(index))
 
 
-class Part:
-    """Some of the pictures of a shelf."""
+class SelectedFiles:
+    """Some of the pictures of a class."""
 
-    __slots__ = ("_positions", "_shelf")
+    __slots__ = ("_all", "_positions")
 
-    def __init__(self, shelf: Shelf, positions: Iterable[int]) -> None:
-        self._shelf, self._positions = shelf, array("q", positions)
+    def __init__(self, files: ClassFiles, positions: Iterable[int]) -> None:
+        self._all, self._positions = files, array("q", positions)
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def name(self, index: int) -> str:
-        return self._shelf.name(self._positions[index])
+        return self._all.name(self._positions[index])
 
     def read(self, index: int) -> bytes:
-        return self._shelf.read(self._positions[index])
+        return self._all.read(self._positions[index])
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wmdd.base.errors import WmddError
-from wmdd.datasets.class_files import FolderShelf, Shelf, reading
+from wmdd.datasets.class_files import ClassFiles, FolderFiles, reading
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
@@ -19,11 +19,11 @@ _VAL_FOLDERS = ("val", "test", "validation")  # the first that exists
 
 
 class Splits(NamedTuple):
-    """The classes, sorted, and their shelves in both splits, in the same order."""
+    """The classes, sorted, and the files of each in both splits, in the same order."""
 
     classes: list[str]
-    train: Sequence[Shelf]
-    val: Sequence[Shelf]
+    train: Sequence[ClassFiles]
+    val: Sequence[ClassFiles]
     val_folder: str
 
 
@@ -35,25 +35,25 @@ def find(root: Path) -> Splits:
             folder can't be read.
     """
     val_folder = next((name for name in _VAL_FOLDERS if (root / name).is_dir()), "val")
-    train, val = (class_folders(root, split) for split in ("train", val_folder))
-    check_same(root, train, val, val_folder)
-    shelves = {split: [shelf(root, f"{split}/{name}") for name in train] for split in ("train", val_folder)}
-    return Splits(train, shelves["train"], shelves[val_folder], val_folder)
+    classes = class_names(root, "train")
+    check_same(root, classes, class_names(root, val_folder), val_folder)
+    train, val = ([class_files(root, f"{split}/{name}") for name in classes] for split in ("train", val_folder))
+    return Splits(classes, train, val, val_folder)
 
 
-def class_folders(root: Path, split: str) -> list[str]:
+def class_names(root: Path, split: str) -> list[str]:
     """Return the names of the class folders of a split, sorted.
 
     Raises:
         WmddError: there is no such split, or no class folder in it.
     """
     folder = root / split
-    put = "put train/ and val/ (or test/, validation/) there, with one folder per class, or correct data.root"
+    remedy = "put train/ and val/ (or test/, validation/) there, with one folder per class, or correct data.root"
     if not folder.is_dir():
-        raise WmddError(f"there is no folder {folder}; {put}")
-    names = [entry.name for entry in entries(folder, root) if entry.is_dir()]
+        raise WmddError(f"there is no folder {folder}; {remedy}")
+    names = [entry.name for entry in visible_entries(folder, root) if entry.is_dir()]
     if not names:
-        raise WmddError(f"there are no class folders in {folder}; {put}")
+        raise WmddError(f"there are no class folders in {folder}; {remedy}")
     return names
 
 
@@ -78,28 +78,28 @@ def shortened(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def shelf(root: Path, folder: str) -> FolderShelf:
+def class_files(root: Path, folder: str) -> FolderFiles:
     """List the pictures below a class folder.
 
     Raises:
         WmddError: there are none, or something in it can't be read or leaves the root.
     """
-    found = FolderShelf(root, folder, _walk(root / folder, root))
-    if not len(found):
+    files = FolderFiles(root, folder, _pictures_below(root / folder, root))
+    if not len(files):
         remedy = "add some, or delete the class in both splits"
         raise WmddError(f"the class folder {root / folder} has no pictures ({' '.join(EXTENSIONS)}); {remedy}")
-    return found
+    return files
 
 
-def flat(root: Path, folder: str) -> list[str]:
+def pictures_in(root: Path, folder: str) -> list[str]:
     """Return the names of the pictures in a folder that has no class folders, sorted."""
-    return [entry.name for entry in entries(root / folder, root) if entry.is_file() and is_picture(entry.name)]
+    return [entry.name for entry in visible_entries(root / folder, root) if entry.is_file() and is_picture(entry.name)]
 
 
-def by_class(
+def positions_by_class(
     names: Sequence[str], labels: Mapping[str, str], classes: Iterable[str], where: Path, origin: Path
 ) -> dict[str, list[int]]:
-    """Sort pictures into classes; return the positions in `names` of the pictures of each class.
+    """Return the positions in `names` of the pictures of each class.
 
     Args:
         names: of the pictures.
@@ -111,40 +111,40 @@ def by_class(
     Raises:
         WmddError: a label is of no picture or of no class, a picture has no label, or a class no picture.
     """
-    positions = {name.rpartition(".")[0]: index for index, name in enumerate(names)}
-    if len(positions) < len(names):
+    position_of = {name.rpartition(".")[0]: index for index, name in enumerate(names)}
+    if len(position_of) < len(names):
         raise WmddError(
             f"two pictures in {where} differ only in the ending, so that {origin} can't tell them apart; rename one"
         )
-    found: dict[str, list[int]] = {name: [] for name in classes}
+    positions: dict[str, list[int]] = {name: [] for name in classes}
     for stem, name in labels.items():
-        if stem not in positions:
+        if stem not in position_of:
             raise WmddError(f"{origin} labels {stem!r}, but {where} has no such picture; restore it or delete its line")
-        if name not in found:
+        if name not in positions:
             raise WmddError(
                 f"{origin} says that {stem!r} is a {name!r}, but train/ has no such class; correct one of them"
             )
-        found[name].append(positions[stem])
-    if unlabelled := sorted(positions.keys() - labels.keys()):
+        positions[name].append(position_of[stem])
+    if unlabelled := sorted(position_of.keys() - labels.keys()):
         raise WmddError(f"{origin} has no label for {shortened(unlabelled)} in {where}; add it or delete the picture")
-    if empty := [name for name, those in found.items() if not those]:
+    if empty := [name for name, members in positions.items() if not members]:
         raise WmddError(
             f"{where} has no picture of {shortened(empty)} by {origin}; restore them or delete the class in train/"
         )
-    return {name: sorted(those) for name, those in found.items()}
+    return {name: sorted(members) for name, members in positions.items()}
 
 
 def readable_names(root: Path, classes: list[str]) -> list[str]:
     """Return the readable names from root/classes.txt or words.txt (lines of folder, tab, name), else the folders' own."""
-    named: dict[str, str] = {}
+    names: dict[str, str] = {}
     for path in (root / "words.txt", root / "classes.txt"):
         if path.is_symlink():
             check_inside(path, root)
         if path.is_file():
             with reading(path):
                 lines = path.read_text("utf-8-sig", errors="replace").splitlines()
-            named |= dict(line.split("\t", 1) for line in lines if "\t" in line)
-    return [named.get(name, "").strip() or name for name in classes]
+            names |= dict(line.split("\t", 1) for line in lines if "\t" in line)
+    return [names.get(name, "").strip() or name for name in classes]
 
 
 def is_picture(name: str) -> bool:
@@ -152,25 +152,25 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
 
 
-def _walk(folder: Path, root: Path, within: str = "") -> Iterator[str]:
-    for entry in entries(folder, root):
+def _pictures_below(folder: Path, root: Path, prefix: str = "") -> Iterator[str]:
+    for entry in visible_entries(folder, root):
         if entry.is_dir() and entry.is_symlink():
             raise WmddError(f"{entry.path} links to a folder, which might never end; put the pictures there themselves")
         if entry.is_dir():
-            yield from _walk(folder / entry.name, root, f"{within}{entry.name}/")
+            yield from _pictures_below(folder / entry.name, root, f"{prefix}{entry.name}/")
         elif entry.is_file() and is_picture(entry.name):
-            yield within + entry.name
+            yield prefix + entry.name
 
 
-def entries(folder: Path, root: Path) -> list[os.DirEntry[str]]:
+def visible_entries(folder: Path, root: Path) -> list[os.DirEntry[str]]:
     """Return what is in a folder, sorted by name, without hidden entries.
 
     Raises:
         WmddError: it can't be read, or a link in it leaves the root.
     """
     check_inside(folder, root)
-    with reading(folder), os.scandir(folder) as found:
-        visible = sorted((entry for entry in found if not entry.name.startswith(".")), key=attrgetter("name"))
+    with reading(folder), os.scandir(folder) as entries:
+        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=attrgetter("name"))
     for entry in visible:
         if entry.is_symlink():
             check_inside(folder / entry.name, root)

@@ -1,6 +1,6 @@
-"""Pictures: the bytes of a file become uint8 RGB pixels, the same ones however the file is stored.
+"""The bytes of a picture file become uint8 RGB pixels, the same ones however the file is stored.
 
-The only place that decodes. Pictures come from anywhere: just the formats in `_FORMATS` are tried, anything may be damaged.
+Nothing else decodes. Files come from anywhere: only the formats in `_FORMATS` are tried, and anything may be damaged.
 """
 
 import io
@@ -14,8 +14,6 @@ from PIL import Image, ImageOps
 from wmdd.base.errors import one_line
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # all that Pillow may try; EPS would run a program
-
-
 _TOO_LARGE = "more pixels than the limit of {}"  # of Pillow, against files that are small and fill the memory
 
 
@@ -73,10 +71,7 @@ def decode_plain(data: bytes) -> np.ndarray:
     Raises:
         UnreadableError: it is not a JPEG file.
     """
-    from torchvision.io import (  # a second of imports, which pixels that are stored do not need
-        ImageReadMode,
-        decode_jpeg,
-    )
+    from torchvision.io import ImageReadMode, decode_jpeg  # a second, which stored pixels do not need
 
     try:
         with warnings.catch_warnings():

@@ -1,6 +1,6 @@
-"""Downloads: a published archive arrives whole and with the right checksum, or one line says what to fetch by hand.
+"""A published archive arrives whole and with the right checksum, or one line says what to fetch by hand.
 
-A download that was cut off goes on where it stopped, also in a later run; what is there already is checked and left alone.
+A download that was cut off goes on where it stopped, also in a later run. A file that is there already is checked and kept.
 """
 
 import errno
@@ -57,16 +57,13 @@ def fetch(archive: Archive, root: Path, allowed: bool) -> Path:
     with _writing(path, archive), _opened_alone(root / f"{archive.name}.part") as file:
         if not path.exists():  # no other job has made it meanwhile
             _complete(file, archive, root)
-            _accept(Path(file.name), archive, path)
+            part = Path(file.name)
+            if fault := _fault(part, archive):
+                part.unlink()
+                remedy = f"it was deleted: run again, or {by_hand(archive, root)}"
+                raise WmddError(f"what was downloaded from {archive.url} {fault}; {remedy}")
+            part.replace(path)
     return path
-
-
-def _accept(part: Path, archive: Archive, path: Path) -> None:
-    if fault := _fault(part, archive):
-        part.unlink()
-        remedy = f"it was deleted: run again, or {by_hand(archive, path.parent)}"
-        raise WmddError(f"what was downloaded from {archive.url} {fault}; {remedy}")
-    part.replace(path)
 
 
 def by_hand(archive: Archive, root: Path) -> str:
@@ -83,8 +80,8 @@ def _fault(path: Path, archive: Archive) -> str:
         return f"has {size:,} bytes where {archive.size:,} are published"
     kind, digest = archive.checksum
     with reading(path), path.open("rb") as file:
-        found = hashlib.file_digest(file, kind).hexdigest() if kind else digest
-    return "" if found == digest else f"has a wrong checksum ({kind} {found})"
+        actual = hashlib.file_digest(file, kind).hexdigest() if kind else digest
+    return "" if actual == digest else f"has a wrong checksum ({kind} {actual})"
 
 
 @contextmanager
@@ -155,23 +152,15 @@ def _append(file: BinaryIO, archive: Archive, session: requests.Session) -> None
         total = done + int(length) if length else archive.size
         if archive.size and total != archive.size:
             raise requests.RequestException(f"it has {total:,} bytes there where {archive.size:,} were published")
-        _check_room(file, total - done)
+        if shutil.disk_usage(Path(file.name).parent).free < total - done:
+            raise OSError(errno.ENOSPC, "too little space")
+        chunks = response.raw.stream(CHUNK, decode_content=False)  # .tar.gz as it is, whatever the server calls it
         try:
-            for chunk in _chunks(response, archive.name, done, total):
+            for chunk in progress(chunks, f"fetching {archive.name}", -(-total // CHUNK) or None, done // CHUNK, "MiB"):
                 file.write(chunk)
         except urllib3.exceptions.HTTPError as error:
             reason = f"the connection broke at {file.tell():,} of {total:,} bytes: {_brief(error)}"
             raise _CutShortError(reason) from None
-
-
-def _chunks(response: requests.Response, name: str, done: int, total: int) -> Iterator[bytes]:
-    chunks = response.raw.stream(CHUNK, decode_content=False)  # .tar.gz as it is, whatever the server calls it
-    return progress(chunks, f"fetching {name}", -(-total // CHUNK) or None, done // CHUNK, "MiB")
-
-
-def _check_room(file: BinaryIO, needed: int) -> None:
-    if shutil.disk_usage(Path(file.name).parent).free < needed:
-        raise OSError(errno.ENOSPC, "too little space")
 
 
 def _brief(error: Exception) -> str:

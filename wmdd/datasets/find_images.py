@@ -1,4 +1,4 @@
-"""Sources: where the pictures of a dataset are. Downloads and unpacks them where the table says so; decodes nothing."""
+"""Where the pictures of a dataset are. Downloads and unpacks them where the catalogue says so; decodes nothing."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,29 +8,27 @@ from pathlib import Path
 from wmdd.base.errors import WmddError
 from wmdd.datasets import class_folders, imagenet_archives, imagenet_classes
 from wmdd.datasets.archives import unpack
-from wmdd.datasets.class_files import FolderShelf, Shelf, reading
+from wmdd.datasets.class_files import ClassFiles, FolderFiles, reading
 from wmdd.datasets.class_folders import Splits
 from wmdd.datasets.download import fetch
 from wmdd.settings.catalogue import known
 from wmdd.settings.data import DataSettings
 
-__all__ = ["Found", "Shelf", "find", "root_of", "unpacked"]
-
 
 @dataclass(frozen=True)
-class Found:
+class DatasetFiles:
     """The encoded pictures of a dataset."""
 
     root: Path  # that the names of pictures begin at
     classes: list[str]  # folder names in label order, sorted
     names: list[str]  # readable names
-    train: Sequence[Shelf]  # one a class, in label order
-    val: Sequence[Shelf]
+    train: Sequence[ClassFiles]  # one a class, in label order
+    val: Sequence[ClassFiles]
     val_folder: str  # what the validation split was called
     variant: str  # which of the things that go by this name it is, for the report
 
 
-def find(settings: DataSettings) -> Found:
+def find(settings: DataSettings) -> DatasetFiles:
     """Find the pictures of a dataset that is laid out as folders or as ImageNet is.
 
     Raises:
@@ -38,26 +36,23 @@ def find(settings: DataSettings) -> Found:
     """
     entry = known(settings.source)
     if entry.layout == "imagenet":
-        root, splits, how = imagenet_archives.find(root_of(settings), entry, settings.source)
-        variant = f"{entry.variant}, from {how}"
+        root, splits, form = imagenet_archives.find(root_of(settings), entry, settings.source)
+        variant = f"{entry.variant}, from {form}"
     elif entry.layout in ("folders", "tiny-imagenet"):
         root = unpacked(settings, lambda folder: (folder / "train").is_dir())
-        splits, variant = (
-            (_tiny if entry.layout == "tiny-imagenet" else class_folders.find)(root),
-            entry.variant.format(folder=root.name),
-        )
+        splits = _tiny_imagenet(root) if entry.layout == "tiny-imagenet" else class_folders.find(root)
+        variant = entry.variant.format(folder=root.name)
     else:
         raise WmddError(f"the pictures of {settings.source} are not files; this is a mistake of ours")
-    names = class_folders.readable_names(root, splits.classes)
     names = [
         imagenet_classes.readable(name) if name == folder else name
-        for name, folder in zip(names, splits.classes, strict=True)
+        for name, folder in zip(class_folders.readable_names(root, splits.classes), splits.classes, strict=True)
     ]
-    return Found(root, splits.classes, names, splits.train, splits.val, splits.val_folder, variant)
+    return DatasetFiles(root, splits.classes, names, splits.train, splits.val, splits.val_folder, variant)
 
 
 def root_of(settings: DataSettings) -> Path:
-    """Return the folder that the source is in, resolved; it need not exist.
+    """Return the folder that the dataset is in, resolved; it need not exist.
 
     Raises:
         WmddError: none is set, or it can't be read.
@@ -72,7 +67,7 @@ def root_of(settings: DataSettings) -> Path:
 
 
 def unpacked(settings: DataSettings, is_whole: Callable[[Path], bool]) -> Path:
-    """Return the folder that a source is unpacked in: data.root, or the archive's in it, downloaded if need be.
+    """Return the folder that a dataset is unpacked in: data.root, or the archive's in it, downloaded if need be.
 
     Raises:
         WmddError: it is there but not whole, or can't be had.
@@ -89,18 +84,17 @@ def unpacked(settings: DataSettings, is_whole: Callable[[Path], bool]) -> Path:
     return folder.resolve()
 
 
-def _tiny(root: Path) -> Splits:
+def _tiny_imagenet(root: Path) -> Splits:
     """Tiny-ImageNet as it is published: the validation pictures in one folder, their classes in a file."""
-    if not (root / "val/images").is_dir():  # sorted into class folders since
+    folder, annotations = root / "val/images", root / "val/val_annotations.txt"
+    if not folder.is_dir():  # sorted into class folders since
         return class_folders.find(root)
-    classes = class_folders.class_folders(root, "train")
-    origin = root / "val/val_annotations.txt"
-    with reading(origin):
-        lines = origin.read_text(errors="replace").splitlines()
-    labels = {
-        name.rpartition(".")[0]: label for name, label, *_ in (line.split("\t") for line in lines if "\t" in line)
-    }
-    names = class_folders.flat(root, "val/images")
-    positions = class_folders.by_class(names, labels, classes, root / "val/images", origin)
-    val = [FolderShelf(root, "val/images", (names[index] for index in positions[name])) for name in classes]
-    return Splits(classes, [class_folders.shelf(root, f"train/{name}") for name in classes], val, "val")
+    classes = class_folders.class_names(root, "train")
+    with reading(annotations):
+        rows = [line.split("\t") for line in annotations.read_text(errors="replace").splitlines() if "\t" in line]
+    labels = {name.rpartition(".")[0]: label for name, label, *_ in rows}
+    names = class_folders.pictures_in(root, "val/images")
+    positions = class_folders.positions_by_class(names, labels, classes, folder, annotations)
+    train = [class_folders.class_files(root, f"train/{name}") for name in classes]
+    val = [FolderFiles(root, "val/images", (names[index] for index in positions[name])) for name in classes]
+    return Splits(classes, train, val, "val")

@@ -15,8 +15,8 @@ import scipy.io
 from wmdd.base.errors import WmddError, one_line
 from wmdd.base.progress import progress
 from wmdd.datasets import class_folders
-from wmdd.datasets.archives import DAMAGED, StrictTarInfo, check_member, kind_of
-from wmdd.datasets.class_files import FolderShelf, Shelf, Tar, TarShelf, reading
+from wmdd.datasets.archives import DAMAGED, StrictTarInfo
+from wmdd.datasets.class_files import ClassFiles, FolderFiles, OpenTar, TarFiles, reading
 from wmdd.datasets.class_folders import Splits
 from wmdd.datasets.download import by_hand, fetch
 from wmdd.settings.catalogue import Archive, Known
@@ -24,16 +24,16 @@ from wmdd.settings.catalogue import Archive, Known
 KAGGLE = "ILSVRC/Data/CLS-LOC"
 SOLUTION = "LOC_val_solution.csv"  # Kaggle's
 SYNSET_LABELS = "imagenet_2012_validation_synset_labels.txt"  # TensorFlow's: a class a line, in the order of the names
-GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"  # the devkit's: an id a line, in the order of the names
-META = "data/meta.mat"
+GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"  # the devkit's: an id a line, in the order of the names
+META = "meta.mat"  # the devkit's classes
 
 
 class _Split(NamedTuple):
-    """The classes of a split, how the shelf of one is made, and what it is all from."""
+    """The classes of a split, how the pictures of one are listed, and what it is all from."""
 
     classes: list[str]
-    shelf: Callable[[str], Shelf]
-    how: str
+    files_of: Callable[[str], ClassFiles]
+    form: str
 
 
 def find(root: Path, entry: Known, source: str) -> tuple[Path, Splits, str]:
@@ -51,10 +51,12 @@ def find(root: Path, entry: Known, source: str) -> tuple[Path, Splits, str]:
             raise WmddError(f"{root} lacks {class_folders.shortened(missing)} of {source} in {split}; complete it")
     if not entry.subset:
         class_folders.check_same(base, train.classes, val.classes, "val")
-    shelves = [(train.shelf(name), val.shelf(name)) for name in progress(classes, "listing ImageNet", unit="classes")]
-    how = train.how if train.how == val.how else f"{train.how} (train) and {val.how} (val)"
-    splits = Splits(classes, [both[0] for both in shelves], [both[1] for both in shelves], "val")
-    return base, splits, how + (" as Kaggle has them" if base != root else "")
+    files = [
+        (train.files_of(name), val.files_of(name)) for name in progress(classes, "listing ImageNet", unit="classes")
+    ]
+    form = train.form if train.form == val.form else f"{train.form} (train) and {val.form} (val)"
+    splits = Splits(classes, [both[0] for both in files], [both[1] for both in files], "val")
+    return base, splits, form + (" as Kaggle has them" if base != root else "")
 
 
 def _train(base: Path, entry: Known) -> _Split:
@@ -63,38 +65,41 @@ def _train(base: Path, entry: Known) -> _Split:
         return _class_folders(base, "train")
     if not (base / archive.name).is_file():
         raise _nothing(base, entry, "training")
-    tar = _tar(base, archive)
+    tar = _open_tar(base, archive)
     inner = {PurePosixPath(m.name).stem: m for m in _members(tar.path) if m.name.endswith(".tar")}
 
-    def shelf(name: str) -> Shelf:
+    def files_of(name: str) -> ClassFiles:
         member = inner[name]
-        end = member.offset_data + member.size
-        return _tar_shelf(tar, PurePosixPath(member.name).name, _members(tar.path, member.offset_data, end))
+        pictures = _pictures(_members(tar.path, member.offset_data, member.offset_data + member.size))
+        files = TarFiles(tar, PurePosixPath(member.name).name, sorted(pictures))
+        if not len(files):
+            raise WmddError(f"{member.name} in {tar.path} has no pictures; fetch it anew")
+        return files
 
-    return _Split(sorted(inner), shelf, "official tar files")
+    return _Split(sorted(inner), files_of, "official tar files")
 
 
 def _val(root: Path, base: Path, entry: Known, classes: list[str]) -> _Split:
     archive, folder = entry.archive("val.tar"), base / "val"
-    if folder.is_dir() and any(each.is_dir() for each in class_folders.entries(folder, base)):
+    if folder.is_dir() and any(each.is_dir() for each in class_folders.visible_entries(folder, base)):
         return _class_folders(base, "val")
     if folder.is_dir():
-        names = class_folders.flat(base, "val")
+        names = class_folders.pictures_in(base, "val")
         kept = _positions(root, base, entry, names, classes, folder)
         return _Split(
-            list(kept), lambda name: FolderShelf(base, "val", (names[i] for i in kept[name])), "a flat folder"
+            list(kept), lambda name: FolderFiles(base, "val", (names[i] for i in kept[name])), "a flat folder"
         )
     if not (base / archive.name).is_file():
         raise _nothing(base, entry, "validation")
-    tar = _tar(base, archive)
+    tar = _open_tar(base, archive)
     members = sorted(_pictures(_members(tar.path)))
     kept = _positions(root, base, entry, [name for name, _, _ in members], classes, tar.path)
-    return _Split(list(kept), lambda name: TarShelf(tar, "", (members[i] for i in kept[name])), "official tar files")
+    return _Split(list(kept), lambda name: TarFiles(tar, "", (members[i] for i in kept[name])), "official tar files")
 
 
 def _class_folders(base: Path, split: str) -> _Split:
-    classes = class_folders.class_folders(base, split)
-    return _Split(classes, lambda name: class_folders.shelf(base, f"{split}/{name}"), "class folders")
+    classes = class_folders.class_names(base, split)
+    return _Split(classes, lambda name: class_folders.class_files(base, f"{split}/{name}"), "class folders")
 
 
 def _nothing(base: Path, entry: Known, split: str) -> WmddError:
@@ -105,7 +110,7 @@ def _nothing(base: Path, entry: Known, split: str) -> WmddError:
     )
 
 
-def _tar(base: Path, archive: Archive) -> Tar:
+def _open_tar(base: Path, archive: Archive) -> OpenTar:
     """Open a tar of the published size; its checksum would take as long as reading all of it."""
     path = base / archive.name
     class_folders.check_inside(path, path.resolve().parent if path.exists() else base)
@@ -113,27 +118,28 @@ def _tar(base: Path, archive: Archive) -> Tar:
     if archive.size and size != archive.size:
         fault = f"has {size:,} bytes where {archive.size:,} are published"
         raise WmddError(f"{path} {fault}; {by_hand(archive, base)}")
-    return Tar(path)
+    return OpenTar(path)
 
 
 def _members(path: Path, start: int = 0, end: int | None = None) -> Iterator[tarfile.TarInfo]:
     """Yield the files of a tar, or of the tar from `start` to `end` within one; offsets count from the outer one's start."""
-    at = ""
+    name = ""
     end = path.stat().st_size if end is None else end
     try:
         with reading(path), path.open("rb") as file:
             file.seek(start)
-            with tarfile.open(fileobj=file, mode="r:", tarinfo=StrictTarInfo) as content:
-                for member in content:
-                    at = member.name
-                    check_member(path, member.name, kind_of(member))
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=StrictTarInfo) as tar:
+                for member in tar:
+                    name = member.name
                     if member.offset_data + member.size > end:
                         raise tarfile.ReadError("it ends within it")
                     if member.isreg():
                         yield member
+                    elif not member.isdir():
+                        raise tarfile.ReadError("which is neither a file nor a folder")
     except DAMAGED as error:
-        where = f" at {at!r}" if at else ""
-        raise WmddError(f"{path} is damaged{where} ({error}); fetch it anew") from None
+        place = f" at {name!r}" if name else ""
+        raise WmddError(f"{path} is damaged{place} ({error}); fetch it anew") from None
 
 
 def _pictures(members: Iterable[tarfile.TarInfo]) -> Iterator[tuple[str, int, int]]:
@@ -142,18 +148,10 @@ def _pictures(members: Iterable[tarfile.TarInfo]) -> Iterator[tuple[str, int, in
             yield PurePosixPath(member.name).name, member.offset_data, member.size
 
 
-def _tar_shelf(tar: Tar, within: str, members: Iterable[tarfile.TarInfo]) -> Shelf:
-    found = TarShelf(tar, within, sorted(_pictures(members)))
-    if not len(found):
-        raise WmddError(f"{within} in {tar.path} has no pictures; fetch it anew")
-    return found
-
-
 def _positions(
     root: Path, base: Path, entry: Known, names: list[str], classes: list[str], where: Path
 ) -> dict[str, list[int]]:
     """Sort the validation pictures into classes by the first list of labels that is there."""
-    stems = [name.rpartition(".")[0] for name in names]
     solution, synsets = (
         next((folder / name for folder in (root, base) if (folder / name).is_file()), None)
         for name in (SOLUTION, SYNSET_LABELS)
@@ -163,22 +161,23 @@ def _positions(
         origin, labels = solution, _read_solution(solution)
     elif synsets:
         with reading(synsets):
-            origin, labels = synsets, _in_order(stems, synsets.read_text(errors="replace").split(), where, synsets)
+            origin, labels = synsets, _in_order(names, synsets.read_text(errors="replace").split(), where, synsets)
     elif (base / devkit.name).is_file():
         origin = fetch(devkit, base, False)
-        labels = _in_order(stems, _read_devkit(origin), where, origin)
+        labels = _in_order(names, _read_devkit(origin), where, origin)
     else:
         remedy = f"put {devkit.name} from {entry.homepage}, Kaggle's {SOLUTION}, or {SYNSET_LABELS} into {root}"
         raise WmddError(f"nothing says which classes the pictures of {where} are of; {remedy}")
     if entry.subset:  # the other classes need not be in train/
         classes = sorted(set(labels.values()))
-    return class_folders.by_class(names, labels, classes, where, origin)
+    return class_folders.positions_by_class(names, labels, classes, where, origin)
 
 
-def _in_order(stems: list[str], labels: list[str], where: Path, origin: Path) -> dict[str, str]:
-    if len(stems) != len(labels):
-        raise WmddError(f"{origin} has {len(labels):,} labels but {where} {len(stems):,} pictures; complete them")
-    return dict(zip(stems, labels, strict=True))
+def _in_order(names: list[str], labels: list[str], where: Path, origin: Path) -> dict[str, str]:
+    """Return the labels of sorted pictures by their names without the ending."""
+    if len(names) != len(labels):
+        raise WmddError(f"{origin} has {len(labels):,} labels but {where} {len(names):,} pictures; complete them")
+    return {name.rpartition(".")[0]: label for name, label in zip(names, labels, strict=True)}
 
 
 def _read_solution(path: Path) -> Mapping[str, str]:
@@ -196,16 +195,15 @@ def _read_devkit(path: Path) -> list[str]:
     """Return the class of each validation picture, in the order of their names, from the development kit."""
     content = {}
     try:
-        with tarfile.open(path, tarinfo=StrictTarInfo) as tar:
+        with tarfile.open(path) as tar:
             for member in tar:
-                check_member(path, member.name, kind_of(member))
-                if (file := tar.extractfile(member)) and member.name.endswith((META, GROUND_TRUTH)):
+                if member.isreg() and (file := tar.extractfile(member)) and member.name.endswith((META, GROUND_TRUTH)):
                     content[PurePosixPath(member.name).name] = file.read()
-        synsets = scipy.io.loadmat(io.BytesIO(content[PurePosixPath(META).name]), squeeze_me=True)["synsets"]
+        synsets = scipy.io.loadmat(io.BytesIO(content[META]), squeeze_me=True)["synsets"]
         leaves = synsets[synsets["num_children"] == 0]
-        wnids = {int(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in leaves}
-        return [wnids[int(line)] for line in content[PurePosixPath(GROUND_TRUTH).name].split()]
-    except (MemoryError, WmddError):
+        wnids = {int(leaf["ILSVRC2012_ID"]): str(leaf["WNID"]) for leaf in leaves}
+        return [wnids[int(line)] for line in content[GROUND_TRUTH].split()]
+    except MemoryError:
         raise
     except Exception as error:  # scipy's reader raises nearly anything on damaged files
         reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)

@@ -1,8 +1,7 @@
-"""Feeding: the pictures of a split, in batches, in any order. Small splits live in memory, large ones stream from the file.
+"""The pictures of a split, in batches, in any order. Small splits live in memory, large ones stream from the file.
 
-`data.h5` is one file that is read in long runs, not a million small ones: HDF5, because everything else here is HDF5, it reads
-any class or picture without an index of its own, and h5py is kept well. (Tar shards, as WebDataset's, can't be read by class;
-LMDB, Arrow and FFCV's pages would each be one more dependency for the same bytes.)
+`data.h5` is one file that is read in long runs, not a million small ones. It is HDF5, which gives any class or picture by its
+position. (Tar shards, as WebDataset's, can't be read by class; LMDB, Arrow and FFCV would each be one more dependency.)
 """
 
 import os
@@ -69,14 +68,13 @@ class Streamed:
             try:
                 yield torch.from_numpy(loaded.result())
             except UnreadableError as error:
-                raise WmddError(
-                    f"{self._path} holds an unreadable picture ({error}); delete it and run again"
-                ) from None
+                message = f"{self._path} holds an unreadable picture ({error}); delete it and run again"
+                raise WmddError(message) from None
 
     def _load(self, positions: Tensor) -> np.ndarray:
         index = positions.numpy()
         if self._images is not None:
-            if _is_run(index):
+            if _is_consecutive(index):
                 return np.asarray(self._images[index[0] : index[-1] + 1])
             return np.stack([self._images[i] for i in index])
         images = np.empty((len(index), 3, self.resolution, self.resolution), np.uint8)
@@ -85,8 +83,8 @@ class Streamed:
         return images
 
     def _encoded(self, index: np.ndarray) -> Iterator[bytes]:
-        """Yield the files at some positions; a run of them is read at once."""
-        if _is_run(index):
+        """Yield the files at some positions; consecutive ones are read at once."""
+        if _is_consecutive(index):
             offsets = self._offsets[index[0] : index[-1] + 2]
             content = memoryview(self._bytes[offsets[0] : offsets[-1]].tobytes())
             yield from (bytes(content[a:b]) for a, b in pairwise(offsets - offsets[0]))
@@ -94,7 +92,7 @@ class Streamed:
             yield from (self._bytes[self._offsets[i] : self._offsets[i + 1]].tobytes() for i in index)
 
 
-def _is_run(index: np.ndarray) -> bool:
+def _is_consecutive(index: np.ndarray) -> bool:
     return bool(len(index) and index[-1] - index[0] + 1 == len(index) and (np.diff(index) == 1).all())
 
 
@@ -118,9 +116,8 @@ def opened(
         if f"{split}/labels" not in file or "resolution" not in meta:
             raise WmddError(f"{path} has no split {split!r}; delete it and run again to rebuild it")
         if f"{split}/images" not in file and f"{split}/plain" not in file:
-            raise WmddError(
-                f"{path} lacks the pictures of {split}, or is of an earlier version; delete it and run again"
-            )
+            fault = f"lacks the pictures of {split}, or is of an earlier version"
+            raise WmddError(f"{path} {fault}; delete it and run again")
         streamed = Streamed(file, split, meta["resolution"])
         if once or not _fits(len(streamed.labels) * 3 * streamed.resolution**2):
             yield streamed, meta
@@ -147,11 +144,8 @@ def resident(pictures: Pictures, device: torch.device | None = None) -> Resident
 def read(pictures: Pictures, positions: Tensor) -> Tensor:
     """Return the pictures at some positions, uint8 [n, 3, R, R]."""
     images = torch.empty(len(positions), 3, pictures.resolution, pictures.resolution, dtype=torch.uint8)
-    parts = positions.split(BATCH)
-    start = 0
-    for part, found in zip(parts, pictures.batches(parts), strict=True):
-        images[start : start + len(part)] = found
-        start += len(part)
+    for rows, batch in zip(images.split(BATCH), pictures.batches(positions.split(BATCH)), strict=True):
+        rows.copy_(batch)
     return images
 
 
@@ -160,12 +154,12 @@ def batches_by_class(labels: Tensor, size: int, first: int = 0, last: int | None
 
     So what a batch holds depends on its class alone, not on which classes a job was given.
     """
-    kinds, counts = torch.unique_consecutive(labels, return_counts=True)
+    classes, counts = torch.unique_consecutive(labels, return_counts=True)
     starts = counts.cumsum(0) - counts
-    last = int(kinds[-1]) if last is None else last
+    last = int(classes[-1]) if last is None else last
     return [
-        part + start
-        for label, count, start in zip(kinds.tolist(), counts.tolist(), starts.tolist(), strict=True)
+        offsets + start
+        for label, count, start in zip(classes.tolist(), counts.tolist(), starts.tolist(), strict=True)
         if first <= label <= last
-        for part in torch.arange(count).tensor_split(-(-count // size))
+        for offsets in torch.arange(count).tensor_split(-(-count // size))
     ]

@@ -22,9 +22,9 @@ from wmdd.base.progress import progress
 from wmdd.base.rng import generator
 from wmdd.base.threads import in_order
 from wmdd.datasets import cifar
-from wmdd.datasets.class_files import Part
+from wmdd.datasets.class_files import ClassFiles, SelectedFiles
 from wmdd.datasets.decode import Decoded, UnreadableError, decode
-from wmdd.datasets.find_images import Found, Shelf, find
+from wmdd.datasets.find_images import DatasetFiles, find
 from wmdd.settings.catalogue import known
 from wmdd.settings.data import DataSettings
 
@@ -81,28 +81,31 @@ def pack(settings: DataSettings, writer: Writer, seed: int = 0) -> dict[str, Any
     return _pack_files(settings, writer, seed, find(settings))
 
 
-def _pack_files(settings: DataSettings, writer: Writer, seed: int, found: Found) -> dict[str, Any]:
+def _pack_files(settings: DataSettings, writer: Writer, seed: int, found: DatasetFiles) -> dict[str, Any]:
     limit = settings.images_per_class or None
     _check_count(found.classes, settings, str(found.root))
     listed = {"train": sum(map(len, found.train)), "val": sum(map(len, found.val))}
     _check_images(settings, listed, str(found.root))
     if settings.held_out:
         apart = [
-            [Part(shelf, positions.tolist()) for positions in _apart(len(shelf), settings, seed, label, found.classes)]
-            for label, shelf in enumerate(found.train)
+            [
+                SelectedFiles(files, positions.tolist())
+                for positions in _apart(len(files), settings, seed, label, found.classes)
+            ]
+            for label, files in enumerate(found.train)
         ]
         found = replace(found, train=[kept for kept, _ in apart], val=[held for _, held in apart], val_folder="")
         listed["val"] = sum(map(len, found.val))
-    listed["train"] = sum(min(len(shelf), limit or len(shelf)) for shelf in found.train)
+    listed["train"] = sum(min(len(files), limit or len(files)) for files in found.train)
     reader = _Reader(settings, found)
     size = sum(listed.values()) * 3 * reader.side() ** 2
     encoded = _is_encoded(settings, size)
     if not encoded:
         writer.reserve(size)
     tallies = {}
-    for split, shelves in zip(SPLITS, (found.train, found.val), strict=True):
+    for split, classes in zip(SPLITS, (found.train, found.val), strict=True):
         tally = tallies[split] = Tally()
-        pictures = reader.read(shelves, tally, limit if split == "train" else None)
+        pictures = reader.read(classes, tally, limit if split == "train" else None)
         pictures = progress(pictures, f"reading {split}", listed[split], unit="img")
         _write_split(writer, split, tally, pictures, encoded)
     meta = {"classes": found.classes, "names": found.names, "val_folder": found.val_folder}
@@ -135,20 +138,20 @@ def _write_split(writer: Writer, split: str, tally: Tally, pictures: Iterable[Pi
 class _Reader:
     """Reads and decodes the pictures of splits, each once; carries over from one split to the next what they share."""
 
-    def __init__(self, settings: DataSettings, found: Found) -> None:
+    def __init__(self, settings: DataSettings, found: DatasetFiles) -> None:
         self.settings, self.root, self._first = settings, found.root, found.train[0]
         self.resolution = settings.resolution  # when 0: that of the first picture
 
-    def read(self, shelves: Sequence[Shelf], tally: Tally, limit: int | None) -> Iterator[Picture]:
+    def read(self, classes: Sequence[ClassFiles], tally: Tally, limit: int | None) -> Iterator[Picture]:
         """Yield the first `limit` readable pictures of each class, None: all."""
-        for label, shelf in enumerate(shelves):
+        for label, files in enumerate(classes):
             nothing = True
-            for data, decoded in islice(self._readable(shelf, tally), limit):
+            for data, decoded in islice(self._readable(files, tally), limit):
                 nothing = False
                 yield label, data, decoded
             if nothing:
                 raise WmddError(
-                    f"none of the {len(shelf)} pictures of class {label}, the first of which is {shelf.name(0)!r}, can be "
+                    f"none of the {len(files)} pictures of class {label}, the first of which is {files.name(0)!r}, can be "
                     f"read in {self.root}; replace them, or delete the class in both splits"
                 )
 
@@ -163,13 +166,13 @@ class _Reader:
                 continue
         return 1
 
-    def _readable(self, shelf: Shelf, tally: Tally) -> Iterator[tuple[bytes, Decoded]]:
+    def _readable(self, files: ClassFiles, tally: Tally) -> Iterator[tuple[bytes, Decoded]]:
         def opened(index: int) -> tuple[bytes, Decoded]:
-            data = shelf.read(index)
+            data = files.read(index)
             return data, decode(data, self.settings.resolution)
 
-        for index, done in in_order(opened, range(len(shelf))):
-            name = shelf.name(index)
+        for index, done in in_order(opened, range(len(files))):
+            name = files.name(index)
             try:
                 data, decoded = done.result()
             except UnreadableError as error:

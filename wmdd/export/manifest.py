@@ -1,0 +1,141 @@
+"""The manifest of an export: which classes, arrays and files it has, and their digests.
+
+An export is a folder with README.md, example.py, manifest.json and, by layout:
+
+    imagefolder   train/{folder}/{k}.png, metadata.csv (file_name, label, weight, soft_label: numbers with blanks between)
+    hdf5          distilled.h5: images [N, 3, R, R], labels [N], weights [N], soft_labels [N, C]
+    webdataset    train-{shard}.tar: of each image png, cls, json (weight) and npy (the soft label)
+    parquet       data/train-{shard}-of-{shards}.parquet: image (PNG), label, weight, soft_label
+
+The N = C K images are sorted by class, K of each. manifest.json names the classes and holds a digest of each array, so that
+whatever was changed since the export is noticed. All paths are made here, none is taken from the data; nothing is unpickled.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from wmdd.base.errors import WmddError
+
+Layout = Literal["imagefolder", "hdf5", "webdataset", "parquet"]
+MANIFEST, CARD, EXAMPLE = "manifest.json", "README.md", "example.py"
+PICTURES, TABLE, ARRAYS = "train", "metadata.csv", "distilled.h5"
+AGAIN = "export the set again"
+_Positive = Annotated[int, Field(gt=0)]
+_Channels = tuple[float, float, float]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Class(_Section):
+    """A class: its index, its folder in an export, what the artifacts call it, and its readable name."""
+
+    index: int
+    folder: str
+    original: str
+    name: str
+
+    @field_validator("folder")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        if not value or PurePosixPath(value).name != value or value == ".." or "\\" in value:
+            raise ValueError("the name of a folder, without a path")
+        return value
+
+
+class SoftLabels(_Section):
+    """Which soft labels were averaged, and how; or that they are those that the method learned (store: learned)."""
+
+    temperature: float
+    epochs: int
+    store: str
+    mix: str
+    digest: str
+
+
+class Manifest(_Section):
+    """What manifest.json says of an export."""
+
+    kind: Literal["wmdd distilled set"] = "wmdd distilled set"
+    version: Literal[1] = 1
+    layout: Layout
+    classes: tuple[Class, ...] = Field(min_length=1)
+    images_per_class: _Positive
+    resolution: _Positive
+    mean: _Channels
+    std: _Channels
+    soft_labels: SoftLabels | None = None
+    shards: _Positive = 1
+    digests: dict[str, str] = {}
+    made: dict[str, Any]
+
+    @property
+    def images(self) -> int:
+        """How many images there are, N."""
+        return len(self.classes) * self.images_per_class
+
+    def pictures(self) -> list[str]:
+        """Return the paths of the pictures in an imagefolder, in order."""
+        return [f"{PICTURES}/{c.folder}/{k:05d}.png" for c in self.classes for k in range(self.images_per_class)]
+
+    def shard_files(self) -> list[str]:
+        """Return the paths of the shards, in order."""
+        if self.layout == "webdataset":
+            return [f"train-{shard:06d}.tar" for shard in range(self.shards)]
+        return [f"data/train-{shard:05d}-of-{self.shards:05d}.parquet" for shard in range(self.shards)]
+
+    def array_names(self) -> list[str]:
+        """Return the names of the arrays that the set has."""
+        return ["images", "labels", "weights", *(["soft_labels"] if self.soft_labels else [])]
+
+
+def folder_names(classes: Sequence[str]) -> list[str]:
+    """Return a safe folder for each class. Sorted by name they are in the order of the classes, as ImageFolder needs them.
+
+    They are the classes' own names where these do; else each is made safe and numbered.
+    """
+    safe = [re.sub(r"^\.|[^\w.-]", "_", name)[:80] for name in classes]
+    distinct = len({name.casefold() for name in safe}) == len(safe)  # on disks that don't tell cases apart, too
+    if safe == list(classes) and safe == sorted(safe) and all(safe) and distinct:
+        return safe
+    digits = len(str(len(safe) - 1))
+    return [f"{index:0{digits}d}-{name}" for index, name in enumerate(safe)]
+
+
+def manifest_classes(classes: Sequence[str], names: Sequence[str]) -> tuple[Class, ...]:
+    """Return the classes of a manifest, of what the artifacts call them and their readable names."""
+    rows = zip(folder_names(classes), classes, names, strict=True)
+    return tuple(Class(index=i, folder=f, original=o, name=n) for i, (f, o, n) in enumerate(rows))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of an export.
+
+    Raises:
+        WmddError: there is none, or it isn't one.
+    """
+    path = folder / MANIFEST
+    try:
+        return Manifest.model_validate(json.loads(path.read_text("utf-8")))
+    except FileNotFoundError:
+        remedy = "give the folder that `wmdd export` wrote"
+        raise WmddError(f"{folder} has no {MANIFEST}, so it is no export; {remedy}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(map(str, first["loc"]))
+        raise WmddError(f"{path} is no manifest of an export ({at}: {first['msg']}); {AGAIN}") from None
+    except (OSError, ValueError) as error:
+        raise WmddError(f"{path} can't be read ({error}); {AGAIN}") from None
+
+
+def digest(array: np.ndarray) -> str:
+    """Return the SHA-256 of an array's contents."""
+    return sha256(np.ascontiguousarray(array).data).hexdigest()
