@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wmdd.report.page import scores, tables
+from wmdd.report import accuracy_tables, tables
 from wmdd.report.render import render
 from wmdd.workflow.layout import cell_of, wildcards_of
 
@@ -33,7 +33,7 @@ def markdown(summary: pd.DataFrame, teachers: dict[str, dict[str, Any]], held_ou
         teachers: meta data of each, by its file.
         held_out: the datasets that are validated on a part of their training set.
     """
-    lines = ["# Results", "", render(scores.results(summary), "markdown")]
+    lines = ["# Results", "", render(accuracy_tables.results(summary), "markdown")]
     if held_out:
         lines += [f"Of {', '.join(held_out)} what validates is a part of the training set, held out.", ""]
     lines += [_teacher(path, about) for path, about in sorted(teachers.items())]
