@@ -76,7 +76,7 @@ def table(
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a data frame."""
+    """Return the rows of a data frame, each by column."""
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 

@@ -22,6 +22,7 @@ FIRST = ("dataset", "ipc", "method")  # how tables are sorted
 GROUP = [*FIRST, *(name for name in CELL if name not in (*FIRST, "seed", "run")), "labels"]
 SETTING = [name for name in GROUP if name != "method"]  # in which methods are compared
 CONTROL = "random"
+GAIN = ("gain", "gain_low", "gain_high", "gain_p", "gain_n")  # over it: the fields of `intervals.Difference`
 COLUMNS = [*CELL, "labels", "set", "family", "top1"]  # of a student, before `MEASURES`
 NO_RESULT = "{} is not the result of a student; give a run0.json of the student stage"
 Meta = Mapping[str, Any]
@@ -152,7 +153,7 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
         line |= {"spread": intervals.spread(students["seed"], students["top1"])}
         line |= {name: scored(students, name) for name in (*averaged, "seconds", "bytes") if name in students}
         lines.append(line | _gain(control, scores[key]))
-    numbers = [*intervals.Mean._fields, "sets", "students", "spread", *averaged, *_gain({}, {})]
+    numbers = [*intervals.Mean._fields, "sets", "students", "spread", *averaged, *GAIN]
     return pd.DataFrame(lines, columns=None if lines else [*GROUP, "family", *numbers])
 
 
@@ -173,9 +174,8 @@ def scored(students: pd.DataFrame, name: str) -> float:
 
 
 def _gain(control: Mapping[int, float], scores: Mapping[int, float]) -> dict[str, float]:
-    names = ("gain", "gain_low", "gain_high", "gain_p", "gain_n")
-    gain = intervals.difference(control, scores) if control else (math.nan,) * len(names)
-    return dict(zip(names, gain, strict=True))
+    gain = intervals.difference(control, scores) if control else (math.nan,) * len(GAIN)
+    return dict(zip(GAIN, gain, strict=True))
 
 
 def jobs(costs: Results) -> pd.DataFrame:
