@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.cost import flop
-from wmdd.cost.flop import autoencoder, by_hand, counted, denoiser, figures, rated_width, recovering
+from wmdd.cost.flop import autoencoder, by_hand, on_network, denoiser, counts, rated_width, recovering
 from wmdd.generators.denoiser import build as build_denoiser
 from wmdd.generators.vae import build as build_vae
 from wmdd.networks import models
@@ -30,9 +30,9 @@ def test_counting_by_hand_is_counting_on_the_network(architecture, side, more):
     if not side >> models.CONVNETS.get(architecture, 0):  # halved to nothing
         assert by_hand(settings, 7, side) is None
         with pytest.raises(WmddError, match="halves pictures of"):
-            counted(settings, 7, side)
+            on_network(settings, 7, side)
         return
-    assert by_hand(settings, 7, side)[:4] == counted(settings, 7, side)[:4]
+    assert by_hand(settings, 7, side)[:4] == on_network(settings, 7, side)[:4]
 
 
 @pytest.mark.parametrize("pooling", ["avg", "max", "none"])
@@ -40,7 +40,7 @@ def test_counting_by_hand_is_counting_on_the_network(architecture, side, more):
 @pytest.mark.parametrize(("depth", "side"), [(1, 16), (2, 17), (4, 16), (6, 64)])
 def test_a_convnet_is_counted_with_its_norm_and_pooling(depth, side, norm, pooling):
     settings = NetworkSettings(architecture=f"convnet{depth}", width=4, norm=norm, pooling=pooling)
-    assert by_hand(settings, 5, side)[:4] == counted(settings, 5, side)[:4]
+    assert by_hand(settings, 5, side)[:4] == on_network(settings, 5, side)[:4]
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet50", "convnet3"])
@@ -78,7 +78,7 @@ def test_recovering_is_two_passes_an_image_and_iteration():
 
 
 def test_flop_of_a_convnet_by_hand():
-    found = figures(NetworkSettings(architecture="convnet3", width=4), 5, 8)
+    found = counts(NetworkSettings(architecture="convnet3", width=4), 5, 8)
     assert found.flop == 2 * (64 * 27 * 4 + 16 * 36 * 4 + 4 * 36 * 4 + 4 * 5)
     assert (found.features, found.channels) == (4, 12)
     assert found.bytes == 4 * (27 * 4 + 2 * 36 * 4 + 3 * 4 + 4 * 3 * 4 + 4 * 5 + 5) + 8 * 3
@@ -86,19 +86,19 @@ def test_flop_of_a_convnet_by_hand():
 
 def test_a_convnet_too_deep_for_its_pictures_is_refused():
     with pytest.raises(WmddError, match="convnet6 halves pictures of 32 px to nothing"):
-        figures(NetworkSettings(architecture="convnet6"), 10, 32)
-    assert figures(NetworkSettings(architecture="convnet6", pooling="none"), 10, 32).features == 64 * 32**2
+        counts(NetworkSettings(architecture="convnet6"), 10, 32)
+    assert counts(NetworkSettings(architecture="convnet6", pooling="none"), 10, 32).features == 64 * 32**2
 
 
 def test_flop_of_a_transformer_by_hand():
     t, d = 16 * 16 + 1, 192  # tokens, width; 12 layers of queries, keys and values, attention, projection, two products
     layer = 2 * t * d * 3 * d + 2 * 2 * t * t * d + 2 * t * d * d + 2 * 2 * t * d * 4 * d
     embedding, head = 2 * (t - 1) * 2 * 2 * 3 * d, 2 * d * 10
-    assert figures(NetworkSettings(architecture="vit-tiny"), 10, 32).flop == embedding + 12 * layer + head
+    assert counts(NetworkSettings(architecture="vit-tiny"), 10, 32).flop == embedding + 12 * layer + head
 
 
 def test_flop_of_resnet18_as_published():
-    found = figures(NetworkSettings(), 1000, 224)
+    found = counts(NetworkSettings(), 1000, 224)
     assert 2 * found.flop == pytest.approx(7.26e9, rel=1e-3)
     assert found.features == 512
     assert found.bytes == pytest.approx(4 * 11_689_512 + 4 * 2 * found.channels, rel=1e-4)
@@ -112,7 +112,7 @@ def test_a_step_is_a_multiple_of_a_forward_pass(training, times):
     with FlopCounterMode(display=False) as counter:
         network.eval()(image).sum().backward()
     spared = 2 * 16 * 16 * 27 * 4 if training else 0  # nobody wants the gradient of a real image
-    assert counter.get_total_flops() == times * figures(settings, 5, 16).flop - spared
+    assert counter.get_total_flops() == times * counts(settings, 5, 16).flop - spared
 
 
 @pytest.mark.parametrize(("width", "channels", "factor"), [(8, 4, 4), (16, 3, 8), (8, 2, 2)])

@@ -13,7 +13,7 @@ import torch
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.cost import dataset, laws, rates, scene
-from wmdd.cost.flop import autoencoder, denoiser, figures
+from wmdd.cost.flop import autoencoder, denoiser, counts
 from wmdd.cost.laws import LAUNCHED, LAWS, bytes_of_view, work
 from wmdd.cost.plan import estimate
 from wmdd.cost.scene import Shapes
@@ -31,7 +31,7 @@ from wmdd.workflow.stages import NETWORK, STAGES, Stage
 
 ROOT = Path(__file__).parents[2]
 CELL = Cell("cifar10", "resnet18-w8", "wmdd", 2, 0, "resnet18-w8", "paper")
-F = figures(NetworkSettings(width=8), 10, 32).flop  # of these teachers and students
+F = counts(NetworkSettings(width=8), 10, 32).flop  # of these teachers and students
 CONVNET = NetworkSettings(architecture="convnet3", width=128, norm="instance")
 F3 = 2 * (1024 * 27 * 128 + (256 + 64) * 1152 * 128 + 2048 * 10)  # of it, at 32 px for ten classes
 
@@ -142,7 +142,7 @@ def test_a_training_is_its_epochs_and_its_looks():
 def test_growing_images_cost_what_each_side_costs():
     small = {"teachers": {"resnet18-w8": {"epochs": 4, "progressive_from": 0.5}}}
     sides = [16, 24, 24, 32]  # 16, 21 and 27 to multiples of 8, and the full side from 3/4 on
-    each = [figures(NetworkSettings(width=8), 10, side).flop for side in sides]
+    each = [counts(NetworkSettings(width=8), 10, side).flop for side in sides]
     assert job("teacher", small).flop == pytest.approx(50_000 * 3 * sum(each) + 10_000 * F)
 
 
@@ -172,7 +172,7 @@ def test_bytes_of_labels_are_those_that_are_written(classes, k):
 
 
 def test_bytes_on_disk():
-    moments = 16 * 10 * figures(NetworkSettings(width=8), 10, 32).channels
+    moments = 16 * 10 * counts(NetworkSettings(width=8), 10, 32).channels
     assert job("data").disk == 60_000 * 3 * 32**2
     assert job("features").disk == job("gather").disk == 50_000 * (4 * 64 + 8) + moments
     assert job("recover").disk == job("images").disk == 20 * 3 * 32**2
@@ -203,7 +203,7 @@ def test_the_work_of_the_latent_family():
 @pytest.mark.parametrize(("method", "real"), [("dm", 256), ("datadam", 64)])
 def test_the_work_of_matching_untrained_networks(method, real):
     matched = job("match", method=method, ipc=5)
-    assert figures(CONVNET, 10, 32).flop == F3
+    assert counts(CONVNET, 10, 32).flop == F3
     assert matched.flop == 20_000 * 10 * (real + 3 * 5) * F3  # no gradient of the real images
     assert (matched.images, matched.steps) == (20_000 * 10 * (real + 5), 20_000)
     assert matched.disk == 50 * 3 * 32**2
@@ -218,7 +218,7 @@ def test_the_work_of_matching_trajectories():
     assert job("match", part, **of).flop == matched.flop / 5
     expert = job("expert", **of)
     assert (expert.flop, expert.steps) == (50 * 50_000 * 3 * F3 + 50 * 10_000 * F3, 50 * 196)
-    assert (expert.disk, expert.width) == (51 * figures(CONVNET, 10, 32).bytes, 128)
+    assert (expert.disk, expert.width) == (51 * counts(CONVNET, 10, 32).bytes, 128)
 
 
 @pytest.mark.parametrize(("method", "passes"), [("dm", 20_000), ("mtt", 5000 * 30)])

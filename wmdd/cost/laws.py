@@ -63,7 +63,7 @@ def teacher(s: Scene) -> Work:
     if settings.progressive_from < 1 and s.side and not s.shapes.assume:
         from wmdd.stages.teacher import side_of
 
-        flop = sum(s.figures(settings, side_of(settings, s.side, epoch)).flop for epoch in range(settings.epochs))
+        flop = sum(s.counts(settings, side_of(settings, s.side, epoch)).flop for epoch in range(settings.epochs))
         trained = replace(trained, flop=3 * s.train * flop + evaluations(settings) * s.val * s.teacher.flop)
     return replace(trained, gpus=s.experiment.gpus(str(s.cell.teacher)))
 
@@ -168,7 +168,7 @@ def student(s: Scene) -> Work:
     taught = labels.store if settings.labels == "soft" else "hard"
     asked = s.teacher if taught == "online" else NOTHING
     label = bytes_of_view(labels, s.classes) if taught not in ("online", "hard") else 0
-    network, looks, size = s.figures(settings), evaluations(settings), min(s.images, settings.batch_size)
+    network, looks, size = s.counts(settings), evaluations(settings), min(s.images, settings.batch_size)
     seen, looked = settings.epochs * s.images, looks * s.val
     step = s.step_bytes(size, network) + (s.forward_bytes(size, asked) if taught == "online" else 0)
     memory, seconds = s.whitening(settings.whiten)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from wmdd.cost.flop import Figures
+from wmdd.cost.flop import Counts
 from wmdd.cost.scene import AT_ONCE, Scene, Work
 
 LAUNCHED = 0.02  # seconds of the host a pass through a network that is too small to keep a GPU busy, assumed
@@ -12,7 +12,7 @@ LAUNCHED = 0.02  # seconds of the host a pass through a network that is too smal
 def expert(s: Scene) -> Work:
     """Return the work of a training that keeps the network after each epoch."""
     settings = s.settings("expert")
-    network = s.figures(settings)
+    network = s.counts(settings)
     kept = network._replace(bytes=(settings.epochs + 1) * network.bytes)
     trained = s.training(settings, kept)
     memory, seconds = s.whitening(settings.whiten)
@@ -24,13 +24,13 @@ def match(s: Scene) -> Work:
     settings = s.settings("match")
     if settings.objective == "mtt":
         expert = s.settings("expert")
-        matched = _trajectories(s, settings, s.figures(expert), expert.whiten)
+        matched = _trajectories(s, settings, s.counts(expert), expert.whiten)
     else:
-        matched = _distributions(s, settings, s.figures(settings))
+        matched = _distributions(s, settings, s.counts(settings))
     return replace(matched, steps=settings.iterations, disk=s.bytes, memory=matched.memory + 32 * s.bytes)
 
 
-def _trajectories(s: Scene, settings: Any, network: Figures, whiten: bool) -> Work:
+def _trajectories(s: Scene, settings: Any, network: Counts, whiten: bool) -> Work:
     batch, steps = min(s.images, settings.student_batch or s.images), settings.iterations * settings.student_steps
     memory, seconds = s.whitening(whiten)
     return Work(
@@ -40,7 +40,7 @@ def _trajectories(s: Scene, settings: Any, network: Figures, whiten: bool) -> Wo
     )  # fmt: skip
 
 
-def _distributions(s: Scene, settings: Any, network: Figures) -> Work:
+def _distributions(s: Scene, settings: Any, network: Counts) -> Work:
     real, steps = s.mine * settings.real_batch, settings.iterations
     passes = steps * (real + s.images)
     return Work(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from wmdd.cost import flop, rates
 from wmdd.cost.dataset import NAN, Pictures, pictures
-from wmdd.cost.flop import NOTHING, UNKNOWN, Figures
+from wmdd.cost.flop import NOTHING, UNKNOWN, Counts
 from wmdd.settings.barycenter import TransportSettings
 from wmdd.settings.network import NetworkSettings, OptimisationSettings
 from wmdd.workflow.experiment import Experiment
@@ -63,15 +63,15 @@ class Coder(NamedTuple):
 
     size: float
     bytes: float  # of its weights in memory
-    encoder: Figures = UNKNOWN
-    decoder: Figures = UNKNOWN
-    unet: Figures = NOTHING
+    encoder: Counts = UNKNOWN
+    decoder: Counts = UNKNOWN
+    unet: Counts = NOTHING
 
     @property
-    def both(self) -> Figures:
+    def both(self) -> Counts:
         """Encoder and decoder as one network."""
         flop, size, channels, stored, outputs = map(sum, zip(self.encoder[:5], self.decoder[:5], strict=True))
-        return Figures(flop, size, channels, stored, outputs)
+        return Counts(flop, size, channels, stored, outputs)
 
 
 class Scene:
@@ -99,9 +99,9 @@ class Scene:
         """Return the settings of a stage for the cell, or for others in place of its parts."""
         return self.experiment.settings(stage, self.cell.having(**other))
 
-    def figures(self, network: NetworkSettings, side: int | None = None) -> Figures:
-        """Return the figures of a network on the images, or on those of another side."""
-        return flop.figures(network, self.classes, side or self.side, self.shapes.assume)
+    def counts(self, network: NetworkSettings, side: int | None = None) -> Counts:
+        """Return the counts of a network on the images, or on those of another side."""
+        return flop.counts(network, self.classes, side or self.side, self.shapes.assume)
 
     @cached_property
     def network(self) -> Any:
@@ -109,9 +109,9 @@ class Scene:
         return self.settings("teacher")
 
     @cached_property
-    def teacher(self) -> Figures:
-        """The teacher's figures."""
-        return self.figures(self.network)
+    def teacher(self) -> Counts:
+        """The teacher's counts."""
+        return self.counts(self.network)
 
     @cached_property
     def coder(self) -> Coder:
@@ -132,11 +132,11 @@ class Scene:
         held = 2 * (encoder.bytes + decoder.bytes + unet.bytes)
         return Coder(encoder.features, held, encoder, decoder, unet)
 
-    def step_bytes(self, images: float, network: Figures) -> float:
+    def step_bytes(self, images: float, network: Counts) -> float:
         """Return the bytes of a step: images and the copies that views make, and the layers' outputs with normalised ones."""
         return images * (24 * self.pixels + 8 * network.outputs)
 
-    def forward_bytes(self, images: float, network: Figures) -> float:
+    def forward_bytes(self, images: float, network: Counts) -> float:
         """Return the bytes of a pass without a gradient, in which outputs are soon forgotten."""
         return images * (12 * self.pixels + 4 * network.outputs)
 
@@ -145,12 +145,12 @@ class Scene:
         size = 3 * self.side**2 if whiten else 0
         return 56 * size**2, 5e-10 * size**3  # measured at 32 px
 
-    def forward(self, count: float, network: Figures, batch: float) -> Work:
+    def forward(self, count: float, network: Counts, batch: float) -> Work:
         """Return the work of a pass of some images through a network, so many at once."""
         passed = self.forward_bytes(min(count, batch), network)
         return Work(images=count, flop=count * network.flop, passed=passed, width=network.width)
 
-    def training(self, settings: Any, network: Figures, adopted: bool = False) -> Work:
+    def training(self, settings: Any, network: Counts, adopted: bool = False) -> Work:
         """Return the work of training a network on the dataset, or only of a look at the validation images if it is adopted."""
         epochs, looks = (0, 1) if adopted else (settings.epochs, evaluations(settings))
         seen, looked, held = epochs * self.train, looks * self.val, self.pictures.held
