@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.cost.flop import autoencoder, by_hand, counted, denoiser, figures, rated_width, recovering
+from wmdd.cost.flop import autoencoder, by_hand, counts, denoiser, on_network, rated_width, recovering
 from wmdd.generators.denoiser import build as build_denoiser
 from wmdd.generators.vae import build as build_vae
 from wmdd.networks import models
@@ -18,52 +20,48 @@ from wmdd.settings.network import NetworkSettings
 from wmdd.settings.recover import RecoverSettings
 
 OURS = [*models.RESNETS, *models.CONVNETS, "vit-tiny"]
-VARIANTS = [{}, {"width": 12, "norm": "instance", "stem": "tiny"}, {"width": 8, "stem": "imagenet"}, {"stem": "cifar"}]
+NETWORKS = st.builds(
+    NetworkSettings,
+    architecture=st.sampled_from(OURS),
+    width=st.sampled_from([4, 8, 12]),
+    norm=st.sampled_from(["batch", "instance", "layer", "group", "none"]),
+    pooling=st.sampled_from(["avg", "max", "none"]),
+    stem=st.sampled_from(["auto", "cifar", "tiny", "imagenet"]),
+)
 
 
-@pytest.mark.parametrize("architecture", OURS)
-@pytest.mark.parametrize("side", [16, 33, 64, 224])
-@pytest.mark.parametrize("more", VARIANTS, ids=str)
-def test_counting_by_hand_is_counting_on_the_network(architecture, side, more):
-    settings = NetworkSettings(architecture=architecture, **more)
-    if not side >> models.CONVNETS.get(architecture, 0):  # halved to nothing
-        assert by_hand(settings, 7, side) is None
+@settings(max_examples=60, deadline=None)
+@given(NETWORKS, st.sampled_from([16, 17, 33, 64, 112]))
+def test_counting_by_hand_is_counting_on_the_network(network, side):
+    if network.pooling != "none" and not side >> models.CONVNETS.get(network.architecture, 0):  # halved to nothing
+        assert by_hand(network, 7, side) is None
         with pytest.raises(WmddError, match="halves pictures of"):
-            counted(settings, 7, side)
-        return
-    assert by_hand(settings, 7, side)[:4] == counted(settings, 7, side)[:4]
-
-
-@pytest.mark.parametrize("pooling", ["avg", "max", "none"])
-@pytest.mark.parametrize("norm", ["batch", "instance", "layer", "group", "none"])
-@pytest.mark.parametrize(("depth", "side"), [(1, 16), (2, 17), (4, 16), (6, 64)])
-def test_a_convnet_is_counted_with_its_norm_and_pooling(depth, side, norm, pooling):
-    settings = NetworkSettings(architecture=f"convnet{depth}", width=4, norm=norm, pooling=pooling)
-    assert by_hand(settings, 5, side)[:4] == counted(settings, 5, side)[:4]
+            on_network(network, 7, side)
+    else:
+        assert by_hand(network, 7, side)[:4] == on_network(network, 7, side)[:4]
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet50", "convnet3"])
-@pytest.mark.parametrize("side", [20, 40])
-def test_outputs_are_what_convolutions_and_products_make(architecture, side):
-    settings, made = NetworkSettings(architecture=architecture, width=4), []
-    network = models.build(settings, 5, side, generator("outputs")).eval()
-    for module in network.modules():
+def test_outputs_are_what_convolutions_and_products_make(architecture):
+    network, sizes = NetworkSettings(architecture=architecture, width=4), []
+    built = models.build(network, 5, 20, generator("outputs")).eval()
+    for module in built.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(lambda _, __, output: made.append(output.numel()))
-    network(torch.zeros(1, 3, side, side))
-    assert by_hand(settings, 5, side).outputs == sum(made)
+            module.register_forward_hook(lambda _, __, output: sizes.append(output.numel()))
+    built(torch.zeros(1, 3, 20, 20))
+    assert by_hand(network, 5, 20).outputs == sum(sizes)
 
 
-@pytest.mark.parametrize("architecture", ["timm:resnet18", "torchvision:alexnet", "resnet19"])
-def test_a_librarys_network_is_not_counted_by_hand(architecture):
-    settings = NetworkSettings(architecture=architecture)
-    assert by_hand(settings, 5, 32) is None
-    assert rated_width(settings) == 0
-
-
-def test_a_network_that_does_not_take_the_side_is_not_counted():
+def test_what_is_not_counted_by_hand():
+    """Networks of libraries, which have no width either; and sides that a network does not take."""
+    for name in ("timm:resnet18", "torchvision:alexnet", "resnet19"):
+        network = NetworkSettings(architecture=name)
+        assert (by_hand(network, 5, 32), rated_width(network)) == (None, 0)
     for name, side in ("convnet3", 4), ("resnet18", 0), ("vit-tiny", 1):
         assert by_hand(NetworkSettings(architecture=name), 5, side) is None
+    with pytest.raises(WmddError, match="convnet6 halves pictures of 32 px to nothing"):
+        counts(NetworkSettings(architecture="convnet6"), 10, 32)
+    assert counts(NetworkSettings(architecture="convnet6", pooling="none"), 10, 32).features == 64 * 32**2
 
 
 def test_recovering_is_two_passes_an_image_and_iteration():
@@ -72,27 +70,21 @@ def test_recovering_is_two_passes_an_image_and_iteration():
 
 
 def test_flop_of_a_convnet_by_hand():
-    found = figures(NetworkSettings(architecture="convnet3", width=4), 5, 8)
+    found = counts(NetworkSettings(architecture="convnet3", width=4), 5, 8)
     assert found.flop == 2 * (64 * 27 * 4 + 16 * 36 * 4 + 4 * 36 * 4 + 4 * 5)
     assert (found.features, found.channels) == (4, 12)
     assert found.bytes == 4 * (27 * 4 + 2 * 36 * 4 + 3 * 4 + 4 * 3 * 4 + 4 * 5 + 5) + 8 * 3
-
-
-def test_a_convnet_too_deep_for_its_pictures_is_refused():
-    with pytest.raises(WmddError, match="convnet6 halves pictures of 32 px to nothing"):
-        figures(NetworkSettings(architecture="convnet6"), 10, 32)
-    assert figures(NetworkSettings(architecture="convnet6", pooling="none"), 10, 32).features == 64 * 32**2
 
 
 def test_flop_of_a_transformer_by_hand():
     t, d = 16 * 16 + 1, 192  # tokens, width; 12 layers of queries, keys and values, attention, projection, two products
     layer = 2 * t * d * 3 * d + 2 * 2 * t * t * d + 2 * t * d * d + 2 * 2 * t * d * 4 * d
     embedding, head = 2 * (t - 1) * 2 * 2 * 3 * d, 2 * d * 10
-    assert figures(NetworkSettings(architecture="vit-tiny"), 10, 32).flop == embedding + 12 * layer + head
+    assert counts(NetworkSettings(architecture="vit-tiny"), 10, 32).flop == embedding + 12 * layer + head
 
 
 def test_flop_of_resnet18_as_published():
-    found = figures(NetworkSettings(), 1000, 224)
+    found = counts(NetworkSettings(), 1000, 224)
     assert 2 * found.flop == pytest.approx(7.26e9, rel=1e-3)
     assert found.features == 512
     assert found.bytes == pytest.approx(4 * 11_689_512 + 4 * 2 * found.channels, rel=1e-4)
@@ -106,7 +98,7 @@ def test_a_step_is_a_multiple_of_a_forward_pass(training, times):
     with FlopCounterMode(display=False) as counter:
         network.eval()(image).sum().backward()
     spared = 2 * 16 * 16 * 27 * 4 if training else 0  # nobody wants the gradient of a real image
-    assert counter.get_total_flops() == times * figures(settings, 5, 16).flop - spared
+    assert counter.get_total_flops() == times * counts(settings, 5, 16).flop - spared
 
 
 @pytest.mark.parametrize(("width", "channels", "factor"), [(8, 4, 4), (16, 3, 8), (8, 2, 2)])

@@ -1,6 +1,7 @@
 """The law of each stage: proportional work, FLOP by hand, bytes that are written, and what is not known."""
 
 import inspect
+import itertools
 import json
 import math
 import re
@@ -12,9 +13,10 @@ import torch
 
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.cost import dataset, laws, rates, scene
-from wmdd.cost.flop import autoencoder, denoiser, figures
-from wmdd.cost.laws import LAUNCHED, LAWS, bytes_of_view, work
+from wmdd.cost import dataset, latent_laws, laws, rates, scene
+from wmdd.cost.flop import autoencoder, counts, denoiser
+from wmdd.cost.laws import LAWS, bytes_of_view, work
+from wmdd.cost.match_laws import LAUNCHED
 from wmdd.cost.plan import estimate
 from wmdd.cost.scene import Shapes
 from wmdd.datasets import loader
@@ -31,7 +33,7 @@ from wmdd.workflow.stages import NETWORK, STAGES, Stage
 
 ROOT = Path(__file__).parents[2]
 CELL = Cell("cifar10", "resnet18-w8", "wmdd", 2, 0, "resnet18-w8", "paper")
-F = figures(NetworkSettings(width=8), 10, 32).flop  # of these teachers and students
+F = counts(NetworkSettings(width=8), 10, 32).flop  # of these teachers and students
 CONVNET = NetworkSettings(architecture="convnet3", width=128, norm="instance")
 F3 = 2 * (1024 * 27 * 128 + (256 + 64) * 1152 * 128 + 2048 * 10)  # of it, at 32 px for ten classes
 
@@ -48,32 +50,21 @@ def job(stage, content=None, **cell):
 
 def test_every_stage_has_a_law_that_says_whether_it_runs_a_network():
     assert set(LAWS) | {"features_part"} == set(STAGES)
-    cells = {
-        "autoencoder": "ddoq",
-        "encode": "ddoq",
-        "diffusion": "ddoq",
-        "quantize": "ddoq",
-        "decode": "ddoq",
-        "match": "dm",
-    }
-    cells |= {"expert": "mtt-cifar10-ipc1", "select": "patches", "decay": "ddoq"}
+    methods = dict.fromkeys(("autoencoder", "encode", "diffusion", "quantize", "decode", "decay"), "ddoq")
+    methods |= {"match": "dm", "expert": "mtt-cifar10-ipc1", "select": "patches"}
     for stage in STAGES:
-        rated = job(stage, method=cells.get(stage, "wmdd"), block="classes0-4").rated
+        rated = job(stage, method=methods.get(stage, "wmdd"), block="classes0-4").rated
         assert rated == (stage.removesuffix("_part") if STAGES[stage].network else "")
     assert {stage.removesuffix("_part") for stage in STAGES if STAGES[stage].network} == set(NETWORK)
     assert not job("select", method="random").rated
 
 
-def test_a_stage_without_a_law_is_not_known():
+def test_a_stage_without_a_law_is_not_known_but_gets_a_gpu_for_its_network(monkeypatch):
     for unknown in job("polish"), job("polish", dataset=None, teacher=None):
         assert math.isnan(unknown.flop + unknown.disk + unknown.memory)
         assert math.isnan(estimate(unknown, rates.device("h200")).seconds)
-
-
-def test_a_new_stage_without_a_law_gets_a_gpu_for_its_network(monkeypatch):
     monkeypatch.setattr(laws, "STAGES", {**STAGES, "polish": Stage("polish", network=True)})
     assert job("polish").rated == "polish"
-    assert math.isnan(estimate(job("polish"), rates.device("h200")).seconds)
 
 
 def test_an_unknown_network_is_refused():
@@ -81,52 +72,42 @@ def test_an_unknown_network_is_refused():
         job("recover", {"teachers": {"resnet18-w8": {"architecture": "resnet19"}}})
 
 
-def default(function, name):
-    return inspect.signature(function).parameters[name].default
-
-
 def test_the_constants_are_those_of_the_stages():
-    assert dataset.RESIDENT_MB == loader.RESIDENT_MB
-    assert dataset.PIXELS == data.PIXELS
-    assert (laws.SHARD, laws.CACHED) == (features.SHARD, features.CACHED)
-    assert engine.AT_ONCE["cpu"] == laws.AT_ONCE
-    assert laws.LARGEST == recover.LARGEST
+    def default(function, name):
+        return inspect.signature(function).parameters[name].default
+
+    assert (dataset.RESIDENT_MB, dataset.PIXELS) == (loader.RESIDENT_MB, data.PIXELS)
+    assert (scene.SHARD, laws.CACHED, laws.LARGEST) == (features.SHARD, features.CACHED, recover.LARGEST)
+    assert engine.AT_ONCE["cpu"] == scene.AT_ONCE
     assert (embedding.CLASSES, embedding.MADE, embedding.REAL) == laws.MAPPED
-    assert default(training.evaluate, "size") == scene.LOOKED
-    assert default(dimension.intrinsic_dimension, "most") == laws.MEASURED
+    assert default(training.evaluate, "size") == scene.EVALUATED
+    assert default(dimension.intrinsic_dimension, "most") == latent_laws.MEASURED
 
 
 # The chain of recover
 
 
-@pytest.mark.parametrize(
-    ("stage", "content", "times"),
-    [
+def test_work_is_proportional_to_images_and_iterations():
+    longer = {"relabel": {"epochs": 900}, "protocols": {"paper": {"relabel": {"epochs": 900}}}}
+    for stage, content, times in (
         ("recover", {"recover": {"iterations": 4000}}, 2),
         ("recover", {"recover": {"batch_size": 7}}, 1),
-        ("relabel", {"relabel": {"epochs": 900}, "protocols": {"paper": {"relabel": {"epochs": 900}}}}, 3),
+        ("relabel", longer, 3),
         ("features", {"datasets": {"cifar10": {"data": {"images_per_class": 2500}}}}, 0.5),
-    ],
-)
-def test_work_is_proportional_to_images_and_iterations(stage, content, times):
-    more, less = job(stage, content), job(stage)
-    assert (more.flop, more.images) == (times * less.flop, times * less.images)
+    ):
+        more, less = job(stage, content), job(stage)
+        assert (more.flop, more.images) == (times * less.flop, times * less.images)
+    for stage in ("recover", "relabel", "images"):
+        more, less = job(stage, ipc=6), job(stage, ipc=2)
+        assert (more.flop, more.images, more.disk) == (3 * less.flop, 3 * less.images, 3 * less.disk)
 
 
-@pytest.mark.parametrize("stage", ["recover", "relabel", "images"])
-def test_work_is_proportional_to_images_per_class(stage):
-    more, less = job(stage, ipc=6), job(stage, ipc=2)
-    assert (more.flop, more.images, more.disk) == (3 * less.flop, 3 * less.images, 3 * less.disk)
-
-
-@pytest.mark.parametrize(
-    ("stage", "method"), [("features", "wmdd"), ("recover", "wmdd"), ("match", "dm"), ("encode", "ddoq")]
-)
-def test_what_jobs_share_is_the_whole(stage, method):
-    whole = job(stage, method=method)
-    parts = [job(stage, method=method, block=block) for block in ("classes0-2", "classes3-9")]
-    for name in "flop", "images", "disk":
-        assert sum(getattr(part, name) for part in parts) == pytest.approx(getattr(whole, name))
+def test_what_jobs_share_is_the_whole():
+    for stage, method in ("features", "wmdd"), ("recover", "wmdd"), ("match", "dm"), ("encode", "ddoq"):
+        whole = job(stage, method=method)
+        parts = [job(stage, method=method, block=block) for block in ("classes0-2", "classes3-9")]
+        for name in "flop", "images", "disk":
+            assert sum(getattr(part, name) for part in parts) == pytest.approx(getattr(whole, name))
 
 
 def test_a_training_is_its_epochs_and_its_looks():
@@ -142,7 +123,7 @@ def test_a_training_is_its_epochs_and_its_looks():
 def test_growing_images_cost_what_each_side_costs():
     small = {"teachers": {"resnet18-w8": {"epochs": 4, "progressive_from": 0.5}}}
     sides = [16, 24, 24, 32]  # 16, 21 and 27 to multiples of 8, and the full side from 3/4 on
-    each = [figures(NetworkSettings(width=8), 10, side).flop for side in sides]
+    each = [counts(NetworkSettings(width=8), 10, side).flop for side in sides]
     assert job("teacher", small).flop == pytest.approx(50_000 * 3 * sum(each) + 10_000 * F)
 
 
@@ -162,17 +143,16 @@ def test_labels_stored_pruned_and_online():
     assert job("student", online).flop == usual + views * F
 
 
-@pytest.mark.parametrize("classes", [10, 300])
-@pytest.mark.parametrize("k", [0, 4, 500])
-def test_bytes_of_labels_are_those_that_are_written(classes, k):
-    code = prune(torch.randn(7, classes, generator=generator("labels")), k, 20.0)
-    written = sum(array.nbytes for array in code.arrays().values())
-    assert 7 * bytes_of_view(RelabelSettings(store="pruned", top_k=k), classes) == written
-    assert bytes_of_view(RelabelSettings(), classes) == 2 * classes
+def test_bytes_of_labels_are_those_that_are_written():
+    for classes, k in itertools.product((10, 300), (0, 4, 500)):
+        code = prune(torch.randn(7, classes, generator=generator("labels")), k, 20.0)
+        written = sum(array.nbytes for array in code.arrays().values())
+        assert 7 * bytes_of_view(RelabelSettings(store="pruned", top_k=k), classes) == written
+        assert bytes_of_view(RelabelSettings(), classes) == 2 * classes
 
 
 def test_bytes_on_disk():
-    moments = 16 * 10 * figures(NetworkSettings(width=8), 10, 32).channels
+    moments = 16 * 10 * counts(NetworkSettings(width=8), 10, 32).channels
     assert job("data").disk == 60_000 * 3 * 32**2
     assert job("features").disk == job("gather").disk == 50_000 * (4 * 64 + 8) + moments
     assert job("recover").disk == job("images").disk == 20 * 3 * 32**2
@@ -200,13 +180,12 @@ def test_the_work_of_the_latent_family():
     assert math.isnan(job("decode", method="ddoq-sd").flop)
 
 
-@pytest.mark.parametrize(("method", "real"), [("dm", 256), ("datadam", 64)])
-def test_the_work_of_matching_untrained_networks(method, real):
-    matched = job("match", method=method, ipc=5)
-    assert figures(CONVNET, 10, 32).flop == F3
-    assert matched.flop == 20_000 * 10 * (real + 3 * 5) * F3  # no gradient of the real images
-    assert (matched.images, matched.steps) == (20_000 * 10 * (real + 5), 20_000)
-    assert matched.disk == 50 * 3 * 32**2
+def test_the_work_of_matching_untrained_networks():
+    assert counts(CONVNET, 10, 32).flop == F3
+    for method, real in ("dm", 256), ("datadam", 64):
+        matched = job("match", method=method, ipc=5)
+        assert matched.flop == 20_000 * 10 * (real + 3 * 5) * F3  # no gradient of the real images
+        assert (matched.images, matched.steps, matched.disk) == (20_000 * 10 * (real + 5), 20_000, 50 * 3 * 32**2)
 
 
 def test_the_work_of_matching_trajectories():
@@ -218,12 +197,12 @@ def test_the_work_of_matching_trajectories():
     assert job("match", part, **of).flop == matched.flop / 5
     expert = job("expert", **of)
     assert (expert.flop, expert.steps) == (50 * 50_000 * 3 * F3 + 50 * 10_000 * F3, 50 * 196)
-    assert (expert.disk, expert.width) == (51 * figures(CONVNET, 10, 32).bytes, 128)
+    assert (expert.disk, expert.width) == (51 * counts(CONVNET, 10, 32).bytes, 128)
 
 
-@pytest.mark.parametrize(("method", "passes"), [("dm", 20_000), ("mtt", 5000 * 30)])
-def test_networks_too_small_for_a_gpu_wait_for_the_host(method, passes):
-    assert estimate(job("match", method=method, ipc=1), rates.device("h200")).seconds >= passes * LAUNCHED
+def test_networks_too_small_for_a_gpu_wait_for_the_host():
+    for method, passes in ("dm", 20_000), ("mtt", 5000 * 30):
+        assert estimate(job("match", method=method, ipc=1), rates.device("h200")).seconds >= passes * LAUNCHED
 
 
 # Solvers
@@ -262,9 +241,8 @@ def test_the_seconds_of_barycenters_are_the_laws():
     assert job("barycenter", {"barycenter": {"restarts": 3}}).seconds == pytest.approx(30 * each)
 
 
-@pytest.mark.parametrize("solver", ["cuturi-doucet", "quantize"])
-def test_a_solver_that_nobody_measured(solver):
-    shapes = Shapes(Experiment({"barycenter": {"solver": solver}}))
-    unknown = math.isnan(work(shapes, "barycenter", CELL).seconds)
-    assert unknown == (solver != "quantize")
-    assert any("nothing was measured of solver cuturi-doucet" in note for note in shapes.notes) == unknown
+def test_a_solver_that_nobody_measured_is_not_known():
+    for solver, unknown in ("cuturi-doucet", True), ("quantize", False):
+        shapes = Shapes(Experiment({"barycenter": {"solver": solver}}))
+        assert math.isnan(work(shapes, "barycenter", CELL).seconds) == unknown
+        assert any("nothing was measured of solver cuturi-doucet" in note for note in shapes.notes) == unknown

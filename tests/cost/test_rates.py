@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 
@@ -33,10 +32,10 @@ def test_a_rate_says_how_it_is_known():
     assert device.rate("teacher", 32, 64) == (4, "assumed")
 
 
-@pytest.mark.parametrize("name", ["a100", "h100", "h200"])
-def test_of_gpus_everything_is_assumed(name):
-    device = rates.device(name)
-    assert device.rate("recover", 224, 64) == (rates.table()["share"] * device.peak.flops, "assumed")
+def test_of_gpus_everything_is_assumed():
+    for name in ("a100", "h100", "h200"):
+        device = rates.device(name)
+        assert device.rate("recover", 224, 64) == (rates.table()["share"] * device.peak.flops, "assumed")
 
 
 def test_a_machine_of_ones_own(tmp_path):
@@ -46,26 +45,21 @@ def test_a_machine_of_ones_own(tmp_path):
     assert (device.name, device.machine, device.kind, device.rates) == ("own", "mine", "cuda", {"recover": {32: 5e11}})
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (OWN | {"peak": {"flops": 1e12}}, "peak.bytes_per_s: Field required"),
-        (OWN | {"peak": {"flops": -1, "bytes_per_s": 1}}, "peak.flops: Input should be greater than 0"),
-        (OWN | {"rates": {"recover": {"large": 1e9}}}, "rates.recover.large.[key]: Input should be a valid integer"),
-        (OWN | {"rates": {"recover": {"32": "fast"}}}, "rates.recover.32: Input should be a valid number"),
-        (
-            OWN | {"rates": {"barycenter": {"32": 1e9}}},
-            "rates: no stage 'barycenter' runs a network; give rates of teacher,",
-        ),
-        (OWN | {"device": "tpu"}, "device: Input should be 'cpu' or 'cuda'"),
-        ([1], "Input should be a valid dictionary"),
-    ],
-)
-def test_a_mistake_in_a_file_of_rates(tmp_path, content, says):
-    path = Path(tmp_path / "own.json")
-    path.write_text(json.dumps(content))
-    with pytest.raises(WmddError) as caught:
-        rates.read(path)
-    assert str(caught.value).startswith(f"own.json does not hold the rates of a device ({says}")
-    assert str(caught.value).endswith("docs/cost.md has the shape")
-    assert "\n" not in str(caught.value)
+def test_a_mistake_in_a_file_of_rates_is_one_line(tmp_path):
+    mistakes = {
+        "peak.bytes_per_s: Field required": OWN | {"peak": {"flops": 1e12}},
+        "peak.flops: Input should be greater than 0": OWN | {"peak": {"flops": -1, "bytes_per_s": 1}},
+        "rates.recover.large.[key]: Input should be a valid integer": OWN | {"rates": {"recover": {"large": 1e9}}},
+        "rates.recover.32: Input should be a valid number": OWN | {"rates": {"recover": {"32": "fast"}}},
+        "rates: no stage 'barycenter' runs a network; give": OWN | {"rates": {"barycenter": {"32": 1e9}}},
+        "device: Input should be 'cpu' or 'cuda'": OWN | {"device": "tpu"},
+        "Input should be a valid dictionary": [1],
+    }
+    path = tmp_path / "own.json"
+    for says, content in mistakes.items():
+        path.write_text(json.dumps(content))
+        with pytest.raises(WmddError) as caught:
+            rates.read(path)
+        assert str(caught.value).startswith(f"own.json does not hold the rates of a device ({says}")
+        assert str(caught.value).endswith("docs/cost.md has the shape")
+        assert "\n" not in str(caught.value)

@@ -36,9 +36,9 @@ def test_a_single_seed_has_no_deviation_and_no_interval():
     assert np.isnan([found.std, found.low, found.high]).all()
     assert intervals.mean_text(*found[:3]) == "42.0 (1)"
     gain = intervals.difference({3: 42.0}, {3: 44.0})
-    assert intervals.difference_text(*gain[:3], gain.pairs) == "+2.0 (1)"
+    assert intervals.difference_text(gain) == "+2.0 (1)"
     assert intervals.interval_text(gain.low, gain.high) == ""
-    assert intervals.verdict(gain.low, gain.high) == "not told apart"
+    assert intervals.verdict(gain) == "not told apart"
 
 
 def test_seeds_that_both_have_are_paired_by_hand():
@@ -50,7 +50,7 @@ def test_seeds_that_both_have_are_paired_by_hand():
     assert found.pairs == 2
     assert found[:3] == pytest.approx((-7.5, -7.5 - half, -7.5 + half))
     assert found.p == pytest.approx(ttest_rel([44.0, 46], [50.0, 55]).pvalue)
-    assert intervals.difference_text(*found[:3], found.pairs) == "−7.5 (−26.6 to +11.6; 2)"
+    assert intervals.difference_text(found) == "−7.5 (−26.6 to +11.6; 2)"
 
 
 def test_welch_where_no_seed_is_shared():
@@ -60,7 +60,7 @@ def test_welch_where_no_seed_is_shared():
     low, high = (-bound for bound in ttest_ind(a, b, equal_var=False).confidence_interval(0.95))
     assert (found.low, found.high) == pytest.approx((high, low))
     assert (found.p, found.pairs) == (pytest.approx(test.pvalue), 0)
-    assert intervals.difference_text(*found[:3], found.pairs).endswith("; unpaired)")
+    assert intervals.difference_text(found).endswith("; unpaired)")
 
 
 @pytest.mark.parametrize(
@@ -102,4 +102,4 @@ def test_the_spread_of_students_is_pooled_over_sets():
 
 @pytest.mark.parametrize(("low", "high", "said"), [(0.1, 9, "better"), (-9, -0.1, "worse"), (-1, 9, "not told apart")])
 def test_what_an_interval_allows_to_say(low, high, said):
-    assert intervals.verdict(low, high) == said
+    assert intervals.verdict(intervals.Difference(0, low, high, 1, 3)) == said

@@ -12,7 +12,7 @@ import pytest
 from tests.report.test_results import result
 from wmdd.base.errors import WmddError
 from wmdd.report import results as frames
-from wmdd.report.page.scores import across
+from wmdd.report.accuracy_tables import across
 from wmdd.report.render import render
 from wmdd.report.report import (
     QUALITY,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from wmdd.artifacts import hdf5_writer
 from wmdd.base.errors import WmddError
+from wmdd.report import accuracy_tables as scores
 from wmdd.report import results as frames
-from wmdd.report.page import scores
 from wmdd.report.render import render
 from wmdd.report.results import GROUP, Measure, families_beside, family_of, kind_of, rows, summary
 from wmdd.workflow.layout import CELL, Cell, path_of

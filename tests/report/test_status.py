@@ -17,7 +17,7 @@ from wmdd.report.status import (
     SHOWN,
     TAIL,
     WIDTH,
-    Found,
+    Seen,
     hint,
     holder,
     look,
@@ -315,7 +315,7 @@ def test_every_hint_is_a_line():
 
 
 def many(count, state):
-    return [Found(replace(JOB, outputs=(Path(f"r{i}"),)), state, ("x",), NOW - i) for i in range(count)]
+    return [Seen(replace(JOB, outputs=(Path(f"r{i}"),)), state, ("x",), NOW - i) for i in range(count)]
 
 
 @pytest.mark.parametrize("state", ["running", "failed", "stopped"])
@@ -332,7 +332,7 @@ def test_the_table_and_the_totals():
     groups = [("student_3", "d", "done", 2), ("student", "d", "ready", 1), ("teacher", "d", "running", 1)]
     groups += [("report", "", "waiting", 1), ("grid", "a", "out of date", 1200)]
     found = [
-        Found(replace(JOB, rule=r, cell=Cell(d), reason="why"), s, (), NOW) for r, d, s, n in groups for _ in range(n)
+        Seen(replace(JOB, rule=r, cell=Cell(d), reason="why"), s, (), NOW) for r, d, s, n in groups for _ in range(n)
     ]
     text = render(found, "mine.yaml", "pid 7 on login", now=NOW)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]

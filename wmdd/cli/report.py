@@ -108,7 +108,7 @@ def _write_table(
     cells: pd.DataFrame, published: Path, table: Path | None, csv: Path | None, latex: Path | None
 ) -> None:
     from wmdd.report import published as known
-    from wmdd.report.page.scores import across
+    from wmdd.report.accuracy_tables import across
     from wmdd.report.render import Form, render
     from wmdd.report.results import summary
 

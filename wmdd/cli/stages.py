@@ -789,7 +789,7 @@ def report(
     """Gather all runs into tables: mean, standard deviation and seeds of each cell, and its gain over random real images."""
     from wmdd.report import report as build
     from wmdd.report import results
-    from wmdd.report.page.scores import results as results_table
+    from wmdd.report.accuracy_tables import results as results_table
     from wmdd.report.render import render
 
     scores = [(path, read_json(path)) for path in students]

@@ -61,8 +61,8 @@ def pictures(
         note: is told what is missing; None: no file is looked at, and what is missing is `unknown` in rates.yaml.
         folder: of the data files.
     """
-    if note and (made := _made(folder / f"{name}.h5", settings)):
-        return made
+    if note and (stored := _stored(folder / f"{name}.h5", settings)):
+        return stored
     train, val, each, side = _stated(settings, "train"), _stated(settings, "val"), _archived(settings), settings.side
     reason = ""
     if note is None:
@@ -88,7 +88,7 @@ def pictures(
     return Pictures(train, val, side, (train + val) * each if encoded else pixels, encoded)
 
 
-def _made(path: Path, settings: DataSettings) -> Pictures | None:
+def _stored(path: Path, settings: DataSettings) -> Pictures | None:
     """Return the images of a data file, if it is of these settings."""
     if not path.is_file():
         return None
@@ -104,8 +104,8 @@ def _made(path: Path, settings: DataSettings) -> Pictures | None:
 def _stated(settings: DataSettings, split: str) -> float:
     """Return how many images a split has by the settings or the table."""
     entry = catalogue.known(settings.source)
-    known = DIGITS[split] if entry.layout == "digits" else entry.data.get(f"{split}_images", 0)
-    return float(getattr(settings, f"{split}_images") or known or NAN)
+    usual = DIGITS[split] if entry.layout == "digits" else entry.data.get(f"{split}_images", 0)
+    return float(getattr(settings, f"{split}_images") or usual or NAN)
 
 
 def _archived(settings: DataSettings) -> float:
@@ -123,11 +123,11 @@ def _listed(settings: DataSettings) -> tuple[float, float, int, float]:
     from wmdd.datasets.decode import UnreadableError, decode
     from wmdd.datasets.find_images import find
 
-    found, limit = find(settings), settings.images_per_class or math.inf
-    some = [shelf.read(0) for shelf in found.train[:SAMPLE]]
+    images, limit = find(settings), settings.images_per_class or math.inf
+    sample = [files.read(0) for files in images.train[:SAMPLE]]
     try:
-        side = decode(some[0], 0).pixels.shape[-1]
+        side = decode(sample[0], 0).pixels.shape[-1]
     except UnreadableError:
         side = 0
-    train = sum(min(len(shelf), limit) for shelf in found.train)
-    return train, sum(map(len, found.val)), side, sum(map(len, some)) / len(some)
+    train = sum(min(len(files), limit) for files in images.train)
+    return train, sum(map(len, images.val)), side, sum(map(len, sample)) / len(sample)

@@ -1,7 +1,7 @@
 """FLOP and sizes of a network at a resolution, counted by hand, without torch, so that a workflow can ask cheaply.
 
-Of the networks of `wmdd.networks.models` that have a name of their own; libraries' are counted on themselves. A convolution
-from a to b channels with k x k weights and h x h outputs is 2 a b k^2 h^2 FLOP; nothing but convolutions and products counts.
+The networks of `wmdd.networks.models` are counted by hand; those of libraries are built and counted. A convolution from a to b
+channels with k x k weights and h x h outputs is 2 a b k^2 h^2 FLOP; nothing but convolutions and products counts.
 Tests compare all of it with `torch.utils.flop_counter` and with the networks' own parameters.
 """
 
@@ -20,8 +20,8 @@ FINE = 16  # channels at the full resolution: wmdd.generators.vae
 NAN = math.nan
 
 
-class Figures(NamedTuple):
-    """Of a network at a resolution."""
+class Counts(NamedTuple):
+    """What is counted of a network at a resolution."""
 
     flop: float  # of the forward pass of one image
     features: float  # D
@@ -31,11 +31,11 @@ class Figures(NamedTuple):
     width: int = 0  # by which the rates of a device are scaled; 0 where it has none
 
 
-UNKNOWN = Figures(NAN, NAN, NAN, NAN, NAN)
-NOTHING = Figures(0, 0, 0, 0, 0)  # of a network that a job does not have
+UNKNOWN = Counts(NAN, NAN, NAN, NAN, NAN)
+NOTHING = Counts(0, 0, 0, 0, 0)  # of a network that a job does not have
 
 
-class _Count:
+class _Tally:
     """Adds up the layers of a network."""
 
     def __init__(self) -> None:
@@ -55,56 +55,52 @@ class _Count:
         self.outputs += rows * outputs
         self.numbers += inputs * outputs + outputs
 
-    def figures(self, features: int) -> Figures:
+    def counts(self, features: int) -> Counts:
         """Return the sums; a BatchNorm has four numbers a channel and counts its batches in eight bytes."""
         stored = 4 * (self.numbers + 4 * self.channels) + 8 * self.norms
-        return Figures(self.flop, features, self.channels, stored, self.outputs)
+        return Counts(self.flop, features, self.channels, stored, self.outputs)
 
 
-def figures(settings: NetworkSettings, classes: int, resolution: int, assume: bool = False) -> Figures:
+def counts(settings: NetworkSettings, classes: int, resolution: int, assume: bool = False) -> Counts:
     """Count a network by hand, or a library's on itself, built without its numbers.
 
     Args:
         settings: of the network, or of a stage that has one.
         classes: it tells apart.
-        resolution: side of its images; 0: it is not known, and neither are the figures.
+        resolution: side of its images; 0: it is not known, and neither are the counts.
         assume: build nothing: the network of `unknown` in rates.yaml stands for a library's.
 
     Raises:
         WmddError: there is no such network, or it does not take images of this size.
     """
-    return _figures(
-        NetworkSettings(**{name: getattr(settings, name) for name in NetworkSettings.model_fields}),
-        classes,
-        resolution,
-        assume,
-    )
+    own = NetworkSettings(**{name: getattr(settings, name) for name in NetworkSettings.model_fields})
+    return _counts(own, classes, resolution, assume)
 
 
 @cache
-def _figures(settings: NetworkSettings, classes: int, resolution: int, assume: bool) -> Figures:
-    found = by_hand(settings, classes, resolution)
-    if assume:
+def _counts(settings: NetworkSettings, classes: int, resolution: int, assume: bool) -> Counts:
+    known = by_hand(settings, classes, resolution)
+    if known is None and assume:
         other = NetworkSettings(architecture=rates.table()["asked"]["unknown"]["architecture"])
-        found = found or by_hand(other, classes, resolution) or UNKNOWN
-    elif not found:
-        found = counted(settings, classes, resolution) if resolution else UNKNOWN
-    return found._replace(width=rated_width(settings))
+        known = by_hand(other, classes, resolution)
+    elif known is None and resolution:
+        known = on_network(settings, classes, resolution)
+    return (known or UNKNOWN)._replace(width=rated_width(settings))
 
 
-def counted(settings: NetworkSettings, classes: int, resolution: int) -> Figures:
+def on_network(settings: NetworkSettings, classes: int, resolution: int) -> Counts:
     """Build a network without its numbers and count: 2 FLOP a multiplication with addition, in convolutions and products.
 
     Raises:
         WmddError: there is no such network, or it does not take images of this size.
     """
     try:
-        return _counted(settings, classes, resolution, "meta")
+        return _built(settings, classes, resolution, "meta")
     except (NotImplementedError, RuntimeError):  # it does something that needs numbers
-        return _counted(settings, classes, resolution, "cpu")
+        return _built(settings, classes, resolution, "cpu")
 
 
-def _counted(settings: NetworkSettings, classes: int, resolution: int, device: str) -> Figures:
+def _built(settings: NetworkSettings, classes: int, resolution: int, device: str) -> Counts:
     import torch
 
     from wmdd.networks.batchnorm import layers
@@ -115,10 +111,10 @@ def _counted(settings: NetworkSettings, classes: int, resolution: int, device: s
         network = build(settings, classes, resolution, torch.Generator("cpu"))
     channels = sum(layer.num_features for layer in layers(network).values())
     stored = sum(tensor.nbytes for tensor in network.state_dict().values())
-    return Figures(flop(network, resolution), network.head.in_features, channels, stored, NAN)
+    return Counts(flop(network, resolution), network.head.in_features, channels, stored, NAN)
 
 
-def by_hand(settings: NetworkSettings, classes: int, resolution: int) -> Figures | None:
+def by_hand(settings: NetworkSettings, classes: int, resolution: int) -> Counts | None:
     """Count a network, or return None if it is a library's, unknown, or does not take images of this side."""
     name = settings.architecture
     if resolution and name in RESNETS:
@@ -130,13 +126,13 @@ def by_hand(settings: NetworkSettings, classes: int, resolution: int) -> Figures
     return None
 
 
-def _resnet(settings: NetworkSettings, classes: int, resolution: int) -> Figures:
+def _resnet(settings: NetworkSettings, classes: int, resolution: int) -> Counts:
     bottleneck, depth = RESNETS[settings.architecture]
     stem = stem_of(resolution) if settings.stem == "auto" else settings.stem
     size, stride = {"cifar": (3, 1), "tiny": (3, 2), "imagenet": (7, 2)}[stem]
-    count, side, inputs = _Count(), -(-resolution // stride), settings.width
-    count.convolution(3, inputs, size, side)
-    count.batchnorm(inputs)
+    tally, side, inputs = _Tally(), -(-resolution // stride), settings.width
+    tally.convolution(3, inputs, size, side)
+    tally.batchnorm(inputs)
     side = -(-side // 2) if stem == "imagenet" else side
     for stage, blocks in enumerate(depth):
         width = settings.width << stage
@@ -150,49 +146,49 @@ def _resnet(settings: NetworkSettings, classes: int, resolution: int) -> Figures
             if stride > 1 or inputs != outputs:
                 layers.append((inputs, outputs, 1, after))
             for a, b, k, h in layers:
-                count.convolution(a, b, k, h)
-                count.batchnorm(b)
+                tally.convolution(a, b, k, h)
+                tally.batchnorm(b)
             side, inputs = after, outputs
-    count.linear(inputs, classes)
-    return count.figures(inputs)
+    tally.linear(inputs, classes)
+    return tally.counts(inputs)
 
 
-def _convnet(settings: NetworkSettings, classes: int, resolution: int) -> Figures:
-    count, width, halved = _Count(), settings.width, settings.pooling != "none"
+def _convnet(settings: NetworkSettings, classes: int, resolution: int) -> Counts:
+    tally, width, halved = _Tally(), settings.width, settings.pooling != "none"
     for layer in range(CONVNETS[settings.architecture]):
-        count.convolution(width if layer else 3, width, 3, resolution >> layer * halved, bias=True)
+        tally.convolution(width if layer else 3, width, 3, resolution >> layer * halved, bias=True)
         if settings.norm == "batch":
-            count.batchnorm(width)
+            tally.batchnorm(width)
         elif settings.norm != "none":
-            count.numbers += 2 * width
+            tally.numbers += 2 * width
     features = width * (resolution >> CONVNETS[settings.architecture] * halved) ** 2
-    count.linear(features, classes)
-    return count.figures(features)
+    tally.linear(features, classes)
+    return tally.counts(features)
 
 
-def _vit(classes: int, resolution: int) -> Figures:
+def _vit(classes: int, resolution: int) -> Counts:
     width, layers, heads = VIT
     patch = next(p for p in range(max(2, math.ceil(resolution / 16)), resolution + 1) if resolution % p == 0)
-    tokens, count = (resolution // patch) ** 2 + 1, _Count()
-    count.convolution(3, width, patch, resolution // patch, bias=True)
-    count.numbers += (1 + tokens) * width  # of the class and of places
+    tokens, tally = (resolution // patch) ** 2 + 1, _Tally()
+    tally.convolution(3, width, patch, resolution // patch, bias=True)
+    tally.numbers += (1 + tokens) * width  # of the class and of places
     for _ in range(layers):
-        count.linear(width, 3 * width, tokens)
-        count.flop += 2 * 2 * tokens**2 * width
-        count.outputs += tokens**2 * heads + tokens * width
+        tally.linear(width, 3 * width, tokens)
+        tally.flop += 2 * 2 * tokens**2 * width
+        tally.outputs += tokens**2 * heads + tokens * width
         for inputs, outputs in (width, width), (width, 4 * width), (4 * width, width):
-            count.linear(inputs, outputs, tokens)
-        count.numbers += 2 * 2 * width
-    count.numbers += 2 * width
-    count.linear(width, classes)
-    return count.figures(width)
+            tally.linear(inputs, outputs, tokens)
+        tally.numbers += 2 * 2 * width
+    tally.numbers += 2 * width
+    tally.linear(width, classes)
+    return tally.counts(width)
 
 
-def autoencoder(settings: AutoencoderSettings, resolution: int) -> tuple[Figures, Figures]:
+def autoencoder(settings: AutoencoderSettings, resolution: int) -> tuple[Counts, Counts]:
     """Count encoder and decoder of `wmdd.generators.vae`; `features` is the size of a latent."""
     sides = [resolution >> level for level in range(1, int(math.log2(settings.factor)) + 1)]
     widths = [settings.width] + [2 * settings.width] * (len(sides) - 1)
-    down, up = _Count(), _Count()
+    down, up = _Tally(), _Tally()
     for inputs, outputs, side in zip([3, *widths], widths, sides, strict=False):
         down.convolution(inputs, outputs, 4, side, bias=True)
         _residual(down, outputs, side)
@@ -206,52 +202,52 @@ def autoencoder(settings: AutoencoderSettings, resolution: int) -> tuple[Figures
     up.convolution(FINE, 3, 3, resolution, bias=True)
     up.numbers += 2 * settings.channels
     size = settings.channels * sides[-1] ** 2
-    return down.figures(size), up.figures(size)
+    return down.counts(size), up.counts(size)
 
 
-def _residual(count: _Count, width: int, side: int) -> None:
+def _residual(tally: _Tally, width: int, side: int) -> None:
     for _ in range(2):
-        count.convolution(width, width, 3, side, bias=True)
+        tally.convolution(width, width, 3, side, bias=True)
 
 
-def denoiser(settings: DiffusionSettings, channels: int, side: int, classes: int) -> Figures:
+def denoiser(settings: DiffusionSettings, channels: int, side: int, classes: int) -> Counts:
     """Count the UNet of `wmdd.generators.denoiser` for latents of some channels and side."""
-    count, width, layers = _Count(), settings.width, settings.layers
+    tally, width, layers = _Tally(), settings.width, settings.layers
     embedded, half = 4 * width, side // 2
 
     def block(inputs: int, outputs: int, side: int, attention: bool = False) -> None:
-        count.convolution(inputs, outputs, 3, side, bias=True)
-        count.linear(embedded, outputs)
-        count.convolution(outputs, outputs, 3, side, bias=True)
-        count.numbers += 2 * (inputs + outputs)
+        tally.convolution(inputs, outputs, 3, side, bias=True)
+        tally.linear(embedded, outputs)
+        tally.convolution(outputs, outputs, 3, side, bias=True)
+        tally.numbers += 2 * (inputs + outputs)
         if inputs != outputs:
-            count.convolution(inputs, outputs, 1, side, bias=True)
+            tally.convolution(inputs, outputs, 1, side, bias=True)
         if attention:
             for _ in range(4):
-                count.linear(outputs, outputs, side**2)
-            count.flop += 2 * 2 * side**4 * outputs
-            count.outputs += side**4 + side**2 * outputs
-            count.numbers += 2 * outputs
+                tally.linear(outputs, outputs, side**2)
+            tally.flop += 2 * 2 * side**4 * outputs
+            tally.outputs += side**4 + side**2 * outputs
+            tally.numbers += 2 * outputs
 
-    count.convolution(channels, width, 3, side, bias=True)
-    count.linear(width, embedded)
-    count.linear(embedded, embedded)
-    count.numbers += (classes + 1) * embedded
+    tally.convolution(channels, width, 3, side, bias=True)
+    tally.linear(width, embedded)
+    tally.linear(embedded, embedded)
+    tally.numbers += (classes + 1) * embedded
     for _ in range(layers):
         block(width, width, side)
-    count.convolution(width, width, 3, half, bias=True)
+    tally.convolution(width, width, 3, half, bias=True)
     for layer in range(layers):
         block(2 * width if layer else width, 2 * width, half, attention=True)
     for _ in range(2):
         block(2 * width, 2 * width, half)
     for skipped in [2 * width] * layers + [width]:
         block(2 * width + skipped, 2 * width, half, attention=True)
-    count.convolution(2 * width, 2 * width, 3, side, bias=True)
+    tally.convolution(2 * width, 2 * width, 3, side, bias=True)
     for layer in range(layers + 1):
         block(2 * width if layer else 3 * width, width, side)
-    count.numbers += 2 * width
-    count.convolution(width, channels, 3, side, bias=True)
-    return count.figures(channels * side**2)
+    tally.numbers += 2 * width
+    tally.convolution(width, channels, 3, side, bias=True)
+    return tally.counts(channels * side**2)
 
 
 def rated_width(settings: NetworkSettings) -> int:

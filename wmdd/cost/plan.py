@@ -41,7 +41,7 @@ class Cost:
     passing: float = 0.0  # seconds of the passes through a network alone
     passed_flop: float = 0.0  # FLOP of these
     chained: float = 0.0  # seconds from its begin to its end, where several GPUs share it
-    how: str = ""  # the rate is known
+    how: str = ""  # the rate is known: measured, scaled, preliminary, assumed
 
 
 def estimate(job: Work, on: Device) -> Cost:
@@ -111,10 +111,7 @@ def plan(jobs: Sequence[Job], shapes: Shapes, on: Device, detail: bool = False) 
         method, ipc = (job.cell.method or "", job.cell.ipc or 0) if detail else ("", 0)
         groups.setdefault((job.cell.dataset or "", method, ipc, job.stage), []).append(cost)
     order = sorted(groups, key=lambda g: (not g[0], g[0], rank(g[3]), g[1], g[2]))
-    rows = [
-        Row(d, m, str(k or ""), stage, len(groups[d, m, k, stage]), _sum(groups[d, m, k, stage]))
-        for d, m, k, stage in order
-    ]
+    rows = [Row(g[0], g[1], str(g[2] or ""), g[3], len(groups[g]), _sum(groups[g])) for g in order]
     total = Row("total", "", "", "", len(jobs), _sum([cost for _, cost in costs], _least))
     return Plan(tuple(costs), tuple(rows), total, _chain(costs), on, tuple(shapes.notes))
 
@@ -186,9 +183,9 @@ def _rate(cost: Cost) -> str:
 def _words(plan: Plan, parallel: int) -> list[str]:
     """Return the totals and notes, a line each."""
     on, total, more = plan.device, plan.total.cost, "more than " if plan.partial else ""
-    place = f"one {on.name}" if on.kind == "cpu" else f"one {on.name} and one CPU core, in turn"
+    device = f"one {on.name}" if on.kind == "cpu" else f"one {on.name} and one CPU core, in turn"
     lines = [
-        f"{plan.total.jobs:,} jobs (and snakemake's target `all`): {_more(more, seconds(total.seconds))} on {place}; "
+        f"{plan.total.jobs:,} jobs (and snakemake's target `all`): {_more(more, seconds(total.seconds))} on {device}; "
         f"longest chain {_more(more, seconds(plan.chain))}; {_more(more, size(total.disk))} on disk before compression."
     ]
     if parallel > 1:
@@ -196,9 +193,8 @@ def _words(plan: Plan, parallel: int) -> list[str]:
         bound = "" if plan.partial else f", {seconds(most)} at most"
         lines.append(f"With {parallel} at once: {_more(more, seconds(least))}{bound}.")
     if on.kind == "cuda":
-        lines.append(
-            f"{_more(more, hours(total.gpu) or '0')} GPU-hours. Jobs without them run on a CPU core (cpu-core)."
-        )
+        spent = _more(more, hours(total.gpu) or "0")
+        lines.append(f"{spent} GPU-hours. Jobs without them run on a CPU core (cpu-core).")
         beside = {stage: sum(row.cost.decoding for row in plan.rows if row.stage == stage) for stage in ORDER}
         if decoding := [f"{stage} {seconds(spent)}" for stage, spent in beside.items() if spent]:
             lines.append(

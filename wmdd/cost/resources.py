@@ -111,25 +111,24 @@ def render(requests: Requests, plan: Plan) -> str:
 
     rows = []
     for stage in sorted({job.stage for job, _ in plan.jobs}, key=rank):
-        jobs = [(job, cost.chained) for job, cost in plan.jobs if job.stage == stage]
-        asked = [requests.first(stage, job.cell, inputs=job.inputs) for job, _ in jobs]
-        sizes = [len(job.cell.classes) for job, _ in jobs if job.cell.block]
-        longest = max(spent for _, spent in jobs) if not any(math.isnan(spent) for _, spent in jobs) else math.nan
+        jobs = {job: cost.chained for job, cost in plan.jobs if job.stage == stage}
+        first = [requests.first(stage, job.cell, inputs=job.inputs) for job in jobs]
+        sizes = {len(job.cell.classes) for job in jobs if job.cell.block}
+        longest = math.nan if any(map(math.isnan, jobs.values())) else max(jobs.values())
         rows.append(
             {
                 "job": stage,
                 "jobs": f"{len(jobs):,}",
                 "classes a job": " to ".join(map(str, sorted({min(sizes), max(sizes)}))) if sizes else "",
                 f"longest on {plan.device.name}": seconds(longest),
-                "time limit": seconds(60.0 * max(each.runtime for each in asked)),
-                "memory": size(1e6 * max(each.mem_mb for each in asked)),
-                "GPUs": str(max(each.gpu for each in asked) or ""),
+                "time limit": seconds(60.0 * max(request.runtime for request in first)),
+                "memory": size(1e6 * max(request.mem_mb for request in first)),
+                "GPUs": str(max(request.gpu for request in first) or ""),
             }
         )
     align = ["left", *["right"] * (len(rows[0]) - 1)]
     title = f"The longest job of each rule, and what a scheduler is asked for at first, at most (for {requests.device.name}):"
-    table = tabulate(rows, "keys", "pipe", colalign=align, disable_numparse=True)
-    return f"{title}\n\n{table}"
+    return f"{title}\n\n{tabulate(rows, 'keys', 'pipe', colalign=align, disable_numparse=True)}"
 
 
 def _up(value: float, step: int) -> int:

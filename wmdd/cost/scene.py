@@ -8,13 +8,16 @@ from typing import Any, NamedTuple
 from wmdd.cost import flop, rates
 from wmdd.cost.blocks import Blocks
 from wmdd.cost.dataset import NAN, Pictures, pictures
-from wmdd.cost.flop import NOTHING, UNKNOWN, Figures
+from wmdd.cost.flop import NOTHING, UNKNOWN, Counts
 from wmdd.settings.barycenter import TransportSettings
 from wmdd.settings.network import NetworkSettings, OptimisationSettings
 from wmdd.workflow.experiment import Experiment
 from wmdd.workflow.layout import Cell
 
-LOOKED = 500  # pictures that are evaluated at once: wmdd.networks.training, which imports torch; a test compares them
+# Of modules that import torch; a test compares them.
+EVALUATED = 500  # images that are evaluated at once: wmdd.networks.training
+AT_ONCE = (128, 2**21)  # images and pixels of a pass on CPU: wmdd.networks.engine
+SHARD = 2**24  # wmdd.stages.features
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,15 @@ class Coder(NamedTuple):
 
     size: float
     bytes: float  # of its weights in memory
-    encoder: Figures = UNKNOWN
-    decoder: Figures = UNKNOWN
-    unet: Figures = NOTHING
+    encoder: Counts = UNKNOWN
+    decoder: Counts = UNKNOWN
+    unet: Counts = NOTHING
 
     @property
-    def both(self) -> Figures:
+    def both(self) -> Counts:
         """Encoder and decoder as one network."""
         flop, size, channels, stored, outputs = map(sum, zip(self.encoder[:5], self.decoder[:5], strict=True))
-        return Figures(flop, size, channels, stored, outputs)
+        return Counts(flop, size, channels, stored, outputs)
 
 
 class Scene:
@@ -98,9 +101,9 @@ class Scene:
         """Return the settings of a stage for the cell, or for others in place of its parts."""
         return self.experiment.settings(stage, self.cell.having(**other))
 
-    def figures(self, network: NetworkSettings, side: int | None = None) -> Figures:
-        """Return the figures of a network on the images, or on those of another side."""
-        return flop.figures(network, self.classes, side or self.side, self.shapes.assume)
+    def counts(self, network: NetworkSettings, side: int | None = None) -> Counts:
+        """Return the counts of a network on the images, or on those of another side."""
+        return flop.counts(network, self.classes, side or self.side, self.shapes.assume)
 
     @cached_property
     def network(self) -> Any:
@@ -108,9 +111,9 @@ class Scene:
         return self.settings("teacher")
 
     @cached_property
-    def teacher(self) -> Figures:
-        """The teacher's figures."""
-        return self.figures(self.network)
+    def teacher(self) -> Counts:
+        """The teacher's counts."""
+        return self.counts(self.network)
 
     @cached_property
     def coder(self) -> Coder:
@@ -131,11 +134,11 @@ class Scene:
         held = 2 * (encoder.bytes + decoder.bytes + unet.bytes)
         return Coder(encoder.features, held, encoder, decoder, unet)
 
-    def step(self, images: float, network: Figures) -> float:
+    def step_bytes(self, images: float, network: Counts) -> float:
         """Return the bytes of a step: images and the copies that views make, and the layers' outputs with normalised ones."""
         return images * (24 * self.pixels + 8 * network.outputs)
 
-    def look(self, images: float, network: Figures) -> float:
+    def forward_bytes(self, images: float, network: Counts) -> float:
         """Return the bytes of a pass without a gradient, in which outputs are soon forgotten."""
         return images * (12 * self.pixels + 4 * network.outputs)
 
@@ -144,24 +147,25 @@ class Scene:
         size = 3 * self.side**2 if whiten else 0
         return 56 * size**2, 5e-10 * size**3  # measured at 32 px
 
-    def looking(self, count: float, network: Figures, batch: float) -> Work:
+    def forward(self, count: float, network: Counts, batch: float) -> Work:
         """Return the work of a pass of some images through a network, so many at once."""
-        passed = self.look(min(count, batch), network)
+        passed = self.forward_bytes(min(count, batch), network)
         return Work(images=count, flop=count * network.flop, passed=passed, width=network.width)
 
-    def training(self, settings: Any, network: Figures, adopted: bool = False) -> Work:
+    def training(self, settings: Any, network: Counts, adopted: bool = False) -> Work:
         """Return the work of training a network on the dataset, or only of a look at the validation images if it is adopted."""
         epochs, looks = (0, 1) if adopted else (settings.epochs, evaluations(settings))
         seen, looked, held = epochs * self.train, looks * self.val, self.pictures.held
-        step = 0 if adopted else self.step(settings.batch_size / getattr(settings, "accumulate", 1), network)
+        step = 0 if adopted else self.step_bytes(settings.batch_size / getattr(settings, "accumulate", 1), network)
         return Work(
             images=seen + looked, steps=epochs * batches(self.train, settings.batch_size),
             flop=(3 * seen + looked) * network.flop, moved=(seen + looked) * self.pixels, disk=network.bytes,
-            memory=(0 if adopted else held(self.train)) + held(self.val) + 6 * network.bytes + 16 * LOOKED * self.pixels,
-            passed=max(step, self.look(LOOKED, network)), decoded=self.pictures.decoded(epochs, looks), width=network.width,
+            memory=(0 if adopted else held(self.train)) + held(self.val) + 6 * network.bytes + 16 * EVALUATED * self.pixels,
+            passed=max(step, self.forward_bytes(EVALUATED, network)), decoded=self.pictures.decoded(epochs, looks),
+            width=network.width,
         )  # fmt: skip
 
-    def solving(self, solver: TransportSettings, features: float, width: int, atoms: int = 0) -> Work:
+    def barycenters(self, solver: TransportSettings, features: float, width: int, atoms: int = 0) -> Work:
         """Return the work of a barycenter of each class, at least one look of every point at every atom.
 
         Args:
@@ -173,7 +177,7 @@ class Scene:
         atoms, numbers = atoms or self.ipc, self.mine * self.points * features
         disk = 4 * self.mine * atoms * (features + 1)
         return Work(
-            seconds=self.mine * self.seconds(solver, atoms, features), flop=2 * numbers * atoms, disk=disk,
+            seconds=self.mine * self.solver_seconds(solver, atoms, features), flop=2 * numbers * atoms, disk=disk,
             moved=width * numbers + disk, memory=2 * disk + self.solver_bytes(atoms, features),
         )  # fmt: skip
 
@@ -181,7 +185,7 @@ class Scene:
         """Return the bytes of a class's points and some copies, plans; and the labels of all."""
         return self.points * 16 * (features + atoms) + 24 * self.train
 
-    def seconds(self, solver: TransportSettings, atoms: int, features: float) -> float:
+    def solver_seconds(self, solver: TransportSettings, atoms: int, features: float) -> float:
         """Return the seconds of a class by the law fitted to measurements of its solver."""
         names = {"quantize": solver.weights, "stream": "free", "d4m": "free", "released": f"released-{solver.weights}"}
         law = rates.table()["cpu"]["barycenter"].get(names.get(solver.solver))

@@ -1,29 +1,39 @@
-"""Charts of a report, as Vega-Lite: each takes a table and returns a chart, or None where there is nothing to show.
+"""Charts of the page, as Vega-Lite: each takes a table and returns a chart, or None where there is nothing to show.
 
 Colours are those of Okabe and Ito (2008), which colour-blind people can tell apart; the shape of the points says the same. Text
 and lines have no colour of their own: the page gives them one, light or dark.
 """
 
 import itertools
-from collections.abc import Collection, Iterable
-from graphlib import CycleError, TopologicalSorter
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
+import altair as alt
 import pandas as pd
 
 from wmdd.report.intervals import interval_text
+from wmdd.report.lineage import layers
 from wmdd.report.results import over_seeds
 
-if TYPE_CHECKING:
-    import altair as alt
-
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B8A100", "#8C6BB1"]
+MORE_COLOURS = ["#555555", "#000080", "#7F3C00", "#A0A000"]  # of classes on a map
 GREYS = ["#8A8A8A", "#5F7A8A", "#B5ADA0", "#55606B", "#A7B8C2", "#6E665C"]  # real images
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
 HEIGHT = 280  # px
 POINT = 70  # square px
 LONG = 18  # letters of a name, of which only two fit side by side
+LOSSES = 60  # points of a loss curve at most
+
+SPREAD = ("mean:Q", "std:Q", "n:Q", "interval:N")  # of `_banded`
+PRICES = {  # what a set takes: title and format of the axis, format of a value
+    "seconds": ("seconds to make the set, its teacher included", ",", ",.0f"),
+    "bytes": ("bytes of images and soft labels", "~s", "~s"),
+}
+SPACES = {"barycenters": "W₂² to the features", "latents": "W₂² to the latents"}
+ACCURACY = alt.Y("mean:Q", title="top-1 accuracy, %").scale(zero=False)
+EPOCH = alt.X("epoch:Q", title="epoch").axis(grid=False)
+HIDDEN: dict[str, Any] = {"axis": None}
+Chart = alt.LayerChart | alt.FacetChart
 
 
 class Palette:
@@ -39,8 +49,6 @@ class Palette:
 
     def encodings(self, methods: set[str]) -> dict[str, Any]:
         """Return colour and shape by method, with one legend of the methods that are shown."""
-        import altair as alt
-
         shown = [place for place, method in enumerate(self.methods) if method in methods]
         columns = 3 if max(map(len, methods)) <= LONG else 2
         domain = [self.methods[place] for place in shown]
@@ -53,9 +61,7 @@ class Palette:
         }
 
 
-def _chart(table: pd.DataFrame, description: str, height: int = HEIGHT) -> "alt.Chart":
-    import altair as alt
-
+def _chart(table: pd.DataFrame, description: str, height: int = HEIGHT) -> alt.Chart:
     # ten digits are more than anyone reads, and a fifth of the bytes
     numbers = table.select_dtypes("float").columns
     rounded = table.assign(**{name: table[name].map(lambda value: float(f"{value:.5g}")) for name in numbers})
@@ -64,50 +70,35 @@ def _chart(table: pd.DataFrame, description: str, height: int = HEIGHT) -> "alt.
 
 def _lines(
     table: pd.DataFrame,
-    x: Any,
-    y: Any,
+    x: alt.X,
+    y: alt.Y,
     palette: Palette,
     description: str,
+    tooltip: Sequence[str] = (),
     band: bool = False,
-    tooltip: Any = (),
-    dots: bool = True,
-) -> Any:
-    """Draw a line for each method, with points unless there are too many, and a band from `low` to `high` around it."""
-    import altair as alt
-
-    base = _chart(table, description)
-    of = palette.encodings(set(table["method"]))
+) -> Chart:
+    """Draw a line for each method; points, where a tooltip says something of them; a band from `low` to `high`, if asked."""
+    base, by_method = _chart(table, description), palette.encodings(set(table["method"]))
     picked = alt.selection_point(fields=["method"], bind="legend")
     opacity = alt.when(picked).then(alt.value(1)).otherwise(alt.value(0.15))
-    layers = [base.mark_line(strokeWidth=2).encode(x, y, color=of["color"], opacity=opacity)]
+    marks = [base.mark_line(strokeWidth=2).encode(x, y, color=by_method["color"], opacity=opacity)]
     if band:
         faint = alt.when(picked).then(alt.value(0.16)).otherwise(alt.value(0.02))
-        layers.insert(0, base.mark_area().encode(x, alt.Y("low:Q"), y2="high:Q", color=of["color"], opacity=faint))
-    if dots:
-        layers.append(
-            base.mark_point(filled=True, size=POINT).encode(x, y, **of, opacity=opacity, tooltip=list(tooltip))
-        )
-    return alt.layer(*layers[:-1], layers[-1].add_params(picked))
+        area = base.mark_area().encode(x, alt.Y("low:Q"), y2="high:Q", color=by_method["color"], opacity=faint)
+        marks.insert(0, area)
+    if tooltip:
+        points = base.mark_point(filled=True, size=POINT)
+        marks.append(points.encode(x, y, **by_method, opacity=opacity, tooltip=["method:N", *tooltip]))
+    return alt.layer(*marks[:-1], marks[-1].add_params(picked))
 
 
-def _ipc(table: pd.DataFrame) -> "alt.X":
-    import altair as alt
+def _log(name: str, title: str, **axis: Any) -> alt.X:
+    return alt.X(f"{name}:Q", title=title).scale(type="log").axis(grid=False, **axis)
 
+
+def _ipc(table: pd.DataFrame) -> alt.X:
     values = sorted(int(ipc) for ipc in table["ipc"].unique())
-    return (
-        alt.X("ipc:Q", title="images per class")
-        .scale(type="log", nice=False, padding=20)
-        .axis(values=values, grid=False)
-    )
-
-
-def _accuracy(name: str = "mean") -> "alt.Y":
-    import altair as alt
-
-    return alt.Y(f"{name}:Q", title="top-1 accuracy, %").scale(zero=False)
-
-
-SPREAD = ("mean:Q", "std:Q", "n:Q", "interval:N")
+    return _log("ipc", "images per class", values=values).scale(type="log", nice=False, padding=20)
 
 
 def _banded(summary: pd.DataFrame, across: str) -> pd.DataFrame:
@@ -118,233 +109,150 @@ def _banded(summary: pd.DataFrame, across: str) -> pd.DataFrame:
     return table[["method", across, "mean", "std", "n", "low", "high", "interval"]]
 
 
-def accuracy(summary: pd.DataFrame, palette: Palette) -> Any | None:
+def accuracy(summary: pd.DataFrame, palette: Palette) -> Chart | None:
     """Draw accuracy against images per class: mean over seeds and a band of one standard deviation."""
     if summary["ipc"].nunique() < 2:
         return None
-    tooltip = ["method:N", "ipc:Q", *SPREAD]
-    return _lines(
-        _banded(summary, "ipc"),
-        _ipc(summary),
-        _accuracy(),
-        palette,
-        "Accuracy against images per class, by method",
-        band=True,
-        tooltip=tooltip,
-    )
+    title = "Accuracy against images per class, by method"
+    return _lines(_banded(summary, "ipc"), _ipc(summary), ACCURACY, palette, title, ("ipc:Q", *SPREAD), band=True)
 
 
-def curves(histories: pd.DataFrame, palette: Palette) -> Any | None:
+def curves(histories: pd.DataFrame, palette: Palette) -> Chart | None:
     """Draw accuracy on the validation set against the epoch, the mean over seeds.
 
     Args:
         histories: columns method, seed, epoch, top1 (%).
         palette: of the methods.
     """
-    import altair as alt
-
     table = over_seeds(histories, ["method", "epoch"], "top1")
     if table.empty or table["epoch"].nunique() < 2:
         return None
-    x = alt.X("epoch:Q", title="epoch").axis(grid=False)
-    tooltip = ["method:N", "epoch:Q", "mean:Q", "std:Q"]
-    return _lines(table, x, _accuracy(), palette, "Accuracy of students against the epoch, by method", tooltip=tooltip)
+    title = "Accuracy of students against the epoch, by method"
+    return _lines(table, EPOCH, ACCURACY, palette, title, ("epoch:Q", "mean:Q", "std:Q"))
 
 
-def losses(histories: pd.DataFrame, palette: Palette) -> Any | None:
-    """Draw the training loss of students against the epoch, the mean over seeds; at most 60 points a line."""
-    import altair as alt
-
+def losses(histories: pd.DataFrame, palette: Palette) -> Chart | None:
+    """Draw the training loss of students against the epoch, the mean over seeds; at most `LOSSES` points a line."""
     table = over_seeds(histories, ["method", "epoch"], "loss")
     if table.empty:
         return None
-    step = max(1, int(table["epoch"].max() // 60))
+    step = max(1, int(table["epoch"].max() // LOSSES))
     table = table[(table["epoch"] % step == 0) | (table["epoch"] == table["epoch"].max())]
-    x, y = alt.X("epoch:Q", title="epoch").axis(grid=False), alt.Y("mean:Q", title="training loss")
-    return _lines(table, x, y, palette, "Training loss of students against the epoch", dots=False)
+    y = alt.Y("mean:Q", title="training loss")
+    return _lines(table, EPOCH, y, palette, "Training loss of students against the epoch")
 
 
-def price(table: pd.DataFrame, what: str, palette: Palette) -> Any | None:
-    """Draw accuracy against what it takes: seconds or bytes; a point for each method and number of images per class.
+def price(table: pd.DataFrame, what: str, palette: Palette) -> Chart | None:
+    """Draw accuracy against what it takes: a point for each method and number of images per class.
 
     Args:
-        table: columns method, ipc, mean, and `what`: seconds, bytes.
-        what: is on the axis.
+        table: columns method, ipc, mean, and `what`.
+        what: one of `PRICES`.
         palette: of the methods.
     """
-    import altair as alt
-
     table = table.loc[table[what] > 0, ["method", "ipc", "mean", what]]
     if table.empty:
         return None
-    title = {"seconds": "seconds to make the set, its teacher included", "bytes": "bytes of images and soft labels"}[
-        what
-    ]
-    values = f"{what}:Q"
-    axis = (
-        alt.X(values, title=title)
-        .scale(type="log")
-        .axis(format="~s" if what == "bytes" else ",", grid=False, tickCount=5)
-    )
-    tooltip = ["method:N", "ipc:Q", "mean:Q", alt.Tooltip(values, format="~s" if what == "bytes" else ",.0f")]
-    of = palette.encodings(set(table["method"]))
-    base = _chart(table, f"Accuracy against {what}, by method")
-    points = base.mark_point(filled=True, opacity=1, size=1.5 * POINT).encode(axis, _accuracy(), **of, tooltip=tooltip)
-    words = base.mark_text(dx=9, align="left", fontSize=10).encode(axis, _accuracy(), text="ipc:Q")
+    title, ticks, precise = PRICES[what]
+    x, base = _log(what, title, format=ticks, tickCount=5), _chart(table, f"Accuracy against {what}, by method")
+    tooltip = ["method:N", "ipc:Q", "mean:Q", alt.Tooltip(f"{what}:Q", format=precise)]
+    points = base.mark_point(filled=True, opacity=1, size=1.5 * POINT)
+    points = points.encode(x, ACCURACY, **palette.encodings(set(table["method"])), tooltip=tooltip)
+    words = base.mark_text(dx=9, align="left", fontSize=10).encode(x, ACCURACY, text="ipc:Q")
     return alt.layer(points, words)
 
 
-def sensitivity(table: pd.DataFrame, palette: Palette) -> Any | None:
+def sensitivity(table: pd.DataFrame, palette: Palette) -> Chart | None:
     """Draw accuracy against the regularisation of the statistics.
 
     Args:
         table: columns method (of which the others are variants), regularisation, mean, std, n, low, high.
         palette: of the methods.
     """
-    import altair as alt
-
     table = table[table["regularisation"] > 0]
     if table.empty:
         return None
-    table = _banded(table, "regularisation")
-    x = (
-        alt.X("regularisation:Q", title="weight λ of the BatchNorm statistics")
-        .scale(type="log")
-        .axis(grid=False, tickCount=5)
-    )
-    tooltip = ["method:N", "regularisation:Q", *SPREAD]
-    return _lines(
-        table, x, _accuracy(), palette, "Accuracy against the weight of the statistics", band=True, tooltip=tooltip
-    )
+    x = _log("regularisation", "weight λ of the BatchNorm statistics", tickCount=5)
+    title, tooltip = "Accuracy against the weight of the statistics", ("regularisation:Q", *SPREAD)
+    return _lines(_banded(table, "regularisation"), x, ACCURACY, palette, title, tooltip, band=True)
 
 
-def quality(table: pd.DataFrame, what: str, palette: Palette) -> Any | None:
+def quality(table: pd.DataFrame, what: str, palette: Palette) -> Chart | None:
     """Draw W2^2 of barycenters or latents' atoms against the number of atoms, the mean over classes and seeds.
 
     Args:
         table: columns method, ipc, cost.
-        what: they are of: barycenters, latents.
+        what: one of `SPACES`.
         palette: of the methods.
     """
-    import altair as alt
-
     if table.empty or table["ipc"].nunique() < 2:
         return None
-    y = alt.Y("cost:Q", title={"barycenters": "W₂² to the features", "latents": "W₂² to the latents"}[what]).scale(
-        zero=False
-    )
-    return _lines(
-        table,
-        _ipc(table),
-        y,
-        palette,
-        "W2 squared against the number of atoms",
-        tooltip=["method:N", "ipc:Q", "cost:Q"],
-    )
+    y = alt.Y("cost:Q", title=SPACES[what]).scale(zero=False)
+    title = "W2 squared against the number of atoms"
+    return _lines(table, _ipc(table), y, palette, title, ("ipc:Q", "cost:Q"))
 
 
-def decay(table: pd.DataFrame) -> Any | None:
+def decay(table: pd.DataFrame) -> Chart | None:
     """Draw W2 of latents against the number of atoms, both logarithmic, with the line of its fitted rate.
 
     Args:
         table: columns generator, atoms, distance, fit.
     """
-    import altair as alt
-
     if table.empty:
         return None
-    base = _chart(table, "W2 of latents against the number of atoms")
-    x = alt.X("atoms:Q", title="atoms K").scale(type="log").axis(grid=False, tickCount=6)
+    base, x = _chart(table, "W2 of latents against the number of atoms"), _log("atoms", "atoms K", tickCount=6)
     y = alt.Y("distance:Q", title="W₂").scale(type="log", nice=False)
     colour = alt.Color("generator:N", legend=alt.Legend(title=None, orient="bottom")).scale(range=COLOURS)
-    points = base.mark_point(filled=True, size=POINT).encode(
-        x, y, colour, tooltip=["generator:N", "atoms:Q", "distance:Q"]
-    )
+    tooltip = ["generator:N", "atoms:Q", "distance:Q"]
+    points = base.mark_point(filled=True, size=POINT).encode(x, y, colour, tooltip=tooltip)
     line = base.mark_line(strokeDash=[4, 3]).encode(x, alt.Y("fit:Q").scale(type="log"), colour)
     return alt.layer(line, points)
 
 
-def embedding(points: pd.DataFrame) -> Any | None:
+def embedding(points: pd.DataFrame) -> Chart | None:
     """Draw the map of real and distilled images; a list chooses the method.
 
     Args:
         points: columns x, y, name (of the class), method ("" for real images).
     """
-    import altair as alt
-
-    real, made = points[points["method"] == ""], points[points["method"] != ""]
-    if made.empty:
+    real, distilled = points[points["method"] == ""], points[points["method"] != ""]
+    if distilled.empty:
         return None
-    methods = sorted(made["method"].unique())
+    methods, names = sorted(distilled["method"].unique()), list(dict.fromkeys(points["name"]))
     chosen = alt.param(name="method", value=methods[0], bind=alt.binding_select(options=methods, name="Distilled by "))
-    names = list(dict.fromkeys(points["name"]))
-    colours = [*COLOURS, "#555555", "#000080", "#7F3C00", "#A0A000"]
-    colour = alt.Color("name:N", legend=alt.Legend(title=None, orient="bottom", columns=5, symbolOpacity=1)).scale(
-        domain=names, range=[colours[i % len(colours)] for i in range(len(names))]
-    )
-    bare: Any = {"axis": None}
-    x, y = alt.X("x:Q", **bare).scale(zero=False), alt.Y("y:Q", **bare).scale(zero=False)
-    behind = _chart(real, "Map of real images", 420).mark_point(filled=True, size=18, opacity=0.45)
-    front = _chart(made, "Map of distilled images", 420).mark_point(
+    colours = list(itertools.islice(itertools.cycle(COLOURS + MORE_COLOURS), len(names)))
+    legend = alt.Legend(title=None, orient="bottom", columns=5, symbolOpacity=1)
+    colour = alt.Color("name:N", legend=legend).scale(domain=names, range=colours)
+    x, y = alt.X("x:Q", **HIDDEN).scale(zero=False), alt.Y("y:Q", **HIDDEN).scale(zero=False)
+    dots = _chart(real, "Map of real images", 420).mark_point(filled=True, size=18, opacity=0.45)
+    diamonds = _chart(distilled, "Map of distilled images", 420).mark_point(
         filled=True, size=120, shape="diamond", stroke="#ffffff", strokeWidth=0.8
     )
-    layers = behind.encode(x, y, colour, tooltip=["name:N"]), front.encode(x, y, colour, tooltip=["name:N", "method:N"])
-    return alt.layer(layers[0], layers[1].transform_filter("datum.method === method")).add_params(chosen)
+    behind = dots.encode(x, y, colour, tooltip=["name:N"])
+    front = diamonds.encode(x, y, colour, tooltip=["name:N", "method:N"])
+    return alt.layer(behind, front.transform_filter("datum.method === method")).add_params(chosen)
 
 
-def stages(nodes: dict[str, int], edges: dict[tuple[str, str], int]) -> Any | None:
+def stages(nodes: dict[str, int], edges: dict[tuple[str, str], int]) -> Chart | None:
     """Draw the stages that made the results, each with its number of files, from left to right in the order of their use."""
-    import altair as alt
-
     if not edges:
         return None
-    layers = _layers(edges)
+    columns = layers(edges)
     places = {
-        name: (float(x), y - (len(names) - 1) / 2) for x, names in enumerate(layers) for y, name in enumerate(names)
+        name: (float(x), y - (len(names) - 1) / 2) for x, names in enumerate(columns) for y, name in enumerate(names)
     }
-    boxes = pd.DataFrame(
-        [{"stage": name, "files": nodes.get(name, 0), "x": x, "y": y} for name, (x, y) in places.items()]
-    )
+    boxes = [{"stage": name, "files": nodes.get(name, 0), "x": x, "y": y} for name, (x, y) in places.items()]
     ends = [(*places[a], *places[b], a, b) for a, b in edges]
-    lines = pd.DataFrame(ends, columns=["x", "y", "x2", "y2", "from", "to"])
-    bare: Any = {"axis": None}
-    x, y = (
-        alt.X("x:Q", **bare).scale(nice=False, padding=45),
-        alt.Y("y:Q", **bare).scale(nice=False, zero=False, padding=25),
+    height = 70 + 60 * max(map(len, columns))
+    lines = _chart(
+        pd.DataFrame(ends, columns=["x", "y", "x2", "y2", "from", "to"]), "What was made from what", height
+    ).mark_rule(color="#999999")
+    dots = _chart(pd.DataFrame(boxes), "Stages", height).mark_point(filled=True, size=160, opacity=1, color=COLOURS[0])
+    words = _chart(pd.DataFrame(boxes), "Names of stages", height).mark_text(dy=-14, fontSize=11)
+    x = alt.X("x:Q", **HIDDEN).scale(nice=False, padding=45)
+    y = alt.Y("y:Q", **HIDDEN).scale(nice=False, zero=False, padding=25)
+    return alt.layer(
+        lines.encode(x, y, x2="x2", y2="y2", tooltip=["from", "to"]),
+        dots.encode(x, y, tooltip=["stage", "files"]),
+        words.encode(x, y, text="stage:N"),
     )
-    height = 70 + 60 * max(map(len, layers))
-    rules = (
-        _chart(lines, "What was made from what", height)
-        .mark_rule(color="#999999")
-        .encode(x, y, x2="x2", y2="y2", tooltip=["from", "to"])
-    )
-    dots = (
-        _chart(boxes, "Stages", height)
-        .mark_point(filled=True, size=160, opacity=1, color=COLOURS[0])
-        .encode(x, y, tooltip=["stage", "files"])
-    )
-    words = _chart(boxes, "Names of stages", height).mark_text(dy=-14, fontSize=11).encode(x, y, text="stage:N")
-    return alt.layer(rules, dots, words)
-
-
-def _layers(edges: dict[tuple[str, str], int]) -> list[list[str]]:
-    """Return the stages in layers: each stage stands behind all that it uses.
-
-    Images that recover begins with make stages go in a circle; its rarest edge does not count.
-    """
-    forward = dict(edges)
-    while True:
-        uses: dict[str, list[str]] = {name: [] for edge in edges for name in edge}
-        for before, after in forward:
-            uses[after].append(before)
-        order = TopologicalSorter(uses)
-        try:
-            order.prepare()
-        except CycleError as error:
-            del forward[min(pairwise(error.args[1]), key=lambda edge: (forward[edge], edge))]
-            continue
-        layers = []
-        while names := order.get_ready():
-            layers.append(list(names))
-            order.done(*names)
-        return layers

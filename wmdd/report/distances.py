@@ -1,13 +1,15 @@
-"""Distances: how far distilled sets are from the real data, in tables and a picture (the stages distance, quantize, decay)."""
+"""Distances: how far distilled sets are from the real data, in tables and a picture (stages distance, quantize, decay)."""
 
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import numpy as np
 import pandas as pd
 
 from wmdd.report.charts import COLOURS, POINT, Palette
-from wmdd.workflow.layout import cell_of, wildcards_of
+from wmdd.report.results import with_cells
+from wmdd.workflow.layout import wildcards_of
 
 GROUP = [name for name in wildcards_of("distance") if name != "seed"]
 GENERATOR = [name for name in wildcards_of("decay") if name != "seed"]
@@ -19,15 +21,10 @@ RATES = {"fitted": [6, 3], "twonn": [2, 2]}  # a dimension whose rate is drawn, 
 WIDTH, HEIGHT = 340, 280  # px of a panel
 
 
-def _rows(found: list[tuple[Path, dict[str, Any]]], columns: dict[str, str]) -> pd.DataFrame:
-    """Return the mean over classes and seeds of each cell."""
-    parts = [
-        pd.DataFrame({name: content[key] for name, key in columns.items()}).assign(**cell_of(path).parts())
-        for path, content in found
-    ]
-    if not parts:
-        return pd.DataFrame(columns=[*GROUP, *columns]).set_index(GROUP)
-    return pd.concat(parts).groupby(GROUP)[list(columns)].mean()
+def _means(files: list[tuple[Path, dict[str, Any]]], columns: dict[str, str]) -> pd.DataFrame:
+    """Return the mean over classes and seeds of each cell, by `GROUP`."""
+    frames = [(path, pd.DataFrame({name: content[key] for name, key in columns.items()})) for path, content in files]
+    return with_cells(frames, columns).groupby(GROUP)[list(columns)].mean()
 
 
 def summary(
@@ -39,24 +36,19 @@ def summary(
         distances: of the distance stage, the file and its lists.
         atoms: of the quantize stage, the file and its quality by name.
     """
-    table = _rows([(path, content["distance"]) for path, content in distances], FEATURES)
-    table = table.join(_rows(list(atoms), LATENTS), how="outer")
+    table = _means([(path, content["distance"]) for path, content in distances], FEATURES)
+    table = table.join(_means(atoms, LATENTS), how="outer")
     table["saved"] = 100 * (1 - table["latents W2^2"] / table["latents W2^2, equal"])
     table["explained"] = 1 - table["features W2^2"] / table["features variance"]
     order = [*LATENTS, "saved", "features W2^2", "features W2^2, equal", "explained"]
     return table[order].reset_index()
 
 
-def decays(found: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
+def decays(files: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
     """Return a row a dataset, generator and number of atoms: W2^2 and dimensions, the mean over classes and seeds."""
-    parts = [
-        pd.DataFrame({name: row[name] for name in ("atoms", *DECAY)}).assign(**cell_of(path).parts())
-        for path, content in found
-        for row in content["decay"]
-    ]
-    if not parts:
-        return pd.DataFrame(columns=[*GENERATOR, "atoms", *DECAY])
-    return pd.concat(parts).groupby([*GENERATOR, "atoms"])[DECAY].mean().reset_index()
+    columns = ["atoms", *DECAY]
+    frames = [(path, pd.DataFrame({n: row[n] for n in columns})) for path, content in files for row in content["decay"]]
+    return with_cells(frames, columns).groupby([*GENERATOR, "atoms"])[DECAY].mean().reset_index()
 
 
 def markdown(table: pd.DataFrame, falling: pd.DataFrame) -> str:
@@ -102,72 +94,58 @@ def figure(table: pd.DataFrame, falling: pd.DataFrame) -> Any:
         table: `summary`; each dataset, teacher and method has a line.
         falling: `decays`.
     """
-    import altair as alt
-
-    keys = [key for key in ("dataset", "teacher") if table[key].nunique() > 1]
-    table = table.assign(method=table[[*keys, "method"]].agg(" ".join, axis=1))
-    table = table.assign(features=table["features W2^2"] ** 0.5, latents=table["latents W2^2"].astype(float) ** 0.5)
-    table = table[["method", "ipc", "features", "latents"]]
-    palette = Palette(sorted(set(table["method"])))
+    varying = [key for key in ("dataset", "teacher") if table[key].nunique() > 1]
+    table = table.assign(
+        method=table[[*varying, "method"]].agg(" ".join, axis=1),
+        features=table["features W2^2"] ** 0.5,
+        latents=table["latents W2^2"].astype(float) ** 0.5,
+    )[["method", "ipc", "features", "latents"]]
+    palette = Palette(set(table["method"]))
     ipc = sorted(set(table["ipc"].tolist()))
-    across = alt.X("ipc:Q", title="images per class").axis(values=ipc)
-    across = across.scale(type="log", domain=[ipc[0] / 1.3, ipc[-1] * 1.3], nice=False)
-    panels = [_lines(table, across, "W2 to the real features", palette, "Distilled sets")]
+    x = alt.X("ipc:Q", title="images per class").axis(values=ipc)
+    x = x.scale(type="log", domain=[ipc[0] / 1.3, ipc[-1] * 1.3], nice=False)
+    panels = [_lines(table, x, "W2 to the real features", palette, "Distilled sets")]
     latent = table.dropna(subset=["latents"])
     if not falling.empty and not latent.empty:
-        across = (
-            alt.X("latents:Q", title="W2 of the latents").scale(zero=False, nice=False, padding=20).axis(tickCount=6)
-        )
-        panels += [
-            _decay(falling),
-            _lines(latent, across, "W2 of the decoded images' features", palette, "Push-forward"),
-        ]
+        x = alt.X("latents:Q", title="W2 of the latents").scale(zero=False, nice=False, padding=20).axis(tickCount=6)
+        panels.append(_decay(falling))
+        panels.append(_lines(latent, x, "W2 of the decoded images' features", palette, "Push-forward"))
     apart: Any = dict.fromkeys(("color", "shape", "strokeDash"), "independent")
     return alt.hconcat(*panels, spacing=40, background="white").resolve_scale(**apart)
 
 
-def _lines(table: pd.DataFrame, x: Any, title: str, palette: Palette, name: str) -> Any:
+def _lines(table: pd.DataFrame, x: alt.X, title: str, palette: Palette, name: str) -> Any:
     """Draw W2 of the features, a line a method; its points are hollow, as some lie on others."""
-    import altair as alt
-
-    of = palette.encodings(set(table["method"]))
+    by_method = palette.encodings(set(table["method"]))
     y = alt.Y("features:Q", title=title).scale(zero=False, nice=False, padding=15)
     base = alt.Chart(table, width=WIDTH, height=HEIGHT, title=name)
-    points = base.mark_point(size=1.5 * POINT, strokeWidth=2, opacity=1).encode(x, y, **of)
-    return base.mark_line(strokeWidth=2).encode(x, y, color=of["color"], order="ipc:Q") + points
+    points = base.mark_point(size=1.5 * POINT, strokeWidth=2, opacity=1).encode(x, y, **by_method)
+    return base.mark_line(strokeWidth=2).encode(x, y, color=by_method["color"], order="ipc:Q") + points
 
 
 def _decay(falling: pd.DataFrame) -> Any:
     """Draw W2 against the number of atoms, and the rates of the dimensions from the middle on both sides."""
-    import altair as alt
-
-    lines, styles = [], []
-    groups = list(falling.groupby(GENERATOR))
-    for place, (names, rows) in enumerate(groups):
-        name = ", ".join(map(str, names))
+    groups = {", ".join(map(str, names)): rows for names, rows in falling.groupby(GENERATOR)}
+    parts: list[pd.DataFrame] = []
+    colours: dict[str, str] = {}  # by the name of a line, as these
+    dashes: dict[str, list[int]] = {}
+    for place, (name, rows) in enumerate(groups.items()):
         k, w, middle = rows["atoms"].to_numpy(float), rows["cost"].to_numpy(float) ** 0.5, len(rows) // 2
-        drawn = {name: (w, [1, 0])}
-        for dimension, dashes in RATES.items():
+        lines, dashes[name] = {name: w}, [1, 0]
+        for dimension, dash in RATES.items():
             if np.isfinite(d := float(rows[dimension].iloc[0])):
                 rate = f"K^(-1/{d:.0f}), {dimension}" + (f", {name}" if len(groups) > 1 else "")
-                drawn[rate] = w[middle] * (k / k[middle]) ** (-1 / d), dashes
-        lines += [pd.DataFrame({"line": line, "atoms": k, "distance": values}) for line, (values, _) in drawn.items()]
-        styles += [(line, name, COLOURS[place % len(COLOURS)], dashes) for line, (_, dashes) in drawn.items()]
-    labels, owners, colours, dashes = map(list, zip(*styles, strict=True))
-    table = pd.concat(lines)
-    x = (
-        alt.X("atoms:Q", title="atoms K")
-        .scale(type="log", nice=False, padding=15)
-        .axis(values=sorted(falling["atoms"].unique().tolist()))
-    )
+                lines[rate], dashes[rate] = w[middle] * (k / k[middle]) ** (-1 / d), dash
+        colours |= dict.fromkeys(lines, COLOURS[place % len(COLOURS)])
+        parts += [pd.DataFrame({"line": line, "atoms": k, "distance": values}) for line, values in lines.items()]
+    x = alt.X("atoms:Q", title="atoms K").scale(type="log", nice=False, padding=15)
+    x = x.axis(values=sorted(falling["atoms"].unique().tolist()))
     y = alt.Y("distance:Q", title="W2 to the latents").scale(type="log", nice=False, padding=15).axis(format="~g")
-    legend = alt.Legend(
-        title=None, orient="bottom", columns=3 if len(groups) == 1 else 1, symbolType="stroke", labelLimit=0
-    )
-    colour = alt.Color("line:N", legend=legend).scale(domain=labels, range=colours)
-    style = alt.StrokeDash("line:N", legend=legend).scale(domain=labels, range=dashes)
-    base = alt.Chart(table, width=WIDTH, height=HEIGHT, title="Decay")
-    points = base.transform_filter(alt.FieldOneOfPredicate("line", owners)).mark_point(
-        filled=True, size=POINT / 2, opacity=1
-    )
+    columns = 3 if len(groups) == 1 else 1
+    legend = alt.Legend(title=None, orient="bottom", columns=columns, symbolType="stroke", labelLimit=0)
+    colour = alt.Color("line:N", legend=legend).scale(domain=list(colours), range=list(colours.values()))
+    style = alt.StrokeDash("line:N", legend=legend).scale(domain=list(dashes), range=list(dashes.values()))
+    base = alt.Chart(pd.concat(parts), width=WIDTH, height=HEIGHT, title="Decay")
+    points = base.transform_filter(alt.FieldOneOfPredicate("line", list(groups)))
+    points = points.mark_point(filled=True, size=POINT / 2, opacity=1)
     return base.mark_line(strokeWidth=1.5).encode(x, y, colour, style) + points.encode(x, y, colour)

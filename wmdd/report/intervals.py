@@ -56,10 +56,10 @@ class Difference(NamedTuple):
 
 def by_seed(seeds: Iterable[int], values: Iterable[float]) -> dict[int, float]:
     """Return the mean over students of each seed."""
-    several: dict[int, list[float]] = {}
+    students: dict[int, list[float]] = {}
     for seed, value in zip(seeds, values, strict=True):
-        several.setdefault(seed, []).append(value)
-    return {seed: float(np.mean(each)) for seed, each in sorted(several.items())}
+        students.setdefault(seed, []).append(value)
+    return {seed: float(np.mean(scores)) for seed, scores in sorted(students.items())}
 
 
 def spread(seeds: Iterable[int], values: Iterable[float]) -> float:
@@ -134,10 +134,10 @@ def interval_text(low: float, high: float, sign: str = "") -> str:
     return "" if math.isnan(low) else _signed(f"{low:{sign}.1f} to {high:{sign}.1f}")
 
 
-def difference_text(mean: float, low: float, high: float, pairs: int) -> str:
+def difference_text(gain: Difference) -> str:
     """Return "difference (interval; n)", n the number of pairs of seeds."""
-    interval = "" if math.isnan(low) else f"{interval_text(low, high, '+')}; "
-    return f"{signed(mean)} ({interval}{pairs or 'unpaired'})"
+    interval = "" if math.isnan(gain.low) else f"{interval_text(gain.low, gain.high, '+')}; "
+    return f"{signed(gain.mean)} ({interval}{gain.pairs or 'unpaired'})"
 
 
 def signed(value: float) -> str:
@@ -149,6 +149,6 @@ def _signed(text: str) -> str:
     return text.replace("-", "−")
 
 
-def verdict(low: float, high: float) -> str:
-    """Return what an interval of a difference allows to say."""
-    return "better" if low > 0 else "worse" if high < 0 else "not told apart"
+def verdict(gain: Difference) -> str:
+    """Return what the interval of a difference allows to say."""
+    return "better" if gain.low > 0 else "worse" if gain.high < 0 else "not told apart"

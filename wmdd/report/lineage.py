@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from wmdd.report.results import set_of
@@ -25,36 +27,59 @@ class Graph(NamedTuple):
 def graph(files: Iterable[tuple[str, Meta]]) -> Graph:
     """Join the files of an experiment by digest.
 
-    A file says by name and digest what it was made from; the digest leads to the file. An input whose digest none of the files
-    has was made anew since, or is not among them (such as the blocks that a distilled set was joined from).
+    A file says by name and digest what it was made from; the digest leads to the file. Where no file has the digest of an
+    input, the input was made anew since, or is not among the files (as the blocks that a distilled set was joined from).
 
     Args:
         files: path and meta data of each.
     """
-    found = list(files)
-    stages: dict[str, set[str]] = {}  # that made a content; a set joined from one block has the digest of that block
-    for _, meta in found:
-        stages.setdefault(str(meta.get("digest")), set()).add(meta["stage"])
-    nodes = Counter(meta["stage"] for _, meta in found)
+    artifacts = list(files)
+    makers: dict[str, set[str]] = {}  # stages by digest; a set joined from one block has the digest of that block
+    for _, meta in artifacts:
+        makers.setdefault(str(meta.get("digest")), set()).add(meta["stage"])
+    nodes = Counter(meta["stage"] for _, meta in artifacts)
     edges: Counter[tuple[str, str]] = Counter()
     broken = []
-    for path, meta in found:
+    for path, meta in artifacts:
         for name, digest in meta.get("inputs", {}).items():
-            makers = stages.get(digest, set()) - {meta["stage"]}
+            candidates = makers.get(digest, set()) - {meta["stage"]}
             kind = name.rstrip("0123456789") or name  # expert0, expert1 and so on are experts
             usual = makers_of(FILES.get(kind, kind)) or (kind,)
-            if makers:
-                edges[min(makers, key=lambda maker: (maker not in usual, maker)), meta["stage"]] += 1
+            if candidates:
+                edges[min(candidates, key=lambda maker: (maker not in usual, maker)), meta["stage"]] += 1
             elif any(maker in nodes for maker in usual):
                 broken.append(f"{path} was made from other {kind} than are there now; run the workflow again")
     return Graph(dict(nodes), dict(edges), list(dict.fromkeys(broken)))
 
 
+def layers(edges: dict[tuple[str, str], int]) -> list[list[str]]:
+    """Return the stages in layers: each stage stands behind all that it uses.
+
+    Images that recover begins with make stages go in a circle; its rarest edge does not count.
+    """
+    forward = dict(edges)
+    while True:
+        uses: dict[str, list[str]] = {name: [] for edge in edges for name in edge}
+        for before, after in forward:
+            uses[after].append(before)
+        order = TopologicalSorter(uses)
+        try:
+            order.prepare()
+        except CycleError as error:
+            del forward[min(pairwise(error.args[1]), key=lambda edge: (forward[edge], edge))]
+            continue
+        rows = []
+        while names := order.get_ready():
+            rows.append(list(names))
+            order.done(*names)
+        return rows
+
+
 def made_from(files: Iterable[tuple[str, Meta]]) -> dict[Cell, set[Cell]]:
     """Return for each distilled set the cells of all that it was made from: data, teacher, generator, experts; and itself.
 
-    By the digests that files carry. Of several files with one content, such as a barycenter of two methods, that counts which
-    has most in common with its user.
+    The digests that files carry tell. Where several files have one content, as a barycenter of two methods, the one that has
+    most in common with its user counts.
 
     Args:
         files: path and meta data of each.
@@ -78,9 +103,10 @@ def _shared(one: Cell, other: Cell) -> int:
 
 
 def _reached(cell: Cell, sources: dict[Cell, set[Cell]]) -> set[Cell]:
-    found, ahead = {cell}, [cell]
+    """Return a cell, its sources, theirs, and so on."""
+    reached, ahead = {cell}, [cell]
     while ahead:
-        more = sources.get(ahead.pop(), set()) - found
-        found |= more
+        more = sources.get(ahead.pop(), set()) - reached
+        reached |= more
         ahead += more
-    return found
+    return reached

@@ -23,8 +23,8 @@ def priced(cells: pd.DataFrame, costs: pd.DataFrame, files: Iterable[tuple[str, 
         costs: `results.jobs` with the column bytes.
         files: path and meta data of every artifact, the students' results included.
     """
-    known = list(files)
-    sources = made_from(known)
+    artifacts = list(files)
+    sources = made_from(artifacts)
     seconds: dict[Cell, float] = {}
     sizes: dict[Cell, float] = {}  # of images by set, of labels by set and protocol
     for cost in records(costs):
@@ -35,17 +35,16 @@ def priced(cells: pd.DataFrame, costs: pd.DataFrame, files: Iterable[tuple[str, 
             seconds[set_of(cell)] = seconds.get(set_of(cell), 0.0) + float(cost["seconds"])
         if stage.file in ("images", "labels"):
             sizes[cell] = float(cost["bytes"])
-    places = [(place, meta) for path, meta in known if (place := place_of(path)) is not None]
+    places = [(place, meta) for path, meta in artifacts if (place := place_of(path)) is not None]
     labels = {(set_of(cell), meta["digest"]): cell for (kind, cell), meta in places if kind == "labels"}
     learned = {cell: meta.get("inputs", {}).get("labels") for (kind, cell), meta in places if kind == "student"}
-    prices = []
-    for line in records(cells):
-        student = _cell(line)
+    spent, stored = [], []
+    for student in map(_cell, records(cells)):
         own = set_of(student)
-        spent = sum(seconds.get(source, 0.0) for source in sources.get(own, {own})) if own in seconds else math.nan
-        taught = labels.get((own, learned.get(student)))
-        prices.append((spent, sizes.get(own, math.nan) + (sizes.get(taught, math.nan) if taught else 0.0)))
-    return cells.assign(seconds=[spent for spent, _ in prices], bytes=[size for _, size in prices])
+        its_labels = labels.get((own, learned.get(student)))
+        spent.append(sum(seconds.get(s, 0.0) for s in sources.get(own, {own})) if own in seconds else math.nan)
+        stored.append(sizes.get(own, math.nan) + (sizes.get(its_labels, math.nan) if its_labels else 0.0))
+    return cells.assign(seconds=spent, bytes=stored)
 
 
 def _cell(line: dict[str, object]) -> Cell:

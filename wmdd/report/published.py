@@ -10,14 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from wmdd.base.errors import WmddError, one_line
 
 COLUMNS = ["dataset", "method", "ipc", "student", "labels", "protocol", "published", "table", "source", "url"]
-KEY = [
-    "dataset",
-    "method",
-    "ipc",
-    "student",
-    "labels",
-    "protocol",
-]  # what must agree for two numbers to stand side by side
+KEY = COLUMNS[:6]  # what must agree for two numbers to stand side by side
 Percent = Annotated[float, Field(ge=0, le=100)]
 Kind = Literal["paper", "quoted", "repository", "secondary"]
 KINDS: dict[Kind, str] = {
@@ -75,14 +68,12 @@ class Published(_Model):
     results: list[Block]
 
     @model_validator(mode="after")
-    def _known(self) -> "Published":
+    def _defined(self) -> "Published":
         for block in self.results:
-            for kind, name, known in (
-                ("source", block.source, self.sources),
-                ("dataset", block.dataset, self.datasets),
-            ):
-                if name not in known:
-                    raise ValueError(f"there is no {kind} {name}; known: {', '.join(known)}")
+            if block.source not in self.sources:
+                raise ValueError(f"there is no source {block.source}; known: {', '.join(self.sources)}")
+            if block.dataset not in self.datasets:
+                raise ValueError(f"there is no dataset {block.dataset}; known: {', '.join(self.datasets)}")
         return self
 
 
@@ -100,8 +91,10 @@ def read(path: Path) -> pd.DataFrame:
         raise WmddError(f"{path} is not valid YAML: {one_line(error)}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
-        raise WmddError(f"{path}: {where}{first['msg'].removeprefix('Value error, ')}; correct it") from None
+        where = [*map(str, first["loc"])]
+        raise WmddError(
+            f"{path}: {'.'.join(where)}{': ' * bool(where)}{first['msg'].removeprefix('Value error, ')}; correct it"
+        ) from None
     rows = [row for block in content.results for row in _rows(content, block)]
     return pd.DataFrame(rows, columns=COLUMNS).sort_values([*KEY, "table"], ignore_index=True)
 
@@ -124,5 +117,5 @@ def beside(summary: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
 
     Numbers under others' protocols stand beside none of ours: no name of ours has a blank or an apostrophe, as theirs do.
     """
-    found = published.drop_duplicates(KEY)[[*KEY, "published", "source", "url"]]
-    return summary.merge(found, on=KEY, how="left")
+    numbers = published.drop_duplicates(KEY)[[*KEY, "published", "source", "url"]]
+    return summary.merge(numbers, on=KEY, how="left")

@@ -16,12 +16,12 @@ Form = Literal["markdown", "csv", "latex", "html"]
 
 
 class Value(NamedTuple):
-    """A cell of a table: what is shown, by what it is sorted, and what is said of it."""
+    """A cell of a table."""
 
     text: str
-    order: float | str | None = None
-    note: str = ""
-    quiet: bool = False
+    order: float | str | None = None  # by which rows are sorted
+    note: str = ""  # what the page says when one points at it
+    quiet: bool = False  # shown in grey
     url: str = ""
 
 
@@ -29,25 +29,15 @@ EMPTY = Value("", -math.inf)
 
 
 class Table(NamedTuple):
-    """A table.
+    """A table."""
 
-    Attributes:
-        name: of its element on the page.
-        columns: their titles.
-        rows: of them.
-        caption: what the numbers are.
-        wide: it has many rows, among which one can search.
-        shared: what all rows have in common and no column repeats.
-        numbers: what CSV has in place of the texts.
-    """
-
-    name: str
-    columns: list[str]
+    name: str  # of its element on the page
+    columns: list[str]  # titles
     rows: list[list[Value]]
-    caption: str = ""
-    wide: bool = False
-    shared: str = ""
-    numbers: pd.DataFrame | None = None
+    caption: str = ""  # what the numbers are
+    wide: bool = False  # it has many rows, among which one can search
+    shared: str = ""  # what all rows have in common and no column repeats
+    numbers: pd.DataFrame | None = None  # what CSV has in place of the texts
 
     @property
     def text(self) -> pd.DataFrame:
@@ -78,15 +68,15 @@ def table(
     """
     cells = {column.title: [column.cell(row) for row in rows] for column in columns}
     texts = {title: {value.text for value in values} for title, values in cells.items()}
-    shared = [title for title, each in texts.items() if title not in keep and len(each) == 1 and each != {""}]
-    shown = [title for title, each in texts.items() if title not in shared and each - {""}]
-    words = ", ".join(f"{title} {cells[title][0].text}" for title in shared)
+    shared = [title for title, values in texts.items() if title not in keep and len(values) == 1 and values != {""}]
+    shown = [title for title, values in texts.items() if title not in shared and values - {""}]
+    said = ", ".join(f"{title} {cells[title][0].text}" for title in shared)
     lines = [list(row) for row in zip(*(cells[title] for title in shown), strict=True)]
-    return Table(name, shown, lines, caption, wide, f"In all rows: {words}." if words else "", numbers)
+    return Table(name, shown, lines, caption, wide, f"In all rows: {said}." if said else "", numbers)
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a data frame."""
+    """Return the rows of a data frame, each by column."""
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
@@ -128,10 +118,5 @@ def environment() -> Any:
     """Return where the templates of pages are."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    return Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = FileSystemLoader(TEMPLATES)
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -1,4 +1,4 @@
-"""Report: the tables of an experiment in words."""
+"""Report: the tables of an experiment in Markdown, as the stage report writes them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wmdd.report.page import scores, tables
+from wmdd.report import accuracy_tables, tables
 from wmdd.report.render import render
-from wmdd.workflow.layout import cell_of, wildcards_of
+from wmdd.report.results import with_cells
+from wmdd.workflow.layout import wildcards_of
 
 SOLVED = [name for name in wildcards_of("barycenter") if name not in ("seed", "block")]
-QUALITY = {  # of the barycenter stage, and what stands for many classes
+QUALITY = {  # of the barycenter stage, and which statistic stands for many classes
     "cost": "mean",
     "explained": "mean",
     "min_mass": "mean",
@@ -22,7 +23,6 @@ QUALITY = {  # of the barycenter stage, and what stands for many classes
     "gap": "max",
     "restarts_gap": "max",
 }
-SECONDS = {"seconds": "mean"}
 
 
 def markdown(summary: pd.DataFrame, teachers: dict[str, dict[str, Any]], held_out: Sequence[str] = ()) -> str:
@@ -33,7 +33,7 @@ def markdown(summary: pd.DataFrame, teachers: dict[str, dict[str, Any]], held_ou
         teachers: meta data of each, by its file.
         held_out: the datasets that are validated on a part of their training set.
     """
-    lines = ["# Results", "", render(scores.results(summary), "markdown")]
+    lines = ["# Results", "", render(accuracy_tables.results(summary), "markdown")]
     if held_out:
         lines += [f"Of {', '.join(held_out)} what validates is a part of the training set, held out.", ""]
     lines += [_teacher(path, about) for path, about in sorted(teachers.items())]
@@ -63,18 +63,18 @@ def barycenter_summary(blocks: list[tuple[Path, dict[str, np.ndarray], list[floa
     Args:
         blocks: the file, the quality of its classes by name, and the seconds of each class.
     """
-    parts = []
-    for path, quality, seconds in blocks:
-        cell = cell_of(path)
-        part = (
-            pd.DataFrame(quality).reindex(columns=[*QUALITY]).assign(**{name: getattr(cell, name) for name in SOLVED})
+    frames = [
+        (
+            path,
+            pd.DataFrame(quality)
+            .reindex(columns=[*QUALITY])
+            .assign(seconds=np.broadcast_to(seconds, len(quality["cost"]))),
         )
-        parts.append(part.assign(seconds=np.broadcast_to(seconds, len(part))))
-    if not parts:
-        return pd.DataFrame(columns=[*SOLVED, "solved", *QUALITY, "seconds"])
-    groups = pd.concat(parts).groupby(SOLVED, sort=True)
-    found = groups.agg(solved=("cost", "size"), **{name: (name, how) for name, how in (QUALITY | SECONDS).items()})
-    return found.reset_index()
+        for path, quality, seconds in blocks
+    ]
+    groups = with_cells(frames, [*QUALITY, "seconds"]).groupby(SOLVED, sort=True)
+    means = {name: (name, statistic) for name, statistic in (QUALITY | {"seconds": "mean"}).items()}
+    return groups.agg(solved=("cost", "size"), **means).reset_index()
 
 
 def barycenter_markdown(table: pd.DataFrame) -> str:

@@ -22,24 +22,19 @@ FIRST = ("dataset", "ipc", "method")  # how tables are sorted
 GROUP = [*FIRST, *(name for name in CELL if name not in (*FIRST, "seed", "run")), "labels"]
 SETTING = [name for name in GROUP if name != "method"]  # in which methods are compared
 CONTROL = "random"
+GAIN = ("gain", "gain_low", "gain_high", "gain_p", "gain_n")  # over it: the fields of `intervals.Difference`
+COLUMNS = [*CELL, "labels", "set", "family", "top1"]  # of a student, before `MEASURES`
 NO_RESULT = "{} is not the result of a student; give a run0.json of the student stage"
 Meta = Mapping[str, Any]
 
 
 class Measure(NamedTuple):
-    """What tables say of a student beside its top-1: to add a column, add a measure.
+    """What tables say of a student beside its top-1: to add a column, add a measure."""
 
-    Attributes:
-        name: of the column in data frames and CSV.
-        read: returns it from the content of a student's result.
-        title: of its column in the main table, which has the mean over seeds; empty: it has none.
-        mean: the summary has its mean over seeds.
-    """
-
-    name: str
-    read: Callable[[Meta], float]
-    title: str = ""
-    mean: bool = True
+    name: str  # of the column in data frames and CSV
+    read: Callable[[Meta], float]  # from the content of a student's result
+    title: str = ""  # of its column in the main table, which has the mean over seeds; empty: it has none
+    mean: bool = True  # the summary has its mean over seeds
 
 
 MEASURES = (
@@ -58,6 +53,12 @@ def set_of(cell: Cell) -> Cell:
 def all_parts(cell: Cell) -> dict[str, Any]:
     """Return all parts of a cell, those that it lacks as ""."""
     return dict.fromkeys(CELL, "") | cell.parts()
+
+
+def with_cells(frames: Iterable[tuple[Path, pd.DataFrame]], columns: Iterable[str]) -> pd.DataFrame:
+    """Return data frames of files one below the other, each row with all parts of its file's cell; of none, these columns."""
+    parts = [frame.assign(**all_parts(cell_of(path))) for path, frame in frames]
+    return pd.concat(parts) if parts else pd.DataFrame(columns=[*CELL, *columns])
 
 
 def family_of(meta: Meta) -> str:
@@ -97,17 +98,15 @@ def rows(results: Results, families: Mapping[Cell, str] | None = None) -> pd.Dat
     for path, content in results:
         cell = cell_of(path)
         if cell.student is None:
-            raise WmddError(
-                f"{path} is not where a student's result belongs; give run0.json and the like of the student stage"
-            )
-        family = (families or {}).get(set_of(cell), "")
+            raise WmddError(f"{path} is not where a student's result belongs; give run0.json of the student stage")
+        line = all_parts(cell) | {"family": (families or {}).get(set_of(cell), "")}
         try:
-            line = all_parts(cell) | {"labels": content["settings"]["labels"], "set": set_digest(content)}
-            line |= {"family": family, "top1": top1_of(path, content)}
-            lines.append(line | {measure.name: measure.read(content) for measure in MEASURES})
+            line |= {"labels": content["settings"]["labels"], "set": set_digest(content)}
+            line |= {"top1": top1_of(path, content)} | {measure.name: measure.read(content) for measure in MEASURES}
         except (KeyError, TypeError, ValueError):
             raise WmddError(NO_RESULT.format(path)) from None
-    return pd.DataFrame(lines, columns=_columns())
+        lines.append(line)
+    return pd.DataFrame(lines, columns=[*COLUMNS, *(measure.name for measure in MEASURES)])
 
 
 def top1_of(path: Path, content: Meta) -> float:
@@ -120,10 +119,6 @@ def top1_of(path: Path, content: Meta) -> float:
     if math.isnan(top1):
         raise WmddError(f"the accuracy in {path} is not a number; delete the file and run again")
     return top1
-
-
-def _columns() -> list[str]:
-    return [*CELL, "labels", "set", "family", "top1", *(measure.name for measure in MEASURES)]
 
 
 def set_digest(content: Meta) -> str:
@@ -151,21 +146,21 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
     averaged = [measure.name for measure in MEASURES if measure.mean]
     lines = []
     for key, students in groups.items():
-        line = dict(zip(GROUP, key, strict=True)) | {"family": _only(students["family"])}
+        control = {} if key[place] == CONTROL else scores.get((*key[:place], CONTROL, *key[place + 1 :]), {})
+        families = students["family"].unique()
+        line = dict(zip(GROUP, key, strict=True)) | {"family": str(families[0]) if len(families) == 1 else ""}
         line |= intervals.mean(scores[key])._asdict() | {"sets": sets_of(students["set"]), "students": len(students)}
         line |= {"spread": intervals.spread(students["seed"], students["top1"])}
         line |= {name: scored(students, name) for name in (*averaged, "seconds", "bytes") if name in students}
-        control = scores.get((*key[:place], CONTROL, *key[place + 1 :]), {})
-        line |= _gain(control if key[place] != CONTROL else {}, scores[key])
-        lines.append(line)
-    numbers = [*intervals.Mean._fields, "sets", "students", "spread", *averaged, *_gain({}, {})]
-    return pd.DataFrame(lines, columns=[*GROUP, "family", *numbers] if not lines else None)
+        lines.append(line | _gain(control, scores[key]))
+    numbers = [*intervals.Mean._fields, "sets", "students", "spread", *averaged, *GAIN]
+    return pd.DataFrame(lines, columns=None if lines else [*GROUP, "family", *numbers])
 
 
 def over_seeds(table: pd.DataFrame, keys: list[str], name: str) -> pd.DataFrame:
     """Return mean, std and n of a column over seeds, by keys; the students of a seed are averaged first."""
-    each = table.dropna(subset=name).groupby([*keys, "seed"])[name].mean()
-    return each.groupby(keys).agg(mean="mean", std="std", n="size").reset_index()
+    means = table.dropna(subset=name).groupby([*keys, "seed"])[name].mean()
+    return means.groupby(keys).agg(mean="mean", std="std", n="size").reset_index()
 
 
 def scores_of(students: pd.DataFrame, name: str = "top1") -> dict[int, float]:
@@ -179,13 +174,8 @@ def scored(students: pd.DataFrame, name: str) -> float:
 
 
 def _gain(control: Mapping[int, float], scores: Mapping[int, float]) -> dict[str, float]:
-    names = ("gain", "gain_low", "gain_high", "gain_p", "gain_n")
-    gain = intervals.difference(control, scores) if control else (math.nan,) * len(names)
-    return dict(zip(names, gain, strict=True))
-
-
-def _only(values: "pd.Series[Any]") -> str:
-    return str(values.iloc[0]) if values.nunique() == 1 else ""
+    gain = intervals.difference(control, scores) if control else (math.nan,) * len(GAIN)
+    return dict(zip(GAIN, gain, strict=True))
 
 
 def jobs(costs: Results) -> pd.DataFrame:
@@ -199,17 +189,16 @@ def raw(results: Results, families: Mapping[Cell, str], teachers: Mapping[str, M
     Scores are in percent; a job has its cell, seconds, peak memory and machine.
     """
     versions = [content.get("versions", {}) | {"revision": content.get("revision", "")} for _, content in results]
+    students = [
+        {name: value for name, value in line.items() if value != "" or name in ("family", "set")}
+        for line in records(rows(results, families).round(4))
+    ]
     return {
-        "runs": _records(rows(results, families).round(4)),
+        "runs": students,
         "teachers": {path: {k: 100 * v for k, v in about["accuracy"].items()} for path, about in teachers.items()},
         "costs": [{"file": path.as_posix()} | cell_of(path).parts() | cost for path, cost in costs],
         "versions": [each for number, each in enumerate(versions) if each not in versions[:number]],
     }
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return rows without the parts that they lack."""
-    return [{k: v for k, v in line.items() if v != "" or k in ("family", "set")} for line in records(table)]
 
 
 def of_raw(content: Mapping[str, Any]) -> pd.DataFrame:
@@ -225,7 +214,6 @@ def of_raw(content: Mapping[str, Any]) -> pd.DataFrame:
     lines = []
     for line in content["runs"]:
         cell = Cell.of(line)
-        lines.append(
-            {"family": families.get(set_of(cell), ""), "set": ""} | line | all_parts(cell) | {"labels": line["labels"]}
-        )
-    return pd.DataFrame(lines, columns=_columns())
+        missing = {"family": families.get(set_of(cell), ""), "set": ""}
+        lines.append(missing | line | all_parts(cell) | {"labels": line["labels"]})
+    return pd.DataFrame(lines, columns=[*COLUMNS, *(measure.name for measure in MEASURES)])

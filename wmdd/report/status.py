@@ -70,33 +70,38 @@ HINTS = (  # what a log says -> what to do
 
 
 @dataclass(frozen=True)
-class Found:
+class Seen:
     """A job with its state, one of `STATES`, and what its files say; times are seconds since 1970, 0 where there is no file."""
 
     job: Job
     state: str
-    lines: tuple[str, ...] = ()
-    logged: float = 0.0
-    kept: float = 0.0
+    lines: tuple[str, ...] = ()  # the last of its log
+    logged: float = 0.0  # when the log was written to
+    kept: float = 0.0  # when the checkpoint was
+
+    @property
+    def heard(self) -> float:
+        """When the job was last heard of."""
+        return max(self.logged, self.kept)
 
 
 def markers(folder: Path = Path(".snakemake/incomplete")) -> dict[Path, float]:
     """Return the outputs of the jobs that Snakemake has started or handed to a cluster, with the time when it did."""
-    found = {}
+    started = {}
     for path in folder.rglob("*"):
         name = "".join(part.removeprefix("@") for part in path.relative_to(folder).parts)  # long names are split
         with suppress(OSError, ValueError, binascii.Error):  # another file, or the job has just ended
             if path.is_file():
-                found[Path(urlsafe_b64decode(name).decode())] = path.stat().st_mtime
-    return found
+                started[Path(urlsafe_b64decode(name).decode())] = path.stat().st_mtime
+    return started
 
 
 def holder(folder: Path = Path(".snakemake")) -> str:
     """Return which Snakemake runs the workflow here, or nothing; one that was killed on another machine can't be told."""
     if not any((folder / "locks").glob("*.lock")):
         return ""
-    for _, known in holders(folder / "locks"):
-        return "" if known.gone else str(known)
+    for _, process in holders(folder / "locks"):
+        return "" if process.gone else str(process)
     return "it is not known where"
 
 
@@ -137,83 +142,80 @@ def _end(lines: Sequence[str]) -> str:
     return "middle" if going else ""
 
 
-def look(found: Iterable[Job], marked: dict[Path, float], lives: bool, now: float | None = None) -> list[Found]:
+def look(jobs: Iterable[Job], started: dict[Path, float], lives: bool, now: float | None = None) -> list[Seen]:
     """Return the state of each job.
 
     Args:
-        found: the jobs.
-        marked: of `markers`.
+        jobs: of the workflow.
+        started: of `markers`.
         lives: whether a Snakemake runs the workflow.
         now: of `time.time()` by default; a log from the future means that the machines' clocks differ, and is the clock.
     """
     seen = []
-    for job in found:
-        if not job.wanted and job.outputs[0] not in marked:
-            seen.append(Found(job, "done"))
+    for job in jobs:
+        if not job.wanted and job.outputs[0] not in started:
+            seen.append(Seen(job, "done"))
         elif (logged := _modified(job.log)) and job.log is not None:
-            seen.append(Found(job, "", tuple(tail(job.log)), logged, _modified(job.checkpoint)))
+            seen.append(Seen(job, "", tuple(tail(job.log)), logged, _modified(job.checkpoint)))
         else:
-            seen.append(Found(job, ""))
-    clock = max([time.time() if now is None else now, *(f.logged for f in seen)])
-    return [f if f.state else replace(f, state=_state(f, marked.get(f.job.outputs[0]), lives, clock)) for f in seen]
+            seen.append(Seen(job, ""))
+    clock = max([time.time() if now is None else now, *(s.logged for s in seen)])
+    return [s if s.state else replace(s, state=_state(s, started.get(s.job.outputs[0]), lives, clock)) for s in seen]
 
 
-def _state(found: Found, since: float | None, lives: bool, now: float) -> str:
+def _state(seen: Seen, since: float | None, lives: bool, now: float) -> str:
     """Return the state of a job that is wanted or that Snakemake has started, at `since`."""
-    job, end = found.job, _end(found.lines)
-    made = all(path.exists() for path in job.outputs)
-    if since is None and made:
+    job, end = seen.job, _end(seen.lines)
+    complete = all(path.exists() for path in job.outputs)
+    if since is None and complete:
         return "out of date"
-    if since is not None and lives and (found.logged < since or end == "signal"):
+    if since is not None and lives and (seen.logged < since or end == "signal"):
         return "queued"  # of the attempt before there may be a log; after a warning, a cluster starts a job again by itself
-    if end == "badly" and not made:
+    if end == "badly" and not complete:
         return "failed"
-    heard = now - max(found.logged, found.kept)
-    if since is not None and found.logged and end != "signal" and heard < (PATIENCE if lives else FRESH):
+    if since is not None and seen.logged and end != "signal" and now - seen.heard < (PATIENCE if lives else FRESH):
         return "running"
-    if made:
+    if complete:
         return "out of date"  # Snakemake was gone before it saw the job's end
-    if found.logged and (since is not None or end in ("middle", "signal") or scheduled(job, found.logged)):
+    if seen.logged and (since is not None or end in ("middle", "signal") or scheduled(job, seen.logged)):
         return "stopped"
     # else it ended well, as it says or (grid, report) as nobody denies, and its output was deleted
     return "waiting" if job.waits else "ready"
 
 
-def render(found: Sequence[Found], name: str, holder: str = "", detail: bool = False, now: float | None = None) -> str:
-    """Return the table of an experiment file, the jobs that run or ended early, and the totals."""
-    now = max([time.time() if now is None else now, *(f.logged for f in found)])
-    of = {state: [f for f in found if f.state == state] for state in STATES}
+def render(jobs: Sequence[Seen], name: str, holder: str = "", detail: bool = False, now: float | None = None) -> str:
+    """Return the table of an experiment file, the jobs that run or ended early, and the totals.
+
+    Args:
+        jobs: of `look`.
+        name: of the file.
+        holder: of `holder`.
+        detail: say it of all jobs that run or ended early, and why others are out of date.
+        now: of `time.time()` by default.
+    """
+    now = max([time.time() if now is None else now, *(seen.logged for seen in jobs)])
+    by_state = {state: sorted((s for s in jobs if s.state == state), key=lambda s: -s.logged) for state in STATES}
     at_work = f"snakemake runs ({holder})" if holder else "no snakemake runs here"
-    parts = [f"{name}, {time.strftime('%Y-%m-%d %H:%M')}: {at_work}", _table(found)]
-    runs = sorted(of["running"], key=lambda f: -f.logged)
-    parts += _list("Running", [_running(f, now) for f in _few(runs, detail)], len(runs))
-    for state in ("failed", "stopped"):
-        ended = sorted(of[state], key=lambda f: -f.logged)
-        parts += _list(state.capitalize(), [_ended(f, now) for f in _few(ended, detail)], len(ended))
-    if detail:
-        why = [f"  {_first(f.job)}\n    {f.job.reason[:WIDTH]}" for f in of["out of date"]]
-        parts += _list("Out of date", why, len(why))
-    left = len(of["ready"]) + len(of["waiting"])
-    counts = {state: len(of[state]) for state in STATES[1:6]} | {"left": left}
+    parts = [f"{name}, {time.strftime('%Y-%m-%d %H:%M')}: {at_work}", _table(jobs)]
+    for state, told in (("running", _running), ("failed", _ended), ("stopped", _ended)):
+        shown = by_state[state] if detail else by_state[state][:SHOWN]
+        more = len(by_state[state]) - len(shown)
+        lines = [told(seen, now) for seen in shown] + ([f"  and {more:,} more (--detail)"] if more else [])
+        parts += ["\n".join([f"{state.capitalize()}:", *lines])] if lines else []
+    if detail and by_state["out of date"]:
+        reasons = [f"  {_first(s.job)}\n    {s.job.reason[:WIDTH]}" for s in by_state["out of date"]]
+        parts += ["\n".join(["Out of date:", *reasons])]
+    counts = {state: len(by_state[state]) for state in STATES[1:6]}
+    counts["left"] = len(by_state["ready"]) + len(by_state["waiting"])
     totals = [f"{count:,} {state}" for state, count in counts.items() if count]
-    return "\n\n".join([*parts, ", ".join([f"{len(of['done']):,} of {len(found):,} jobs done", *totals])])
+    return "\n\n".join([*parts, ", ".join([f"{len(by_state['done']):,} of {len(jobs):,} jobs done", *totals])])
 
 
-def _few(found: Sequence[Found], detail: bool) -> Sequence[Found]:
-    return found if detail else found[:SHOWN]
-
-
-def _list(title: str, shown: list[str], count: int) -> list[str]:
-    """Return a list under its title, or nothing of an empty one."""
-    more = [f"  and {count - len(shown):,} more (--detail)"] if count > len(shown) else []
-    return ["\n".join([f"{title}:", *shown, *more])] if shown else []
-
-
-def _table(found: Sequence[Found]) -> str:
+def _table(jobs: Sequence[Seen]) -> str:
     """Return how many jobs of each dataset and rule are in each state; states in which none is are left out."""
     groups: dict[tuple[str, str], Counter[str]] = {}
-    for f in found:
-        groups.setdefault((f.job.cell.dataset or "", f.job.stage), Counter())[f.state] += 1
+    for seen in jobs:
+        groups.setdefault((seen.job.cell.dataset or "", seen.job.stage), Counter())[seen.state] += 1
     order = sorted(groups, key=lambda g: (not g[0], g[0], rank(g[1]), g[1]))
     states = [state for state in STATES if any(groups[g][state] for g in order)]
     rows = [[*g, groups[g].total(), *(groups[g][state] or "" for state in states)] for g in order]
@@ -225,25 +227,24 @@ def _first(job: Job) -> str:
     return f"{job.stage} {job.outputs[0]}"
 
 
-def _running(found: Found, now: float) -> str:
-    said = [text for text in _progress(found, now) if text] or ["no progress to show yet"]
-    heard = seconds(max(round(now - max(found.logged, found.kept)), 1))
-    return f"  {_first(found.job)}\n    {', '.join(said)}, last heard of {heard} ago"
+def _ago(then: float, now: float) -> str:
+    return f"{seconds(max(round(now - then), 1))} ago"
 
 
-def _progress(found: Found, now: float) -> tuple[str, str]:
+def _running(seen: Seen, now: float) -> str:
     """Return how far a job is and what time it has left, of the log or the checkpoint, whichever is newer."""
-    shown = next(filter(None, map(PROGRESS.match, reversed(found.lines))), None)
-    if (shown is None or found.kept > found.logged) and (kept := _kept(found.job)) is not None:
+    progress = next(filter(None, map(PROGRESS.match, reversed(seen.lines))), None)
+    kept, left, parts = _kept(seen.job), 0.0, ["no progress to show yet"]
+    if kept is not None and (progress is None or seen.kept > seen.logged):
         left = kept.seconds * (kept.total - kept.done) / kept.done if kept.done else 0
-        return _far(kept.done, kept.total, kept.unit), f"{seconds(left)} left" if left else ""
-    if shown is None:
-        return "", ""
-    said = shown["left"].split(":")
-    left = sum(60**i * int(part) for i, part in enumerate(reversed(said))) if said[0].isdigit() else 0
-    left = max(left - (now - found.logged), 0)
-    far = _far(int(shown["done"]), int(shown["total"]), shown["unit"])
-    return f"{shown['what']}: {far}", f"{seconds(left)} left" if left else ""
+        parts = [_far(kept.done, kept.total, kept.unit)]
+    elif progress is not None:
+        clock = progress["left"].split(":")
+        left = sum(60**i * int(part) for i, part in enumerate(reversed(clock))) if clock[0].isdigit() else 0
+        left = max(left - (now - seen.logged), 0)
+        parts = [f"{progress['what']}: {_far(int(progress['done']), int(progress['total']), progress['unit'])}"]
+    parts += [f"{seconds(left)} left"] if left else []
+    return f"  {_first(seen.job)}\n    {', '.join(parts)}, last heard of {_ago(seen.heard, now)}"
 
 
 def _kept(job: Job) -> Progress | None:
@@ -255,22 +256,18 @@ def _far(done: float, total: float, unit: str) -> str:
     return f"{done:,.{0 if done == int(done) else 1}f}/{total:,.0f} {unit}"
 
 
-def _ended(found: Found, now: float) -> str:
+def _ended(seen: Seen, now: float) -> str:
     """Return where a job that failed or stopped has its log, the last lines of it and of the scheduler's, and what to do."""
-    job, lines = found.job, list(found.lines[-LINES:])
-    said = [*found.lines[-4 * LINES :]]
-    text = [f"  {_first(job)}", f"    {job.log}, {seconds(max(round(now - found.logged), 1))} ago:"]
-    text += [f"    | {line}" for line in lines or ["(empty)"]]
-    if found.state == "stopped" and (scheduler := scheduled(job, found.logged)) is not None:
+    job, lines = seen.job, list(seen.lines[-4 * LINES :])
+    text = [f"  {_first(job)}", f"    {job.log}, {_ago(seen.logged, now)}:"]
+    text += [f"    | {line}" for line in lines[-LINES:] or ["(empty)"]]
+    if seen.state == "stopped" and (scheduler := scheduled(job, seen.logged)) is not None:
         ending = tail(scheduler)
-        said += ending
+        lines += ending
         text += [f"    {scheduler}:", *(f"    | {line}" for line in ending[-LINES:])]
-    return "\n".join([*text, f"    → {hint(job.rule, said, found.state)}{_kept_text(found)}"])
-
-
-def _kept_text(found: Found) -> str:
-    kept = _kept(found.job) if found.kept else None
-    return f" ({_far(kept.done, kept.total, kept.unit)} are kept)" if kept is not None else ""
+    kept = _kept(job) if seen.kept else None
+    saved = f" ({_far(kept.done, kept.total, kept.unit)} are kept)" if kept is not None else ""
+    return "\n".join([*text, f"    → {hint(job.rule, lines, seen.state)}{saved}"])
 
 
 def scheduled(job: Job, logged: float, folder: Path = Path(".snakemake/slurm_logs")) -> Path | None:

@@ -1,8 +1,9 @@
-"""Gallery: the distilled images of a report as strips, a class of a distilled set each, inside the page."""
+"""Thumbnails: the distilled images on the page, those of a class side by side in a strip."""
 
 import base64
 import io
-from typing import NamedTuple
+import itertools
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -45,3 +46,15 @@ def strip(images: np.ndarray) -> tuple[str, int]:
     with io.BytesIO() as file:
         row.save(file, "WEBP", lossless=lossless, quality=80, method=4, exact=False)
         return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}", height
+
+
+def galleries(strips: list[Strip]) -> list[dict[str, Any]]:
+    """Return the distilled images by dataset and teacher: the choices, and the strips by class."""
+    shown = []
+    for (dataset, teacher), group in itertools.groupby(strips, key=lambda strip: (strip.dataset, strip.teacher)):
+        classes: dict[str, list[Strip]] = {}
+        for strip in group:
+            classes.setdefault(strip.name, []).append(strip)
+        ipc = sorted({strip.ipc for strips in classes.values() for strip in strips})
+        shown.append({"title": f"{dataset}, teacher {teacher}", "ipc": ipc, "classes": [*classes.items()]})
+    return shown

@@ -10,7 +10,7 @@ import pytest
 
 from wmdd.report import charts
 from wmdd.report.charts import GREYS, SHAPES, Palette
-from wmdd.report.page import figures
+from wmdd.report.page import chart_sections as figures
 from wmdd.report.results import rows, summary
 
 from .material import METHODS, material, results
@@ -105,7 +105,7 @@ def test_a_sweep_joins_what_differs_in_the_weight_alone(all_of_it):
 
 
 def test_the_line_of_a_decay_has_its_slope(all_of_it):
-    rows = figures._falling(all_of_it.decays)
+    rows = figures.with_fit(all_of_it.decays)
     slope = math.log(rows["fit"].iloc[-1] / rows["fit"].iloc[0]) / math.log(8)
     assert slope == pytest.approx(-1 / 12)
 
@@ -131,7 +131,7 @@ def test_stages_stand_behind_what_they_use():
 
 def test_stages_lie_the_same_in_every_process():
     edges = {(f"s{i}", f"s{i + j}"): 1 for i in range(20) for j in (1, 2, 5)}
-    source = f"from wmdd.report.charts import _layers; print(_layers({edges}))"
+    source = f"from wmdd.report.lineage import layers; print(layers({edges}))"
     layers = {
         subprocess.run(
             [sys.executable, "-c", source],

@@ -10,8 +10,8 @@ import yaml
 from PIL import Image
 
 from wmdd.base.errors import WmddError
+from wmdd.report import accuracy_tables as scores
 from wmdd.report import lineage, published, thumbnails
-from wmdd.report.page import scores
 from wmdd.report.render import render
 from wmdd.report.results import rows, summary
 from wmdd.stages import embedding

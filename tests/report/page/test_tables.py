@@ -8,10 +8,10 @@ import pytest
 from scipy.stats import t as student_t
 
 from tests.report.test_results import result
-from wmdd.report import published
+from wmdd.report import accuracy_tables as scores
+from wmdd.report import published, tables
 from wmdd.report.compare import Side, render
 from wmdd.report.intervals import difference
-from wmdd.report.page import scores, tables
 from wmdd.report.render import render as render_table
 from wmdd.report.results import rows, summary
 from wmdd.workflow.layout import cell_of

@@ -1,4 +1,4 @@
-"""Tables of all but accuracy: what is published, what it cost, and where it is from."""
+"""Tables of all but accuracy: what is published, what it cost, and where it is from: data, teachers, settings, machines."""
 
 import json
 import math
@@ -13,10 +13,10 @@ from wmdd.report.results import GROUP
 Meta = dict[str, Any]
 
 
-def published(known: pd.DataFrame, names: set[str]) -> Table | None:
+def published(numbers: pd.DataFrame, names: set[str]) -> Table | None:
     """Return all published numbers of some datasets."""
     place = ["dataset", "ipc", "method", "student", "protocol", "labels"]
-    rows = known[known["dataset"].isin(names)].drop_duplicates([*place, "published"]).sort_values(place)
+    rows = numbers[numbers["dataset"].isin(names)].drop_duplicates([*place, "published"]).sort_values(place)
     if rows.empty:
         return None
     columns = [plain(name) for name in place]
@@ -33,17 +33,16 @@ def cost(costs: pd.DataFrame) -> Table:
         costs: `results.jobs`, with the column bytes where it is known.
     """
     place = [name for name in GROUP if name not in ("labels", "block")]
+    costs = costs.reindex(columns=[*dict.fromkeys([*costs.columns, "peak_gpu_memory_mb", "bytes"])])
     lines = []
     for key, rows in costs.groupby([*place, "stage"], sort=False, dropna=False):
-        line: dict[str, Any] = dict(zip([*place, "stage"], key, strict=True)) | {"jobs": len(rows)}
-        gpu = rows["peak_gpu_memory_mb"].dropna() if "peak_gpu_memory_mb" in rows else pd.Series(dtype=float)
-        line |= {
-            "seconds": rows["seconds"].sum(),
-            "each": rows["seconds"].median(),
-            "memory": rows["peak_memory_mb"].max(),
-        }
-        line |= {"hours": rows.loc[gpu.index, "seconds"].sum() / 3600 if len(gpu) else math.nan, "gpu": gpu.max()}
-        lines.append(line | {"bytes": rows["bytes"].sum() if "bytes" in rows else math.nan})
+        on_gpu = rows[rows["peak_gpu_memory_mb"].notna()]
+        lines.append(
+            dict(zip([*place, "stage"], key, strict=True))
+            | {"jobs": len(rows), "seconds": rows["seconds"].sum(), "each": rows["seconds"].median()}
+            | {"memory": rows["peak_memory_mb"].max(), "gpu": on_gpu["peak_gpu_memory_mb"].max()}
+            | {"hours": on_gpu["seconds"].sum(min_count=1) / 3600, "bytes": rows["bytes"].sum(min_count=1)}
+        )
     columns = [plain(name) for name in (*place, "stage", "jobs")]
     columns += [
         _amount("seconds", "seconds", ",.0f"),
@@ -70,36 +69,29 @@ def numbers(name: str, frame: pd.DataFrame) -> Table | None:
     shown = frame.dropna(axis=1, how="all")
     if shown.empty:
         return None
-    lines = [[Value(_figure(value), _order(value)) for value in row] for row in shown.itertuples(index=False)]
+    lines = [[_plain(value) for value in row] for row in shown.itertuples(index=False)]
     return Table(name, [str(column).replace("_", " ") for column in shown.columns], lines)
 
 
-def _figure(value: Any) -> str:
+def _plain(value: Any) -> Value:
     if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.4g}"
-    return str(value)
+        return EMPTY if math.isnan(value) else Value(f"{value:.4g}", value)
+    return Value(str(value), None if isinstance(value, str) else float(value))
 
 
-def _order(value: Any) -> float | str | None:
-    if isinstance(value, str):
-        return None
-    return -math.inf if math.isnan(value) else float(value)
-
-
-def datasets(found: list[tuple[str, Meta]]) -> Table:
+def datasets(metas: list[tuple[str, Meta]]) -> Table:
     """Return which data were used: source and variant, pictures, what was noticed in them.
 
     Args:
-        found: name and meta data of each.
+        metas: name and meta data of each.
     """
     lines = []
-    for name, meta in found:
-        counts = [sum(meta["counts"][split]) for split in ("train", "val")]
-        numbers = [len(meta["classes"]), *counts, meta["resolution"]]
+    for name, meta in metas:
+        train, val = (sum(meta["counts"][split]) for split in ("train", "val"))
         noticed = [meta["duplicates"]["val in train"], len(meta["skipped"]), meta["enlarged"]["count"]]
-        line = [Value(name), Value(str(meta["variant"])), *(Value(f"{number:,}", number) for number in numbers)]
-        line += [Value(" ".join(f"{value:.3f}" for value in meta[moment])) for moment in ("mean", "std")]
-        lines.append([*line, *(Value(f"{number:,}", number) for number in noticed)])
+        moments = [" ".join(f"{value:.3f}" for value in meta[moment]) for moment in ("mean", "std")]
+        counts = _counts(len(meta["classes"]), train, val, meta["resolution"])
+        lines.append([Value(name), Value(str(meta["variant"])), *counts, *map(Value, moments), *_counts(*noticed)])
     columns = ["dataset", "variant", "classes", "training pictures", "validation pictures", "px", "mean", "std"]
     columns += ["validation in training", "left out", "enlarged"]
     caption = (
@@ -109,45 +101,48 @@ def datasets(found: list[tuple[str, Meta]]) -> Table:
     return Table("datasets", columns, lines, caption)
 
 
-def teachers(found: dict[str, Meta]) -> Table:
-    """Return what the teachers reach."""
-    lines = [
-        [
-            Value(path),
-            Value(f"{100 * meta['accuracy']['top1']:.2f}", float(meta["accuracy"]["top1"])),
-            Value(str(meta["settings"].get("architecture", ""))),
-            Value(str(meta.get("origin", "trained here"))),
-        ]
-        for path, meta in sorted(found.items())
-    ]
+def _counts(*numbers: int) -> list[Value]:
+    return [Value(f"{number:,}", number) for number in numbers]
+
+
+def teachers(metas: dict[str, Meta]) -> Table:
+    """Return what the teachers reach, by path."""
+    lines = []
+    for path, meta in sorted(metas.items()):
+        accuracy = float(meta["accuracy"]["top1"])
+        origin = str(meta.get("origin", "trained here"))
+        architecture = str(meta["settings"].get("architecture", ""))
+        lines.append([Value(path), Value(f"{100 * accuracy:.2f}", accuracy), Value(architecture), Value(origin)])
     return Table("teachers", ["teacher", "top-1, %", "architecture", "weights"], lines)
 
 
-def classes(found: list[tuple[str, Meta]]) -> dict[str, Table]:
-    """Return the manifest of classes of each dataset."""
+def classes(metas: list[tuple[str, Meta]]) -> dict[str, Table]:
+    """Return the manifest of classes of each dataset, by name."""
     columns = ["index", "folder", "name", "training pictures"]
-    made = {}
-    for place, (name, meta) in enumerate(found):
+    manifests = {}
+    for place, (name, meta) in enumerate(metas):
         rows = zip(meta["classes"], meta["names"], meta["counts"]["train"], strict=True)
-        lines = [[Value(str(i), i), Value(a), Value(b), Value(f"{n:,}", n)] for i, (a, b, n) in enumerate(rows)]
-        made[name] = Table(f"classes-{place}", columns, lines, wide=len(lines) > 20)
-    return made
+        lines = [[Value(str(i), i), Value(a), Value(b), *_counts(n)] for i, (a, b, n) in enumerate(rows)]
+        manifests[name] = Table(f"classes-{place}", columns, lines, wide=len(lines) > 20)
+    return manifests
 
 
 def differing(settings: dict[str, dict[str, Any]]) -> Table | None:
-    """Return the settings in which methods differ that have them at all."""
-    names = sorted({name for found in settings.values() for name in found})
-    methods = sorted(settings)
-    lines = []
-    for name in names:
+    """Return the settings in which methods differ that have them at all.
+
+    Args:
+        settings: by method and name.
+    """
+    methods, lines = sorted(settings), []
+    for name in sorted({name for values in settings.values() for name in values}):
         values = [settings[method].get(name) for method in methods]
         if len({json.dumps(value) for value in values if value is not None}) > 1:
-            lines.append([Value(name), *(Value("" if value is None else _setting(value)) for value in values)])
+            lines.append([Value(name), *(Value(_setting(value)) for value in values)])
     return Table("settings", ["setting", *methods], lines) if lines else None
 
 
 def _setting(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def machines(metas: list[Meta], costs: pd.DataFrame) -> dict[str, list[str]]:
@@ -157,12 +152,12 @@ def machines(metas: list[Meta], costs: pd.DataFrame) -> dict[str, list[str]]:
         metas: meta data of the files.
         costs: a row a job.
     """
-    found = {
+    origins = {
         "revision": {str(meta.get("revision", "unknown")) for meta in metas},
         "machine": set(costs["machine"].dropna()) if "machine" in costs else {"not recorded"},
         "device": {f"{meta['engine']['device']}, {meta['engine']['dtype']}" for meta in metas if meta.get("engine")},
     }
     for meta in metas:
         for package, version in meta.get("versions", {}).items():
-            found.setdefault(package, set()).add(version)
-    return {name: sorted(values) for name, values in found.items()}
+            origins.setdefault(package, set()).add(version)
+    return {name: sorted(values) for name, values in origins.items()}

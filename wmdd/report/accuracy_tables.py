@@ -9,7 +9,7 @@ import pandas as pd
 from wmdd.report import intervals
 from wmdd.report.published import KEY
 from wmdd.report.render import EMPTY, Column, Table, Value, plain, records, table
-from wmdd.report.results import GROUP, MEASURES, SETTING, kind_of, scores_of, sets_of
+from wmdd.report.results import GAIN, GROUP, MEASURES, SETTING, kind_of, scores_of, sets_of
 
 ABLATION = {  # preset -> cross-entropy, per-class statistics, barycenter
     "wmdd": (False, True, True),
@@ -19,13 +19,13 @@ ABLATION = {  # preset -> cross-entropy, per-class statistics, barycenter
     "sre2l": (True, False, False),
 }
 LOSS = ("cross-entropy", "per-class statistics", "barycenter")
-SAID = ("dataset", "ipc", "labels")  # by name at a glance
+SAID = ("dataset", "ipc", "labels")  # of a setting at a glance; the others stand in brackets
 KEEP = ("dataset", "images per class", "method", "labels")
-SCORE = (
+SCORED = (
     "Top-1 accuracy in % on the real validation set after the last epoch: mean ± standard deviation (n). n counts seeds of the "
     "distillation; the students of a seed are averaged. Fewer sets than seeds: the method gave several seeds the same images."
 )
-GAIN = (
+GAINED = (
     "− random: difference to random real images under the same labels; in brackets its 95 % interval (Student's t) and the "
     "number of seeds that both have, by which it is paired."
 )
@@ -49,8 +49,7 @@ def glance(cells: pd.DataFrame) -> list[str]:
         line = f"{where}: {distilled[0]}"
         if real:
             gain = intervals.difference(real[1], distilled[1])
-            line += f"; real images: {real[0]}; difference {intervals.difference_text(*_shown(gain))}: "
-            line += intervals.verdict(gain.low, gain.high)
+            line += f"; real images: {real[0]}; difference {intervals.difference_text(gain)}: {intervals.verdict(gain)}"
         lines.append(line)
     return lines
 
@@ -67,10 +66,6 @@ def _best(students: pd.DataFrame, kind: str) -> tuple[str, dict[int, float]] | N
     return f"{best} {intervals.mean_text(*intervals.mean(scores[best])[:3], sets)}{many}", scores[best]
 
 
-def _shown(gain: intervals.Difference) -> tuple[float, float, float, int]:
-    return gain.mean, gain.low, gain.high, gain.pairs
-
-
 def results(summary: pd.DataFrame) -> Table:
     """Return the main table: every group of students, its distance to random images, and what is published.
 
@@ -83,7 +78,7 @@ def results(summary: pd.DataFrame) -> Table:
     columns += [Column(title, _measure(name)) for name, _, title, mean in MEASURES if title and mean]
     columns += [Column("published", _published)]
     keep = (*KEEP, *(column.title for column in columns[len(place) :]))
-    return table("results", records(summary), columns, keep, f"{SCORE} {GAIN}", wide=True, numbers=summary)
+    return table("results", records(summary), columns, keep, f"{SCORED} {GAINED}", wide=True, numbers=summary)
 
 
 def _mean(row: dict[str, Any]) -> Value:
@@ -103,8 +98,9 @@ def _students(row: dict[str, Any]) -> Value:
 def _gain(row: dict[str, Any]) -> Value:
     if math.isnan(row["gain"]):
         return EMPTY
-    said = intervals.difference_text(row["gain"], row["gain_low"], row["gain_high"], int(row["gain_n"]))
-    return Value(said, float(row["gain"]), intervals.verdict(row["gain_low"], row["gain_high"]))
+    mean, low, high, p, pairs = (float(row[name]) for name in GAIN)
+    gain = intervals.Difference(mean, low, high, p, int(pairs))
+    return Value(intervals.difference_text(gain), gain.mean, intervals.verdict(gain))
 
 
 def _measure(name: str) -> Callable[[dict[str, Any]], Value]:
@@ -158,14 +154,13 @@ def across(
         return (*first, line["who"], *(line[key] for key in keys))
 
     ordered = sorted(lines.values(), key=rank)
-    return table(name, ordered, columns, ("method", *titles), SCORE, wide=len(ordered) > 20, numbers=summary)
+    return table(name, ordered, columns, ("method", *titles), SCORED, wide=len(ordered) > 20, numbers=summary)
 
 
 def ablation(summary: pd.DataFrame) -> Table | None:
     """Return the ablation of WMDD: what its loss has, and what that reaches on each dataset; soft labels."""
     rows = summary[(summary["labels"] == "soft") & summary["method"].isin(ABLATION)]
-    alike = [key for key in GROUP if key not in ("method", "dataset")]
-    rows = rows[rows.groupby(alike, dropna=False)["method"].transform("nunique") >= 3]
+    rows = rows[_different(rows, "method", but=("method", "dataset")) >= 3]
     parts = [
         Column(part, lambda row, place=place: Value("yes" if ABLATION[row["method"]][place] else "no"))  # type: ignore[misc]
         for place, part in enumerate(LOSS)
@@ -176,8 +171,11 @@ def ablation(summary: pd.DataFrame) -> Table | None:
 def architectures(summary: pd.DataFrame) -> Table | None:
     """Return what other networks than the teacher's learn from the same sets; soft labels."""
     rows = summary[summary["labels"] == "soft"]
-    alike = [key for key in GROUP if key != "student"]
-    rows = rows[
-        rows.groupby(alike, dropna=False)["student"].transform("nunique") > 1
-    ]  # one kind of student compares nothing
+    rows = rows[_different(rows, "student", but=("student",)) > 1]  # one kind of student compares nothing
     return across("architectures", rows, ["student"]) if len(rows) else None
+
+
+def _different(rows: pd.DataFrame, part: str, but: Sequence[str]) -> "pd.Series[int]":
+    """Return for each row how many values of a part there are among the rows that are alike but for some parts."""
+    alike = [key for key in GROUP if key not in but]
+    return rows.groupby(alike, dropna=False)[part].transform("nunique")

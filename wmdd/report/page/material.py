@@ -1,0 +1,42 @@
+"""Material: what a page is made from, as data frames and meta data."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from wmdd.report import results
+from wmdd.report.prices import priced
+from wmdd.report.published import beside
+from wmdd.report.thumbnails import Strip
+
+Meta = dict[str, Any]
+
+
+@dataclass
+class Material:
+    """What a page is made from."""
+
+    experiment: str  # its name
+    cells: pd.DataFrame  # `results.rows`: a row a student
+    histories: pd.DataFrame  # a row a student and epoch: its cell and labels, epoch, loss, top1 (%)
+    costs: pd.DataFrame  # `results.jobs`: a row a job, with the bytes of what it made
+    files: list[tuple[str, Meta]]  # path and meta data of every artifact, the students' results included
+    datasets: list[tuple[str, Meta]]  # by name
+    teachers: dict[str, Meta]  # by path
+    barycenters: pd.DataFrame  # `report.barycenter_summary`
+    distances: pd.DataFrame  # `distances.summary`
+    decays: pd.DataFrame  # `distances.decays`
+    maps: dict[tuple[str, str], pd.DataFrame]  # of datasets and teachers, for `charts.embedding`
+    strips: list[Strip]  # distilled images
+    settings: dict[str, dict[str, Any]]  # of methods, those of the stages that made the images, flat
+    regularisations: dict[tuple[str, str], tuple[str, float]]  # for `chart_sections.sweeps`, of datasets and methods
+    published: pd.DataFrame  # `published.read`
+    links: list[tuple[str, str]] = field(default_factory=list)  # files beside the page: name and path from it
+    circles: str = ""  # a data URI of the picture of circles and their means
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """`results.summary` with prices, and what is published."""
+        return beside(results.summary(priced(self.cells, self.costs, self.files)), self.published)
