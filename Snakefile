@@ -70,4 +70,4 @@ onstart:
 onsuccess:
     if workflow.is_main_process:
         tables = [table for table in TABLES if table.endswith(".md")]
-        print("Results:", *rules.page.output, *tables, f"{REPORT}/images/", file=sys.stderr)
+        print("Results:", rules.page.output.page, *tables, f"{REPORT}/images/", file=sys.stderr)
