@@ -1,12 +1,12 @@
 """Lineage: which file was made from which, by the digests that each carries, and whether the chain still holds."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from wmdd.report.results import set_of
 from wmdd.workflow.layout import CELL, Cell, place_of
-from wmdd.workflow.stages import STAGES, makers_of
+from wmdd.workflow.stages import BLOCKS, STAGES, makers_of
 
 Meta = dict[str, Any]
 
@@ -26,12 +26,12 @@ def graph(files: Iterable[tuple[str, Meta]]) -> Graph:
     """Join the files of an experiment by digest.
 
     A file says by name and digest what it was made from; the digest leads to the file. An input whose digest none of the files
-    has was made anew since, or is not among them (such as the blocks that a distilled set was joined from).
+    has was made anew since, or is not among them.
 
     Args:
         files: path and meta data of each.
     """
-    found = list(files)
+    found = list(_with_blocks(files))
     stages: dict[str, set[str]] = {}  # that made a content; a set joined from one block has the digest of that block
     for _, meta in found:
         stages.setdefault(str(meta.get("digest")), set()).add(meta["stage"])
@@ -61,7 +61,7 @@ def made_from(files: Iterable[tuple[str, Meta]]) -> dict[Cell, set[Cell]]:
     """
     makers: dict[str, set[Cell]] = {}
     inputs: dict[Cell, set[str]] = {}
-    for path, meta in files:
+    for path, meta in _with_blocks(files):
         place, stage = place_of(path), STAGES.get(meta["stage"])
         if place is not None and stage is not None and not stage.after:
             makers.setdefault(str(meta.get("digest")), set()).add(set_of(place.cell))
@@ -71,6 +71,20 @@ def made_from(files: Iterable[tuple[str, Meta]]) -> dict[Cell, set[Cell]]:
         for user, digests in inputs.items()
     }  # fmt: skip
     return {cell: _reached(cell, sources) for cell in inputs if cell.method is not None}
+
+
+def _with_blocks(files: Iterable[tuple[str, Meta]]) -> Iterator[tuple[str, Meta]]:
+    """Return the files, and the blocks of distilled sets that were deleted once joined, as the sets tell of them."""
+    metas = list(files)
+    yield from metas
+    present = {meta.get("digest") for _, meta in metas if meta["stage"] in BLOCKS}
+    for path, meta in metas:
+        for stage in (stage for stage in BLOCKS if stage in meta):
+            inputs = meta[stage].get("inputs", {})
+            for number, digest in meta["inputs"].items():
+                if digest not in present:
+                    block_inputs = {name: digests[int(number)] for name, digests in inputs.items()}
+                    yield path, {"stage": stage, "digest": digest, "inputs": block_inputs}
 
 
 def _shared(one: Cell, other: Cell) -> int:
