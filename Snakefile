@@ -1,4 +1,8 @@
 # The workflow of wmdd. `snakemake` runs config/config.yaml; another experiment: `snakemake --configfile FILE`.
+from snakemake.utils import min_version
+
+min_version("9.14")
+
 if not config:
 
     configfile: "config/config.yaml"
@@ -23,6 +27,19 @@ include: "rules/student.smk"
 include: "rules/report.smk"
 
 
+report: "rules/report.rst"
+
+
+# Snakemake prints the docstring of a rule at each of its jobs, its log, and what it asks a scheduler for.
+for documented in workflow.modifier.rules:
+    if documented.docstring:
+        asked = [
+            f"{name}={{resources.{name}}}" for name in ("mem_mb", "runtime", "gpu") if name in documented.resources
+        ]
+        resources = ", ".join(["threads={threads}", *asked])
+        documented.message = f"{documented.docstring}\n    log: {{log}}\n    resources: {resources}"
+
+
 wildcard_constraints:
     **WILDCARDS,
     table=any_of(experiment.named()),
@@ -41,8 +58,7 @@ localrules:
 rule all:
     default_target: True
     input:
-        rules.report.output,
-        rules.distances.output if inputs.distances() else [],
+        TABLES,
         rules.page.output,
         inputs.grids(),
 
@@ -52,12 +68,6 @@ onstart:
 
 
 onsuccess:
-    announce(
-        f"{REPORT}/index.html",
-        f"{REPORT}/table.md",
-        f"{REPORT}/datasets.md",
-        f"{REPORT}/cost.md",
-        f"{REPORT}/barycenters.md",
-        *([f"{REPORT}/distances.md"] if inputs.distances() else []),
-        f"{REPORT}/images/",
-    )
+    if workflow.is_main_process:
+        tables = [table for table in TABLES if table.endswith(".md")]
+        print("Results:", rules.page.output.page, *tables, f"{REPORT}/images/", file=sys.stderr)

@@ -25,15 +25,15 @@ shell.prefix(OUTLIVE)
 if not workflow.is_main_process:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
-from wmdd.workflow.experiment import Experiment
 from wmdd.base.errors import WmddError
-from wmdd.workflow.lock import Guard, hold
-from wmdd.jobs.provenance import code_digest, git_revision
 from wmdd.cost.blocks import Blocks
 from wmdd.cost.resources import Requests
+from wmdd.jobs.provenance import code_digest, git_revision
 from wmdd.workflow.costs import costs
+from wmdd.workflow.experiment import Experiment
 from wmdd.workflow.inputs import Inputs, any_of
 from wmdd.workflow.layout import FILES, REPORT, WILDCARDS, cost_of, history_of, log_of, of_run
+from wmdd.workflow.lock import Guard, hold
 from wmdd.workflow.stages import STAGES
 
 logger.addHandler(Guard(workflow))
@@ -53,12 +53,6 @@ try:
     blocks = Blocks(experiment)
 except WmddError as error:
     raise WorkflowError(str(error)) from None
-
-# wandb reads these in every job; what the user's environment says wins.
-os.environ.setdefault("WANDB_MODE", experiment.file.tracking.mode)
-os.environ.setdefault("WANDB_PROJECT", experiment.file.tracking.project)
-os.environ.setdefault("WANDB_RUN_GROUP", experiment.file.experiment)
-
 inputs = Inputs(experiment, blocks.names)
 if not inputs.runs:
     raise WorkflowError("the experiment has an empty matrix; list datasets, methods and ipc under `matrix:`")
@@ -67,46 +61,48 @@ if workflow.is_main_process:
         logger.warning(f"warning: {line}")
 REQUESTS = Requests(experiment)
 
-
-def beside(name):
-    """A file of the sources, where the workflow runs or beside the Snakefile; of a module there, as it has no `prefix`."""
-    is_module = workflow.modifier.parent_modifier is not None
-    return str(ROOT / name) if is_module or not Path(name).is_file() else name
-
-
-PUBLISHED = beside("config/published.yaml")
-CIRCLES = beside("docs/images/circles.png")
-TEMPLATES = [beside(f"wmdd/report/page/templates/{name}") for name in ("page.html", "page.css", "page.js", "table.html")]
+# wandb reads these in every job; what the user's environment says wins.
+os.environ.setdefault("WANDB_MODE", experiment.file.tracking.mode)
+os.environ.setdefault("WANDB_PROJECT", experiment.file.tracking.project)
+os.environ.setdefault("WANDB_RUN_GROUP", experiment.file.experiment)
 
 
-def request(rule, resource):
-    """What jobs ask a scheduler for (mem_mb, runtime in minutes, or gpu), more at a retry."""
-    return lambda wildcards, attempt, threads, input: getattr(
-        REQUESTS.of(rule, wildcards, attempt, threads, len(input)), resource
-    )
+def request(rule):
+    """What jobs ask a scheduler for: mem_mb, runtime in minutes, and gpu for a network; more at a retry."""
+
+    def ask(resource):
+        return lambda wildcards, attempt, threads, input: getattr(
+            REQUESTS.of(rule, wildcards, attempt, threads, len(input)), resource
+        )
+
+    resources = ("mem_mb", "runtime", "gpu") if STAGES[rule].network else ("mem_mb", "runtime")
+    return {resource: ask(resource) for resource in resources}
 
 
-def gpus_of(wildcards, threads):
-    """On how many GPUs a teacher is trained. Taking `threads` keeps this value out of Snakemake's rerun check."""
+def processes(wildcards, threads):
+    """In how many processes a teacher is trained, one a GPU. Taking `threads` keeps this out of Snakemake's rerun check."""
     return experiment.gpus(wildcards.teacher)
 
 
-def optional(flag, name):
-    """A flag with an input, or nothing where the job has no such input."""
-    return lambda wildcards, input: f"--{flag} {input[name]}" if input[name] else ""
+def optional(*names):
+    """The flags of inputs of these names; nothing of one that the job does not have."""
+    return lambda wildcards, input: " ".join(
+        f"--{name.replace('_', '-')} {input[name]}" for name in names if input[name]
+    )
 
 
 @cache
-def every_cost():
-    return costs(workflow.rules, inputs.students() + inputs.features() + inputs.distances() + inputs.decays())
-
-
-def all_costs(wildcards):
+def all_costs():
     """The cost of every job whose results the report shows."""
-    return every_cost()
+    return costs(
+        workflow.rules, inputs.students() + inputs.files_of_teachers("features") + inputs.distances() + inputs.decays()
+    )
 
 
-def announce(*places):
-    """Say where the results are, once, at the end of the run that a person started."""
-    if workflow.is_main_process:
-        print("Results:", *places, file=sys.stderr)
+def source(name):
+    """A file of the sources, by a relative path where the workflow runs beside it, so that both may be moved without a rerun.
+
+    A module has the absolute path: its `prefix` would be put before a relative one.
+    """
+    is_module = workflow.modifier.parent_modifier is not None
+    return str(ROOT / name) if is_module or not Path(name).is_file() else name

@@ -1,9 +1,9 @@
-# data: raw pictures -> data/{dataset}.h5
-#   Reads every picture once. The folder itself is not watched: delete the file after changing pictures.
-#   What wmdd/settings/datasets.yaml says of the pictures is watched.
+# Raw pictures -> data/{dataset}.h5. What wmdd/settings/datasets.yaml says of the pictures is watched, their folder is not: delete
+# the file after changing pictures.
 
 
 rule data:
+    """Reading the images of {wildcards.dataset} once"""
     output:
         data=FILES["data"],
         cost=cost_of(FILES["data"]),
@@ -12,8 +12,7 @@ rule data:
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("data", "mem_mb"),
-        runtime=request("data", "runtime"),
+        **request("data"),
     params:
         settings=inputs.flags("data"),
         pictures=inputs.pictures,

@@ -1,15 +1,10 @@
-# The family `latent`: data.h5 -> latents of all images -> atoms and masses of each class -> images; then images.h5 (recover.smk)
-#   autoencoder: trains the small VAE of a generator of kind vae -> autoencoder.safetensors
-#   encode:      one pass of the encoder over the training set, per block of classes -> latents/{block}.h5
-#   diffusion:   trains the small diffusion model of a generator of kind latent-diffusion -> diffusion.safetensors
-#   quantize:    K atoms of each class's latents, with the masses of their cells -> quantize/{block}.h5
-#   decode:      their images -> decode/{block}.h5
-#   distance:    W2 of a distilled set of any family to the real data, in features -> distance.json
-#   decay:       W2 of the latents against the number of atoms -> decay.json
-#   The seed of a generator is that of the teacher: one for all distillations unless `teacher_seed: same`.
+# The family `latent`: data.h5 -> latents/{block}.h5 of all images -> quantize/{block}.h5: atoms of each class with the masses of
+# their cells -> decode/{block}.h5; then images.h5 (recover.smk). The seed of a generator is that of the teacher.
+# Measured beside it: distance.json, W2 of any distilled set to the real data; decay.json, W2 of latents against their atoms.
 
 
 rule autoencoder:
+    """Training the autoencoder of generator {wildcards.generator} on {wildcards.dataset}"""
     input:
         data=FILES["data"],
     output:
@@ -21,9 +16,7 @@ rule autoencoder:
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("autoencoder", "mem_mb"),
-        runtime=request("autoencoder", "runtime"),
-        gpu=request("autoencoder", "gpu"),
+        **request("autoencoder"),
     params:
         settings=inputs.flags("autoencoder"),
         code=code_digest("autoencoder"),
@@ -38,6 +31,7 @@ rule autoencoder:
 
 
 rule encode:
+    """Encoding {wildcards.block} of {wildcards.dataset} by generator {wildcards.generator}"""
     input:
         data=FILES["data"],
         autoencoder=inputs.autoencoder,
@@ -50,11 +44,9 @@ rule encode:
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("encode", "mem_mb"),
-        runtime=request("encode", "runtime"),
-        gpu=request("encode", "gpu"),
+        **request("encode"),
     params:
-        autoencoder=optional("autoencoder", "autoencoder"),
+        autoencoder=optional("autoencoder"),
         settings=inputs.flags("encode"),
         code=code_digest("encode"),
     shell:
@@ -69,6 +61,7 @@ rule encode:
 
 
 rule diffusion:
+    """Training the diffusion model of generator {wildcards.generator} on {wildcards.dataset}"""
     input:
         latents=inputs.latents,
         autoencoder=inputs.autoencoder,
@@ -82,9 +75,7 @@ rule diffusion:
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("diffusion", "mem_mb"),
-        runtime=request("diffusion", "runtime"),
-        gpu=request("diffusion", "gpu"),
+        **request("diffusion"),
     params:
         settings=inputs.flags("diffusion"),
         code=code_digest("diffusion"),
@@ -101,6 +92,7 @@ rule diffusion:
 
 
 rule quantize:
+    """Quantizing the latents of {wildcards.block} to {wildcards.ipc} atoms a class for {wildcards.method}"""
     input:
         latents=inputs.latents,
     output:
@@ -111,8 +103,7 @@ rule quantize:
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("quantize", "mem_mb"),
-        runtime=request("quantize", "runtime"),
+        **request("quantize"),
     params:
         settings=inputs.flags("quantize"),
         code=code_digest("quantize"),
@@ -129,25 +120,24 @@ rule quantize:
 
 
 rule decode:
+    """Decoding the {wildcards.ipc} atoms a class of {wildcards.block} to the images of {wildcards.method}"""
     input:
         atoms=FILES["quantize"],
         autoencoder=inputs.autoencoder,
         diffusion=inputs.diffusion,
         model=inputs.pipeline,
     output:
-        images=FILES["decode"],
+        images=temp(FILES["decode"]),
         cost=cost_of(FILES["decode"]),
     log:
         STAGES["decode"].log,
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("decode", "mem_mb"),
-        runtime=request("decode", "runtime"),
-        gpu=request("decode", "gpu"),
+        **request("decode"),
     params:
-        autoencoder=optional("autoencoder", "autoencoder"),
-        diffusion=optional("diffusion", "diffusion"),
+        autoencoder=optional("autoencoder"),
+        diffusion=optional("diffusion"),
         settings=inputs.flags("decode"),
         code=code_digest("decode"),
     shell:
@@ -163,6 +153,7 @@ rule decode:
 
 
 rule distance:
+    """Measuring W2 from the {wildcards.ipc} images a class of {wildcards.method} to those of {wildcards.dataset}"""
     input:
         images=FILES["images"],
         teacher=inputs.of_teacher("teacher"),
@@ -175,9 +166,7 @@ rule distance:
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("distance", "mem_mb"),
-        runtime=request("distance", "runtime"),
-        gpu=request("distance", "gpu"),
+        **request("distance"),
     params:
         settings=inputs.flags("distance"),
         code=code_digest("distance"),
@@ -193,6 +182,7 @@ rule distance:
 
 
 rule decay:
+    """Measuring how W2 falls with the number of atoms in the latents of generator {wildcards.generator}"""
     input:
         latents=inputs.latents,
     output:
@@ -203,8 +193,7 @@ rule decay:
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("decay", "mem_mb"),
-        runtime=request("decay", "runtime"),
+        **request("decay"),
     params:
         settings=inputs.flags("decay"),
         code=code_digest("decay"),

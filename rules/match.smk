@@ -1,10 +1,9 @@
-# The family `match`: data.h5 -> match/{block}.h5; then images.h5 (recover.smk). No teacher takes part.
-#   expert: a network trained on the real data, every epoch of which is kept -> expert/{expert}/seed{seed}/trajectory.h5; its
-#           seed is its number, and a method of the objective mtt needs those from 0 on
-#   match:  images on which networks behave as on real ones, per block of classes (mtt: all of them)
+# The family `match`: data.h5 (-> expert/{expert}/seed{seed}/trajectory.h5, for mtt) -> match/{block}.h5; then images.h5
+# (recover.smk). No teacher takes part. An expert's seed is its number; mtt needs those from 0 on, and one block of all classes.
 
 
 rule expert:
+    """Training expert {wildcards.expert} on {wildcards.dataset}, seed {wildcards.seed}, and keeping every epoch"""
     input:
         data=FILES["data"],
     output:
@@ -16,9 +15,7 @@ rule expert:
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("expert", "mem_mb"),
-        runtime=request("expert", "runtime"),
-        gpu=request("expert", "gpu"),
+        **request("expert"),
     params:
         settings=inputs.flags("expert"),
         code=code_digest("expert"),
@@ -33,22 +30,21 @@ rule expert:
 
 
 rule match:
+    """Matching how networks behave on {wildcards.block} by {wildcards.ipc} images a class of {wildcards.method}"""
     input:
         data=FILES["data"],
         experts=inputs.experts,
     output:
-        images=FILES["match"],
+        images=temp(FILES["match"]),
         cost=cost_of(FILES["match"]),
     log:
         STAGES["match"].log,
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("match", "mem_mb"),
-        runtime=request("match", "runtime"),
-        gpu=request("match", "gpu"),
+        **request("match"),
     params:
-        experts=optional("experts", "experts"),
+        experts=optional("experts"),
         settings=inputs.flags("match"),
         code=code_digest("match"),
     shell:

@@ -1,10 +1,9 @@
-# The family `recover`, per class block: features.h5 -> barycenter/{block}.h5 -> recover/{block}.h5; then images.h5
-#   barycenter: Wasserstein barycenter of each class, IPC atoms, and how good it is
-#   recover:    images that match it under BatchNorm statistics
-#   images:     the blocks joined, every class once; those of the families `latent` and `match` too
+# The family `recover`, per block of classes: features.h5 -> barycenter/{block}.h5 -> recover/{block}.h5; then images.h5, as
+# in the families `latent` and `match`. A block's images are deleted once they are joined; --notemp keeps them.
 
 
 rule barycenter:
+    """Computing a barycenter of {wildcards.ipc} atoms for each of {wildcards.block} for {wildcards.method}"""
     input:
         features=inputs.of_teacher("features"),
         teacher=inputs.teacher_if_confident,
@@ -16,10 +15,9 @@ rule barycenter:
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("barycenter", "mem_mb"),
-        runtime=request("barycenter", "runtime"),
+        **request("barycenter"),
     params:
-        teacher=optional("teacher", "teacher"),
+        teacher=optional("teacher"),
         settings=inputs.flags("barycenter"),
         code=code_digest("barycenter"),
     shell:
@@ -36,25 +34,24 @@ rule barycenter:
 
 
 rule recover:
+    """Recovering {wildcards.ipc} images for each of {wildcards.block} by {wildcards.method}"""
     input:
         teacher=inputs.of_teacher("teacher"),
         statistics=inputs.of_teacher("statistics"),
         barycenter=inputs.barycenter_if_matched,
-        start=inputs.start,
+        start=inputs.start_images,
     output:
-        images=FILES["recover"],
+        images=temp(FILES["recover"]),
         cost=cost_of(FILES["recover"]),
     log:
         STAGES["recover"].log,
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("recover", "mem_mb"),
-        runtime=request("recover", "runtime"),
-        gpu=request("recover", "gpu"),
+        **request("recover"),
     params:
-        barycenter=optional("barycenter", "barycenter"),
-        start=optional("start", "start"),
+        barycenter=optional("barycenter"),
+        start=optional("start"),
         settings=inputs.flags("recover"),
         code=code_digest("recover"),
     shell:
@@ -73,6 +70,7 @@ rule recover:
 
 
 rule images:
+    """Joining the blocks of {wildcards.method} to a set of {wildcards.ipc} images a class"""
     input:
         inputs.blocks,
     output:
@@ -85,8 +83,7 @@ rule images:
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("images", "mem_mb"),
-        runtime=request("images", "runtime"),
+        **request("images"),
     params:
         code=code_digest("images"),
     shell:

@@ -1,19 +1,23 @@
-# grid:   images.h5 -> a picture, a row a class
-# report: all students of the matrix -> table.md, table.csv; cost.md; its barycenters -> barycenters.md, barycenters.csv;
-#         its data -> datasets.md; every run and cost as it is -> runs.json
-# embedding: distilled sets and features of a teacher -> maps/: where the images are near each other
-# page:   everything -> index.html, and its charts in figures/ (target: figures)
-# table:  the students of an entry of the matrix that has a name -> tables/ (target: the name)
-# distances: W2 of atoms and distilled sets to the real data, and its decay -> distances.md, distances.csv, distances.png
+# All results of the matrix -> results/report/: tables, the page with its charts, a picture of each distilled set.
+PUBLISHED = source("config/published.yaml")
+CIRCLES = source("docs/images/circles.png")
+TEMPLATES = [
+    source(f"wmdd/report/page/templates/{name}") for name in ("page.html", "page.css", "page.js", "table.html")
+]
+
+
+def result(name):
+    """A file of the report that `snakemake --report` shows too."""
+    return report(f"{REPORT}/{name}", category="Results")
 
 
 rule grid:
+    """Drawing the {wildcards.ipc} images a class of {wildcards.method}"""
     input:
         images=FILES["images"],
     output:
         picture=report(
             FILES["grid"],
-            caption="captions/grid.rst",
             category="Distilled images",
             subcategory="{dataset}",
             labels={"method": "{method}", "images per class": "{ipc}", "seed": "{seed}"},
@@ -23,8 +27,7 @@ rule grid:
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("grid", "mem_mb"),
-        runtime=request("grid", "runtime"),
+        **request("grid"),
     params:
         code=code_digest("grid"),
     shell:
@@ -32,30 +35,30 @@ rule grid:
 
 
 rule report:
+    """Writing the tables of results, costs, data and barycenters"""
     input:
         students=inputs.students(),
-        images=inputs.sets(),
-        teachers=inputs.teachers(),
-        datasets=inputs.datasets(),
+        images=inputs.files_of("images"),
+        teachers=inputs.files_of_teachers("teacher"),
+        datasets=inputs.files_of("data"),
         barycenters=inputs.barycenters(),
-        costs=all_costs,
+        costs=lambda wildcards: all_costs(),
     output:
-        table=report(f"{REPORT}/table.md", caption="captions/table.rst", category="Results"),
-        csv=report(f"{REPORT}/table.csv", caption="captions/table.rst", category="Results"),
-        cost=report(f"{REPORT}/cost.md", caption="captions/cost.rst", category="Results"),
-        barycenters=report(f"{REPORT}/barycenters.md", caption="captions/barycenters.rst", category="Results"),
-        barycenters_csv=report(f"{REPORT}/barycenters.csv", caption="captions/barycenters.rst", category="Results"),
-        datasets=report(f"{REPORT}/datasets.md", caption="captions/datasets.rst", category="Results"),
+        table=result("table.md"),
+        csv=result("table.csv"),
+        cost=result("cost.md"),
+        barycenters=result("barycenters.md"),
+        barycenters_csv=result("barycenters.csv"),
+        datasets=result("datasets.md"),
         runs=f"{REPORT}/runs.json",
     log:
         STAGES["report"].log,
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("report", "mem_mb"),
-        runtime=request("report", "runtime"),
+        **request("report"),
     params:
-        barycenters=optional("barycenters", "barycenters"),
+        barycenters=optional("barycenters"),
         code=code_digest("report"),
     shell:
         "python -m wmdd report"
@@ -75,37 +78,39 @@ rule report:
 
 
 rule distances:
+    """Writing the tables of distances to the real data"""
     input:
         distances=inputs.distances(),
         atoms=inputs.quantized(),
         decays=inputs.decays(),
     output:
-        table=report(f"{REPORT}/distances.md", caption="captions/distances.rst", category="Results"),
-        csv=report(f"{REPORT}/distances.csv", caption="captions/distances.rst", category="Results"),
-        figure=report(f"{REPORT}/distances.png", caption="captions/distances.rst", category="Results"),
+        table=result("distances.md"),
+        csv=result("distances.csv"),
+        figure=result("distances.png"),
     log:
         STAGES["distances"].log,
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("distances", "mem_mb"),
-        runtime=request("distances", "runtime"),
+        **request("distances"),
     params:
-        atoms=optional("atoms", "atoms"),
-        decays=optional("decays", "decays"),
+        optional=optional("atoms", "decays"),
         code=code_digest("distances"),
     shell:
         "python -m wmdd distances"
         " --distances {input.distances}"
-        " {params.atoms}"
-        " {params.decays}"
+        " {params.optional}"
         " --table {output.table}"
         " --csv {output.csv}"
         " --figure {output.figure}"
         " > {log} 2>&1"
 
 
+TABLES = [*rules.report.output, *(rules.distances.output if inputs.distances() else [])]
+
+
 rule embedding:
+    """Mapping the distilled images of {wildcards.dataset} by the features of teacher {wildcards.teacher}"""
     input:
         images=inputs.mapped,
         teacher=inputs.of_map("teacher"),
@@ -117,8 +122,7 @@ rule embedding:
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("embedding", "mem_mb"),
-        runtime=request("embedding", "runtime"),
+        **request("embedding"),
     params:
         code=code_digest("embedding"),
     shell:
@@ -132,39 +136,34 @@ rule embedding:
 
 
 rule page:
+    """Writing the page of {params.experiment} and its charts"""
     input:
         students=inputs.students(),
         histories=inputs.histories(),
-        costs=all_costs,
-        datasets=inputs.datasets(),
-        teachers=inputs.teachers(),
-        images=inputs.sets(),
+        costs=lambda wildcards: all_costs(),
+        datasets=inputs.files_of("data"),
+        teachers=inputs.files_of_teachers("teacher"),
+        images=inputs.files_of("images"),
         barycenters=inputs.barycenters(),
         distances=inputs.distances(),
         atoms=inputs.quantized(),
         decays=inputs.decays(),
-        maps=inputs.maps(),
+        embeddings=inputs.maps(),
         published=PUBLISHED,
         circles=CIRCLES if Path(CIRCLES).is_file() else [],
         templates=TEMPLATES,
-        tables=[*rules.report.output, *(rules.distances.output if inputs.distances() else [])],
+        tables=TABLES,
     output:
-        page=report(f"{REPORT}/index.html", caption="captions/page.rst", category="Results"),
+        page=result("index.html"),
         figures=directory(f"{REPORT}/figures"),
     log:
         STAGES["page"].log,
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("page", "mem_mb"),
-        runtime=request("page", "runtime"),
+        **request("page"),
     params:
-        barycenters=optional("barycenters", "barycenters"),
-        distances=optional("distances", "distances"),
-        atoms=optional("atoms", "atoms"),
-        decays=optional("decays", "decays"),
-        maps=optional("embeddings", "maps"),
-        circles=optional("circles", "circles"),
+        optional=optional("barycenters", "distances", "atoms", "decays", "embeddings", "circles"),
         experiment=experiment.file.experiment,
         code=code_digest("page"),
     shell:
@@ -175,12 +174,7 @@ rule page:
         " --datasets {input.datasets}"
         " --teachers {input.teachers}"
         " --images {input.images}"
-        " {params.barycenters}"
-        " {params.distances}"
-        " {params.atoms}"
-        " {params.decays}"
-        " {params.maps}"
-        " {params.circles}"
+        " {params.optional}"
         " --published {input.published}"
         " --links {input.tables}"
         " --output {output.page}"
@@ -190,9 +184,10 @@ rule page:
 
 # The runs of an entry of the matrix that has a name, as a table: `snakemake --configfile config/paper.yaml table1`.
 rule table:
+    """Writing the table of the entry {wildcards.table} of the matrix"""
     input:
         students=lambda wildcards: inputs.students(experiment.named()[wildcards.table]),
-        images=lambda wildcards: inputs.sets(experiment.named()[wildcards.table]),
+        images=lambda wildcards: inputs.files_of("images", experiment.named()[wildcards.table]),
         published=PUBLISHED,
     output:
         table=f"{REPORT}/tables/{{table}}.md",
@@ -203,8 +198,7 @@ rule table:
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("table", "mem_mb"),
-        runtime=request("table", "runtime"),
+        **request("table"),
     params:
         code=code_digest("table"),
     shell:

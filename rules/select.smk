@@ -1,12 +1,12 @@
-# The family `select`: data.h5 (and features.h5 or the teacher, where the strategy looks at them) -> images.h5, real images as they
-#                      are, several in one, or crops of them
+# The family `select`: data.h5 -> images.h5: real images as they are, several in one, or crops of them.
 
 
 rule select:
+    """Selecting {wildcards.ipc} real images a class by {wildcards.method}"""
     input:
         data=FILES["data"],
-        features=inputs.features_if_chosen_by,
-        teacher=inputs.teacher_if_asked,
+        features=inputs.features_if_compared,
+        teacher=inputs.teacher_if_patches_or_confident,
     output:
         images=FILES["images"],
         cost=cost_of(FILES["images"]),
@@ -17,12 +17,10 @@ rule select:
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("select", "mem_mb"),
-        runtime=request("select", "runtime"),
-        gpu=request("select", "gpu"),
+        **request("select"),
     params:
-        features=optional("features", "features"),
-        teacher=optional("teacher", "teacher"),
+        features=optional("features"),
+        teacher=optional("teacher"),
         settings=inputs.flags("select"),
         code=code_digest("select"),
     shell:

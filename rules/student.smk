@@ -1,10 +1,9 @@
-# relabel: images.h5 -> labels/{protocol}.h5, the teacher's logits on random views and the seeds that replay them
-#          (stored or pruned; with the store online there is no such job)
-# student: images.h5 (+ labels, or the teacher to ask) -> run{run}.json, run{run}.csv; knows nothing of the method that made
-#          the images
+# images.h5 -> labels/{protocol}.h5: the teacher's logits on random views, and the seeds that replay them (no job if online)
+#           -> run{run}.json, run{run}.csv: a student, which knows nothing of the method that made the images
 
 
 rule relabel:
+    """Labelling views of the {wildcards.ipc} images a class of {wildcards.method} for protocol {wildcards.protocol}"""
     input:
         images=FILES["images"],
         teacher=inputs.of_teacher("teacher"),
@@ -16,9 +15,7 @@ rule relabel:
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("relabel", "mem_mb"),
-        runtime=request("relabel", "runtime"),
-        gpu=request("relabel", "gpu"),
+        **request("relabel"),
     params:
         settings=inputs.flags("relabel"),
         code=code_digest("relabel"),
@@ -37,11 +34,12 @@ rule relabel:
 for runs in experiment.runs_of_jobs():
 
     rule:
+        """Training student {wildcards.student} on {wildcards.method}, protocol {wildcards.protocol}, runs {params.runs}"""
         name:
             "student" if runs[0] == 0 else f"student_{runs[0]}"
         input:
             images=FILES["images"],
-            labels=inputs.labels_if_stored,
+            soft_labels=inputs.labels_if_stored,
             teacher=inputs.teacher_if_online,
             data=FILES["data"],
         output:
@@ -53,13 +51,11 @@ for runs in experiment.runs_of_jobs():
         conda:
             "../envs/wmdd.yaml"
         resources:
-            mem_mb=request("student", "mem_mb"),
-            runtime=request("student", "runtime"),
-            gpu=request("student", "gpu"),
+            **request("student"),
         params:
             runs=runs,
-            labels=optional("soft-labels", "labels"),
-            teacher=optional("teacher", "teacher"),
+            labels=optional("soft_labels"),
+            teacher=optional("teacher"),
             settings=inputs.flags("student"),
             code=code_digest("student"),
         shell:

@@ -1,11 +1,9 @@
-# teacher:  data/{dataset}.h5 -> model.safetensors (and model.csv, its history); stops the run below min_accuracy
-#   Where `weights` names a file, nothing is trained: the file is an input in place of a training, and the flags name it.
-#   Trained by as many processes as the teacher has `gpus`, one a GPU, each with `threads` threads.
-# features: one pass of the teacher over the training set -> features.h5, statistics.h5 (per-class BatchNorm)
-#   Where a dataset has `features_jobs`, these share the pass by classes (features_part) and gather joins what they made.
+# data.h5 -> teacher: model.safetensors -> one pass over the training set: features.h5, statistics.h5 (BatchNorm of each class).
+# Where `weights` names a file, it is an input and nothing is trained. Where a dataset has `features_jobs`, these share the pass.
 
 
 rule teacher:
+    """Training or loading teacher {wildcards.teacher} of {wildcards.dataset}, seed {wildcards.seed}"""
     input:
         data=FILES["data"],
         weights=inputs.weights,
@@ -18,11 +16,9 @@ rule teacher:
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("teacher", "mem_mb"),
-        runtime=request("teacher", "runtime"),
-        gpu=request("teacher", "gpu"),
+        **request("teacher"),
     params:
-        processes=gpus_of,
+        processes=processes,
         settings=inputs.flags("teacher"),
         code=code_digest("teacher"),
     shell:
@@ -37,6 +33,7 @@ rule teacher:
 
 
 rule features:
+    """Passing {wildcards.dataset} once through teacher {wildcards.teacher}: features and statistics of each class"""
     input:
         data=FILES["data"],
         teacher=FILES["teacher"],
@@ -51,9 +48,7 @@ rule features:
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("features", "mem_mb"),
-        runtime=request("features", "runtime"),
-        gpu=request("features", "gpu"),
+        **request("features"),
     params:
         settings=inputs.flags("features"),
         code=code_digest("features"),
@@ -69,20 +64,19 @@ rule features:
 
 
 rule features_part:
+    """Passing {wildcards.block} of {wildcards.dataset} once through teacher {wildcards.teacher}"""
     input:
         data=FILES["data"],
         teacher=FILES["teacher"],
     output:
-        part=FILES["features_part"],
+        part=temp(FILES["features_part"]),
         cost=cost_of(FILES["features_part"]),
     log:
         STAGES["features_part"].log,
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("features_part", "mem_mb"),
-        runtime=request("features_part", "runtime"),
-        gpu=request("features_part", "gpu"),
+        **request("features_part"),
     params:
         settings=inputs.flags("features"),
         code=code_digest("features"),
@@ -98,6 +92,7 @@ rule features_part:
 
 
 rule gather:
+    """Joining the features of {wildcards.dataset} by teacher {wildcards.teacher}"""
     input:
         inputs.features_parts,
     output:
@@ -111,8 +106,7 @@ rule gather:
     conda:
         "../envs/wmdd.yaml"
     resources:
-        mem_mb=request("gather", "mem_mb"),
-        runtime=request("gather", "runtime"),
+        **request("gather"),
     params:
         code=code_digest("gather"),
     shell:

@@ -459,7 +459,10 @@ def images(*, blocks: Several, output: Path, threads: int = 1) -> None:
         weights, labels = (np.concatenate([arrays[name] for arrays, _ in parts]) for name in ("weights", "labels"))
         if labels.tolist() != list(range(len(first["classes"]))):
             raise WmddError(f"the blocks of {output} hold the classes {labels.tolist()}, not each class once in order")
-        made = {first["stage"]: {name: first[name] for name in ("settings", "identity", "code")}}
+        inputs = {
+            name: [meta["inputs"][name] for _, meta in parts] for name in first["inputs"]
+        }  # the blocks may be deleted
+        made = {first["stage"]: {name: first[name] for name in ("settings", "identity", "code")} | {"inputs": inputs}}
         with hdf5_writer.writing(output) as writer:
             writer.meta = this.meta | made | _manifest(first)
             if "student_lr" in first:

@@ -1,14 +1,14 @@
 """Lineage: which file was made from which, by the digests that each carries, and whether the chain still holds."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from wmdd.report.results import set_of
 from wmdd.workflow.layout import CELL, Cell, place_of
-from wmdd.workflow.stages import STAGES, makers_of
+from wmdd.workflow.stages import BLOCKS, STAGES, makers_of
 
 Meta = dict[str, Any]
 
@@ -28,12 +28,12 @@ def graph(files: Iterable[tuple[str, Meta]]) -> Graph:
     """Join the files of an experiment by digest.
 
     A file says by name and digest what it was made from; the digest leads to the file. Where no file has the digest of an
-    input, the input was made anew since, or is not among the files (as the blocks that a distilled set was joined from).
+    input, the input was made anew since, or is not among the files.
 
     Args:
         files: path and meta data of each.
     """
-    artifacts = list(files)
+    artifacts = list(_with_blocks(files))
     makers: dict[str, set[str]] = {}  # stages by digest; a set joined from one block has the digest of that block
     for _, meta in artifacts:
         makers.setdefault(str(meta.get("digest")), set()).add(meta["stage"])
@@ -86,7 +86,7 @@ def made_from(files: Iterable[tuple[str, Meta]]) -> dict[Cell, set[Cell]]:
     """
     makers: dict[str, set[Cell]] = {}
     inputs: dict[Cell, set[str]] = {}
-    for path, meta in files:
+    for path, meta in _with_blocks(files):
         place, stage = place_of(path), STAGES.get(meta["stage"])
         if place is not None and stage is not None and not stage.after:
             makers.setdefault(str(meta.get("digest")), set()).add(set_of(place.cell))
@@ -96,6 +96,20 @@ def made_from(files: Iterable[tuple[str, Meta]]) -> dict[Cell, set[Cell]]:
         for user, digests in inputs.items()
     }  # fmt: skip
     return {cell: _reached(cell, sources) for cell in inputs if cell.method is not None}
+
+
+def _with_blocks(files: Iterable[tuple[str, Meta]]) -> Iterator[tuple[str, Meta]]:
+    """Return the files, and the blocks of distilled sets that were deleted once joined, as the sets tell of them."""
+    metas = list(files)
+    yield from metas
+    present = {meta.get("digest") for _, meta in metas if meta["stage"] in BLOCKS}
+    for path, meta in metas:
+        for stage in (stage for stage in BLOCKS if stage in meta):
+            inputs = meta[stage].get("inputs", {})
+            for number, digest in meta["inputs"].items():
+                if digest not in present:
+                    block_inputs = {name: digests[int(number)] for name, digests in inputs.items()}
+                    yield path, {"stage": stage, "digest": digest, "inputs": block_inputs}
 
 
 def _shared(one: Cell, other: Cell) -> int:

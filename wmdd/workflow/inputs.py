@@ -38,48 +38,39 @@ class Inputs:
     # ---- flags
 
     def flags(self, stage: str) -> Callable[[Any], str]:
-        """Return the function that gives the flags of a stage: its settings, what else it needs to know, the engine's."""
+        """Return the function that gives the flags of a stage: all settings that its command takes."""
         return lambda wildcards: flags(*self.settings(stage, Cell.of(wildcards)))
 
     def settings(self, stage: str, cell: Cell) -> list[Settings]:
-        """Return all settings that the command of a stage takes."""
+        """Return all settings that the command of a stage takes: its own, others that it needs to know, the engine's."""
         section = STAGES[stage].section or stage
-        parts = [self.experiment.settings(section, cell)] if section in KEYS else []
-        parts += {
-            "student": self._views,
-            "select": self._solver,
-            "encode": self._generator,
-            "decode": self._generator,
-        }.get(stage, lambda cell: [])(cell)
-        return parts + ([self.engine] if STAGES[stage].network and self._runs_network(stage, cell) else [])
+        settings = [self.experiment.settings(section, cell)] if section in KEYS else []
+        if stage == "student":
+            settings.append(self._label_settings(cell))
+        elif stage == "select":
+            settings.append(self.experiment.settings("barycenter", cell))
+        elif stage in ("encode", "decode"):
+            settings.append(self.experiment.settings("generator", cell))
+        return settings + self._engine_if_network(stage, cell)
 
-    @property
-    def engine(self) -> EngineSettings:
-        """Where and how precisely networks are computed."""
-        return EngineSettings.model_validate(self.experiment.file.engine)
+    def _engine_if_network(self, stage: str, cell: Cell) -> list[Settings]:
+        """Return where and how precisely a stage computes its network; of select, only patches are cut by one."""
+        has_network = STAGES[stage].network and (stage != "select" or self._strategy(cell) == "patches")
+        return [EngineSettings.model_validate(self.experiment.file.engine)] if has_network else []
 
-    def _runs_network(self, stage: str, cell: Cell) -> bool:
-        return stage != "select" or self._strategy(cell) == "patches"
-
-    def _views(self, cell: Cell) -> list[Settings]:
+    def _label_settings(self, cell: Cell) -> LabelSettings:
         """Return the views of the relabel stage, which the student replays, and the store of their labels, if it has any."""
-        labels = self.experiment.settings("relabel", cell)
+        relabel = self.experiment.settings("relabel", cell)
         unused = {"store"} if self.label_source(cell) == "hard" else set()
-        return [LabelSettings(**{name: getattr(labels, name) for name in LabelSettings.model_fields.keys() - unused})]
-
-    def _solver(self, cell: Cell) -> list[Settings]:
-        return [self.experiment.settings("barycenter", cell)]
-
-    def _generator(self, cell: Cell) -> list[Settings]:
-        return [self.experiment.settings("generator", cell)]
-
-    def _strategy(self, cell: Cell) -> str:
-        return str(self.experiment.settings("select", cell).strategy)
+        return LabelSettings(**{name: getattr(relabel, name) for name in LabelSettings.model_fields.keys() - unused})
 
     def label_source(self, cell: Cell) -> str:
         """Return where a student's labels come from: hard, stored, pruned or online."""
         hard = self.experiment.settings("student", cell).labels == "hard"
         return "hard" if hard else str(self.experiment.settings("relabel", cell).store)
+
+    def _strategy(self, cell: Cell) -> str:
+        return str(self.experiment.settings("select", cell).strategy)
 
     def pictures(self, wildcards: Any) -> str:
         """Return what the catalogue says of a dataset's pictures: a change of it makes the data anew."""
@@ -108,31 +99,33 @@ class Inputs:
     def teacher_if_confident(self, wildcards: Any) -> Paths:
         """Return the teacher, where only the images count of which it is surest."""
         cell = Cell.of(wildcards)
-        few = self.experiment.settings("barycenter", cell).confident < 1
-        return path_of("teacher", self.teacher_of(cell)) if few else []
+        return path_of("teacher", self.teacher_of(cell)) if self._only_confident(cell) else []
 
-    def teacher_if_asked(self, wildcards: Any) -> Paths:
-        """Return the teacher, for strategies that choose patches by it, or images of which it is surest."""
+    def teacher_if_patches_or_confident(self, wildcards: Any) -> Paths:
+        """Return the teacher, where select cuts patches by it, or chooses among the images of which it is surest."""
         cell = Cell.of(wildcards)
-        patches = self._strategy(cell) == "patches"
-        return path_of("teacher", self.teacher_of(cell)) if patches else self.teacher_if_confident(wildcards)
+        judges = self._strategy(cell) == "patches" or self._only_confident(cell)
+        return path_of("teacher", self.teacher_of(cell)) if judges else []
 
-    def features_if_chosen_by(self, wildcards: Any) -> Paths:
-        """Return the features, for strategies that choose by them."""
+    def features_if_compared(self, wildcards: Any) -> Paths:
+        """Return the features, where select compares images by them: always but for patches and a draw from all images."""
         cell = Cell.of(wildcards)
         strategy = self._strategy(cell)
-        unseen = strategy == "patches" or (strategy == "random" and not self.teacher_if_confident(wildcards))
+        unseen = strategy == "patches" or (strategy == "random" and not self._only_confident(cell))
         return [] if unseen else path_of("features", self.teacher_of(cell))
+
+    def _only_confident(self, cell: Cell) -> bool:
+        return bool(self.experiment.settings("barycenter", cell).confident < 1)
 
     def barycenter_if_matched(self, wildcards: Any) -> Paths:
         """Return the barycenter of a block, for methods whose loss has the feature term."""
         cell = Cell.of(wildcards)
-        return path_of("barycenter", cell) if self._matches(cell) else []
+        return path_of("barycenter", cell) if self._has_feature_term(cell) else []
 
-    def _matches(self, cell: Cell) -> bool:
+    def _has_feature_term(self, cell: Cell) -> bool:
         return bool(self.experiment.settings("recover", cell).feature_weight > 0)
 
-    def start(self, wildcards: Any) -> Paths:
+    def start_images(self, wildcards: Any) -> Paths:
         """Return the images that recover begins with, where they are another method's."""
         cell = Cell.of(wildcards)
         method = self.experiment.settings("recover", cell).start
@@ -143,20 +136,17 @@ class Inputs:
         cell = Cell.of(wildcards)
         family = self.experiment.family(cell.method)
         kind = next(STAGES[stage].file for stage in BLOCKS if family in STAGES[stage].families)
-        return [path_of(kind, each) for each in self._blocks(cell)]
-
-    def _blocks(self, cell: Cell) -> list[Cell]:
-        return [cell.having(block=block) for block in self.block_names(cell)]
+        return [path_of(kind, block) for block in self._blocks(cell)]
 
     def autoencoder(self, wildcards: Any) -> Paths:
         """Return the autoencoder of a job's generator, for the kinds that have one."""
-        cell = self._encoder(Cell.of(wildcards))
-        return path_of("autoencoder", cell) if self._kind(cell) != "ldm" else []
+        encoder = self._encoder(Cell.of(wildcards))
+        return path_of("autoencoder", encoder) if self._kind(encoder) != "ldm" else []
 
     def diffusion(self, wildcards: Any) -> Paths:
         """Return the diffusion model of a job's generator, for the kind that has one."""
-        cell = self._decoder(Cell.of(wildcards))
-        return path_of("diffusion", cell) if self._kind(cell) == "latent-diffusion" else []
+        decoder = self._decoder(Cell.of(wildcards))
+        return path_of("diffusion", decoder) if self._kind(decoder) == "latent-diffusion" else []
 
     def pipeline(self, wildcards: Any) -> Paths:
         """Return what names the parts of a pipeline of the diffusers library, where its model is a folder."""
@@ -167,11 +157,10 @@ class Inputs:
     def latents(self, wildcards: Any) -> Paths:
         """Return the latents of the blocks that hold the classes of a job, or of all."""
         cell = Cell.of(wildcards)
-        encoder = self._encoder(cell)
-        pieces = [encoder.having(block=block) for block in self.experiment.features_blocks(cell.dataset)]
+        blocks = [self._encoder(cell).having(block=block) for block in self.experiment.features_blocks(cell.dataset)]
         wanted = cell.classes if cell.block else range(10**9)
-        overlap = (piece for piece in pieces if piece.classes.start < wanted.stop and piece.classes.stop > wanted.start)
-        return [path_of("latents", piece) for piece in overlap]
+        overlaps = [b for b in blocks if b.classes.start < wanted.stop and b.classes.stop > wanted.start]
+        return [path_of("latents", block) for block in overlaps]
 
     def _decoder(self, cell: Cell) -> Cell:
         """Return the cell of a job's generator: the one in its path, or its method's with the teacher's seed."""
@@ -218,59 +207,62 @@ class Inputs:
         datasets = {run.dataset for run in self.runs}
         return any_of(each for each in datasets if (len(self.experiment.features_blocks(each)) > 1) == shared)
 
-    # ---- what the matrix wants
+    # ---- files of the whole matrix
+
+    def files_of(self, kind: str, cells: Iterable[Cell] | None = None) -> list[str]:
+        """Return a file of every run of the matrix, or of some cells, each once."""
+        return sorted({path_of(kind, cell) for cell in (self.runs if cells is None else cells)})
+
+    def files_of_teachers(self, kind: str) -> list[str]:
+        """Return a file of every teacher of the matrix: teacher, features or statistics."""
+        return self.files_of(kind, map(self.teacher_of, self.runs))
 
     def students(self, runs: Iterable[Cell] | None = None) -> list[str]:
-        """Return the result of every student of the matrix, or of some of its runs."""
+        """Return the result of every student of the matrix, or of some of its runs, in their order."""
         return [path_of("student", run) for run in (self.runs if runs is None else runs)]
 
     def histories(self) -> list[str]:
         """Return the history of every student of the matrix."""
         return list(map(history_of, self.students()))
 
-    def datasets(self) -> list[str]:
-        """Return every dataset of the matrix."""
-        return self.each("data")
-
-    def teachers(self) -> list[str]:
-        """Return every teacher of the matrix."""
-        return sorted({path_of("teacher", self.teacher_of(run)) for run in self.runs})
-
-    def sets(self, runs: Iterable[Cell] | None = None) -> list[str]:
-        """Return every distilled set of the matrix, or of some of its runs."""
-        return self.each("images", runs)
-
     def grids(self) -> list[str]:
         """Return a picture of each distilled set: of the first seed that it has."""
-        return self.each("grid", self._first(lambda run: (run.dataset, run.teacher, run.method, run.ipc)))
+        runs = sorted(self.runs, key=lambda run: -run.seed)
+        return self.files_of("grid", {(run.dataset, run.teacher, run.method, run.ipc): run for run in runs}.values())
 
     def maps(self) -> list[str]:
         """Return the map of each dataset and teacher, where the experiment wants one."""
-        return self.each("map") if self.experiment.file.embedding else []
+        return self.files_of("map") if self.experiment.file.embedding else []
 
     def barycenters(self) -> list[str]:
         """Return the barycenters of every run of the matrix that has some."""
-        matched = filter(self._matches, self._of_family("recover"))
-        return sorted({path_of("barycenter", block) for run in matched for block in self._blocks(run)})
+        return self._files_of_blocks("barycenter", filter(self._has_feature_term, self._of_family("recover")))
 
     def quantized(self) -> list[str]:
         """Return the atoms of every run of the matrix that quantizes latents."""
-        return sorted({path_of("quantize", block) for run in self._of_family("latent") for block in self._blocks(run)})
+        return self._files_of_blocks("quantize", self._of_family("latent"))
 
     def distances(self) -> list[str]:
         """Return the distances to the real data: of all sets if the experiment wants them; of the family latent always."""
-        return self.each("distance", self.runs if self.experiment.file.distances else self._of_family("latent"))
+        return self.files_of("distance", None if self.experiment.file.distances else self._of_family("latent"))
 
     def decays(self) -> list[str]:
         """Return how W2 falls with the number of atoms, for every generator that encodes."""
-        return self.each("decay", map(self._encoder, self._of_family("latent")))
+        return self.files_of("decay", map(self._encoder, self._of_family("latent")))
 
-    def features(self) -> list[str]:
-        """Return the features of every teacher of the matrix: every table counts what they cost."""
-        return sorted({path_of("features", self.teacher_of(run)) for run in self.runs})
+    def _of_family(self, family: Family) -> list[Cell]:
+        return [run for run in self.runs if self.experiment.family(run.method) == family]
+
+    def _files_of_blocks(self, kind: str, runs: Iterable[Cell]) -> list[str]:
+        return self.files_of(kind, [block for run in runs for block in self._blocks(run)])
+
+    def _blocks(self, cell: Cell) -> list[Cell]:
+        return [cell.having(block=block) for block in self.block_names(cell)]
+
+    # ---- the map of a dataset and a teacher
 
     def mapped(self, wildcards: Any) -> list[str]:
-        """Return the sets that the map of a dataset and a teacher shows: of each method that with most images per class.
+        """Return the sets that a map shows: of each method that with most images per class.
 
         Of several seeds it is the first of the map, or else the method's own first.
         """
@@ -278,7 +270,7 @@ class Inputs:
         shown: dict[str, Cell] = {}
         for run in sorted(runs, key=lambda run: (-run.ipc, run.seed != seed, run.seed)):
             shown.setdefault(run.method, run)
-        return sorted(path_of("images", run) for run in shown.values())
+        return self.files_of("images", shown.values())
 
     def of_map(self, kind: str) -> Input:
         """Return the function that gives a file of the teacher in whose features a map is drawn: that of the first seed."""
@@ -293,14 +285,3 @@ class Inputs:
         """Return the runs of a map's dataset and teacher, and the first seed of these."""
         runs = [run for run in self.runs if (run.dataset, run.teacher) == (cell.dataset, cell.teacher)]
         return runs, min(run.seed for run in runs)
-
-    def _of_family(self, family: Family) -> list[Cell]:
-        return [run for run in self.runs if self.experiment.family(run.method) == family]
-
-    def _first(self, key: Callable[[Cell], Any]) -> list[Cell]:
-        """Return of the runs that share a key one of the smallest seed."""
-        return list({key(run): run for run in sorted(self.runs, key=lambda run: -run.seed)}.values())
-
-    def each(self, kind: str, runs: Iterable[Cell] | None = None) -> list[str]:
-        """Return the file of a kind of every run, each once."""
-        return sorted({path_of(kind, run) for run in (self.runs if runs is None else runs)})
