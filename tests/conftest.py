@@ -14,8 +14,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from wmdd.__main__ import main
 from wmdd.base.rng import generator
-from wmdd.cli import latent, match  # noqa: F401  they register their commands
-from wmdd.cli.stages import app
+from wmdd.cli.commands import app
 from wmdd.networks.models import build
 from wmdd.settings.network import NetworkSettings
 

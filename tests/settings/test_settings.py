@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError, WithJsonSchema
 
-import wmdd.cli.match  # noqa: F401  it registers its commands
 from wmdd.base.errors import WmddError
-from wmdd.cli.latent import app
+from wmdd.cli.commands import app
 from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.settings.base import Settings, flags
 from wmdd.settings.data import DataSettings
