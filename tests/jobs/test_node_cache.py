@@ -15,7 +15,7 @@ from tests.artifacts.test_artifacts import tmpfs
 from wmdd.artifacts import hdf5
 from wmdd.artifacts.hdf5 import load
 from wmdd.artifacts.hdf5_writer import save
-from wmdd.cli import stages
+from wmdd.cli import select, student, teacher
 from wmdd.datasets.loader import opened, read
 from wmdd.jobs import node_cache
 from wmdd.jobs.node_cache import staged
@@ -275,15 +275,15 @@ def made(folder: Path, data: Path) -> dict[str, bytes]:
     """What the stages that read a dataset make of it."""
     model, images, small = folder / "model.safetensors", folder / "images.h5", NetworkSettings(width=2).model_dump()
     engine = EngineSettings(device="cpu", precision="fp32")
-    stages.teacher(
+    teacher.teacher(
         data=data, output=model, seed=0, engine=engine,
         settings=TeacherSettings(**small, epochs=1, batch_size=6, min_accuracy=0),
     )  # fmt: skip
-    stages.features(
+    teacher.features(
         data=data, teacher=model, output=folder / "features.h5", statistics=folder / "statistics.h5", engine=engine
     )
-    stages.select(data=data, output=images, ipc=1, seed=0, settings=SelectSettings(strategy="random"))
-    stages.student(
+    select.select(data=data, output=images, ipc=1, seed=0, settings=SelectSettings(strategy="random"))
+    student.student(
         images=images, data=data, output=[folder / "student.json"], seed=0, run=[0], engine=engine,
         settings=StudentSettings(**small, epochs=1, labels="hard"),
     )  # fmt: skip

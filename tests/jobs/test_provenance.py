@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.cli.test_stages import COMMANDS, here, made  # noqa: F401
+from tests.cli.artifacts import COMMANDS
 from wmdd.base.errors import WmddError
 from wmdd.jobs import provenance
 from wmdd.jobs.code_reach import Definition, Module, Package, is_command
@@ -206,7 +206,7 @@ def test_every_number_that_a_stage_reaches_changes_it(changed):
 
 
 @pytest.mark.parametrize("stage", COMMANDS)
-def test_what_a_stage_runs_is_in_its_digest(here, run, stage):  # noqa: F811
+def test_what_a_stage_runs_is_in_its_digest(here, run, stage):
     """Whatever code of the digest calls is in the digest too, or in `GROUND`, which hands out a Job."""
     counted = reach(KNOWN, stage)
     modules = {str(path): name for name, path in KNOWN.files.items()}
