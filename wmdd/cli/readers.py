@@ -123,14 +123,9 @@ def read_statistics(path: Path, classes: range) -> "Statistics":
 def confident_points(
     cloud: "Cloud", meta: Meta, path: Path, teacher: Path | None, share: float
 ) -> "tuple[Cloud, dict[str, str]]":
-    """Return the points that count, and the digest of the teacher that chooses them where not all do.
+    """Return the features that count, and the digest of the teacher that chooses them where not all do.
 
-    Args:
-        cloud: features.
-        meta: of their file.
-        path: of their file.
-        teacher: which the features are of; needed for a share below 1.
-        share: of each class, the images of which the teacher is most confident.
+    `meta` and `path` are those of the features; `share` is the part of each class of which the teacher is most confident.
     """
     from wmdd.artifacts.model_files import load_model
     from wmdd.stages.point_clouds import Confident

@@ -115,14 +115,14 @@ def student(
     check_classes(data_meta["classes"], meta["classes"], str(data), str(images))
     if settings.learned_lr and "student_lr" in meta:
         settings = settings.model_copy(update={"lr": meta["student_lr"]})
-    identity: dict[str, Any] = {"seed": seed, "run": run[0] if len(run) == 1 else run}
     with ExitStack() as files:
         labels, digests = files.enter_context(
             _labels(soft_labels, teacher, seed, settings, augmentation, meta, data_meta)
         )
         inputs = {"images": meta["digest"], "data": data_meta["digest"]} | digests
+        numbers = run if len(run) > 1 else run[0]
         stage_job = files.enter_context(
-            job("student", output[0], [settings, augmentation], inputs, engine, threads, **identity)
+            job("student", output[0], [settings, augmentation], inputs, engine, threads, seed=seed, run=numbers)
         )
         near = staged(data, make=False)
         val_pictures, _ = files.enter_context(opened(near, "val", device=stage_job.engine.device))
@@ -130,17 +130,17 @@ def student(
         if settings.whiten:
             pictures, _ = files.enter_context(opened(near, "train", once=True))
             white = whitening.fit(pictures, data_meta["mean"], data_meta["std"])
-        classes, k = arrays["weights"].shape
+        weights = torch.from_numpy(arrays["weights"])  # [C, K]
         students = train(
-            torch.from_numpy(arrays["images"]).flatten(0, 1), _own_labels(images, classes, k),
-            weighted(torch.from_numpy(arrays["weights"]), settings.weights).flatten(), labels, val_pictures, classes,
+            torch.from_numpy(arrays["images"]).flatten(0, 1), _own_labels(images, *weights.shape),
+            weighted(weights, settings.weights).flatten(), labels, val_pictures, len(weights),
             data_meta["mean"], data_meta["std"], settings, augmentation, seed, run, stage_job.context, white,
         )  # fmt: skip
         stage_job.cost["students"] = len(run)
         for place, (_, history) in enumerate(students):
             prefix = f"{place}/" if len(run) > 1 else ""  # as the training logs them
-            result = {"identity": {"seed": seed, "run": run[place]}, "classes": meta["classes"]}
-            _save_scores(stage_job, output[place], history, result, prefix)
+            facts = {"identity": {"seed": seed, "run": run[place]}, "classes": meta["classes"]}
+            _save_scores(stage_job, output[place], history, facts, prefix)
 
 
 def _own_labels(path: Path, classes: int, k: int) -> "torch.Tensor":

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wmdd.artifacts import hdf5
 from wmdd.artifacts.hdf5 import check_classes
@@ -10,15 +10,10 @@ from wmdd.base.errors import WmddError
 from wmdd.cli.app import ENGINE, Data, Paths, Positive, Teacher, Threads, app
 from wmdd.cli.readers import block_classes, both_splits, class_rows, data_facts, numbered, read_teacher
 from wmdd.cli.writers import save_history
-from wmdd.jobs.job import StageJob, job
+from wmdd.jobs.job import job
 from wmdd.jobs.node_cache import staged
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.teacher import FeaturesSettings, TeacherSettings
-
-if TYPE_CHECKING:
-    from wmdd.artifacts.partial_output import Pieces
-    from wmdd.datasets.loader import Pictures
-    from wmdd.networks.models import Network
 
 
 @app.command
@@ -114,7 +109,8 @@ def features(
     """
     from wmdd.artifacts.partial_output import Pieces
     from wmdd.datasets.loader import opened
-    from wmdd.stages.feature_files import join_part
+    from wmdd.stages.feature_files import join_part, keep, taken_up
+    from wmdd.stages.features import extract
 
     if (block is None) == (statistics is None):
         raise WmddError("give --statistics for the whole training set, or --block for a part of it")
@@ -127,40 +123,24 @@ def features(
         job("features", output, [settings], inputs, engine, threads, **identity) as stage_job,
         opened(staged(data, make=block is None), "train", once=True) as (pictures, _),
     ):
-        pieces = Pieces(output, stage_job.checkpoint.key)
+        checkpoint = stage_job.checkpoint
+        pieces = Pieces(output, checkpoint.key)
+        start, moments = taken_up(pieces)
+        checkpoint.begin(pieces.seconds)
         classes = None if block is None else block_classes(block, teacher_meta["classes"])
-        _extract(stage_job, pieces, network, teacher_meta, pictures, classes, settings)
+        first, end = class_rows(pictures.labels, classes)
+        for shard in extract(
+            stage_job.engine.place(network), pictures, teacher_meta["mean"], teacher_meta["std"], settings, stage_job.engine,
+            classes, start, moments, checkpoint.due, stage_job.context.progress,
+        ):  # fmt: skip
+            keep(pieces, shard, checkpoint.spent())
+            checkpoint.save({}, shard.first + len(shard.labels) - first, end - first, "picture")
         meta = stage_job.meta | data_facts(teacher_meta)
         if statistics is None:
             join_part(pieces.whole(), output, meta, len(teacher_meta["classes"]))
         else:
             _join(pieces.whole(), output, statistics, meta)
         pieces.remove()
-
-
-def _extract(
-    stage_job: StageJob,
-    pieces: "Pieces",
-    network: "Network",
-    teacher_meta: dict[str, Any],
-    pictures: "Pictures",
-    classes: range | None,
-    settings: FeaturesSettings,
-) -> None:
-    """Keep the features of some classes (None: all) as pieces, going on from those of an earlier job."""
-    from wmdd.stages.feature_files import keep, taken_up
-    from wmdd.stages.features import extract
-
-    checkpoint = stage_job.checkpoint
-    start, moments = taken_up(pieces)
-    checkpoint.begin(pieces.seconds)
-    first, end = class_rows(pictures.labels, classes)
-    for shard in extract(
-        stage_job.engine.place(network), pictures, teacher_meta["mean"], teacher_meta["std"], settings, stage_job.engine,
-        classes, start, moments, checkpoint.due, stage_job.context.progress,
-    ):  # fmt: skip
-        keep(pieces, shard, checkpoint.spent())
-        checkpoint.save({}, shard.first + len(shard.labels) - first, end - first, "picture")
 
 
 def _join(files: list[Path], output: Path, statistics: Path, meta: dict[str, Any]) -> None:

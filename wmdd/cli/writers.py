@@ -34,16 +34,9 @@ def save_images(
     learned: Mapping[str, np.ndarray] = MappingProxyType({}),
     learned_meta: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Write distilled images, and show the first of some classes on the tracker.
+    """Write distilled images [C, K, 3, H, W] uint8 with weights [C, K], and show the first of some classes on the tracker.
 
-    Args:
-        stage_job: that made them.
-        images: [C, K, 3, H, W] uint8.
-        weights: [C, K].
-        labels: the classes.
-        meta: of an artifact of the same data.
-        learned: arrays that the method learned besides.
-        learned_meta: and values.
+    `meta` is of an artifact of the same data; `learned` and `learned_meta` are what a method learned besides images.
     """
     arrays = {"images": images.numpy(), "weights": weights.float().numpy(), "labels": np.array(labels), **learned}
     save(stage_job.output, arrays, stage_job.meta | data_facts(meta) | dict(learned_meta), chunked=("images",))
@@ -60,17 +53,7 @@ def save_atoms(
     seconds: list[float],
     meta: dict[str, Any],
 ) -> None:
-    """Write the atoms of each class and how good they are; the seconds go to the cost file.
-
-    Args:
-        stage_job: that made them.
-        atoms: [C, K, D].
-        weights: [C, K].
-        labels: the classes.
-        quality: columns [C].
-        seconds: of each class.
-        meta: what the file says besides its provenance.
-    """
+    """Write atoms [C, K, D] with weights [C, K] and columns of quality [C]; the seconds of each class go to the cost file."""
     arrays = {"labels": np.array(labels), "atoms": atoms.numpy(), "weights": weights.numpy()}
     arrays |= {f"quality/{name}": values for name, values in quality.items()}
     save(stage_job.output, arrays, stage_job.meta | meta)

@@ -88,7 +88,6 @@ def job(
     """
     import torch
 
-    from wmdd.artifacts.checkpoint import Checkpoint, seconds_between
     from wmdd.networks.distributed import ALONE
     from wmdd.networks.engine import Engine, plain
 
@@ -106,14 +105,10 @@ def job(
         "engine": {} if engine is None else placed.describe(),
         "code": code_digest(stage),
     }
-    path = output.with_name(f".{output.name}.checkpoint")
-    # of several processes none ends but with the others, at a place on which they agree
-    together = world.size > 1
-    notice = Notice(RESUMABLE if path.exists() else NOTHING, keeps=together, together=together)
-    checkpoint = Checkpoint(path, _key(meta), seconds_between(), notice)
+    checkpoint = _checkpoint(output, meta, world)
     meta |= {"versions": versions(), "revision": git_revision()}
     stage_job = StageJob(stage, output, meta, placed, world, checkpoint)
-    with listening(notice):
+    with listening(checkpoint.notice):
         if world.main:
             columns = artifact.columns(stage, output, meta) | values | identity
             yield from _tracked(stage_job, columns, threads, started)
@@ -122,10 +117,16 @@ def job(
                 yield stage_job
 
 
-def _key(meta: dict[str, Any]) -> str:
-    """Return a digest of all that a result depends on; a gate changes no result."""
-    settings = {name: value for name, value in meta["settings"].items() if name != "min_accuracy"}
-    return sha256(json.dumps(meta | {"settings": settings}, sort_keys=True).encode()).hexdigest()
+def _checkpoint(output: Path, meta: dict[str, Any], world: "World") -> "Checkpoint":
+    """Return the checkpoint of a job, which belongs to all that the result depends on."""
+    from wmdd.artifacts.checkpoint import Checkpoint, seconds_between
+
+    settings = {name: value for name, value in meta["settings"].items() if name != "min_accuracy"}  # changes no result
+    key = sha256(json.dumps(meta | {"settings": settings}, sort_keys=True).encode()).hexdigest()
+    path = output.with_name(f".{output.name}.checkpoint")
+    together = world.size > 1  # of several processes none ends but with the others, at a place on which they agree
+    notice = Notice(RESUMABLE if path.exists() else NOTHING, keeps=together, together=together)
+    return Checkpoint(path, key, seconds_between(), notice)
 
 
 def _tracked(stage_job: StageJob, columns: dict[str, Any], threads: int, started: float) -> Iterator[StageJob]:
