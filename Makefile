@@ -48,7 +48,7 @@ test-campaign: setup  ## the same with every fault that a cluster has: cancelled
 	.venv/bin/python -m pytest -rs -m slurm tests/cluster
 
 docs: setup  ## write the reference of the package, from its docstrings, into build/docs
-	PDOC_ALLOW_EXEC=1 .venv/bin/pdoc --docformat google -o build/docs wmdd '!wmdd.cli.stages'
+	PDOC_ALLOW_EXEC=1 .venv/bin/pdoc --docformat google -o build/docs wmdd '!wmdd.cli'
 
 lint: setup  ## check style, types and who imports whom
 	.venv/bin/ruff check

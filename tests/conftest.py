@@ -3,6 +3,7 @@
 import io
 import re
 import shlex
+import shutil
 import sys
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch
 from PIL import Image
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.cli.artifacts import write_all
 from wmdd.__main__ import main
 from wmdd.base.rng import generator
-from wmdd.cli import latent, match  # noqa: F401  they register their commands
-from wmdd.cli.stages import app
+from wmdd.cli.commands import app
 from wmdd.networks.models import build
 from wmdd.settings.network import NetworkSettings
 
@@ -119,6 +120,21 @@ def linked(tmp_path, monkeypatch):
         return tmp_path
 
     return linked
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory):
+    """A folder with one small artifact of each kind, which belong together. Never to be changed: use `here`."""
+    write_all(folder := tmp_path_factory.mktemp("artifacts"))
+    return folder
+
+
+@pytest.fixture
+def here(artifacts, tmp_path, monkeypatch):
+    """A folder with a copy of these artifacts, to work in."""
+    shutil.copytree(artifacts, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(autouse=True)

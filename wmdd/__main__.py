@@ -34,8 +34,7 @@ def _run() -> None:
     if torchrun.launched():  # one of several processes
         torchrun.follow()
     from wmdd.base.errors import WmddError
-    from wmdd.cli import export, match, report, tracking  # noqa: F401  they register their commands
-    from wmdd.cli.latent import app
+    from wmdd.cli.commands import app
 
     try:
         app(sys.argv[1:])

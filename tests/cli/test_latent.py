@@ -1,14 +1,16 @@
 """The commands of the latent family fit each other's files, and a user's mistake ends in one line."""
 
+import re
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
 
 from wmdd.artifacts.atomic_files import read_json
 from wmdd.artifacts.hdf5 import load, load_meta
+from wmdd.artifacts.hdf5_writer import save
+from wmdd.generators.vae import Vae
 
 CPU = "--device cpu --precision fp32"
 DATA = "data --name pictures --output data.h5 --source imagefolder --root pictures --classes 3 --resolution 8"
@@ -38,22 +40,22 @@ CHAIN = [
 
 
 @pytest.fixture(scope="module")
-def made(chained):
+def family(chained):
     """Every file of the family. Never to be changed: use `here`."""
     return chained("latent", CHAIN)
 
 
 @pytest.fixture
-def here(made, linked):
+def here(family, linked):
     """A folder that has links to these files, to work in."""
-    return linked(made)
+    return linked(family)
 
 
 # The files fit each other
 
 
-def test_latents_of_all_pictures(made):
-    parts = [load(made / name) for name in LATENTS.split()]
+def test_latents_of_all_pictures(family):
+    parts = [load(family / name) for name in LATENTS.split()]
     assert [len(arrays["labels"]) for arrays, _ in parts] == [8, 16]
     assert {tuple(meta["shape"]) for _, meta in parts} == {(4, 4, 4)}
     assert parts[0][0]["latents"].dtype == np.float16
@@ -61,16 +63,16 @@ def test_latents_of_all_pictures(made):
     assert spread == pytest.approx(1, abs=0.1), "latents are standardised"
 
 
-def test_images_say_what_made_them(made):
-    arrays, meta = load(made / "images.h5")
+def test_images_say_what_made_them(family):
+    arrays, meta = load(family / "images.h5")
     assert arrays["images"].shape == (3, 2, 3, 8, 8)
     assert meta["decode"]["settings"]["steps"] == 3
     assert meta["classes"] == ["ant", "bee", "cat"]
-    inputs = load_meta(made / "i.h5")["inputs"]
+    inputs = load_meta(family / "i.h5")["inputs"]
     assert set(inputs) == {"atoms", "autoencoder", "diffusion"}
-    assert inputs["atoms"] == load_meta(made / "q.h5")["digest"]
-    assert len(read_json(made / "distance.json")["distance"]["cost"]) == 3
-    assert [row["atoms"] for row in read_json(made / "decay.json")["decay"]] == [[1, 2, 4]] * 3
+    assert inputs["atoms"] == load_meta(family / "q.h5")["digest"]
+    assert len(read_json(family / "distance.json")["distance"]["cost"]) == 3
+    assert [row["atoms"] for row in read_json(family / "decay.json")["decay"]] == [[1, 2, 4]] * 3
 
 
 def test_blocks_have_the_bits_of_the_whole(here, run):
@@ -142,40 +144,23 @@ def test_recover_begins_at_a_distilled_set(here, run):
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(here, mistake, line, said):
-    import re
-
     Path("i.h5").unlink()  # so that a decoder that goes on leaves no file in the others' folder
     assert re.search(said, mistake(line, begun=True))
 
 
 def test_latents_that_are_no_numbers_are_named(here, mistake, monkeypatch):
-    from wmdd.generators.vae import Vae
-
     monkeypatch.setattr(Vae, "encode", lambda self, images: torch.full((len(images), 4, 4, 4), float("nan")))
     assert "training image 0 holds NaN" in mistake(ENCODE.format("x", "classes0-2"), begun=True)
     assert not Path("x.h5").exists()
 
 
-def test_latents_cut_short_are_named(here, mistake):
-    path = Path("short.h5")
-    path.write_bytes(Path("classes0-0.h5").read_bytes()[:-100])
-    assert "short.h5 is not a whole HDF5 file" in mistake(
-        QUANTIZE.replace("classes0-0.h5", "short.h5").replace("q.h5", "x.h5")
-    )
-
-
-def test_features_of_another_teacher_are_refused(here, mistake, run):
+def test_files_cut_short_or_of_another_teacher_or_other_classes_are_refused(here, mistake, run):
+    Path("short.h5").write_bytes(Path("classes0-0.h5").read_bytes()[:-100])
+    line = QUANTIZE.replace("classes0-0.h5", "short.h5").replace("q.h5", "x.h5")
+    assert "short.h5 is not a whole HDF5 file" in mistake(line)
     assert run(TEACHER.replace("model", "other").replace("--seed 0", "--seed 1"))[0] == 0
     assert "features.h5 is of another teacher" in mistake(DISTANCE.replace("model.safetensors", "other.safetensors"))
-
-
-def test_an_autoencoder_of_other_classes_is_refused(here, mistake):
-    with h5py.File("q.h5") as file:
-        content = {name: file[name][()] for name in ("labels", "atoms", "weights")}
-    from wmdd.artifacts.hdf5_writer import save
-
-    meta = load_meta(Path("q.h5"))
-    meta.pop("digest")
+    content, meta = load(Path("q.h5"), "labels", "atoms", "weights")
     save(Path("other.h5"), content, meta | {"classes": ["ant", "bee", "dog"]})
     said = mistake(DECODE.replace("q.h5", "other.h5").replace("i.h5", "x.h5"), begun=True)
     assert "class 2 is 'cat' in a.safetensors but 'dog'" in said

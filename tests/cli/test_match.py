@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 import wmdd
-from wmdd.__main__ import main  # noqa: F401  whose commands are those of `app`
 from wmdd.artifacts.atomic_files import read_json
 from wmdd.artifacts.hdf5 import load, load_meta
 from wmdd.artifacts.hdf5_writer import save
@@ -40,15 +39,15 @@ CHAIN = [
 
 
 @pytest.fixture(scope="module")
-def made(chained):
+def family(chained):
     """Every file of the family. Never to be changed: use `here`."""
     return chained("match", CHAIN)
 
 
 @pytest.fixture
-def here(made, linked):
+def here(family, linked):
     """A folder that has links to these files, to work in."""
-    return linked(made)
+    return linked(family)
 
 
 def result(here, run, line):
@@ -61,52 +60,49 @@ def result(here, run, line):
 # The files fit each other
 
 
-def test_an_expert_says_what_it_was_trained_on_and_how_well(made):
-    arrays, meta = load(made / "e1.h5")
+def test_an_expert_says_what_it_was_trained_on_and_how_well(family):
+    arrays, meta = load(family / "e1.h5")
     size = 4 * 27 + 4 * 36 + 4 * (2 + 4) + (16 + 1) * 3  # two convolutions, their biases and norms, a head of 2 x 2 x 4
     assert (arrays["parameters"].shape, arrays["parameters"].dtype) == ((4, size), np.float32)
-    assert meta["inputs"] == {"data": load_meta(made / "data.h5")["digest"]}
+    assert meta["inputs"] == {"data": load_meta(family / "data.h5")["digest"]}
     assert (meta["stage"], meta["identity"]) == ("expert", {"seed": 1})
     assert (meta["classes"], meta["names"], meta["resolution"]) == (["ant", "bee", "cat"], ["ant", "bee", "cat"], 8)
-    history = pd.read_csv(made / "e1.csv")
+    history = pd.read_csv(family / "e1.csv")
     assert history["epoch"].tolist() == [1, 2, 3]
     assert meta["accuracy"]["top1"] == pytest.approx(history["top1"].iloc[-1])
-    assert read_json(made / "e1.cost.json")["stage"] == "expert"
+    assert read_json(family / "e1.cost.json")["stage"] == "expert"
+    assert not np.array_equal(arrays["parameters"][0], load(family / "e0.h5")[0]["parameters"][0])
 
 
-def test_experts_of_other_numbers_are_others(made):
-    assert not np.array_equal(*(load(made / f"e{n}.h5")[0]["parameters"][0] for n in (0, 1)))
-
-
-def test_blocks_say_what_made_them(made):
-    arrays, meta = load(made / "t.h5")
+def test_blocks_say_what_made_them(family):
+    arrays, meta = load(family / "t.h5")
     assert (arrays["images"].shape, arrays["images"].dtype) == ((3, 2, 3, 8, 8), np.uint8)
     assert arrays["labels"].tolist() == [0, 1, 2]
     assert (arrays["weights"] == 0.5).all()
     assert meta["inputs"] == {
-        "data": load_meta(made / "data.h5")["digest"],
-        **{f"expert{n}": load_meta(made / f"e{n}.h5")["digest"] for n in (0, 1)},
+        "data": load_meta(family / "data.h5")["digest"],
+        **{f"expert{n}": load_meta(family / f"e{n}.h5")["digest"] for n in (0, 1)},
     }
     assert meta["identity"] == {"block": "classes0-2", "ipc": 2, "seed": 0}
     assert meta["settings"]["objective"] == "mtt"
     assert meta["student_lr"] not in (0.05, 0.0)
     for name in "dm0-1", "datadam":
-        arrays, meta = load(made / f"{name}.h5")
+        arrays, meta = load(family / f"{name}.h5")
         assert set(meta["inputs"]) == {"data"}
         assert "labels_learned" not in arrays
         assert "student_lr" not in meta
 
 
-def test_what_was_learned_reaches_the_joined_set(made):
-    block, of_block = load(made / "t.h5")
-    arrays, meta = load(made / "mtt.h5")
+def test_what_was_learned_reaches_the_joined_set(family):
+    block, block_meta = load(family / "t.h5")
+    arrays, meta = load(family / "mtt.h5")
     assert np.array_equal(arrays["images"], block["images"])
     assert np.array_equal(arrays["labels_learned"], block["labels_learned"])
     assert (arrays["labels_learned"].shape, arrays["labels_learned"].dtype) == ((3, 2, 3), np.float32)
     np.testing.assert_allclose(arrays["labels_learned"].sum(-1), 1, rtol=1e-6)
-    assert meta["student_lr"] == of_block["student_lr"]
-    assert meta["match"]["settings"] == of_block["settings"]
-    arrays, meta = load(made / "dm.h5")
+    assert meta["student_lr"] == block_meta["student_lr"]
+    assert meta["match"]["settings"] == block_meta["settings"]
+    arrays, meta = load(family / "dm.h5")
     assert meta["match"]["settings"]["objective"] == "dm"
     assert "student_lr" not in meta
     assert set(arrays) == {"images", "labels", "weights"}
@@ -148,25 +144,17 @@ def test_images_are_matched_to_experts_that_saw_whitened_ones(here, run):
     assert not np.array_equal(found, other)
 
 
-def test_a_matched_set_is_drawn_and_exported_as_any_other(here, run):
-    for line in "grid --images mtt.h5 --output x.png", "export --images mtt.h5 --output exported --to hdf5":
-        code, _, err = run(line)
-        assert code == 0, err
-    card = (here / "exported/README.md").read_text()
-    assert "| stage | match, images |" in card
-    assert "objective: mtt" in card
-
-
 @pytest.mark.parametrize("layout", ["imagefolder", "hdf5", "webdataset", "parquet"])
-def test_learned_labels_and_rate_are_exported(here, run, layout):
+def test_a_matched_set_is_exported_with_what_was_learned(here, run, layout):
     code, _, err = run(f"export --images mtt.h5 --output exported --to {layout}")
     assert code == 0, err
     arrays, meta = load(here / "mtt.h5")
-    for found in wmdd.load(here / "exported"), wmdd.load(here / "mtt.h5"):
-        assert np.array_equal(found.soft_labels, arrays["labels_learned"].reshape(-1, 3))
-        assert found.meta["images"]["student_lr"] == meta["student_lr"]
+    for distilled in wmdd.load(here / "exported"), wmdd.load(here / "mtt.h5"):
+        assert np.array_equal(distilled.soft_labels, arrays["labels_learned"].reshape(-1, 3))
+        assert distilled.meta["images"]["student_lr"] == meta["student_lr"]
     card = (here / "exported/README.md").read_text()
-    assert "`soft_label` is what the method learned" in card
+    for words in "| stage | match, images |", "objective: mtt", "`soft_label` is what the method learned":
+        assert words in card
     assert f"| learned rate of a student | {meta['student_lr']:.6g} |" in card
     assert wmdd.load(here / "dm.h5").soft_labels is None
 
@@ -224,42 +212,29 @@ def test_students_of_whitened_images_learn_otherwise(here, run):
 # Mistakes
 
 
+FEW = "class ant has 8 real images, but 9 are to be drawn at once;"
+WHOLE = DM.format("x", "classes0-2")
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (
-            DM.format("x", "classes0-2").replace("--real-batch 4", "--real-batch 9"),
-            "class ant has 8 real images, but 9 are to be drawn at once; lower match.real_batch",
-        ),
-        *(
-            (
-                line,
-                "class ant has 8 real images, but 9 are to be drawn at once; take fewer images per class, or init: noise",
-            )
-            for line in (DM.format("x", "classes0-2").replace("--ipc 2", "--ipc 9"), MTT.replace("--ipc 2", "--ipc 9"))
-        ),
+        (WHOLE.replace("--real-batch 4", "--real-batch 9"), f"{FEW} lower match.real_batch"),
+        (WHOLE.replace("--ipc 2", "--ipc 9"), f"{FEW} take fewer images per class, or init: noise"),
+        (MTT.replace("--ipc 2", "--ipc 9"), f"{FEW} take fewer images per class, or init: noise"),
         (MTT.replace("--experts e0.h5 e1.h5 ", ""), "match with objective mtt takes --experts; make them agree"),
-        (
-            DM.format("x", "classes0-2") + " --experts e0.h5",
-            "match with objective dm takes no --experts; make them agree",
-        ),
+        (f"{WHOLE} --experts e0.h5", "match with objective dm takes no --experts; make them agree"),
         (MTT.replace("classes0-2", "classes0-1"), "mtt does not separate by class: give all of them, classes0-2"),
         (DM.format("x", "classes0-3"), "there is no block 'classes0-3'; name the classes as in classes0-2"),
         (MTT.replace("e1.h5", "e2.h5"), "e2.h5 does not exist; run the stage that makes it first"),
         (MTT.replace("e1.h5", "dm.h5"), "dm.h5 lacks parameters"),
+        (MTT.replace("--start-epochs 2", "--start-epochs 4"), "an expert has 3 epochs, but match begins at up to 3 of"),
+        (f"{WHOLE} --norm batch", "match: BatchNorm ties the images of a batch to each other; set norm: instance"),
         (
-            MTT.replace("--start-epochs 2", "--start-epochs 4"),
-            "an expert has 3 epochs, but match begins at up to 3 of them",
+            WHOLE.replace("convnet2", "resnet18"),
+            "match: the network must be a ConvNet, not resnet18; set architecture:",
         ),
-        (
-            DM.format("x", "classes0-2") + " --norm batch",
-            "match: BatchNorm ties the images of a batch to each other; set norm: instance",
-        ),
-        (
-            DM.format("x", "classes0-2").replace("convnet2", "resnet18"),
-            "match: the network must be a ConvNet, not resnet18; set architecture: convnet3",
-        ),
-        (EXPERT.format(5) + " --norm batch", "expert: BatchNorm ties the images of a batch to each other"),
+        (f"{EXPERT.format(5)} --norm batch", "expert: BatchNorm ties the images of a batch to each other"),
         (EXPERT.format(5).replace("convnet2", "convnet4"), "convnet4 halves pictures of 8 px to nothing"),
         (EXPERT.format(5).replace("data.h5", "dm.h5"), "dm.h5 has no split 'train'"),
     ],
@@ -269,21 +244,14 @@ def test_a_mistake_is_one_line(here, mistake, line, said):
     assert not {path.name for path in Path().iterdir()} & {"x.h5", "e5.h5"}
 
 
-def test_an_expert_of_other_data_is_refused(here, run, mistake):
+def test_an_expert_of_other_data_or_settings_or_cut_short_is_refused(here, run, mistake):
     assert run(DATA.replace("data.h5", "fewer.h5") + " --images-per-class 5")[0] == 0
     assert run(EXPERT.format(7).replace("data.h5", "fewer.h5"))[0] == 0
     said = "e7.h5 was trained on other data; delete it and run the expert stage again"
     assert mistake(MTT.replace("e1.h5", "e7.h5")) == said
-
-
-def test_experts_of_different_settings_are_refused(here, run, mistake):
-    assert run(EXPERT.format(7).replace("--lr 0.1", "--lr 0.2"))[0] == 0
-    assert mistake(MTT.replace("e1.h5", "e7.h5")) == "e7.h5 has lr 0.2, but e0.h5 has 0.1; give experts of one kind"
-
-
-def test_an_expert_cut_short_is_named(here, mistake):
-    path = here / "short.h5"
-    path.write_bytes((here / "e1.h5").read_bytes()[:-100])
+    assert run(EXPERT.format(8).replace("--lr 0.1", "--lr 0.2"))[0] == 0
+    assert mistake(MTT.replace("e1.h5", "e8.h5")) == "e8.h5 has lr 0.2, but e0.h5 has 0.1; give experts of one kind"
+    (here / "short.h5").write_bytes((here / "e1.h5").read_bytes()[:-100])
     assert "short.h5 is not a whole HDF5 file" in mistake(MTT.replace("e1.h5", "short.h5"))
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.cli.test_stages import COMMANDS, here, made  # noqa: F401
+from tests.cli.artifacts import COMMANDS
 from wmdd.base.errors import WmddError
 from wmdd.jobs import provenance
 from wmdd.jobs.code_reach import Definition, Module, Package, is_command
@@ -31,8 +31,8 @@ DECIDES = {
     "learning_rate": TRAINED,
     "evaluate": {"expert", "student", "teacher"},
     "join_features": {"features", "gather"},
-    "_block": {"barycenter", "encode", "features", "match", "quantize", "recover"},
-    "_quality": {"distances", "page", "report"},
+    "block_classes": {"barycenter", "encode", "features", "match", "quantize", "recover"},
+    "read_quality": {"distances", "page", "report"},
 }
 
 
@@ -206,8 +206,8 @@ def test_every_number_that_a_stage_reaches_changes_it(changed):
 
 
 @pytest.mark.parametrize("stage", COMMANDS)
-def test_what_a_stage_runs_is_in_its_digest(here, run, stage):  # noqa: F811
-    """Whatever code of the digest calls is in the digest too, or in `GROUND`, which hands out a Job."""
+def test_what_a_stage_runs_is_in_its_digest(here, run, stage):
+    """Whatever code of the digest calls is in the digest too, or in `GROUND`, which hands out a StageJob."""
     counted = reach(KNOWN, stage)
     modules = {str(path): name for name, path in KNOWN.files.items()}
     calls = set()
@@ -229,7 +229,7 @@ def test_what_a_stage_runs_is_in_its_digest(here, run, stage):  # noqa: F811
     assert code == 0, err
     ran = {called for caller, called in calls if caller in counted and KNOWN.nodes(called)}
     assert len(ran & counted) > 3
-    plumbing = {*GROUND, "Job", "__getattr__"}  # the last, when a module is imported
+    plumbing = {*GROUND, "StageJob", "__getattr__"}  # the last, when a module is imported
     assert {called for called in ran - counted if called.name not in plumbing} == set()
 
 
@@ -277,14 +277,14 @@ LEFT_OUT = [
 
 def small(folder, command, number=1):
     """The digest of a stage of a package that has a command and a few things that it may use."""
-    files = {
+    texts = {
         "commands": f"class Settings:\n    pass\n{command}\n",
         "extra": f"def one():\n    return {number}\nclass One:\n    def one(self):\n        return {number}\n",
         "several/__init__": "from ..extra import one\n",
         "deed": "from wmdd.extra import one\none()\n",
         "__init__": "",
     }
-    for name, text in files.items():
+    for name, text in texts.items():
         path = folder / f"wmdd/{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -299,7 +299,7 @@ def test_what_a_command_refers_to_counts_and_the_way_to_import_does_not(tmp_path
 
 def test_the_same_name_of_something_else_changes_it(tmp_path):
     ways = ["import math", "import numpy as math", "from math import log as one", "from math import exp as one"]
-    ways += ["from wmdd.extra import one", "from wmdd.cli.stages import one"]
+    ways += ["from wmdd.extra import one", "from wmdd.cli.teacher import one"]
     assert len({small(tmp_path, f"{way}\n{STAGE}return one() + math.pi") for way in ways}) == len(ways)
     both = f"from wmdd import extra\ndef one():\n    return 7\n{STAGE}return "
     assert small(tmp_path, both + "extra.one() - one()") != small(tmp_path, both + "one() - extra.one()")

@@ -24,7 +24,7 @@ from wmdd.artifacts.hdf5_writer import save
 from wmdd.artifacts.model_files import load_model, save_model
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.cli.stages import _teacher
+from wmdd.cli.readers import read_teacher
 from wmdd.datasets import imagenet_classes
 from wmdd.networks.foreign_checkpoint import of_file
 from wmdd.networks.foreign_teacher import names_outside, pretrained, translated
@@ -615,7 +615,7 @@ def test_the_artifact_is_rebuilt_from_itself_alone(here, wmdd, file, tmp_path, c
     path = file(other.state_dict())
     wmdd(f"{TEACHER} --architecture {architecture} --weights {path.name}")
     path.unlink()
-    network, _ = _teacher(tmp_path / "model.safetensors")
+    network, _ = read_teacher(tmp_path / "model.safetensors")
     same(network, other, 32)
     line = "features --data data.h5 --teacher model.safetensors --output f.h5 --statistics s.h5 --device cpu"
     wmdd(line)

@@ -17,8 +17,8 @@ from wmdd.artifacts import hdf5, hdf5_writer, model_files
 from wmdd.artifacts.partial_output import Pieces
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.cli.stages import features as run_features
-from wmdd.cli.stages import gather
+from wmdd.cli.teacher import features as run_features
+from wmdd.cli.teacher import gather
 from wmdd.datasets.loader import Resident, batches_by_class
 from wmdd.networks.batchnorm import statistics_of
 from wmdd.networks.engine import Engine, plain

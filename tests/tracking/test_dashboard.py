@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_stages import COMMANDS, here, made  # noqa: F401
+from tests.cli.artifacts import COMMANDS
 from wmdd.base.errors import WmddError
 from wmdd.tracking import dashboard
 from wmdd.tracking import tracker as tracking
+from wmdd.tracking.artifact import columns
 from wmdd.tracking.dashboard import CONFIG, METRICS, NAME, dump, sections
-from wmdd.tracking.tracker import NullTracker, columns
+from wmdd.tracking.tracker import NullTracker
 
 
 class Names(NullTracker):
@@ -27,18 +28,17 @@ class Names(NullTracker):
 
 
 @pytest.mark.parametrize("stage", METRICS)
-def test_the_stages_log_what_the_dashboard_counts_on(here, run, monkeypatch, stage):  # noqa: F811
-    found = Names()
-    monkeypatch.setattr(tracking, "start", lambda *_: found)
+def test_the_stages_log_what_the_dashboard_counts_on(here, run, monkeypatch, stage):
+    tracker = Names()
+    monkeypatch.setattr(tracking, "start", lambda *_: tracker)
     line = COMMANDS[stage] + (" --cross-entropy 1" if stage == "recover" else "")
     assert run(line)[0] == 0
-    assert set(METRICS[stage]) <= found.names
+    assert set(METRICS[stage]) <= tracker.names
 
 
 def test_the_columns_are_those_of_a_student():
     output = Path("results/d/t/m/ipc1/seed0/student/s/p/run0.json")
-    found = columns("student", output, {"inputs": {}, "engine": {}})
-    assert set(CONFIG) <= set(found)
+    assert set(CONFIG) <= set(columns("student", output, {"inputs": {}, "engine": {}}))
 
 
 def named(panel):
@@ -52,28 +52,22 @@ def named(panel):
     return metrics, [key.removesuffix(".value") for key in keys]
 
 
-@pytest.mark.parametrize("where", ["workspace", "report"])
-def test_panels_name_only_what_is_logged(where):
-    spec = dump("team", "digits")[where]["spec"]
-    if where == "workspace":
-        found = {each["name"]: each["panels"] for each in spec["section"]["panelBankConfig"]["sections"]}
-    else:
-        grids = [block["metadata"] for block in spec["blocks"] if block["type"] == "panel-grid"]
-        found = dict(zip(sections(), [grid["panelBankSectionConfig"]["panels"] for grid in grids], strict=True))
-    for name, (stages, panels) in sections().items():
-        known = {n for stage in stages.split("|") for n in METRICS.get(stage, set().union(*METRICS.values()))}
-        assert len(found[name]) == len(panels) > 0
-        for metrics, keys in map(named, found[name]):
-            assert metrics
-            assert set(metrics) <= known
-            assert set(keys) <= set(CONFIG)
-
-
-def test_the_report_shows_each_stage_its_runs():
-    blocks = dump("team", "digits")["report"]["spec"]["blocks"]
-    (first, *_) = [block["metadata"]["runSets"] for block in blocks if block["type"] == "panel-grid"]
-    (asked,) = first[0]["filters"]["filters"]
-    assert (asked["key"], asked["value"]) == ({"section": "config", "name": "stage"}, "student")
+def test_panels_name_only_what_is_logged_and_grids_show_the_runs_of_their_stages():
+    built = dump("team", "digits")
+    shown = {
+        part["name"]: part["panels"] for part in built["workspace"]["spec"]["section"]["panelBankConfig"]["sections"]
+    }
+    grids = [block["metadata"] for block in built["report"]["spec"]["blocks"] if block["type"] == "panel-grid"]
+    for (name, (stages, panels)), grid in zip(sections().items(), grids, strict=True):
+        logged = {n for stage in stages.split("|") for n in METRICS.get(stage, set().union(*METRICS.values()))}
+        for found in shown[name], grid["panelBankSectionConfig"]["panels"]:
+            assert len(found) == len(panels) > 0
+            for metrics, keys in map(named, found):
+                assert metrics
+                assert set(metrics) <= logged
+                assert set(keys) <= set(CONFIG)
+    (condition,) = grids[0]["runSets"][0]["filters"]["filters"]
+    assert (condition["key"], condition["value"]) == ({"section": "config", "name": "stage"}, "student")
 
 
 def test_the_command_prints_json_without_network_or_key(run, monkeypatch, tmp_path):
@@ -81,20 +75,17 @@ def test_the_command_prints_json_without_network_or_key(run, monkeypatch, tmp_pa
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     code, out, _ = run("dashboard --entity team --project digits")
-    found = json.loads(out)
+    built = json.loads(out)
     assert code == 0
-    assert (found["workspace"]["entity"], found["workspace"]["displayName"]) == ("team", NAME)
-    assert found["report"]["project"]["name"] == "digits"
+    assert (built["workspace"]["entity"], built["workspace"]["displayName"]) == ("team", NAME)
+    assert built["report"]["project"]["name"] == "digits"
 
 
-def test_saving_without_a_key_is_one_line(run, monkeypatch, tmp_path):
+def test_saving_without_a_key_is_one_line(mistake, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("NETRC", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    code, _, err = run("dashboard --save")
-    assert code == 1
-    assert "there is no API key" in err
-    assert len(err.splitlines()) == 1
+    assert "there is no API key" in mistake("dashboard --save")
 
 
 class Saved:
@@ -105,13 +96,11 @@ class Saved:
         return self
 
 
-def test_saving_says_where(monkeypatch):
+def test_saving_says_where_or_in_one_line_without_a_key_why_not(monkeypatch):
     monkeypatch.setattr(dashboard, "workspace", lambda *where: Saved(f"view of {where}"))
     monkeypatch.setattr(dashboard, "report", lambda *where, known: Saved(f"report of {where}"))
     assert dashboard.save("e", "p") == ["view of ('e', 'p')", "report of ('e', 'p')"]
 
-
-def test_a_refusal_is_one_line_without_a_key(monkeypatch):
     def refuse(*_):
         raise PermissionError("no access\nwith key-of-mine")
 
@@ -121,7 +110,6 @@ def test_a_refusal_is_one_line_without_a_key(monkeypatch):
         dashboard.save("e", "p")
 
 
-def test_without_the_package(run, monkeypatch):
+def test_without_the_package(mistake, monkeypatch):
     monkeypatch.setattr(dashboard, "find_spec", lambda _: None)
-    code, _, err = run("dashboard")
-    assert (code, "pip install wandb-workspaces" in err) == (1, True)
+    assert "pip install wandb-workspaces" in mistake("dashboard")

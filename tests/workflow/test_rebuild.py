@@ -160,7 +160,7 @@ def test_code_of_the_solver_reruns_barycenters_medoids_and_later(run: Workspace)
 
 
 def test_code_of_a_command_reruns_that_stage(run: Workspace) -> None:
-    edit(run.root / "wmdd/cli/stages.py", 'this.figures["bytes_per_image"] = ', 'this.figures["bytes"] = ')
+    edit(run.root / "wmdd/cli/student.py", 'cost["bytes_per_image"] = ', 'cost["bytes"] = ')
     assert set(run.pending()) == {"relabel", "student", "report", "page", "all"}
 
 

@@ -1,4 +1,4 @@
-"""The commands of the match family (see `wmdd.cli.stages`)."""
+"""The commands of the match family: experts, and images on which networks behave as on real ones."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,7 +11,9 @@ import numpy as np
 from wmdd.artifacts import hdf5, hdf5_writer
 from wmdd.artifacts.hdf5 import LEARNED, check_classes
 from wmdd.base.errors import WmddError
-from wmdd.cli.stages import ENGINE, Ipc, Several, _block, _manifest, _save_images, _write_history, app
+from wmdd.cli.app import ENGINE, Block, Data, Ipc, Paths, Seed, Threads, app
+from wmdd.cli.readers import block_classes, both_splits, data_facts
+from wmdd.cli.writers import save_history, save_images
 from wmdd.jobs.job import job
 from wmdd.jobs.node_cache import staged
 from wmdd.settings.engine import EngineSettings
@@ -25,41 +27,36 @@ if TYPE_CHECKING:
 @app.command
 def expert(
     *,
-    data: Path,
+    data: Data,
     output: Path,
     seed: int,
-    threads: int = 1,
+    threads: Threads = 1,
     settings: ExpertSettings = ExpertSettings(),
     engine: EngineSettings = ENGINE,
 ) -> None:
     """Train one expert on the real training set, and keep its parameters after every epoch.
 
     Args:
-        data: of the data stage.
         output: of the trajectory; the history is written beside it.
         seed: the expert's number.
-        threads: of the CPU.
-        settings: network and optimisation.
-        engine: device, precision.
     """
-    from wmdd.datasets.loader import opened
     from wmdd.networks import whitening
     from wmdd.stages.expert import train
 
-    about = hdf5.load_meta(data)
+    meta = hdf5.load_meta(data)
     with (
-        job("expert", output, [settings], {"data": about["digest"]}, engine, threads, seed=seed) as this,
-        opened(near := staged(data), "train", device=this.engine.device) as (pictures, _),
-        opened(near, "val", device=this.engine.device) as (val_pictures, _),
+        job("expert", output, [settings], {"data": meta["digest"]}, engine, threads, seed=seed) as stage_job,
+        both_splits(data, stage_job.engine) as (pictures, val_pictures),
     ):
-        white = whitening.fit(pictures, about["mean"], about["std"]) if settings.whiten else None
+        white = whitening.fit(pictures, meta["mean"], meta["std"]) if settings.whiten else None
         trajectory, history = train(
-            pictures, val_pictures, len(about["classes"]), about["mean"], about["std"], white, settings, seed,
-            this.context,
+            pictures, val_pictures, len(meta["classes"]), meta["mean"], meta["std"], white, settings, seed,
+            stage_job.context,
         )  # fmt: skip
-        _write_history(output.with_suffix(".csv"), history)
+        save_history(output, history)
+        accuracy = {name: history[-1][name] for name in ("top1", "top5")}
         with hdf5_writer.writing(output) as writer:
-            writer.meta = this.meta | _manifest(about) | {"accuracy": {n: history[-1][n] for n in ("top1", "top5")}}
+            writer.meta = stage_job.meta | data_facts(meta) | {"accuracy": accuracy}
             writer.put("parameters", trajectory.numpy())
 
 
@@ -73,101 +70,94 @@ def _experts(
         WmddError: one is of other data, or of another network or training than the first.
     """
     with ExitStack() as files:
-        found: list[h5py.Dataset] = []
-        metas: list[dict[str, Any]] = []
+        trajectories, metas = list[h5py.Dataset](), list[dict[str, Any]]()
         for path in paths:
             file = files.enter_context(hdf5.reading(path, "parameters"))
             meta = hdf5.meta_of(file)
+            metas.append(meta)
+            settings, shared = meta["settings"], metas[0]["settings"]
             if meta["inputs"]["data"] != data["digest"]:
                 raise WmddError(f"{path} was trained on other data; delete it and run the expert stage again")
-            if metas and meta["settings"] != metas[0]["settings"]:
-                name = next(n for n, v in meta["settings"].items() if v != metas[0]["settings"].get(n))
+            if settings != shared:
+                name = next(name for name, value in settings.items() if value != shared.get(name))
                 raise WmddError(
-                    f"{path} has {name} {meta['settings'][name]}, but {paths[0]} has {metas[0]['settings'].get(name)}; give "
-                    "experts of one kind"
+                    f"{path} has {name} {settings[name]}, but {paths[0]} has {shared.get(name)}; give experts of one kind"
                 )
             check_classes(data["classes"], meta["classes"], "the data", str(path))
-            found.append(file["parameters"])
-            metas.append(meta)
-        known = {n: v for n, v in metas[0]["settings"].items() if n in ExpertSettings.model_fields}
-        yield found, ExpertSettings(**known), {f"expert{i}": meta["digest"] for i, meta in enumerate(metas)}
+            trajectories.append(file["parameters"])
+        known = {name: value for name, value in shared.items() if name in ExpertSettings.model_fields}
+        yield trajectories, ExpertSettings(**known), {f"expert{i}": meta["digest"] for i, meta in enumerate(metas)}
 
 
 @app.command
 def match(
     *,
-    data: Path,
+    data: Data,
     output: Path,
-    block: str,
+    block: Block,
     ipc: Ipc,
-    seed: int,
-    experts: Several | None = None,
-    threads: int = 1,
+    seed: Seed,
+    experts: Paths | None = None,
+    threads: Threads = 1,
     settings: MatchSettings = MatchSettings(),
     engine: EngineSettings = ENGINE,
 ) -> None:
     """Optimise the images of a block of classes until networks behave on them as on real ones (DM, DataDAM, MTT).
 
     Args:
-        data: of the data stage.
         output: of the images.
         block: of classes, as in classes0-4; for the objective mtt all of them.
-        ipc: images per class.
-        seed: of the distillation.
         experts: trajectories of the expert stage, for the objective mtt.
-        threads: of the CPU.
-        settings: the objective and its optimisation.
-        engine: device, precision.
     """
     import torch
 
     from wmdd.datasets.loader import opened
     from wmdd.stages.match import real
 
-    about = hdf5.load_meta(data)
-    wanted = _block(block, about["classes"])
+    meta = hdf5.load_meta(data)
+    classes = block_classes(block, meta["classes"])
     follows = settings.objective == "mtt"
     if follows != bool(experts):
         raise WmddError(
             f"match with objective {settings.objective} takes {'' if follows else 'no '}--experts; make them agree"
         )
-    if follows and len(wanted) != len(about["classes"]):
-        raise WmddError(f"mtt does not separate by class: give all of them, classes0-{len(about['classes']) - 1}")
-    inputs = {"data": about["digest"]}
+    if follows and len(classes) != len(meta["classes"]):
+        raise WmddError(f"mtt does not separate by class: give all of them, classes0-{len(meta['classes']) - 1}")
     with ExitStack() as files:
-        rows, trained, digests = files.enter_context(_experts(experts, about)) if experts else ([], None, {})
-        this = files.enter_context(
-            job("match", output, [settings], inputs | digests, engine, threads, block=block, ipc=ipc, seed=seed)
+        trajectories, trained, digests = files.enter_context(_experts(experts, meta)) if experts else ([], None, {})
+        inputs = {"data": meta["digest"]} | digests
+        stage_job = files.enter_context(
+            job("match", output, [settings], inputs, engine, threads, block=block, ipc=ipc, seed=seed)
         )
-        pictures, _ = files.enter_context(opened(staged(data), "train", once=follows, device=this.engine.device))
-        begun = ipc if settings.init == "real" else 1  # images of each class that it begins with
-        least = begun if follows else max(begun, settings.real_batch)
-        remedy = "lower match.real_batch" if least > begun else "take fewer images per class, or init: noise"
-        found = real(pictures, list(wanted), about["names"], least, remedy)
-        made = _matched(found, ipc, about, rows, trained, settings, seed, this.context)
-        more = {} if made.rate is None else {"student_lr": made.rate}
-        learned = {} if made.labels is None else {LEARNED: made.labels.numpy().astype(np.float32)}
-        weights = torch.full((len(wanted), ipc), 1 / ipc)
-        _save_images(this, made.images, weights, list(wanted), about, learned, more)
+        pictures, _ = files.enter_context(opened(staged(data), "train", once=follows, device=stage_job.engine.device))
+        initial = ipc if settings.init == "real" else 1  # images of each class that it begins with
+        least = initial if follows else max(initial, settings.real_batch)
+        remedy = "lower match.real_batch" if least > initial else "take fewer images per class, or init: noise"
+        real_images = real(pictures, list(classes), meta["names"], least, remedy)
+        matched = _match(real_images, ipc, meta, trajectories, trained, settings, seed, stage_job.context)
+        rate = {} if matched.rate is None else {"student_lr": matched.rate}
+        learned = {} if matched.labels is None else {LEARNED: matched.labels.numpy().astype(np.float32)}
+        weights = torch.full((len(classes), ipc), 1 / ipc)
+        save_images(stage_job, matched.images, weights, list(classes), meta, learned, rate)
 
 
-def _matched(
-    found: "Real",
+def _match(
+    real_images: "Real",
     k: int,
-    about: dict[str, Any],
-    rows: Sequence[h5py.Dataset],
+    meta: dict[str, Any],
+    trajectories: Sequence[h5py.Dataset],
     trained: ExpertSettings | None,
     settings: MatchSettings,
     seed: int,
     context: "Context",
 ) -> "Matched":
-    classes, mean, std = len(about["classes"]), about["mean"], about["std"]
-    if trained is None:
-        from wmdd.stages.match.distributions import match as run
-
-        return run(found, classes, k, mean, std, settings, seed, context)
+    """Match the distributions of features, or trajectories where experts were trained."""
     from wmdd.networks import whitening
-    from wmdd.stages.match.trajectories import match as follow
+    from wmdd.stages.match import distributions
+    from wmdd.stages.match import trajectories as following
 
-    white = whitening.fit(found.pictures, mean, std) if trained.whiten else None
-    return follow(found, classes, k, mean, std, rows, trained, white, settings, seed, context)
+    classes, mean, std = len(meta["classes"]), meta["mean"], meta["std"]
+    if trained is None:
+        return distributions.match(real_images, classes, k, mean, std, settings, seed, context)
+    white = whitening.fit(real_images.pictures, mean, std) if trained.whiten else None
+    return following.match(real_images, classes, k, mean, std, trajectories, trained, white, settings, seed, context)

@@ -1,12 +1,11 @@
-"""The commands around tracked runs: upload, dashboard, comparison (see `wmdd.cli.stages`)."""
+"""The commands around tracked runs: upload, dashboard, comparison."""
 
 import json
-import sys
 from pathlib import Path
 
 from wmdd.base import units
 from wmdd.base.errors import WmddError
-from wmdd.cli.stages import app
+from wmdd.cli.app import app
 
 
 @app.command
@@ -17,12 +16,12 @@ def sync(*, folder: Path = Path("wandb"), dry_run: bool = False) -> None:
         folder: that wandb wrote to.
         dry_run: only list what would be uploaded.
     """
-    from wmdd.tracking import sync as way
+    from wmdd.tracking import sync as offline
 
-    runs = way.find(folder)
+    runs = offline.find(folder)
     waiting = [run for run in runs if run.state == "waiting"]
     count = {state: sum(run.state == state for run in runs) for state in ("synced", "running")}
-    total = units.size(sum(map(way.size, waiting))) or "0 B"
+    total = units.size(sum(map(offline.size, waiting))) or "0 B"
     print(
         f"{folder}: {len(runs)} offline runs, {count['synced']} uploaded, {count['running']} still running, "
         f"{len(waiting)} to upload ({total})"
@@ -30,14 +29,13 @@ def sync(*, folder: Path = Path("wandb"), dry_run: bool = False) -> None:
     if dry_run:
         print(*(run.file.parent for run in waiting), sep="\n")
         return
-    if not waiting and not way.unlinked(way.records(folder)):
+    if not waiting and not offline.unlinked(offline.records(folder)):
         return
-    way.check_server()
-    for done in way.upload(waiting):
-        print(f"{done} of {len(waiting)} uploaded", file=sys.stderr, flush=True)
+    offline.check_server()
+    offline.upload(waiting)
     import wandb
 
-    edges = way.link(wandb.Api(), way.records(folder))
+    edges = offline.link(wandb.Api(), offline.records(folder))
     print(f"uploaded {len(waiting)} runs, linked {edges} inputs")
 
 
@@ -50,15 +48,14 @@ def dashboard(*, entity: str = "", project: str = "", save: bool = False) -> Non
         project: WANDB_PROJECT, or wmdd, by default.
         save: upload them; needs a network and a key.
     """
-    from wmdd.tracking import dashboard as build
+    from wmdd.tracking import dashboard
+    from wmdd.tracking.sync import check_server
 
     if save:
-        from wmdd.tracking.sync import check_server
-
         check_server()
-        print(*build.save(entity, project), sep="\n")
+        print(*dashboard.save(entity, project), sep="\n")
     else:
-        print(json.dumps(build.dump(entity, project), indent=1))
+        print(json.dumps(dashboard.dump(entity, project), indent=1))
 
 
 @app.command
@@ -68,8 +65,8 @@ def compare(*results: Path) -> None:
     Args:
         results: two or more; each a result file of a student or a folder of them, as results/digits/resnet18-w8/wmdd/ipc10.
     """
-    from wmdd.report import compare as build
+    from wmdd.report.compare import Side, render
 
     if len(results) < 2:
         raise WmddError("compare takes two results or more; name folders or run*.json of students")
-    print(build.render([build.Side.read(path) for path in results]))
+    print(render([Side.read(path) for path in results]))

@@ -1,10 +1,11 @@
 """Reach: which definitions of a package some code refers to, directly or through others, read from the sources alone.
 
 A definition is what a module binds at its top level: a function, a class with its methods, a constant. Its text is its syntax
-tree without imports, docstrings, comments and annotations, with each name replaced by that of the definition it refers to: it
-doesn't depend on where the definition stands. Annotations make an object, and count, in commands and in a class's fields. In
-doubt more is taken in, never less: a name that is the module's in one place of a definition is so in all of it, and what can't
-be followed is the whole module.
+tree without imports, docstrings, comments and annotations, each name replaced by what it refers to, so that the text doesn't
+depend on where the definition stands. Annotations make an object, and count, in commands and in a class's fields.
+
+In doubt more is taken in, never less: a name that is the module's in one place of a definition is the module's in all of it,
+and where a reference can't be followed, the whole module is taken in.
 """
 
 import ast
@@ -17,9 +18,7 @@ from pathlib import Path
 from symtable import SymbolTable, symtable
 from typing import Any, NamedTuple
 
-FLAGS = (
-    "Settings"  # ends the bases of classes whose values reach a stage as flags: of these methods count, fields do not
-)
+FLAGS = "Settings"  # ends the bases of classes whose values reach a stage as flags: their methods count, their fields do not
 ERROR = "WmddError"  # ends a job; its words decide no number
 ANYTHING = ("globals.", "eval.", "exec.", "__import__.", "from importlib.import_module.", "from sys.modules.")
 DEFINING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -56,18 +55,18 @@ class Module:
             end = node.end_lineno or 0
             table = symtable(source, name, "exec")
             statement = Statement(node, _names(table), _imports(node, package) if "import" in source else [])
-            bound = [each.get_name() for each in table.get_symbols() if each.is_assigned()]
-            if not bound or not isinstance(node, (*DEFINING, ast.Assign, ast.AnnAssign)) or self._hands(node):
-                bound.append("")
-            for each in bound:
-                self.definitions.setdefault(each, []).append(statement)
+            names = [symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned()]
+            if not names or not isinstance(node, (*DEFINING, ast.Assign, ast.AnnAssign)) or self._is_handed_on(node):
+                names.append("")
+            for bound in names:
+                self.definitions.setdefault(bound, []).append(statement)
             self.imports += [] if isinstance(node, DEFINING) else statement.imports
-        self.known = {*self.definitions, *(bound for bound, *_ in self.imports)}
+        self.names = {*self.definitions, *(bound for bound, *_ in self.imports)}
 
-    def _hands(self, node: ast.stmt) -> bool:
+    def _is_handed_on(self, node: ast.stmt) -> bool:
         """Return whether it is given to a decorator of this package, by which it may be reached without its name."""
         decorators = [each for each in getattr(node, "decorator_list", ()) if not _registers(each)]
-        names = {each.id for decorator in decorators for each in ast.walk(decorator) if isinstance(each, ast.Name)}
+        names = {part.id for decorator in decorators for part in ast.walk(decorator) if isinstance(part, ast.Name)}
         own = {bound for bound, module, _ in self.imports if module.split(".")[0] == self.name.split(".")[0]}
         return bool(names & {*own, *self.definitions})
 
@@ -90,12 +89,12 @@ class Package:
 
     def named(self, name: str) -> list[Definition]:
         """Return the definitions of a name."""
-        likely = [each for each, text in self.texts.items() if name in text]
-        return [Definition(each, name) for each in likely if name in self.module(each).definitions]
+        likely = [module for module, text in self.texts.items() if name in text]
+        return [Definition(module, name) for module in likely if name in self.module(module).definitions]
 
     def nodes(self, place: Definition) -> list[ast.stmt]:
         """Return the statements of a definition."""
-        return [each.node for each in self.module(place.module).definitions.get(place.name, ())]
+        return [statement.node for statement in self.module(place.module).definitions.get(place.name, ())]
 
     def commands(self, name: str) -> list[Definition]:
         """Return the functions of a name that are registered as commands."""
@@ -106,53 +105,55 @@ class Package:
         if module not in self.files:
             inside = module.partition(".")[0] == self.name
             return [(Definition(self.name, "*") if inside else None, ".".join([f"from {module}", *path]))]
-        here, found = self.module(module), list[tuple[Definition | None, str]]()
+        source, targets = self.module(module), list[tuple[Definition | None, str]]()
         for name in path[:1]:
-            if name in here.definitions:
-                found.append((Definition(module, name), ".".join(["here", *path])))
-            for bound, target, names in here.imports:
-                if bound == name and (target, names) != (module, [name]):  # which is a package's own module
-                    found += self.find(target, names + path[1:])
-            if not found and f"{module}.{name}" in self.files:
-                found = self.find(f"{module}.{name}", path[1:])
-        return found or [(Definition(module, "*"), ".".join(["here *", *path]))]
+            if name in source.definitions:
+                targets.append((Definition(module, name), ".".join(["here", *path])))
+            for bound, origin, names in source.imports:
+                if bound == name and (origin, names) != (module, [name]):  # which is a package's own module
+                    targets += self.find(origin, names + path[1:])
+            if not targets and f"{module}.{name}" in self.files:
+                targets = self.find(f"{module}.{name}", path[1:])
+        return targets or [(Definition(module, "*"), ".".join(["here *", *path]))]
 
     def _text(self, place: Definition) -> tuple[str, list[Definition], list[Definition]]:
         """Return what a definition says, what it refers to in order, and what else is taken in with it."""
         module = self.module(place.module)
-        whole = [target for bound, target, _ in module.imports if bound == "*" and target in self.files]
+        whole_modules = [target for bound, target, _ in module.imports if bound == "*" and target in self.files]
         if place.name == "*":
-            whole += [each for each in self.files if each.rpartition(".")[0] == module.name]
+            whole_modules += [name for name in self.files if name.rpartition(".")[0] == module.name]
             own = [Definition(module.name, name) for name in sorted(module.definitions)]
-            return "", own, [Definition(each, "*") for each in whole]
+            return "", own, [Definition(name, "*") for name in whole_modules]
         tokens, references, imported = list[str](), list[Definition](), [module.name]
         for statement in module.definitions.get(place.name, ()):
             _Reader(self, module, statement, tokens, references).read(statement.node)
             imported += [".".join([target, *names]) for _, target, names in statement.imports]
-        runs = {part for each in imported for part in accumulate(each.split("."), "{}.{}".format) if part in self.files}
-        taken = [Definition(each, "*") for each in whole] + [Definition(each, "") for each in runs]
+        prefixes = {prefix for name in imported for prefix in accumulate(name.split("."), "{}.{}".format)}
+        taken = [Definition(name, "*") for name in whole_modules]
+        taken += [Definition(name, "") for name in prefixes if name in self.files]  # what runs when it is imported
         return "\n".join(tokens), references, taken
 
     def reached(self, start: Definition, stops: Container[str], brings: Mapping[str, str]) -> set[Definition]:
         """Return all that a definition reaches but by the names `stops`; a name of `brings` reaches another."""
-        found: set[Definition] = set()
-        todo = [start]
+        places, todo = set[Definition](), [start]
         while todo:
             place = todo.pop()
-            if place not in found and place.name not in stops:
-                found.add(place)
+            if place not in places and place.name not in stops:
+                places.add(place)
                 _, references, taken = self.text(place)
                 todo += references + taken + (self.named(brings[place.name]) if place.name in brings else [])
-        return found
+        return places
 
     def digest(self, places: Iterable[Definition]) -> str:
         """Return a digest of definitions: of what each says and refers to, not of where they stand."""
         texts = {place: self.text(place)[:2] for place in places}
         labels = dict.fromkeys(texts, "")
         for _ in range(4):  # so that definitions of one name are told apart by what they say and refer to
-            said = {place: [said, *(labels.get(each, "") for each in to)] for place, (said, to) in texts.items()}
-            labels = {place: _hash(each) for place, each in said.items()}
-        return _hash(sorted(labels[place] for place, (said, _) in texts.items() if said))
+            labels = {
+                place: _hash([text, *(labels.get(target, "") for target in references)])
+                for place, (text, references) in texts.items()
+            }
+        return _hash(sorted(labels[place] for place, (text, _) in texts.items() if text))
 
 
 @dataclass
@@ -161,14 +162,14 @@ class _Reader:
 
     package: Package
     module: Module
-    here: Statement
+    statement: Statement
     tokens: list[str]
     references: list[Definition]
 
     @cached_property
     def left_out(self) -> tuple[str, str]:
         """The parts of a node that say nothing."""
-        return "ctx", "" if is_command(self.here.node) else "annotation"
+        return "ctx", "" if is_command(self.statement.node) else "annotation"
 
     def read(self, *codes: Any) -> None:
         for code in codes:
@@ -193,26 +194,27 @@ class _Reader:
                     self.tokens.append(repr(code))
 
     def _class(self, node: ast.ClassDef) -> None:
-        fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
-        others = [each for each in node.body if not isinstance(each, ast.AnnAssign)]
-        aliases = [alias for each in others if isinstance(each, ast.ImportFrom) for alias in each.names]
-        own = [ast.Name(each.asname or each.name) for each in aliases]
-        self.read(f"class {node.name}", node.decorator_list, node.bases, node.keywords, own, others)
+        fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
+        others = [part for part in node.body if not isinstance(part, ast.AnnAssign)]
+        aliases = [alias for part in others if isinstance(part, ast.ImportFrom) for alias in part.names]
+        imported = [ast.Name(alias.asname or alias.name) for alias in aliases]
+        self.read(f"class {node.name}", node.decorator_list, node.bases, node.keywords, imported, others)
         if node.name == FLAGS or any(ast.unparse(base).endswith(FLAGS) for base in node.bases):
             references = list[Definition]()  # of its fields only their classes count
-            replace(self, tokens=[], references=references).read(*(each.annotation for each in fields))
-            nodes = [(each, node) for each in references for node in self.package.nodes(each)]
-            self.references += [each for each, node in nodes if isinstance(node, ast.ClassDef)]
+            replace(self, tokens=[], references=references).read(*(field.annotation for field in fields))
+            nodes = [(place, node) for place in references for node in self.package.nodes(place)]
+            self.references += [place for place, node in nodes if isinstance(node, ast.ClassDef)]
         else:
-            self.read(*([each.annotation, each.target, each.value] for each in fields))
+            self.read(*([field.annotation, field.target, field.value] for field in fields))
 
     def _refer(self, path: list[str]) -> None:
         """Replace a name with its attributes by what they refer to."""
         package, module, (name, *rest) = self.package, self.module, path
-        local = [(target, names + rest) for bound, target, names in self.here.imports if bound == name]
-        found = [each for target in local for each in package.find(*target)]
-        found += package.find(module.name, path) if name in self.here.names and name in module.known else []
-        for place, text in found or [(None, ".".join(path))]:
+        local = [(target, names + rest) for bound, target, names in self.statement.imports if bound == name]
+        targets = [found for target in local for found in package.find(*target)]
+        if name in self.statement.names and name in module.names:
+            targets += package.find(module.name, path)
+        for place, text in targets or [(None, ".".join(path))]:
             self.tokens.append(text)
             place = Definition(package.name, "*") if f"{text}.".startswith(ANYTHING) else place
             self.references += [place] if place else []
@@ -229,24 +231,23 @@ def _registers(decorator: ast.expr) -> bool:
 
 
 def _imports(code: ast.AST, package: str) -> Imports:
-    found = Imports()
+    imports = Imports()
     for node in ast.walk(code):
         if isinstance(node, ast.ImportFrom):
             base = package.rsplit(".", node.level - 1)[0] if node.level else ""
             module = ".".join(filter(None, [base, node.module]))
-            found += [(alias.asname or alias.name, module, [alias.name]) for alias in node.names]
+            imports += [(alias.asname or alias.name, module, [alias.name]) for alias in node.names]
         elif isinstance(node, ast.Import):
-            found += [(alias.asname or alias.name, alias.name, []) for alias in node.names]
-            found += [(top, top, []) for alias in node.names for top in [alias.name.partition(".")[0]]]
-    return found
+            imports += [(alias.asname or alias.name, alias.name, []) for alias in node.names]
+            imports += [(top, top, []) for alias in node.names for top in [alias.name.partition(".")[0]]]
+    return imports
 
 
 def _names(table: SymbolTable) -> set[str]:
     """Return the names that are the module's in any scope of code; in a class, all until they are bound."""
-    found = {each.get_name() for each in table.get_symbols() if each.is_global()}
-    if table.get_type() == "class":
-        found |= {each.get_name() for each in table.get_symbols() if each.is_referenced()}
-    return found.union(*map(_names, table.get_children()))
+    in_class = table.get_type() == "class"
+    symbols = [symbol for symbol in table.get_symbols() if symbol.is_global() or (in_class and symbol.is_referenced())]
+    return {symbol.get_name() for symbol in symbols}.union(*map(_names, table.get_children()))
 
 
 def _path(node: ast.expr) -> list[str]:

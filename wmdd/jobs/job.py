@@ -10,50 +10,50 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from wmdd.artifacts import atomic_files
-from wmdd.artifacts.checkpoint import Checkpoint, seconds_between
 from wmdd.base import units
 from wmdd.base.preemption import AGAIN, NOTHING, Notice, listening
 from wmdd.base.progress import progress
 from wmdd.jobs.provenance import code_digest, git_revision, processor, versions
-from wmdd.networks.context import Context, Reader, quiet
-from wmdd.networks.distributed import ALONE, World
-from wmdd.networks.engine import Engine, plain
 from wmdd.settings.base import Settings
 from wmdd.settings.engine import EngineSettings
+from wmdd.tracking import artifact
 from wmdd.tracking import tracker as tracking
 from wmdd.workflow.layout import cost_of
 
-BEFORE = "going on from its checkpoint when started again"
+if TYPE_CHECKING:
+    from wmdd.artifacts.checkpoint import Checkpoint
+    from wmdd.networks.context import Context
+    from wmdd.networks.distributed import World
+    from wmdd.networks.engine import Engine
+
+RESUMABLE = "going on from its checkpoint when started again"
 
 
 @dataclass
-class Job:
-    """One run of one stage that makes `output`."""
+class StageJob:
+    """One run of one stage that makes `output`; `cost` is what its cost file says besides time and memory."""
 
     stage: str
     output: Path
     meta: dict[str, Any]
-    engine: Engine
-    tracker: tracking.Tracker
-    checkpoint: Checkpoint
-    figures: dict[str, Any] = field(default_factory=dict)
-    world: World = ALONE
+    engine: "Engine"
+    world: "World"
+    checkpoint: "Checkpoint"
+    tracker: tracking.NullTracker = field(default_factory=tracking.NullTracker)
+    cost: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def context(self) -> Context:
+    def context(self) -> "Context":
         """Return what a long stage is given; of several processes, only the main one keeps, logs and shows."""
+        from wmdd.networks.context import Context, Reader, quiet
+
         notice = self.checkpoint.notice
         if not self.world.main:
             return replace(quiet(self.engine), keeper=Reader(self.checkpoint, notice), world=self.world, notice=notice)
-        log = self.tracker.log
-        return Context(
-            self.engine, self.checkpoint, lambda metrics, step: log(metrics, step), progress, self.world, notice
-        )
+        return Context(self.engine, self.checkpoint, self.tracker.log, progress, self.world, notice)
 
 
 @contextmanager
@@ -64,9 +64,9 @@ def job(
     inputs: dict[str, str],
     engine: EngineSettings | None = None,
     threads: int = 1,
-    world: World = ALONE,
+    world: "World | None" = None,
     **identity: Any,
-) -> Iterator[Job]:
+) -> Iterator[StageJob]:
     """Run a stage: what is yielded carries the provenance, and on success the cost is written and the checkpoint removed.
 
     A scheduler's warning ends it: at once as long as it keeps nothing, then with its next checkpoint (`wmdd.base.preemption`).
@@ -78,55 +78,66 @@ def job(
         inputs: digest of each input by name.
         engine: None for stages that run no network.
         threads: of the CPU.
-        world: the processes that do it together; all but the main one are silent and leave nothing behind.
+        world: the processes that do it together, by default this one alone; all but the main one are silent and leave
+            nothing behind.
         identity: what else the result depends on: seeds, images per class, block.
 
     Raises:
         WmddError: the output can't be written, or WMDD_CHECKPOINT_SECONDS is no number.
         Preempted: the job was told to end before it was done.
     """
-    begun = time.monotonic()
+    import torch
+
+    from wmdd.networks.distributed import ALONE
+    from wmdd.networks.engine import Engine, plain
+
+    started = time.monotonic()
     atomic_files.make_room(output)
     torch.set_num_threads(threads)
-    computing = plain() if engine is None else Engine.of(engine, threads)
-    merged = {k: v for part in settings for k, v in part.model_dump(mode="json").items()}
+    world = world or ALONE
+    placed = plain() if engine is None else Engine.of(engine, threads)
+    values = {name: value for part in settings for name, value in part.model_dump(mode="json").items()}
     meta = {
         "stage": stage,
-        "settings": merged,
+        "settings": values,
         "identity": identity,
         "inputs": inputs,
-        "engine": computing.describe() if engine is not None else {},
+        "engine": {} if engine is None else placed.describe(),
         "code": code_digest(stage),
     }
-    decisive = meta | {"settings": {k: v for k, v in merged.items() if k != "min_accuracy"}}  # a gate changes no result
-    key = sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    checkpoint = _checkpoint(output, meta, world)
     meta |= {"versions": versions(), "revision": git_revision()}
-    path = output.with_name(f".{output.name}.checkpoint")
-    # of several processes none ends but with the others, at a place on which they agree
-    notice = Notice(BEFORE if path.exists() else NOTHING, keeps=world.size > 1, together=world.size > 1)
-    checkpoint = Checkpoint(path, key, seconds_between(), notice)
-    done = Job(stage, output, meta, computing, tracking.NullTracker(), checkpoint, world=world)
-    with listening(notice):
+    stage_job = StageJob(stage, output, meta, placed, world, checkpoint)
+    with listening(checkpoint.notice):
         if world.main:
-            config = tracking.columns(stage, output, meta) | merged | identity
-            yield from _main(done, config, threads, begun)
+            columns = artifact.columns(stage, output, meta) | values | identity
+            yield from _tracked(stage_job, columns, threads, started)
         else:
             with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-                yield done
+                yield stage_job
 
 
-def _main(done: Job, config: dict[str, Any], threads: int, begun: float) -> Iterator[Job]:
-    """Run a job in the process that tracks and speaks."""
-    stage, output, world, computing, checkpoint = done.stage, done.output, done.world, done.engine, done.checkpoint
+def _checkpoint(output: Path, meta: dict[str, Any], world: "World") -> "Checkpoint":
+    """Return the checkpoint of a job, which belongs to all that the result depends on."""
+    from wmdd.artifacts.checkpoint import Checkpoint, seconds_between
+
+    settings = {name: value for name, value in meta["settings"].items() if name != "min_accuracy"}  # changes no result
+    key = sha256(json.dumps(meta | {"settings": settings}, sort_keys=True).encode()).hexdigest()
+    path = output.with_name(f".{output.name}.checkpoint")
+    together = world.size > 1  # of several processes none ends but with the others, at a place on which they agree
+    notice = Notice(RESUMABLE if path.exists() else NOTHING, keeps=together, together=together)
+    return Checkpoint(path, key, seconds_between(), notice)
+
+
+def _tracked(stage_job: StageJob, columns: dict[str, Any], threads: int, started: float) -> Iterator[StageJob]:
+    """Run a job in the process that tracks it and writes its cost."""
+    stage, output, engine = stage_job.stage, stage_job.output, stage_job.engine
+    checkpoint, world = stage_job.checkpoint, stage_job.world
     together = f"{world.size} processes of " if world.size > 1 else ""
-    print(
-        f"wmdd {stage}: {output} on {computing.device} with {together}{threads} thread(s), {computing.dtype}",
-        file=sys.stderr,
-        flush=True,
-    )
-    done.tracker = tracker = tracking.start(output, stage, config)
+    _say(f"wmdd {stage}: {output} on {engine.device} with {together}{threads} thread(s), {engine.dtype}")
+    stage_job.tracker = tracker = tracking.start(output, stage, columns)
     try:
-        yield done
+        yield stage_job
     except BaseException as error:
         end = checkpoint.notice.end(error)
         if end is None:
@@ -136,17 +147,18 @@ def _main(done: Job, config: dict[str, Any], threads: int, begun: float) -> Iter
             tracker.finish(AGAIN)
         raise end from None
     checkpoint.notice.keeps = True  # the output is in place: what is left is done in a moment
-    cost = {"stage": stage} | _cost(checkpoint.earlier + time.monotonic() - begun, computing) | done.figures
+    seconds = round(checkpoint.earlier + time.monotonic() - started, 2)
+    cost = {"stage": stage, "seconds": seconds} | _memory(engine) | stage_job.cost
     tracker.log({f"cost/{name}": value for name, value in cost.items() if isinstance(value, int | float)})
-    tracker.log_artifact(output, done.meta)
+    tracker.log_artifact(output, stage_job.meta)
     tracker.finish()
     atomic_files.write_json(cost_path(output), cost)
     checkpoint.remove()
-    print(
-        f"wmdd {stage}: done in {units.seconds(cost['seconds']) or '0 s'}, peak memory {cost['peak_memory_mb']} MB",
-        file=sys.stderr,
-        flush=True,
-    )
+    _say(f"wmdd {stage}: done in {units.seconds(seconds) or '0 s'}, peak memory {cost['peak_memory_mb']} MB")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def cost_path(output: Path) -> Path:
@@ -154,13 +166,12 @@ def cost_path(output: Path) -> Path:
     return Path(cost_of(output.as_posix()))
 
 
-def _cost(seconds: float, engine: Engine) -> dict[str, Any]:
-    """Return seconds (of all attempts), peak memory of this process in MB, and the processor or GPU."""
+def _memory(engine: "Engine") -> dict[str, Any]:
+    """Return the peak memory of this process in MB, and the processor or GPU."""
+    import torch
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform != "darwin" else 1024**2)
-    cost = {"seconds": round(seconds, 2), "peak_memory_mb": int(peak), "machine": processor()}
     if engine.device.type == "cuda":
-        cost |= {
-            "peak_gpu_memory_mb": torch.cuda.max_memory_allocated() // 2**20,
-            "machine": torch.cuda.get_device_name(),
-        }
-    return cost
+        gpu_peak, gpu = torch.cuda.max_memory_allocated() // 2**20, torch.cuda.get_device_name()
+        return {"peak_memory_mb": int(peak), "peak_gpu_memory_mb": gpu_peak, "machine": gpu}
+    return {"peak_memory_mb": int(peak), "machine": processor()}

@@ -13,7 +13,7 @@ from wmdd.jobs.code_reach import Package
 PACKAGE = Path(__file__).parents[1]
 # The functions and classes that decide no number, nor does what only they reach; each name stands once in the package.
 GROUND = {
-    "job": "what a command does around its stage: provenance, checkpoint, tracker, cost; makes the Job that it hands out",
+    "job": "what a command does around its stage: provenance, checkpoint, tracker, cost; makes the StageJob that it hands out",
     "Checkpoint": "keeps the state of an unfinished stage, and gives it back as it was",
     "NullTracker": "logs nothing",
     "launch": "starts the same command in several processes",

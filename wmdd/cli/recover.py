@@ -1,0 +1,205 @@
+"""The commands of the recover family: barycenters, the images that have them as features, and the joined set."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wmdd.artifacts import hdf5, hdf5_writer
+from wmdd.artifacts.hdf5 import LEARNED, check_classes, load
+from wmdd.base.errors import WmddError
+from wmdd.base.progress import progress
+from wmdd.cli.app import ENGINE, Block, Ipc, Paths, Positive, Seed, Teacher, Threads, app
+from wmdd.cli.readers import (
+    block_classes,
+    check_teacher,
+    confident_points,
+    data_facts,
+    numbered,
+    read_statistics,
+    read_teacher,
+)
+from wmdd.cli.writers import save_atoms, save_images
+from wmdd.jobs.job import StageJob, job
+from wmdd.settings.barycenter import BarycenterSettings
+from wmdd.settings.engine import EngineSettings
+from wmdd.settings.recover import RecoverSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wmdd.stages.barycenter import Quality
+    from wmdd.stages.point_clouds import Source
+    from wmdd.transport import Barycenter
+
+
+@app.command
+def barycenter(
+    *,
+    features: Path,
+    k: Positive,
+    output: Path | None = None,
+    block: str | None = None,
+    seed: int = 0,
+    dataset: str | None = None,
+    labels: str | None = None,
+    teacher: Path | None = None,
+    threads: Threads = 1,
+    settings: BarycenterSettings = BarycenterSettings(),
+) -> None:
+    """Compute the Wasserstein barycenter of each class with K atoms, and print how good they are.
+
+    Args:
+        features: features.h5 of the features stage, or any HDF5 or .npy file of points [N, D].
+        k: atoms; images per class, in the workflow.
+        output: HDF5 file of the atoms; without it only the table is printed.
+        block: of classes, as in classes0-4; all of them by default.
+        seed: of the starts.
+        dataset: name of the points in an HDF5 file of your own, where it is not `features` and not the only 2-D one.
+        labels: name of their classes there, if it is not `labels`; without labels all points are one measure.
+        teacher: of the teacher stage, where only a share of the images counts (`confident`).
+    """
+    import torch
+
+    from wmdd.stages import point_clouds
+    from wmdd.stages.barycenter import barycenters, table
+
+    settings.check()
+    with point_clouds.reading(features, dataset, labels) as source:
+        cloud, digests = confident_points(source.cloud, source.meta, features, teacher, settings.confident)
+        block = block or f"classes0-{len(source.meta['classes']) - 1}"
+        classes = block_classes(block, source.meta["classes"])
+        if output is None:
+            torch.set_num_threads(threads)
+            solved = barycenters(cloud, classes, k, settings, seed, progress)
+        else:
+            inputs = {"features": source.digest()} | digests
+            with job(
+                "barycenter", output, [settings], inputs, threads=threads, block=block, k=k, seed=seed
+            ) as stage_job:
+                solved = barycenters(cloud, classes, k, settings, seed, stage_job.context.progress)
+                _save(stage_job, solved, classes, source)
+        print(table([source.cloud.name(label) for label in classes], [quality for _, quality in solved]))
+
+
+def _save(stage_job: StageJob, solved: "list[tuple[Barycenter, Quality]]", labels: range, source: "Source") -> None:
+    """Write barycenters with their quality; of points from elsewhere, the file says which."""
+    import torch
+
+    from wmdd.stages.barycenter import columns
+
+    atoms, weights = (torch.stack([getattr(measure, n) for measure, _ in solved]) for n in ("atoms", "weights"))
+    quality, seconds = columns([quality for _, quality in solved]), [quality.seconds for _, quality in solved]
+    origin = data_facts(source.meta) if "digest" in source.meta else source.meta | {"file": source.path.name}
+    save_atoms(stage_job, atoms, weights, labels, quality, seconds, origin)
+
+
+@app.command
+def recover(
+    *,
+    teacher: Teacher,
+    class_statistics: Path,
+    output: Path,
+    block: Block,
+    ipc: Ipc,
+    seed: Seed,
+    barycenter: Path | None = None,
+    start: Path | None = None,
+    threads: Threads = 1,
+    settings: RecoverSettings = RecoverSettings(),
+    engine: EngineSettings = ENGINE,
+) -> None:
+    """Optimise the images of a block of classes until their features are the barycenter's atoms.
+
+    Args:
+        class_statistics: of the features stage.
+        output: of the images.
+        barycenter: whose atoms are to be matched, where the loss has such a term.
+        start: a distilled set to begin with, where `init` names a method.
+    """
+    import torch
+
+    from wmdd.stages.recover import recover as run
+
+    network, teacher_meta = read_teacher(teacher)
+    meta = hdf5.load_meta(class_statistics)
+    if "layers" not in meta:
+        raise WmddError(f"{class_statistics} holds no BatchNorm statistics; give statistics.h5 of the features stage")
+    check_classes(teacher_meta["classes"], meta["classes"], str(teacher), str(class_statistics))
+    check_teacher(class_statistics, meta, teacher, teacher_meta)
+    classes = block_classes(block, teacher_meta["classes"])
+    statistics, labels = read_statistics(class_statistics, classes), torch.tensor(classes)
+    inputs = {"teacher": teacher_meta["digest"], "statistics": meta["digest"]}
+    atoms, weights, images = None, torch.full((len(labels), ipc), 1 / ipc), None
+    if barycenter is not None:
+        width = network.head.in_features
+        atoms, weights, inputs["barycenter"] = _atoms(barycenter, teacher, teacher_meta, block, ipc, width)
+    if (start is None) != (settings.init == "noise"):
+        raise WmddError(f"recover with init {settings.init} takes {'no ' if start else ''}--start; make them agree")
+    if start is not None:
+        images, inputs["start"] = _start(start, teacher_meta, classes, ipc)
+    with job("recover", output, [settings], inputs, engine, threads, block=block, ipc=ipc, seed=seed) as stage_job:
+        images = run(
+            network, labels, atoms, weights, statistics, teacher_meta["resolution"], teacher_meta["mean"],
+            teacher_meta["std"], settings, seed, stage_job.context, images,
+        )  # fmt: skip
+        save_images(stage_job, images, weights, labels.tolist(), teacher_meta)
+
+
+def _atoms(
+    path: Path, teacher: Path, teacher_meta: dict[str, Any], block: str, ipc: int, width: int
+) -> "tuple[Tensor, Tensor, str]":
+    """Read the atoms [C, K, D] and weights [C, K] of a block that fit a teacher, and the digest of their file."""
+    import torch
+
+    arrays, meta = load(path, "labels", "atoms", "weights")
+    check_classes(teacher_meta["classes"], meta["classes"], str(teacher), str(path))
+    classes = block_classes(block, teacher_meta["classes"])
+    if arrays["labels"].tolist() != list(classes) or arrays["atoms"].shape[1] != ipc:
+        raise WmddError(f"{path} is of other classes or images per class than {block} at ipc {ipc}; rebuild it")
+    if arrays["atoms"].shape[2] != width:
+        raise WmddError(f"{path} is of the features of another teacher than {teacher}; rebuild it")
+    return torch.from_numpy(arrays["atoms"]), torch.from_numpy(arrays["weights"]), meta["digest"]
+
+
+def _start(path: Path, teacher_meta: dict[str, Any], classes: range, ipc: int) -> "tuple[Tensor, str]":
+    """Read the images [C, K, 3, R, R] of some classes that recover begins with, and the digest of their file."""
+    import torch
+
+    with hdf5.reading(path, "images") as file:
+        meta = hdf5.meta_of(file)
+        check_classes(teacher_meta["classes"], meta["classes"], "the teacher", str(path))
+        if file["images"].shape[1] != ipc or meta["resolution"] != teacher_meta["resolution"]:
+            raise WmddError(
+                f"{path} has {file['images'].shape[1]} images per class of {meta['resolution']} px, but {ipc} of "
+                f"{teacher_meta['resolution']} px are to be recovered; rebuild it"
+            )
+        return torch.from_numpy(file["images"][classes.start : classes.stop]), str(meta["digest"])
+
+
+@app.command
+def images(*, blocks: Paths, output: Path, threads: Threads = 1) -> None:
+    """Join the blocks of a distilled set into one file, every class once and in order; one block is in memory at a time."""
+    parts = [load(path, "weights", "labels") for path in blocks]
+    metas = [meta for _, meta in parts]
+    first = metas[0]
+    with job("images", output, [], numbered(metas), threads=threads) as stage_job:
+        for path, meta in zip(blocks, metas, strict=True):
+            check_classes(first["classes"], meta["classes"], str(blocks[0]), str(path))
+        weights, labels = (np.concatenate([arrays[name] for arrays, _ in parts]) for name in ("weights", "labels"))
+        if labels.tolist() != list(range(len(first["classes"]))):
+            raise WmddError(f"the blocks of {output} hold the classes {labels.tolist()}, not each class once in order")
+        with hdf5_writer.writing(output) as writer:
+            inputs = {name: [meta["inputs"][name] for meta in metas] for name in first["inputs"]}  # blocks are deleted
+            facts = {name: first[name] for name in ("settings", "identity", "code")} | {"inputs": inputs}
+            provenance = {first["stage"]: facts}
+            writer.meta = stage_job.meta | provenance | data_facts(first)
+            if "student_lr" in first:
+                writer.meta["student_lr"] = first["student_lr"]
+            for path in blocks:
+                with hdf5.reading(path, "images") as file:
+                    writer.append("images", file["images"][()], compressed=True)
+                    if LEARNED in file:
+                        writer.append(LEARNED, file[LEARNED][()])
+            writer.put("labels", labels)
+            writer.put("weights", weights)

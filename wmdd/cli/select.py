@@ -1,0 +1,136 @@
+"""The command of the select family: real images, or parts of them, as the distilled set."""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wmdd.artifacts import hdf5
+from wmdd.artifacts.hdf5 import check_classes
+from wmdd.base.errors import WmddError
+from wmdd.cli.app import ENGINE, Data, Ipc, Seed, Threads, app
+from wmdd.cli.readers import confident_points, read_teacher
+from wmdd.cli.writers import save_images
+from wmdd.jobs.job import StageJob, job
+from wmdd.jobs.node_cache import staged
+from wmdd.settings.barycenter import BarycenterSettings
+from wmdd.settings.engine import EngineSettings
+from wmdd.settings.recover import SelectSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wmdd.datasets.loader import Pictures
+    from wmdd.networks.models import Network
+
+
+@app.command
+def select(
+    *,
+    data: Data,
+    output: Path,
+    ipc: Ipc,
+    seed: Seed,
+    features: Path | None = None,
+    teacher: Path | None = None,
+    threads: Threads = 1,
+    settings: SelectSettings = SelectSettings(),
+    solver: BarycenterSettings = BarycenterSettings(),
+    engine: EngineSettings = ENGINE,
+) -> None:
+    """Choose real images, or parts of them, as the distilled set.
+
+    Args:
+        output: of the images.
+        features: of the features stage, for the strategy kmeans-medoid.
+        teacher: of the teacher stage, for the strategy patches, and where only a share of the images counts (`confident`).
+    """
+    from wmdd.datasets.loader import opened
+    from wmdd.stages.point_clouds import Cloud
+    from wmdd.stages.select import select as run
+
+    _check_needs(settings, solver, teacher, features)
+    with ExitStack() as files:
+        pictures, meta = files.enter_context(opened(staged(data, make=False), "train", once=True))
+        inputs, cloud, network = {"data": meta["digest"]}, None, None
+        if settings.strategy == "patches" and teacher is not None:
+            network, teacher_meta = read_teacher(teacher)
+            check_classes(teacher_meta["classes"], meta["classes"], str(teacher), str(data))
+            inputs["teacher"] = teacher_meta["digest"]
+        if features is not None:
+            file = files.enter_context(hdf5.reading(features, "features", "labels"))
+            features_meta = hdf5.meta_of(file)
+            if features_meta["inputs"]["data"] != meta["digest"]:
+                raise WmddError(f"{features} is of other data than {data}; run the features stage again")
+            inputs["features"] = features_meta["digest"]
+            cloud = Cloud(file["features"], file["labels"][()], features_meta["names"])
+            cloud, digests = confident_points(cloud, features_meta, features, teacher, solver.confident)
+            inputs |= digests
+        used_engine = None if network is None else engine
+        stage_job = files.enter_context(
+            job("select", output, [settings, solver], inputs, used_engine, threads, ipc=ipc, seed=seed)
+        )
+        positions, weights = run(pictures.labels, meta["classes"], ipc, cloud, settings, solver, seed)
+        classes = stage_job.context.progress(positions, "selecting", len(positions), 0, "class")
+        if network is None:
+            images, weights = _whole(pictures, classes, weights, settings)
+            stage_job.meta["positions"] = positions.tolist()
+        else:
+            images, weights, facts = _patches(pictures, classes, network, teacher_meta, ipc, settings, seed, stage_job)
+            stage_job.meta |= facts
+        save_images(stage_job, images, weights, list(range(len(meta["classes"]))), meta)
+
+
+def _check_needs(
+    settings: SelectSettings, solver: BarycenterSettings, teacher: Path | None, features: Path | None
+) -> None:
+    """Refuse a strategy that lacks a file."""
+    patches, sifts = settings.strategy == "patches", settings.strategy != "patches" and solver.confident < 1
+    measures = settings.strategy not in ("random", "patches")
+    for needed, given, name in (patches or sifts, teacher, "teacher"), (measures or sifts, features, "features"):
+        if needed and given is None:
+            share = f" and confident {solver.confident:g}" if sifts else ""
+            raise WmddError(f"select with strategy {settings.strategy}{share} needs --{name}")
+
+
+def _whole(
+    pictures: "Pictures", positions: "Iterable[Tensor]", weights: "Tensor", settings: SelectSettings
+) -> "tuple[Tensor, Tensor]":
+    """Return the images [C, K, 3, R, R] of whole pictures at positions [C, n], and their weights [C, K]."""
+    import torch
+
+    from wmdd.datasets.loader import read
+    from wmdd.stages.select import masses, mosaic
+
+    images = [mosaic(read(pictures, chosen), settings.tiles) for chosen in positions]
+    return torch.stack(images), masses(weights, settings.tiles)
+
+
+def _patches(
+    pictures: "Pictures",
+    candidates: "Iterable[Tensor]",
+    network: "Network",
+    teacher_meta: dict[str, Any],
+    ipc: int,
+    settings: SelectSettings,
+    seed: int,
+    stage_job: StageJob,
+) -> "tuple[Tensor, Tensor, dict[str, Any]]":
+    """Return the images [C, K, 3, R, R] of the patches that a teacher chooses, equal weights, and where they were cut."""
+    import torch
+
+    from wmdd.datasets.loader import read
+    from wmdd.stages.select import mosaic, patches
+
+    engine, count = stage_job.engine, ipc * settings.tiles**2
+    engine.place(network).eval()
+    images, positions, boxes = [], [], []
+    for label, rows in enumerate(candidates):
+        best = patches(
+            network, read(pictures, rows), label, count, teacher_meta["mean"], teacher_meta["std"], settings, seed, engine
+        )  # fmt: skip
+        positions.append(rows[best.images].tolist())
+        boxes.append(best.boxes.tolist())
+        images.append(mosaic(best.pixels, settings.tiles))
+    weights = torch.full((len(images), ipc), 1 / ipc)
+    return torch.stack(images), weights, {"boxes": boxes, "positions": positions}

@@ -1,0 +1,222 @@
+"""The commands of the protocol: labels of random views of a distilled set, and the students that learn from it."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from cyclopts import Parameter
+
+from wmdd.artifacts import atomic_files, hdf5, hdf5_writer
+from wmdd.artifacts.hdf5 import check_classes, learned_labels, load
+from wmdd.base.errors import WmddError
+from wmdd.cli.app import ENGINE, Data, Paths, Seed, Teacher, Threads, app
+from wmdd.cli.readers import data_facts, read_teacher
+from wmdd.cli.writers import save_history
+from wmdd.jobs.job import StageJob, job
+from wmdd.jobs.node_cache import staged
+from wmdd.settings.engine import EngineSettings
+from wmdd.settings.student import LabelSettings, RelabelSettings, StudentSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from wmdd.stages.labels import Labels
+
+LABELS = LabelSettings()
+
+
+@app.command
+def relabel(
+    *,
+    images: Path,
+    teacher: Teacher,
+    output: Path,
+    seed: Seed,
+    threads: Threads = 1,
+    settings: RelabelSettings = RelabelSettings(),
+    engine: EngineSettings = ENGINE,
+) -> None:
+    """Label random views of the distilled images by the teacher; one epoch of labels is in memory at a time."""
+    import torch
+
+    from wmdd.artifacts.partial_output import Pieces, gathered
+    from wmdd.stages.labels import append, rows_of
+    from wmdd.stages.relabel import relabel as run
+    from wmdd.stages.relabel import seeds_of
+
+    if settings.store == "online":
+        raise WmddError("the store online keeps no labels; give the teacher to the student, or set --store stored")
+    arrays, meta = load(images, "images")
+    network, teacher_meta = read_teacher(teacher)
+    check_classes(teacher_meta["classes"], meta["classes"], str(teacher), str(images))
+    inputs = {"images": meta["digest"], "teacher": teacher_meta["digest"]}
+    with job("relabel", output, [settings], inputs, engine, threads, seed=seed) as stage_job:
+        checkpoint, seeds = stage_job.checkpoint, seeds_of(seed, settings.labelled)
+        pixels = torch.from_numpy(arrays["images"]).flatten(0, 1)
+        pieces = Pieces(output, checkpoint.key)
+        done = pieces.restore()
+        checkpoint.begin(pieces.seconds)
+        logits = run(
+            network, pixels, teacher_meta["mean"], teacher_meta["std"], seeds, settings, settings.batch_size,
+            stage_job.context, done,
+        )  # fmt: skip
+        for rows in gathered((rows_of(part, settings) for part in logits), checkpoint.due):
+            count = len(next(iter(rows.values())))
+            pieces.add(done, count, rows, checkpoint.spent())
+            done += count
+            checkpoint.save({}, done, len(seeds), "epoch")
+        with hdf5_writer.writing(output) as writer:
+            writer.meta = stage_job.meta | data_facts(teacher_meta) | {"teacher_accuracy": teacher_meta["accuracy"]}
+            for rows in pieces.rows():
+                append(writer, rows)
+            writer.put("seeds", np.array(seeds))
+        pieces.remove()
+        bytes_per_image = output.stat().st_size / len(pixels)
+        stage_job.cost["bytes_per_image"] = round(bytes_per_image)
+        stage_job.cost["bytes_per_image_and_epoch"] = round(bytes_per_image / settings.epochs, 2)
+
+
+@app.command
+def student(
+    *,
+    images: Path,
+    data: Data,
+    output: Paths,
+    seed: Seed,
+    run: Annotated[list[int], Parameter(consume_multiple=True)],
+    soft_labels: Path | None = None,
+    teacher: Path | None = None,
+    threads: Threads = 1,
+    settings: StudentSettings = StudentSettings(),
+    augmentation: LabelSettings = LABELS,
+    engine: EngineSettings = ENGINE,
+) -> None:
+    """Train students from scratch on the distilled images, side by side, and score them on the real validation set.
+
+    Args:
+        images: the distilled set.
+        output: the scores of each run; the history is written beside it.
+        run: numbers that tell students of one distilled set apart.
+        soft_labels: of the relabel stage, for the stores that it keeps.
+        teacher: of the teacher stage, for the store online.
+    """
+    import torch
+
+    from wmdd.datasets.loader import opened
+    from wmdd.networks import whitening
+    from wmdd.stages.student import train, weighted
+
+    if len(run) != len(output) or len(set(run)) < len(run):
+        raise WmddError(f"the runs {run} need one --output each, and none twice; {len(output)} are given")
+    arrays, meta = load(images, "images", "weights")
+    data_meta = hdf5.load_meta(data)
+    check_classes(data_meta["classes"], meta["classes"], str(data), str(images))
+    if settings.learned_lr and "student_lr" in meta:
+        settings = settings.model_copy(update={"lr": meta["student_lr"]})
+    with ExitStack() as files:
+        labels, digests = files.enter_context(
+            _labels(soft_labels, teacher, seed, settings, augmentation, meta, data_meta)
+        )
+        inputs = {"images": meta["digest"], "data": data_meta["digest"]} | digests
+        numbers = run if len(run) > 1 else run[0]
+        stage_job = files.enter_context(
+            job("student", output[0], [settings, augmentation], inputs, engine, threads, seed=seed, run=numbers)
+        )
+        near = staged(data, make=False)
+        val_pictures, _ = files.enter_context(opened(near, "val", device=stage_job.engine.device))
+        white = None
+        if settings.whiten:
+            pictures, _ = files.enter_context(opened(near, "train", once=True))
+            white = whitening.fit(pictures, data_meta["mean"], data_meta["std"])
+        weights = torch.from_numpy(arrays["weights"])  # [C, K]
+        students = train(
+            torch.from_numpy(arrays["images"]).flatten(0, 1), _own_labels(images, *weights.shape),
+            weighted(weights, settings.weights).flatten(), labels, val_pictures, len(weights),
+            data_meta["mean"], data_meta["std"], settings, augmentation, seed, run, stage_job.context, white,
+        )  # fmt: skip
+        stage_job.cost["students"] = len(run)
+        for place, (_, history) in enumerate(students):
+            prefix = f"{place}/" if len(run) > 1 else ""  # as the training logs them
+            facts = {"identity": {"seed": seed, "run": run[place]}, "classes": meta["classes"]}
+            _save_scores(stage_job, output[place], history, facts, prefix)
+
+
+def _own_labels(path: Path, classes: int, k: int) -> "torch.Tensor":
+    """Return the classes of distilled images [C K], or the labels [C K, C] that their method learned."""
+    import torch
+
+    with hdf5.reading(path, "images") as file:
+        learned = learned_labels(path, file)
+    return torch.arange(classes).repeat_interleave(k) if learned is None else torch.from_numpy(learned)
+
+
+def _save_scores(
+    stage_job: StageJob, path: Path, history: list[dict[str, float]], meta: dict[str, Any], prefix: str
+) -> None:
+    """Write the scores of a student and, beside them, its history; `prefix` tells it apart on the tracker."""
+    scored = [epoch for epoch in history if "top1" in epoch]
+    last, best = scored[-1], max(scored, key=lambda epoch: epoch["top1"])
+    result = {"top1": last["top1"], "top5": last["top5"], "best_top1": best["top1"], "best_epoch": best["epoch"]}
+    stage_job.tracker.log({f"{prefix}final/{name}": value for name, value in result.items()})
+    save_history(path, history)
+    atomic_files.write_json(path, stage_job.meta | meta | {"result": result})
+
+
+@contextmanager
+def _labels(
+    path: Path | None,
+    teacher: Path | None,
+    seed: int,
+    settings: StudentSettings,
+    augmentation: LabelSettings,
+    images: dict[str, Any],
+    data: dict[str, Any],
+) -> "Iterator[tuple[Labels, dict[str, str]]]":
+    """Open what a student learns from, with the digests of the files that it comes from."""
+    from wmdd.stages import labels
+
+    if settings.labels == "hard":
+        yield labels.hard(seed), {}
+    elif augmentation.store == "online":
+        if path is not None:
+            raise WmddError(
+                f"the store online takes no labels but {path} is given; drop it, or set --store to its store"
+            )
+        if teacher is None:
+            raise WmddError("a student with the store online needs --teacher; give it, or set --store or --labels hard")
+        network, digest = _online_teacher(teacher, images, data)
+        yield labels.online(seed, network), {"teacher": digest}
+    elif path is None:
+        raise WmddError("a student with soft labels needs --soft-labels; run the relabel stage, or set --labels hard")
+    else:
+        with labels.opened(path) as (stored, meta):
+            _check_labels(path, meta, settings, augmentation, images)
+            yield stored, {"labels": meta["digest"]}
+
+
+def _online_teacher(path: Path, images: dict[str, Any], data: dict[str, Any]) -> "tuple[torch.nn.Module, str]":
+    """Read a teacher of pictures in the normalisation of the data, and its digest."""
+    from wmdd.stages.labels import Renormalised
+
+    network, meta = read_teacher(path)
+    check_classes(images["classes"], meta["classes"], "the distilled set", str(path))
+    if (meta["mean"], meta["std"]) == (data["mean"], data["std"]):
+        return network, meta["digest"]
+    return Renormalised(network, meta["mean"], meta["std"], data["mean"], data["std"]), meta["digest"]
+
+
+def _check_labels(
+    path: Path, meta: dict[str, Any], settings: StudentSettings, augmentation: LabelSettings, images: dict[str, Any]
+) -> None:
+    """Refuse labels of other images or views, of another store, or pruned for another temperature."""
+    if meta["inputs"]["images"] != images["digest"]:
+        raise WmddError(f"{path} labels other images than those given; run the relabel stage again")
+    expected = augmentation.model_dump(mode="json")
+    if augmentation.store == "pruned":
+        expected["temperature"] = settings.temperature
+    for name, value in expected.items():
+        stored = meta["settings"].get(name)
+        if stored != value:
+            raise WmddError(f"{path} was made with {name} {stored}, the student asks for {value}; make them agree")
