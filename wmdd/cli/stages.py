@@ -84,7 +84,8 @@ def _manifest(meta: dict[str, Any]) -> dict[str, Any]:
 @app.command
 def data(*, name: str, output: Path, threads: int = 1, settings: DataSettings = DataSettings()) -> None:
     """Read the pictures of a dataset once and write them as one file, sorted by class."""
-    from wmdd.stages.data import describe, pack
+    from wmdd.stages.data import pack
+    from wmdd.stages.data_summary import describe
 
     with job("data", output, [settings], {}, threads=threads, dataset=name) as this:
         with hdf5_writer.writing(output) as writer:
