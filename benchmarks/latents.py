@@ -36,7 +36,7 @@ from torch import Tensor
 
 from benchmarks.rows import Row, ratios, report, spread
 from benchmarks.transport import machine
-from wmdd.transport import minibatch, quantize, stream, transport_cost
+from wmdd.transport import quantize, stream, transport_cost
 from wmdd.transport.measure import squared_distances
 
 Solver = Callable[[Tensor, int, int], Tensor]  # points, atoms, seed -> atoms
@@ -76,7 +76,7 @@ def draws(seed: int) -> torch.Generator:
 
 
 def one_pass(points: Tensor, k: int, seed: int) -> Tensor:
-    """D4M's code: scikit-learn's `partial_fit` on each 10 K points, shuffled; float32, the rest at the end learned too."""
+    """The solver `d4m` without its last look at the costs: scikit-learn's `partial_fit` on each 10 K points, shuffled."""
     peer = MiniBatchKMeans(k, batch_size=10 * k, random_state=seed, n_init="auto")
     for rows in torch.randperm(len(points), generator=draws(seed)).split(10 * k):
         peer.partial_fit(points[rows].float().numpy())
@@ -97,7 +97,6 @@ SOLVERS: dict[str, Solver] = {
     "wmdd quantize, uniform": lambda points, k, seed: (
         quantize(points, k, weights="uniform", generator=draws(seed)).atoms
     ),
-    "wmdd minibatch": lambda points, k, seed: minibatch(points, k, generator=draws(seed)).atoms,
     "wmdd stream": lambda points, k, seed: stream(points, k, generator=draws(seed)).atoms,
     PEERS["one pass"]: one_pass,
     PEERS["MiniBatchKMeans"]: fitted(MiniBatchKMeans),

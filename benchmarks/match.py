@@ -35,7 +35,7 @@ from wmdd.settings.match import ExpertSettings, MatchSettings
 from wmdd.stages.expert import flat
 from wmdd.stages.match import real
 from wmdd.stages.match.distributions import match
-from wmdd.stages.match.trajectories import Step, gradient_of, unrolled
+from wmdd.stages.match.unrolling import Step, gradient_of, unrolled
 
 SIDE, TIMED = 32, 4
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]

@@ -9,7 +9,7 @@ from PIL import Image
 from wmdd.artifacts import hdf5_writer
 from wmdd.cost.dataset import DIGITS, pictures
 from wmdd.settings.data import DataSettings
-from wmdd.stages.data import _digits
+from wmdd.stages.data import digits
 
 
 def told(settings, folder=Path("data")):
@@ -17,8 +17,8 @@ def told(settings, folder=Path("data")):
     return pictures("own", settings, notes.append, folder), notes
 
 
-def test_digits_are_split_as_the_data_stage_splits_them():
-    assert {"train": len(_digits(0)[0][0]), "val": len(_digits(0)[1][0])} == DIGITS
+def testdigits_are_split_as_the_data_stage_splits_them():
+    assert {"train": len(digits(0)[0][0]), "val": len(digits(0)[1][0])} == DIGITS
 
 
 def test_the_side_of_a_dataset_as_far_as_it_is_stated():

@@ -31,3 +31,9 @@ def batch(points: list[Tensor], filler: float = 1e3) -> Measures:
 def by_rows(points: Tensor) -> Tensor:
     """The points in lexicographic order."""
     return torch.tensor(sorted(points.tolist()), dtype=torch.float64)
+
+
+def mixture(count: int, dimensions: int, parts: int, seed: int = 0, apart: float = 3) -> Tensor:
+    """Gaussians about centres that are so many times as far apart as they are wide."""
+    centres = apart * cloud(parts, dimensions, seed)
+    return centres[torch.randint(parts, (count,), generator=draws(seed))] + cloud(count, dimensions, seed + 1)

@@ -72,14 +72,6 @@ def test_the_tenth_with_the_largest_ratio_has_little_say():
     assert intrinsic_dimension(odd) == pytest.approx(intrinsic_dimension(points), rel=0.02)
 
 
-@METHODS
-def test_it_does_not_mean_the_number_of_coordinates(method):
-    # Gaussian noise in 400 dimensions: more than in 20, and far more than a plane in 400.
-    plane, few, many = embedded(cube(500, 2), 400), cloud(500, 20), cloud(500, 400)
-    found = [intrinsic_dimension(points, method) for points in (plane, few, many)]
-    assert found[0] < 2.5 < 10 < found[1] < found[2]
-
-
 # ---- invariances
 
 
@@ -167,20 +159,6 @@ def test_the_standard_error_is_that_of_the_line():
     assert found.dimension == pytest.approx(2)
     assert found.error == pytest.approx(math.sqrt(1 / 12) * 4)
     assert found.scale == pytest.approx(math.exp(-1 / 6))
-
-
-def test_several_costs_of_one_number_of_atoms():
-    found = decay([(1, 1.0), (1, 4.0), (10, 0.1), (10, 0.4)])
-    assert found.dimension == pytest.approx(2)
-    assert found.error > 0
-
-
-def test_scaling_the_costs_changes_only_the_scale():
-    costs = {1: 1.0, 2: 0.6, 4: 0.5, 8: 0.2}
-    one, two = decay(costs), decay({k: 9 * cost for k, cost in costs.items()})
-    assert two.dimension == pytest.approx(one.dimension)
-    assert two.error == pytest.approx(one.error)
-    assert two.scale == pytest.approx(3 * one.scale)
 
 
 def test_too_few_numbers_of_atoms_tell_nothing():

@@ -91,51 +91,40 @@ def test_as_many_atoms_as_points_are_the_points(weights):
     assert found.cost == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("k", [4, 5, 7, 12])
-def test_more_free_atoms_than_points_cost_nothing(k):
-    points = cloud(3, 2)
-    found = quantize(points, k, weights="free", generator=draws())
-    assert found.atoms.shape == (k, 2)
+@quick
+@given(st.integers(1, 5), st.integers(1, 20), st.integers(1, 12), st.integers(0, 99))
+def test_no_more_places_than_free_atoms_cost_nothing(places, copies, k, seed):
+    points = cloud(places, 3, seed).repeat(copies, 1)
+    found = quantize(points, max(k, places), generator=draws(seed))
+    assert found.atoms.shape == (max(k, places), 3)
     assert found.cost == pytest.approx(0, abs=1e-12)
     assert float(found.weights.sum()) == pytest.approx(1)
-    assert transport_cost(found.atoms, found.weights, points) == pytest.approx(0, abs=1e-12)
+    used = found.atoms[found.weights > 0]
+    assert float(torch.cdist(points, used).min(1).values.max()) == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("k", [6, 12])
-def test_a_multiple_of_the_points_as_uniform_atoms_costs_nothing(k):
-    found = quantize(cloud(3, 2), k, weights="uniform", generator=draws())
-    assert found.weights.tolist() == pytest.approx([1 / k] * k)
-    assert found.cost == pytest.approx(0, abs=1e-12)
-
-
-def test_free_atoms_find_all_distinct_points_among_duplicates():
-    points = cloud(3, 2).repeat_interleave(torch.tensor([5, 2, 1]), 0)
-    found = quantize(points, 3, weights="free", generator=draws())
-    torch.testing.assert_close(by_rows(found.atoms), by_rows(points.unique(dim=0)))
-    assert sorted(found.weights.tolist()) == pytest.approx([1 / 8, 2 / 8, 5 / 8])
-    assert found.cost == pytest.approx(0, abs=1e-12)
+def test_fewer_points_than_uniform_atoms():
+    # On a line the optimum is known for any number of atoms.
+    for count, k in ((2, 3), (3, 5), (3, 6), (5, 7), (4, 30)):
+        points = cloud(count, 1)
+        found = quantize(points, k, weights="uniform", restarts=10)
+        assert found.weights.tolist() == pytest.approx([1 / k] * k)
+        assert found.cost == pytest.approx(transport_cost(found.atoms, found.weights, points), rel=1e-9, abs=1e-12)
+        assert found.cost >= quantile_cost(points[:, 0].tolist(), k) - 1e-12
+        assert k % count or found.cost == pytest.approx(0, abs=1e-12)
 
 
 @BOTH
-@pytest.mark.parametrize("k", [1, 2, 4, 11])
-def test_constant_features_and_a_single_point(weights, k):
-    for points in (torch.full((5, 3), 2.5), torch.full((1, 3), 2.5)):
-        found = quantize(points, k, weights=weights, generator=draws())
-        torch.testing.assert_close(found.atoms, torch.full((k, 3), 2.5))
-        assert float(found.weights.sum()) == pytest.approx(1)
-        assert found.cost == pytest.approx(0, abs=1e-12)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_constant_features_and_a_single_point(weights, dtype):
+    for value, count, k in ((0.1, 37, 4), (-3e4, 5, 2), (1e-20, 5, 11), (2.5, 1, 4)):
+        found = quantize(torch.full((count, 3), value, dtype=dtype), k, weights=weights)
+        assert torch.equal(found.atoms, torch.full((k, 3), value, dtype=dtype))
+        assert float(found.weights.sum()) == pytest.approx(1, abs=1e-6)
+        assert found.cost == pytest.approx(0, abs=1e-24 * value**2)
 
 
 # ---- two Diracs, two clusters
-
-
-def test_two_diracs_free():
-    p, q = torch.tensor([0.0, 0.0]), torch.tensor([3.0, 4.0])
-    found = quantize(torch.stack([p] * 3 + [q]).double(), 2, weights="free", generator=draws())
-    order = found.atoms[:, 0].argsort()
-    torch.testing.assert_close(found.atoms[order], torch.stack([p, q]).double())
-    assert found.weights[order].tolist() == [0.75, 0.25]
-    assert found.cost == pytest.approx(0, abs=1e-12)
 
 
 def test_two_diracs_uniform_split_the_heavy_one():
@@ -154,12 +143,6 @@ def test_two_separated_clusters_give_their_means(weights):
     torch.testing.assert_close(by_rows(found.atoms), by_rows(torch.stack([a.mean(0), b.mean(0)])))
     assert found.weights.tolist() == [0.5, 0.5]
     assert found.cost == pytest.approx((variance(a) + variance(b)) / 2)
-
-
-def test_free_weights_are_the_shares_of_separated_clusters():
-    points = torch.cat([cloud(12, 2, 1), 100 + cloud(3, 2, 2), -100 + cloud(5, 2, 3)])
-    found = quantize(points, 3, weights="free", generator=draws())
-    assert sorted(found.weights.tolist()) == pytest.approx([3 / 20, 5 / 20, 12 / 20])
 
 
 # ---- the optimum on a line and of small clouds
@@ -197,10 +180,10 @@ def test_no_free_cost_on_a_line_is_below_the_best_cut(numbers, k, seed):
 
 
 @pytest.mark.parametrize("k", [2, 3, 5])
-@pytest.mark.parametrize("seed", range(4))
-def test_restarts_reach_the_best_cut_of_a_line(seed, k):
-    points = cloud(14, 1, seed)
-    assert best(points, k, "free").cost == pytest.approx(best_contiguous(points[:, 0].tolist(), k), rel=1e-9)
+def test_restarts_reach_the_best_cut_of_a_line(k):
+    for seed in range(4):
+        points = cloud(14, 1, seed)
+        assert best(points, k, "free").cost == pytest.approx(best_contiguous(points[:, 0].tolist(), k), rel=1e-9)
 
 
 @quick
@@ -211,13 +194,6 @@ def test_uniform_atoms_on_a_line_are_the_means_of_quantile_groups_from_any_start
         torch.tensor(sorted(numbers), dtype=torch.float64)[:, None], k, weights="uniform", generator=draws(seed)
     )
     assert found.cost == pytest.approx(quantile_cost(list(numbers), k), rel=1e-9, abs=1e-9)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_uniform_atoms_of_whole_groups_are_their_means(seed):
-    points = cloud(12, 1, seed)
-    found = quantize(points, 4, weights="uniform", generator=draws(seed))
-    torch.testing.assert_close(found.atoms.sort(0).values, points.sort(0).values.view(4, 3).mean(1, keepdim=True))
 
 
 @BOTH
@@ -234,9 +210,10 @@ def test_restarts_reach_the_best_partition_of_a_small_cloud(weights, k, seed):
 
 
 @quick
-@given(clouds, st.integers(1, 12), KINDS, st.integers(0, 99))
-def test_every_result_is_consistent(points, k, weights, seed):
-    found = quantize(points, k, weights=weights, generator=draws(seed), tolerance=0)
+@given(grids, st.integers(1, 12), KINDS, st.integers(0, 99), st.sampled_from([0, 10]), st.sampled_from([1, 2, 300]))
+def test_every_result_is_consistent(points, k, weights, seed, exchanges, most):
+    options = {"exchanges": exchanges, "max_iterations": most, "tolerance": 0}
+    found = quantize(points, k, weights=weights, generator=draws(seed), **options)
     scale = 1e-9 * (1 + variance(points))
     assert found.atoms.shape == (k, points.shape[1])
     assert found.weights.shape == (k,)
@@ -244,17 +221,11 @@ def test_every_result_is_consistent(points, k, weights, seed):
     assert bool((found.weights >= 0).all())
     assert all(b <= a + scale for a, b in itertools.pairwise(found.trace))  # never rises
     assert found.trace[-1] == found.cost
-    assert found.cost == pytest.approx(transport_cost(found.atoms, found.weights, points), abs=scale)
-
-
-@quick
-@given(grids, st.integers(1, 12), KINDS, st.integers(0, 99), st.sampled_from([0, 10]))
-def test_the_cost_never_rises_and_is_that_of_exact_transport(points, k, weights, seed, exchanges):
-    found = quantize(points, k, weights=weights, generator=draws(seed), exchanges=exchanges)
-    scale = 1e-9 * (1 + variance(points))
-    assert all(b <= a + scale for a, b in itertools.pairwise(found.trace))
+    assert len(found.trace) <= most + 1  # the last is the exact cost of what is returned
     assert found.cost == pytest.approx(transport_cost(found.atoms, found.weights, points), abs=scale)
     assert found.gap == pytest.approx(0, abs=1e-9)
+    nearest = (found.atoms[:, None] - points[None]).square().sum(2).min(0).values
+    assert float(nearest.mean()) <= found.cost + scale  # freeing the weights never costs more
 
 
 @quick
@@ -268,21 +239,11 @@ def test_law_of_total_variance(points, k, weights, seed):
     assert found.cost + spread == pytest.approx(variance(points), abs=1e-9)
 
 
-@quick
-@given(clouds, st.integers(1, 6), st.integers(0, 99))
-def test_freeing_the_weights_of_uniform_atoms_never_costs_more(points, k, seed):
-    found = quantize(points, k, weights="uniform", generator=draws(seed))
-    nearest = (found.atoms[:, None] - points[None]).square().sum(2).min(0).values
-    assert float(nearest.mean()) <= found.cost + 1e-9
-
-
 @pytest.mark.parametrize("k", [2, 5, 9])
-@pytest.mark.parametrize("seed", range(3))
-def test_free_below_uniform_below_a_random_subset(seed, k):
-    points = cloud(30, 3, seed)
-    subset = points[torch.randperm(30, generator=draws(seed))[:k]]
-    free = quantize(points, k, weights="free", generator=draws(), restarts=10).cost
-    uniform = quantize(points, k, weights="uniform", generator=draws(), restarts=10).cost
+def test_free_below_uniform_below_a_random_subset(k):
+    points = cloud(30, 3, k)
+    subset = points[torch.randperm(30, generator=draws(k))[:k]]
+    free, uniform = (quantize(points, k, weights=w, restarts=10).cost for w in ("free", "uniform"))
     assert free < uniform < transport_cost(subset, torch.full((k,), 1 / k, dtype=torch.float64), points)
 
 
@@ -304,13 +265,6 @@ def test_more_iterations_or_restarts_never_cost_more(weights):
     assert costs[0] > costs[-1]
     costs = [quantize(points, 5, weights=weights, generator=draws(), restarts=starts).cost for starts in (1, 2, 4, 16)]
     assert costs == sorted(costs, reverse=True)
-
-
-@BOTH
-@pytest.mark.parametrize("most", [1, 2, 5])
-def test_no_more_steps_than_asked_for(weights, most):
-    found = quantize(cloud(300, 4), 12, weights=weights, max_iterations=most, tolerance=0)
-    assert len(found.trace) <= most + 1  # the last is the exact cost of what is returned
 
 
 def test_a_tolerance_stops_early():
@@ -352,36 +306,14 @@ def test_order_of_the_points_is_irrelevant(weights):
 
 
 @BOTH
-def test_a_measure_counts_and_not_how_it_is_listed(weights):
-    points = cloud(6, 2)
-    one, three = best(points, 3, weights), best(points.repeat(3, 1), 3, weights)
-    assert one.cost == pytest.approx(three.cost, rel=1e-9)
-
-
-@BOTH
-def test_translation_moves_the_atoms_and_keeps_the_cost(weights):
-    points, shift = cloud(40, 3), torch.tensor([5.0, -700.0, 0.25], dtype=torch.float64)
-    one, two = (quantize(p, 4, weights=weights, generator=draws()) for p in (points, points + shift))
-    torch.testing.assert_close(two.atoms, one.atoms + shift)
-    assert one.cost == pytest.approx(two.cost, rel=1e-9)
-
-
-@BOTH
-def test_rotation_turns_the_atoms_and_keeps_the_cost(weights):
-    points = cloud(40, 3)
+def test_translation_rotation_and_scaling(weights):
+    points, shift = cloud(200, 3), torch.tensor([5.0, -700.0, 0.25], dtype=torch.float64)
     turn = torch.linalg.qr(cloud(3, 3, 1)).Q
-    one, two = (quantize(p, 4, weights=weights, generator=draws()) for p in (points, points @ turn))
-    torch.testing.assert_close(two.atoms, one.atoms @ turn)
-    assert one.cost == pytest.approx(two.cost, rel=1e-9)
-
-
-@BOTH
-@pytest.mark.parametrize("scale", [1e-9, 1e-4, 0.5, 3.7, 1e5])
-def test_scaling_scales_the_cost_by_its_square(weights, scale):
-    points = cloud(200, 3)
-    one, two = (quantize(p, 6, weights=weights, generator=draws()) for p in (points, scale * points))
-    torch.testing.assert_close(two.atoms, scale * one.atoms)
-    assert two.cost == pytest.approx(scale**2 * one.cost, rel=1e-9)
+    one = quantize(points, 6, weights=weights, generator=draws())
+    for scale in (1e-9, 1e-4, 1.0, 1e5):
+        other = quantize(scale * points @ turn + scale * shift, 6, weights=weights, generator=draws())
+        torch.testing.assert_close(other.atoms, scale * (one.atoms @ turn + shift))
+        assert other.cost == pytest.approx(scale**2 * one.cost, rel=1e-9)
 
 
 # ---- types, draws, errors
@@ -396,16 +328,12 @@ def test_the_type_is_kept(weights, dtype):
     reference = quantize(points.double(), 3, weights=weights, generator=draws())
     assert found.cost == pytest.approx(reference.cost, rel=1e-5)
     torch.testing.assert_close(found.atoms, reference.atoms.to(dtype), rtol=0, atol=4 * torch.finfo(dtype).eps)
-
-
-@BOTH
-def test_half_precision_holds_what_its_own_sums_cannot(weights):
     # The squares of 300 are above what float16 can hold, and so is the sum of the squares of smaller numbers.
+    wide = torch.promote_types(dtype, torch.float32)
     for scale in (300, 3):
-        points = (scale * cloud(900, 20)).half()
-        found, expected = (quantize(p, 3, weights=weights, generator=draws()) for p in (points, points.float()))
-        assert found.cost == expected.cost
-        torch.testing.assert_close(found.atoms, expected.atoms.half())
+        large = (scale * cloud(900, 20)).to(dtype)
+        one, other = (quantize(p, 3, weights=weights, generator=draws()) for p in (large, large.to(wide)))
+        assert one.cost == other.cost
 
 
 @BOTH
@@ -416,6 +344,8 @@ def test_the_same_generator_gives_the_same_bits(weights):
     assert torch.equal(one.weights, two.weights)
     assert one.trace == two.trace
     assert not torch.equal(one.atoms, other.atoms)
+    assert torch.equal(quantize(points, 8).atoms, quantize(points, 8, generator=draws(0)).atoms)
+    assert one.seconds > 0
 
 
 def test_what_may_be_passed_as_points():
@@ -432,73 +362,64 @@ def test_what_may_be_passed_as_points():
 
 
 @BOTH
-def test_the_points_are_left_as_they_are(weights):
-    points = cloud(60, 3)
-    before = points.clone()
-    quantize(points, 7, weights=weights)
-    assert torch.equal(points, before)
-
-
-@BOTH
-def test_the_result_is_detached_and_no_inference_tensor(weights):
+def test_the_result_is_detached_and_the_points_are_left_as_they_are(weights):
     # Whoever trains with the atoms must be able to use them in autograd.
-    found = quantize(cloud(12, 3).requires_grad_(), 3, weights=weights)
+    points = cloud(12, 3).requires_grad_()
+    found = quantize(points, 3, weights=weights)
+    assert torch.equal(points, cloud(12, 3))
     assert not found.atoms.requires_grad
     assert not found.atoms.is_inference()
     assert not found.weights.is_inference()
 
 
-def test_of_the_default_generator():
-    points = cloud(60, 3)
-    assert torch.equal(quantize(points, 8).atoms, quantize(points, 8, generator=draws(0)).atoms)
-
-
-def test_time_is_told():
-    assert quantize(cloud(60, 3), 8).seconds > 0
+def with_number(value: float) -> Tensor:
+    points = cloud(6, 2)
+    points[3, 1] = value
+    return points
 
 
 @BOTH
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_features_that_are_no_numbers_are_refused(weights, bad):
-    points = cloud(6, 2)
-    points[3, 1] = bad
-    with pytest.raises(WmddError, match=r"the measure holds NaN or infinity, first in point 3;"):
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        *[(with_number(bad), "holds NaN or infinity, first in point 3;") for bad in (math.nan, math.inf, -math.inf)],
+        *[(torch.zeros(shape), r"needs points \[N, D\]") for shape in ((0, 3), (4,), (), (3, 0), (2, 3, 4))],
+        (torch.complex(cloud(9, 2), cloud(9, 2)), "holds complex numbers"),
+    ],
+)
+def test_points_that_cannot_be_used_are_named(weights, points, message):
+    with pytest.raises(WmddError, match=f"^the measure {message}"):
         quantize(points, 2, weights=weights)
-    with pytest.raises(WmddError, match=r"measure 1 holds NaN or infinity, first in point 3;"):
+    with pytest.raises(WmddError, match=f"^measure 1 {message}"):
         quantize_all([cloud(6, 2), points], 2, weights=weights)
-    with pytest.raises(WmddError, match=r"class 7 \(owl\) holds NaN or infinity, first in point 3;"):
+    with pytest.raises(WmddError, match=rf"^class 7 \(owl\) {message}"):
         quantize_all([cloud(6, 2), points], 2, weights=weights, names=["class 2 (cat)", "class 7 (owl)"])
 
 
-def test_infinities_of_both_signs_and_large_numbers():
-    points = cloud(6, 2)
-    points[2, 0], points[4, 0] = float("inf"), -float("inf")
-    with pytest.raises(WmddError, match="first in point 2;"):
-        quantize(points, 2)
+def test_large_numbers():
     large = torch.full((5, 2), 2e38)  # finite, though the sum of them is not
     large[0] = -2e38
     assert quantize(large.double(), 2).cost == 0
+    with pytest.raises(WmddError, match=r"^the squared distances of cats overflow"):
+        quantize_all([1e25 * cloud(9, 2).float()], 3, names=["cats"])
 
 
 @BOTH
-@pytest.mark.parametrize("shape", [(0, 3), (4,), (), (3, 0), (2, 3, 4)])
-def test_no_points_are_refused(weights, shape):
-    with pytest.raises(WmddError, match=r"the measure needs points \[N, D\]"):
-        quantize(torch.zeros(shape), 2, weights=weights)
-    with pytest.raises(WmddError, match=r"owl needs points \[N, D\]"):
-        quantize_all([torch.zeros(shape)], 2, weights=weights, names=["owl"])
-
-
-@BOTH
-@pytest.mark.parametrize("k", [0, -1])
-def test_fewer_than_one_atom_is_refused(weights, k):
-    with pytest.raises(WmddError, match=f"at least one atom, not {k}"):
-        quantize(cloud(4, 2), k, weights=weights)
-
-
-def test_unknown_weights_are_refused():
-    with pytest.raises(WmddError, match="'free' or 'uniform', not 'both'"):
-        quantize(cloud(4, 2), 2, weights="both")
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"k": 0}, "at least one atom, not 0"),
+        ({"k": -1}, "at least one atom, not -1"),
+        ({"weights": "both"}, "'free' or 'uniform', not 'both'"),
+        *[
+            ({name: value}, "must be at least 1")
+            for name, value in (("restarts", 0), ("max_iterations", 0), ("exchanges", -1))
+        ],
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(weights, wrong, message):
+    with pytest.raises(WmddError, match=message):
+        quantize(cloud(9, 2), **{"k": 3, "weights": weights} | wrong)
 
 
 # ---- awkward measures
@@ -514,44 +435,11 @@ def test_dimensions_without_variance_change_nothing(weights, dtype):
     torch.testing.assert_close(two.atoms[:, 3:], torch.full((6, 4), 7.3, dtype=dtype))
 
 
-@quick
-@given(st.integers(1, 5), st.integers(1, 20), st.integers(1, 12), st.integers(0, 99))
-def test_no_more_places_than_atoms_cost_nothing(places, copies, k, seed):
-    points = cloud(places, 3, seed).repeat(copies, 1)
-    found = quantize(points, max(k, places), generator=draws(seed))
-    assert found.cost == pytest.approx(0, abs=1e-12)
-    used = found.atoms[found.weights > 0]
-    assert float(torch.cdist(points, used).min(1).values.max()) == pytest.approx(0, abs=1e-6)
-
-
-@BOTH
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("value", [0.1, -3e4, 1e-20])
-def test_constant_features_of_any_size(weights, dtype, value):
-    points = torch.full((37, 5), value, dtype=dtype)
-    found = quantize(points, 4, weights=weights)
-    assert found.cost == pytest.approx(0, abs=1e-24 * value**2)
-    assert torch.equal(found.atoms, points[:4])
-    assert float(found.weights.sum()) == pytest.approx(1, abs=1e-6)
-
-
-@pytest.mark.parametrize(("count", "k"), [(2, 3), (3, 5), (5, 7), (4, 30)])
-def test_fewer_points_than_uniform_atoms(count, k):
-    # On a line the optimum is known for any number of atoms.
-    points = cloud(count, 1)
-    found = quantize(points, k, weights="uniform", restarts=10)
-    assert found.atoms.shape == (k, 1)
-    assert found.weights.tolist() == pytest.approx([1 / k] * k)
-    assert found.cost == pytest.approx(transport_cost(found.atoms, found.weights, points), rel=1e-9, abs=1e-12)
-    assert found.cost >= quantile_cost(points[:, 0].tolist(), k) - 1e-12
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_two_clusters_at_a_great_distance(seed):
+def test_two_clusters_at_a_great_distance():
     # The small structure must survive the large: within each cluster the cells are those of the cluster alone.
-    near, far = cloud(40, 2, seed), cloud(40, 2, seed + 50)
-    found = quantize(torch.cat([near, far + 1e4]), 4, generator=draws(seed), restarts=20)
-    alone = [quantize(p, 2, generator=draws(seed), restarts=20).cost for p in (near, far)]
+    near, far = cloud(40, 2), cloud(40, 2, 50)
+    found = quantize(torch.cat([near, far + 1e4]), 4, restarts=20)
+    alone = [quantize(p, 2, restarts=20).cost for p in (near, far)]
     assert found.cost == pytest.approx(sum(alone) / 2, rel=1e-6)
 
 
@@ -613,7 +501,7 @@ def all_and_each(several: list[Tensor], k: int, **options) -> list[tuple[Barycen
 
 
 @BOTH
-@pytest.mark.parametrize("k", [1, 3, 10, 40])
+@pytest.mark.parametrize("k", [1, 3, 40])
 def test_one_at_a_time_gives_the_same_bits(no_batch, weights, k):
     for one, other in all_and_each(clouds_of_all_sizes(), k, weights=weights):
         assert torch.equal(one.atoms, other.atoms)
@@ -622,42 +510,18 @@ def test_one_at_a_time_gives_the_same_bits(no_batch, weights, k):
 
 
 @BOTH
-@pytest.mark.parametrize("k", [1, 3, 8])
-@pytest.mark.parametrize("restarts", [1, 3])
-@pytest.mark.parametrize("exchanges", [0, 10])
-@pytest.mark.parametrize("tolerance", [1e-6, 0.0])
-def test_a_batch_gives_what_each_gives(one_batch, weights, k, restarts, exchanges, tolerance):
-    options = {"weights": weights, "restarts": restarts, "exchanges": exchanges, "tolerance": tolerance}
-    for one, other in all_and_each(clouds_of_all_sizes(), k, **options):
-        assert one.cost == pytest.approx(other.cost, rel=1e-9, abs=1e-12)
-        torch.testing.assert_close(one.atoms, other.atoms, rtol=0, atol=1e-8)
-        torch.testing.assert_close(one.weights, other.weights, rtol=0, atol=1e-9)
-
-
-@BOTH
-def test_a_batch_gives_what_each_gives_in_single_precision(one_batch, weights):
-    several = clouds_of_all_sizes(torch.float32)
-    for one, other in all_and_each(several, 3, weights=weights):
+@pytest.mark.parametrize(
+    "options", [{}, {"restarts": 3}, {"exchanges": 0}, {"tolerance": 0.0}], ids=["plain", "restarts", "still", "exact"]
+)
+def test_a_batch_gives_what_each_gives(one_batch, weights, options):
+    for k in (1, 3, 50):  # 50: more atoms than some have points
+        for one, other in all_and_each(clouds_of_all_sizes(), k, weights=weights, **options):
+            assert one.atoms.shape == (k, 5)
+            assert one.cost == pytest.approx(other.cost, rel=1e-9, abs=1e-12)
+            torch.testing.assert_close(one.atoms, other.atoms, rtol=0, atol=1e-8)
+            torch.testing.assert_close(one.weights, other.weights, rtol=0, atol=1e-9)
+    for one, other in all_and_each(clouds_of_all_sizes(torch.float32), 3, weights=weights):
         assert one.cost == pytest.approx(other.cost, rel=1e-5)
-
-
-@BOTH
-@pytest.mark.parametrize("k", [2, 14, 50])  # 50: more atoms than some have points
-def test_every_result_of_a_batch_is_consistent(one_batch, weights, k):
-    several = clouds_of_all_sizes()
-    several[1] = several[1].round()  # with duplicates
-    for points, found in zip(several, quantize_all(several, k, weights=weights), strict=True):
-        cost = (found.atoms[:, None] - points[None]).square().sum(2)
-        assert found.atoms.shape == (k, 5)
-        exact = ot.emd2(found.weights.numpy(), np.full(len(points), 1 / len(points)), cost.numpy(), numItermax=10**7)
-        assert found.cost == pytest.approx(float(exact), rel=1e-8, abs=1e-9)
-        assert all(b <= a * (1 + 1e-9) + 1e-9 for a, b in itertools.pairwise(found.trace))
-        if weights == "free":
-            masses = torch.bincount(cost.argmin(0), minlength=k).double() / len(points)
-            if k <= len(points):
-                torch.testing.assert_close(found.weights, masses, rtol=0, atol=1e-12)
-        else:
-            torch.testing.assert_close(found.weights, torch.full_like(found.weights, 1 / k))
 
 
 @BOTH
@@ -680,15 +544,6 @@ def test_a_generator_each_by_default():
 
 def test_no_measures_give_no_results():
     assert quantize_all([], 3) == []
-
-
-@BOTH
-def test_the_same_bits_again(one_batch, weights):
-    several = clouds_of_all_sizes(torch.float32)
-    for one, other in zip(*(quantize_all(several, 9, weights=weights) for _ in range(2)), strict=True):
-        assert torch.equal(one.atoms, other.atoms)
-        assert torch.equal(one.weights, other.weights)
-        assert one.trace == other.trace
 
 
 @BOTH
@@ -721,57 +576,30 @@ def k_means(points: Tensor, k: int) -> float:
     return float(KMeans(k, n_init=10, random_state=0).fit(points.numpy()).inertia_) / len(points)
 
 
-@pytest.mark.parametrize("k", [5, 10, 50])
-@pytest.mark.parametrize("digit", range(10))
-def test_one_start_or_a_few_are_no_worse_than_ten_of_k_means_on_digits(digit, k):
+@pytest.mark.parametrize("digit", range(0, 10, 3))
+def test_a_start_or_a_few_are_no_worse_than_ten_of_k_means_on_digits(digit):
     images, labels = digits()
     points = images[labels == digit]
-    # with few atoms on few points single optima differ by up to a percent, whoever finds them
-    assert quantize(points, k, restarts=4 if k == 5 else 1).cost <= 1.001 * k_means(points, k)
-
-
-@pytest.mark.parametrize("digit", range(10))
-def test_ten_starts_are_no_worse_than_ten_of_k_means_where_single_starts_differ_most(digit):
-    images, labels = digits()
-    points = images[labels == digit]
-    assert quantize(points, 5, restarts=10).cost <= 1.001 * k_means(points, 5)
+    for k, restarts in (
+        (5, 4),
+        (10, 1),
+        (50, 1),
+    ):  # with few atoms single optima differ by up to a percent, whoever finds them
+        assert quantize(points, k, restarts=restarts).cost <= 1.001 * k_means(points, k)
 
 
 @pytest.mark.parametrize("k", [5, 10, 50])
-@pytest.mark.parametrize("seed", range(4))
-def test_one_start_is_no_worse_than_ten_of_k_means_on_mixtures(seed, k):
-    points = mixture(k, seed)
-    assert quantize(points, k).cost <= 1.001 * k_means(points, k)
-
-
-@BOTH
-@pytest.mark.parametrize("wrong", [{"restarts": 0}, {"max_iterations": 0}, {"exchanges": -1}])
-def test_a_count_out_of_bounds_is_refused(weights, wrong):
-    with pytest.raises(WmddError, match="must be at least 1"):
-        quantize(cloud(9, 2), 3, weights=weights, **wrong)
-
-
-@BOTH
-@pytest.mark.parametrize("k", [1, 3])
-def test_points_too_large_to_be_squared_are_refused(weights, k):
-    with pytest.raises(WmddError, match=r"^the squared distances of cats overflow"):
-        quantize_all([1e25 * cloud(9, 2).float()], k, weights=weights, names=["cats"])
-
-
-def test_complex_numbers_are_refused():
-    with pytest.raises(WmddError, match="complex"):
-        quantize(torch.complex(cloud(9, 2), cloud(9, 2)), 3)
+def test_one_start_is_no_worse_than_ten_of_k_means_on_mixtures(k):
+    for seed in range(2):
+        points = mixture(k, seed)
+        assert quantize(points, k).cost <= 1.001 * k_means(points, k)
 
 
 # ---- what the documentation shows
 
-MODULES = sorted(module.name for module in pkgutil.iter_modules(wmdd.transport.__path__))
 
-
-@pytest.mark.parametrize("name", MODULES)
-def test_examples_in_the_documentation_run(name):
-    module = importlib.import_module(f"wmdd.transport.{name}")
-    result = doctest.testmod(module)
-    assert result.failed == 0
-    if name in ("quantization", "several"):
-        assert result.attempted > 0
+def test_examples_in_the_documentation_run():
+    names = [module.name for module in pkgutil.iter_modules(wmdd.transport.__path__)]
+    results = {name: doctest.testmod(importlib.import_module(f"wmdd.transport.{name}")) for name in names}
+    assert not sum(result.failed for result in results.values())
+    assert {name for name, result in results.items() if result.attempted} == {"quantization", "several", "dimension"}

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wmdd.transport.cells import Cells, Measures, descend
+from wmdd.transport.cells import Cells, Measures
+from wmdd.transport.descent import descend
 from wmdd.transport.quantization import free_cells
 from wmdd.transport.search import exchanges, improve, joins_of_cells, moves_of_parts, split
 

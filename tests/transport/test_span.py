@@ -12,7 +12,7 @@ from wmdd.transport import quantization, quantize, span
 from wmdd.transport.measure import squared_distances, transport_cost
 from wmdd.transport.span import Span, wide
 
-from .samples import SEEDS, by_rows, cloud, draws
+from .samples import SEEDS, by_rows, cloud, draws, mixture
 
 BOTH = pytest.mark.parametrize("weights", ["uniform", "free"])
 KINDS = pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
@@ -24,11 +24,6 @@ def always(monkeypatch):
     """Have every measure of more dimensions than points solved in its span, read in several blocks."""
     monkeypatch.setattr(quantization, "wide", lambda points: points.shape[1] > points.shape[0])
     monkeypatch.setattr(span, "BLOCK", 400)
-
-
-def mixture(count: int, dimensions: int, parts: int, seed: int = 0) -> Tensor:
-    places = cloud(parts, dimensions, seed)
-    return places[torch.randint(parts, (count,), generator=draws(seed))] + cloud(count, dimensions, seed + 1)
 
 
 def error(dtype: torch.dtype) -> float:
@@ -96,7 +91,7 @@ def test_only_many_dimensions_of_few_points_on_the_cpu_are_worth_it():
 @KINDS
 @pytest.mark.parametrize("k", [1, 2, 7])
 def test_the_same_is_found_as_in_all_dimensions(always, monkeypatch, weights, dtype, k):
-    points = (mixture(60, 100, 7) + 3).to(dtype)
+    points = (mixture(60, 100, 7, apart=1) + 3).to(dtype)
     found = quantize(points, k, weights=weights, generator=draws())
     monkeypatch.setattr(quantization, "wide", lambda points: False)
     expected = quantize(points, k, weights=weights, generator=draws())
@@ -112,7 +107,7 @@ def test_the_same_is_found_as_in_all_dimensions(always, monkeypatch, weights, dt
 @quick
 @given(seed=SEEDS, k=st.integers(1, 14), whole=st.booleans())
 def test_every_result_is_consistent(weights, seed, k, whole):
-    points = mixture(12, 30, 4, seed)
+    points = mixture(12, 30, 4, seed, apart=1)
     points = points.round() if whole else points
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quantization, "wide", lambda points: points.shape[1] > points.shape[0])
@@ -134,20 +129,10 @@ def test_constant_points(always, weights, dtype, value):
     assert found.cost == pytest.approx(0, abs=1e-24 * value**2)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_no_more_places_than_atoms_cost_nothing(always, seed):
-    places = cloud(4, 80, seed)
-    points = places[torch.tensor([0] * 20 + [1] * 5 + [2, 3])]
-    found = quantize(points, 6, generator=draws(seed))
-    assert found.cost == pytest.approx(0, abs=1e-12)
-    used = found.atoms[found.weights > 0]
-    assert float(torch.cdist(places, used).min(1).values.max()) < 1e-6
-
-
 @BOTH
 def test_points_as_large_as_latents(weights):
     # 300 x 4,096 as float16: the sum of the squares is far above what float16 can hold.
-    points = (3 * mixture(300, 4096, 5)).half()
+    points = (3 * mixture(300, 4096, 5, apart=1)).half()
     assert wide(points)
     found = quantize(points, 5, weights=weights, generator=draws())
     means = torch.stack([points.double()[torch.randint(5, (300,), generator=draws()) == c].mean(0) for c in range(5)])
@@ -158,6 +143,6 @@ def test_points_as_large_as_latents(weights):
 
 
 def test_the_layout_of_the_points_is_of_no_account(always):
-    points = mixture(20, 60, 3)
+    points = mixture(20, 60, 3, apart=1)
     one, two = (quantize(p, 3, generator=draws()) for p in (points, points.T.contiguous().T))
     assert torch.equal(by_rows(one.atoms), by_rows(two.atoms))

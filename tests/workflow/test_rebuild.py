@@ -121,7 +121,7 @@ def edit(path: Path, old: str, new: str) -> None:
 
 def test_comment_and_docstring_rerun_nothing(run: Workspace) -> None:
     edit(run.root / "wmdd/stages/recover.py", "Recover: images", "Recover, once more: images")
-    edit(run.root / "wmdd/stages/recover.py", "def view(", "# a remark\n\n\ndef view(")
+    edit(run.root / "wmdd/stages/recover_views.py", "def view(", "# a remark\n\n\ndef view(")
     edit(run.root / "wmdd/networks/training.py", '"""Return the optimiser', '"""Return the very optimiser')
     assert run.pending() == {}
 

@@ -12,7 +12,8 @@ from wmdd.settings.data import DataSettings
 @app.command
 def data(*, name: str, output: Path, threads: Threads = 1, settings: DataSettings = DataSettings()) -> None:
     """Read the pictures of a dataset once and write them as one file, sorted by class."""
-    from wmdd.stages.data import describe, pack
+    from wmdd.stages.data import pack
+    from wmdd.stages.data_summary import describe
 
     with job("data", output, [settings], {}, threads=threads, dataset=name) as stage_job:
         with hdf5_writer.writing(output) as writer:

@@ -4,10 +4,8 @@ Each picture is read and decoded once, checked, and written; memory does not gro
 """
 
 from array import array
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from hashlib import blake2b
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -27,39 +25,10 @@ from wmdd.datasets.decode import Decoded, UnreadableError, decode
 from wmdd.datasets.find_images import DatasetFiles, find
 from wmdd.settings.catalogue import known
 from wmdd.settings.data import DataSettings
+from wmdd.stages.data_summary import SPLITS, Tally, summary
 
 PIXELS = 2**32  # bytes; `storage: auto` keeps datasets up to this size as pixels, so that they are decoded once for all
 PIECE = 64  # pictures that are written at once
-SPLITS = ("train", "val")
-
-
-@dataclass
-class Tally:
-    """What is counted while a split is read."""
-
-    labels: array = field(default_factory=lambda: array("q"))
-    moments: np.ndarray = field(default_factory=lambda: np.zeros((3, 3), np.int64))  # count, sum, squares per channel
-    digests: array = field(default_factory=lambda: array("Q"))  # 8 bytes of each picture's
-    modes: Counter[str] = field(default_factory=Counter)
-    enlarged: list[tuple[int, str]] = field(default_factory=list)  # the smallest: shorter side, name
-    enlarged_count: int = 0
-    skipped: list[str] = field(default_factory=list)
-
-    def add(self, label: int, pixels: np.ndarray, content: bytes) -> None:
-        """Count a picture [3, R, R]; `content` is what tells it from others."""
-        self.labels.append(label)
-        values = pixels.reshape(3, -1)
-        squares = np.square(values, dtype=np.uint16)
-        count = np.full(3, values.shape[1])
-        self.moments += np.stack([count, values.sum(1, dtype=np.int64), squares.sum(1, dtype=np.int64)])
-        self.digests.append(int.from_bytes(blake2b(content, digest_size=8).digest(), "big"))
-
-    def note(self, found: Decoded, name: str, resolution: int) -> None:
-        """Count what was done to a picture to make it square RGB of the resolution."""
-        self.modes[found.mode] += 1
-        if min(found.size) < resolution:
-            self.enlarged_count += 1
-            self.enlarged = sorted([*self.enlarged, (min(found.size), name)])[:1]
 
 
 def pack(settings: DataSettings, writer: Writer, seed: int = 0) -> dict[str, Any]:
@@ -75,42 +44,42 @@ def pack(settings: DataSettings, writer: Writer, seed: int = 0) -> dict[str, Any
     """
     layout = known(settings.source).layout
     if layout == "digits":
-        return _pack_arrays(settings, writer, seed, *_digits(seed))
+        return _pack_arrays(settings, writer, seed, *digits(seed))
     if layout == "cifar":
         return _pack_arrays(settings, writer, seed, *cifar.read(settings))
     return _pack_files(settings, writer, seed, find(settings))
 
 
-def _pack_files(settings: DataSettings, writer: Writer, seed: int, found: DatasetFiles) -> dict[str, Any]:
+def _pack_files(settings: DataSettings, writer: Writer, seed: int, listing: DatasetFiles) -> dict[str, Any]:
     limit = settings.images_per_class or None
-    _check_count(found.classes, settings, str(found.root))
-    listed = {"train": sum(map(len, found.train)), "val": sum(map(len, found.val))}
-    _check_images(settings, listed, str(found.root))
+    _check_count(listing.classes, settings, str(listing.root))
+    count = {"train": sum(map(len, listing.train)), "val": sum(map(len, listing.val))}
+    _check_images(settings, count, str(listing.root))
     if settings.held_out:
         apart = [
             [
                 SelectedFiles(files, positions.tolist())
-                for positions in _apart(len(files), settings, seed, label, found.classes)
+                for positions in _apart(len(files), settings, seed, label, listing.classes)
             ]
-            for label, files in enumerate(found.train)
+            for label, files in enumerate(listing.train)
         ]
-        found = replace(found, train=[kept for kept, _ in apart], val=[held for _, held in apart], val_folder="")
-        listed["val"] = sum(map(len, found.val))
-    listed["train"] = sum(min(len(files), limit or len(files)) for files in found.train)
-    reader = _Reader(settings, found)
-    size = sum(listed.values()) * 3 * reader.side() ** 2
+        listing = replace(listing, train=[kept for kept, _ in apart], val=[held for _, held in apart], val_folder="")
+        count["val"] = sum(map(len, listing.val))
+    count["train"] = sum(min(len(files), limit or len(files)) for files in listing.train)
+    reader = _Reader(settings, listing)
+    size = sum(count.values()) * 3 * reader.side() ** 2
     encoded = _is_encoded(settings, size)
     if not encoded:
         writer.reserve(size)
     tallies = {}
-    for split, classes in zip(SPLITS, (found.train, found.val), strict=True):
+    for split, classes in zip(SPLITS, (listing.train, listing.val), strict=True):
         tally = tallies[split] = Tally()
         pictures = reader.read(classes, tally, limit if split == "train" else None)
-        pictures = progress(pictures, f"reading {split}", listed[split], unit="img")
+        pictures = progress(pictures, f"reading {split}", count[split], unit="img")
         _write_split(writer, split, tally, pictures, encoded)
-    meta = {"classes": found.classes, "names": found.names, "val_folder": found.val_folder}
-    meta["variant"] = _variant(found.variant, settings)
-    return meta | _about(settings, tallies, reader.resolution, encoded)
+    meta = {"classes": listing.classes, "names": listing.names, "val_folder": listing.val_folder}
+    meta["variant"] = _variant(listing.variant, settings)
+    return meta | summary(settings, tallies, reader.resolution, encoded)
 
 
 Picture = tuple[int, bytes, Decoded]  # label, file, pixels
@@ -138,8 +107,8 @@ def _write_split(writer: Writer, split: str, tally: Tally, pictures: Iterable[Pi
 class _Reader:
     """Reads and decodes the pictures of splits, each once; carries over from one split to the next what they share."""
 
-    def __init__(self, settings: DataSettings, found: DatasetFiles) -> None:
-        self.settings, self.root, self._first = settings, found.root, found.train[0]
+    def __init__(self, settings: DataSettings, listing: DatasetFiles) -> None:
+        self.settings, self.root, self._first = settings, listing.root, listing.train[0]
         self.resolution = settings.resolution  # when 0: that of the first picture
 
     def read(self, classes: Sequence[ClassFiles], tally: Tally, limit: int | None) -> Iterator[Picture]:
@@ -250,7 +219,7 @@ def _pack_arrays(
     val_folder = "" if settings.source == "digits" or settings.held_out else "test"
     variant = _variant(known(settings.source).title, settings)
     meta = {"classes": classes, "names": classes, "val_folder": val_folder, "variant": variant}
-    return meta | _about(settings, tallies, side, False)
+    return meta | summary(settings, tallies, side, False)
 
 
 def _arranged(labels: np.ndarray, images: np.ndarray, limit: int | None, side: int) -> Iterator[cifar.Arrays]:
@@ -263,7 +232,7 @@ def _arranged(labels: np.ndarray, images: np.ndarray, limit: int | None, side: i
         yield labels[index].astype(np.int64), resampled.numpy()
 
 
-def _digits(seed: int) -> tuple[cifar.Arrays, cifar.Arrays, list[str]]:
+def digits(seed: int) -> tuple[cifar.Arrays, cifar.Arrays, list[str]]:
     """Read scikit-learn's digits, 8 px and 0..16; a fifth of each class, drawn by `seed`, validates."""
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 1, 8, 8).repeat(3, axis=1) * (255 / 16)
@@ -289,71 +258,3 @@ def _check_images(settings: DataSettings, listed: dict[str, int], where: str) ->
                 f"{where} has {listed[split]} {split} pictures but {settings.source} has {expected}; complete them, name "
                 f"the dataset that it is, or set data.{split}_images to {listed[split]} (0: any number)"
             )
-
-
-def _about(settings: DataSettings, tallies: dict[str, Tally], resolution: int, encoded: bool) -> dict[str, Any]:
-    """Return what is told of the pictures; counts are per class in label order."""
-    mean, std = _mean_std(tallies["train"].moments)
-    both = tallies.values()
-    labels = {split: np.bincount(tally.labels, minlength=settings.classes) for split, tally in tallies.items()}
-    smallest = min((tally.enlarged[0] for tally in both if tally.enlarged), default=None)
-    return {
-        "source": settings.source,
-        "resolution": resolution,
-        "mean": list(settings.mean or mean),
-        "std": list(settings.std or std),
-        "measured": {"mean": mean, "std": std},
-        "storage": "encoded" if encoded else "pixels",
-        "counts": {split: counts.tolist() for split, counts in labels.items()},
-        "skipped": [name for tally in both for name in tally.skipped],
-        "modes": dict(sum((tally.modes for tally in both), Counter())),
-        "enlarged": {"count": sum(tally.enlarged_count for tally in both), "smallest": smallest},
-        "duplicates": _duplicates(tallies),
-    }
-
-
-def _duplicates(tallies: dict[str, Tally]) -> dict[str, int]:
-    """Count the pictures of a split that stand in it before, and those of `val` that stand in `train` too."""
-    train, val = (np.array(tallies[split].digests, np.uint64) for split in SPLITS)
-    within = {
-        split: len(all_of_it) - len(np.unique(all_of_it)) for split, all_of_it in (("train", train), ("val", val))
-    }
-    return within | {"val in train": int(np.isin(val, train).sum())}
-
-
-def _mean_std(moments: np.ndarray) -> tuple[list[float], list[float]]:
-    count, total, squares = moments.astype(np.float64)
-    mean = total / count / 255
-    std = np.sqrt(np.maximum(squares / count / 255**2 - mean**2, 0)).round(6)
-    return mean.round(6).tolist(), np.where(std == 0, 1.0, std).tolist()
-
-
-def describe(meta: dict[str, Any], tell: Callable[[str], None]) -> None:
-    """Tell the classes of a dataset and what was noticed in its pictures, line by line."""
-    train, val = (meta["counts"][split] for split in SPLITS)
-    for index, (folder, name) in enumerate(zip(meta["classes"], meta["names"], strict=True)):
-        readable = f" ({name})" if name != folder else ""
-        tell(f"class {index}: {folder}{readable}, {train[index]} + {val[index]} pictures")
-    side = meta["resolution"]
-    tell(
-        f"{meta['variant']}: {sum(train)} training and {sum(val)} validation pictures, {side} x {side}, as {meta['storage']}"
-    )
-    converted = ", ".join(f"{n} {mode}" for mode, n in sorted(meta["modes"].items()) if mode != "RGB")
-    enlarged, duplicates = meta["enlarged"], meta["duplicates"]
-    if converted:
-        tell(f"converted to RGB: {converted}")
-    if enlarged["count"]:
-        smallest = "{1}, {0} px".format(*enlarged["smallest"])
-        tell(
-            f"warning: {enlarged['count']} pictures are smaller than {side} px and were enlarged; the smallest: {smallest}"
-        )
-    if meta["skipped"]:
-        tell(f"warning: {len(meta['skipped'])} unreadable pictures were left out; the first: {meta['skipped'][0]}")
-    if duplicates["val in train"]:
-        tell(
-            f"warning: {duplicates['val in train']} validation pictures stand in the training set too; scores are too high"
-        )
-    if duplicates["train"] + duplicates["val"]:
-        tell(
-            f"{duplicates['train']} training and {duplicates['val']} validation pictures are copies of others of their split"
-        )

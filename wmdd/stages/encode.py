@@ -57,35 +57,32 @@ def encode(
         WmddError: a latent holds NaN or infinity, or is beyond float16.
     """
     first, last = (0, None) if classes is None else (classes[0], classes[-1])
-    everything = batches_by_class(pictures.labels, settings.batch_size, first, last)
-    batches = [index for index in everything if index[0] >= start]
+    whole_pass = batches_by_class(pictures.labels, settings.batch_size, first, last)
+    batches = [index for index in whole_pass if index[0] >= start]
 
     def forward(images: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        found = coder.encode(images)
-        return found.flatten(1).half().cpu(), tuple(found.shape[1:])
+        latents = coder.encode(images)
+        return latents.flatten(1).half().cpu(), tuple(latents.shape[1:])
 
     held: list[Tensor] = []
     begin = start
-    shape: tuple[int, ...] = ()
-    passed = engine.passes(forward, pictures.batches(batches))
-
-    def shard() -> Shard:
-        latents = torch.cat(held)
-        return Shard(begin, latents, pictures.labels[begin : begin + len(latents)], shape)
-
-    for index in progress(batches, "encoding", len(everything), len(everything) - len(batches), "batch"):
-        latents, shape = next(passed)
-        if not bool(latents.isfinite().all()):
-            row = int(index[int((~latents.isfinite()).any(1).nonzero()[0])])
-            raise WmddError(
-                f"the latent of training image {row} holds NaN, infinity or numbers beyond 65,504; the encoder overflows in "
-                f"{str(engine.dtype).removeprefix('torch.')}: set engine precision: fp32, or take another model"
-            )
-        if not held:
-            begin = int(index[0])
+    results = engine.passes(forward, pictures.batches(batches))
+    for index in progress(batches, "encoding", len(whole_pass), len(whole_pass) - len(batches), "batch"):
+        latents, shape = next(results)
+        _check_finite(latents, index, engine)
+        begin = begin if held else int(index[0])
         held.append(latents)
-        if sum(part.nbytes for part in held) >= SHARD or due():
-            yield shard()
+        if sum(part.nbytes for part in held) >= SHARD or due() or index is batches[-1]:
+            run = torch.cat(held)
+            yield Shard(begin, run, pictures.labels[begin : begin + len(run)], shape)
             held.clear()
-    if held:
-        yield shard()
+
+
+def _check_finite(latents: Tensor, index: Tensor, engine: Engine) -> None:
+    """Refuse float16 latents [B, D] of the training images `index` [B] that overflowed."""
+    if not bool(latents.isfinite().all()):
+        row = int(index[int((~latents.isfinite()).any(1).nonzero()[0])])
+        raise WmddError(
+            f"the latent of training image {row} holds NaN, infinity or numbers beyond 65,504; the encoder overflows in "
+            f"{str(engine.dtype).removeprefix('torch.')}: set engine precision: fp32, or take another model"
+        )

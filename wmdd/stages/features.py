@@ -54,10 +54,8 @@ def extract(
     """Yield the features before the last layer, [N, D] in all, and the exact BatchNorm statistics of each class.
 
     One forward pass an image, in eval mode and without augmentation. A batch never holds two classes, so what is
-    computed for a class does not depend on which other classes the job was given, nor on where it was interrupted.
-
-    On CPU every thread runs passes of its own, of few pictures each: twice as fast as sharing each pass among them, and the
-    same numbers for any number of threads.
+    computed for a class does not depend on which other classes the job was given, nor on where it was interrupted. On CPU
+    every thread runs passes of its own, of few pictures: twice as fast as sharing each, and the same for any number of them.
 
     Args:
         network: the teacher.
@@ -74,25 +72,24 @@ def extract(
     """
     network.eval()
     first, last = (0, None) if classes is None else (classes[0], classes[-1])
-    on_cpu = engine.device.type == "cpu"
-    apart = settings.variance == "batches"
-    whole = apart or not on_cpu
-    size = settings.batch_size if whole else min(settings.batch_size, max(1, CACHED // pictures.resolution**2))
-    everything = batches_by_class(pictures.labels, size, first, last)
-    batches = [index for index in everything if index[0] >= start]
+    size = _batch_size(settings, pictures.resolution, engine)
+    whole_pass = batches_by_class(pictures.labels, size, first, last)
+    batches = [index for index in whole_pass if index[0] >= start]
     moments = moments or ClassMoments()
-    with sums_of_inputs(network) as sums:
+    with sums_of_inputs(network) as sums_of_last_pass:
 
         def forward(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             with torch.inference_mode(), nullcontext() if settings.exact else engine.autocast():
                 x = normalise(engine.arranged(images, network), mean, std)
-                embedded, found = network.embed(x).float().cpu(), sums()
-            return embedded, {k: within(v, len(x)) for k, v in found.items()} if apart else found
+                embedded, sums = network.embed(x).float().cpu(), sums_of_last_pass()
+            if settings.variance == "batches":
+                sums = {layer: within(values, len(x)) for layer, values in sums.items()}
+            return embedded, sums
 
-        passed = engine.passes(forward, pictures.batches(batches))
+        results = engine.passes(forward, pictures.batches(batches))
         shard = _Filling(pictures.labels, size)
-        for index in progress(batches, "features", len(everything), len(everything) - len(batches), "batch"):
-            embedded, total = next(passed)
+        for index in progress(batches, "features", len(whole_pass), len(whole_pass) - len(batches), "batch"):
+            embedded, total = next(results)
             if shard.count and (shard.room < len(index) or due()):
                 yield shard.take(moments)
                 moments = moments.last()
@@ -102,15 +99,22 @@ def extract(
             yield shard.take(moments)
 
 
+def _batch_size(settings: "FeaturesSettings", resolution: int, engine: Engine) -> int:
+    """Return the images of a forward pass: no more than the caches of a CPU hold, where the result does not depend on it."""
+    if settings.variance == "batches" or engine.device.type != "cpu":
+        return settings.batch_size
+    return min(settings.batch_size, max(1, CACHED // resolution**2))
+
+
 class _Filling:
-    """Features as they come, in one piece of memory: many small ones would keep what lies between them from being reused."""
+    """A shard that fills up, in one piece of memory: many small ones would keep what lies between them from being reused."""
 
     def __init__(self, labels: Tensor, size: int) -> None:
         self.count = self.room = 0
         self._labels, self._size, self._first, self._features = labels, size, 0, torch.empty(0)
 
     def add(self, position: int, features: Tensor) -> None:
-        """Add those of a batch, which follow the last ones and for which there must be room, but in the beginning."""
+        """Add the features of a batch, which follow the last ones; only an empty shard may lack the room."""
         if not self.count:
             self._first = position
             self.room = max(SHARD // features[0].nbytes, self._size)
@@ -120,7 +124,7 @@ class _Filling:
         self.room -= len(features)
 
     def take(self, moments: ClassMoments) -> Shard:
-        """Return what has come, and begin anew."""
+        """Return the shard, and begin the next."""
         last = self._first + self.count
         shard = Shard(self._first, self._features[: self.count], self._labels[self._first : last], moments)
         self.count = 0

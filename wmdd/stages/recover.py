@@ -1,83 +1,35 @@
 r"""Recover: images whose features are the barycenter's atoms, under BatchNorm statistics of the class (WMDD, Eq. 5-7).
 
-For the classes c of a block, with K images x_cj and weights w_cj each,
-
-    L = \sum_c [ alpha \sum_j w_cj ||f(x_cj) - b_cj||^2                              (Eq. 5)
-               + lambda \sum_l g_l ( ||mu_l(X_c) - mu_lc|| + ||sigma^2_l(X_c) - sigma^2_lc|| )   (Eq. 6, 7)
-               + beta / K \sum_j CE(h(x_cj), c) ]
-
-where mu_l(X_c) and sigma^2_l(X_c) are the w-weighted mean and variance of the input of BatchNorm layer l. WMDD writes Eq. 5
-without w (`feature_loss: squared`), so that the same lambda counts K times less for each image. The terms are
-sums over classes, so the gradient of an image does not depend on the other classes of its batch or block. Two published
-variants do not separate (`RecoverSettings.coupled`): with `statistics: global` (SRe2L) the moments are those of the whole
-batch against the teacher's running statistics, and with `feature_loss: norm` (WMDD's released code) Eq. 5 is the norm of
-the whole batch's residual. For these the batch is part of the method, and a block is cut to fit it.
-
-Images begin as noise, or as another method's (`init`), which of each class are matched to the atoms by the assignment that is
-cheapest in all, \sum_j ||f(x_s(j)) - b_j||^2 over permutations s, so that none crosses the way of another.
-
-Every iteration sees one random view (crop, flip, cyclic shift) of all images, drawn for (seed, iteration), or with
-`draws: image` one of each, drawn for (seed, iteration, class).
+The loss is that of `wmdd.stages.recover_loss`; Adam descends it in the pixels, which each iteration shows to the teacher in a
+random view (`wmdd.stages.recover_views`). Images begin as noise, or as another method's (`init`), which of each class are
+matched to the atoms by the assignment that is cheapest in all, \sum_j ||f(x_s(j)) - b_j||^2 over permutations s.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.networks import augment
-from wmdd.networks.batchnorm import Statistics, inputs_of, layers, moments, running, watchable, watched
+from wmdd.networks.batchnorm import Statistics, layers, running
 from wmdd.networks.context import Context
 from wmdd.networks.engine import Engine, flop, resume, set_rate
 from wmdd.networks.models import Network, bounds_of, normalise, to_pixels
+from wmdd.stages.recover_loss import Target, loss_terms, loss_weights, observed
+from wmdd.stages.recover_views import drawn, sampled, view
 
 if TYPE_CHECKING:
     from wmdd.settings.recover import RecoverSettings
 
 LARGEST = 400  # images of 224 px at once on a GPU; more of them are no faster
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the images of a block are to match: labels [C], atoms [C, K, D] (or None), weights [C, K], statistics.
-
-    The statistics are those of each class, [C, ch] a layer, or (`shared`) of all data, [1, ch].
-    """
-
-    labels: Tensor
-    atoms: Tensor | None
-    weights: Tensor
-    statistics: Statistics
-    shared: bool = False
-
-    def part(self, classes: slice, images: slice) -> "Target":
-        """Return the target of some classes and images."""
-        atoms = None if self.atoms is None else self.atoms[classes, images]
-        weights = self.weights[classes, images].clamp(min=1e-12)  # an empty cell's image may be alone in a batch
-        statistics = self.statistics if self.shared else self.statistics.of(torch.arange(len(self.labels))[classes])
-        return replace(
-            self,
-            labels=self.labels[classes],
-            atoms=atoms,
-            weights=weights / weights.sum(1, keepdim=True),
-            statistics=statistics,
-        )
-
-    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Target":
-        """Return a copy elsewhere."""
-        atoms = None if self.atoms is None else self.atoms.to(device, dtype)
-        weights, statistics = self.weights.to(device, dtype), self.statistics.to(device, dtype)
-        return replace(self, labels=self.labels.to(device), atoms=atoms, weights=weights, statistics=statistics)
 
 
 def noise(labels: Tensor, k: int, resolution: int, seed: int) -> Tensor:
@@ -89,160 +41,14 @@ def noise(labels: Tensor, k: int, resolution: int, seed: int) -> Tensor:
 @torch.no_grad()
 def matched(network: Network, images: Tensor, atoms: Tensor, engine: Engine) -> Tensor:
     """Return normalised images [C, K, 3, R, R], those of each class in the order that suits its atoms [C, K, D] best."""
-    placed = []
-    for mine, targets in zip(images, atoms, strict=True):
+    ordered = []
+    for images_of_class, atoms_of_class in zip(images, atoms, strict=True):
         with engine.autocast():
-            found = torch.cat([network.embed(engine.arranged(x, network)) for x in mine.split(128)]).float().cpu()
-        _, order = linear_sum_assignment(torch.cdist(targets.float(), found).square().numpy())
-        placed.append(mine[torch.from_numpy(order)])
-    return torch.stack(placed)
-
-
-class View(NamedTuple):
-    """One random view: the crop box (top, left, height, width) in pixels, mirrored or not, cyclic shift down and right."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    flip: int
-    down: int
-    right: int
-
-
-def drawn(settings: "RecoverSettings", side: int, seed: int, iteration: int, labels: Tensor, k: int) -> Tensor:
-    """Draw the views [C K, 7] of K images each of some classes that belong to an iteration, or [1, 7], the one of all."""
-    if settings.draws == "iteration":
-        return torch.tensor([_drawn(settings, side, generator("recover", "view", seed, iteration))])
-    draws = [generator("recover", "view", seed, iteration, label) for label in labels.tolist()]
-    return torch.tensor([_drawn(settings, side, each) for each in draws for _ in range(k)])
-
-
-def _drawn(settings: "RecoverSettings", side: int, draws: torch.Generator) -> View:
-    """Draw a view of images of a side."""
-    box = augment.resized_crop(draws, 1, settings.crop_scale)[0]
-    flip = bool(torch.rand((), generator=draws) < 0.5) and settings.flip
-    down, right = torch.randint(-settings.jitter, settings.jitter + 1, (2,), generator=draws).tolist()
-    if settings.crop_scale[0] >= 1:
-        return View(0, 0, side, side, flip, down, right)
-    top, left, height, width = (int(v) for v in (box * side).round().tolist())
-    top, left = min(top, side - 1), min(left, side - 1)
-    return View(top, left, min(max(height, 1), side - top), min(max(width, 1), side - left), flip, down, right)
-
-
-def view(images: Tensor, chosen: Tensor) -> Tensor:
-    """Return the views [B, 7] of images [B, 3, R, R], or the one [1, 7] of all, step by step; the reference for `sampled`."""
-    views = [View(*map(int, each)) for each in chosen.tolist()]
-    parts = images.split(1) if len(views) > 1 else [images]
-    return torch.cat([_view(part, each) for part, each in zip(parts, views, strict=True)])
-
-
-def _view(images: Tensor, chosen: View) -> Tensor:
-    side = images.shape[-1]
-    top, left, height, width, flip, *shift = chosen
-    if (height, width) != (side, side):
-        cut = images[..., top : top + height, left : left + width]
-        images = F.interpolate(cut, (side, side), mode="bilinear", align_corners=False)
-    images = images.flip(-1) if flip else images
-    return images.roll(shift, (2, 3)) if any(shift) else images
-
-
-def sampled(images: Tensor, chosen: Tensor) -> Tensor:
-    r"""Return the views [B, 7] of images [B, 3, R, R], or the one [1, 7] of all, as two products per channel, A x B^T.
-
-    Crop, bilinear resizing, mirroring and cyclic shift each act on rows and columns alone and are linear. Row i of the view
-    is row i - down of the resized crop, which samples the image at s_i = top + clamp((i + 1/2) h / R - 1/2, 0, h - 1), so
-    A_ip = max(0, 1 - |s_i - p|); B likewise. No shape and no host decision depends on what was drawn, floats.
-    """
-    side = images.shape[-1]
-    top, left, height, width, flip, down, right = chosen[:, :, None].unbind(1)  # [B, 1] or [1, 1]
-    pixels = torch.arange(side, device=images.device, dtype=images.dtype)
-    across = (pixels - right) % side
-    across = torch.where(flip > 0, side - 1 - across, across)
-    rows = _interpolation((pixels - down) % side, top, height, pixels)
-    columns = _interpolation(across, left, width, pixels)
-    if len(chosen) == 1:
-        return rows[0] @ images @ columns[0].T
-    return rows[:, None] @ images @ columns.mT[:, None]
-
-
-def _interpolation(positions: Tensor, start: Tensor, length: Tensor, pixels: Tensor) -> Tensor:
-    """Return the weights [B, R, R] by which pixels of the view are made of those of the image, along one side."""
-    inner = (positions + 0.5) * length / len(pixels) - 0.5
-    sources = start + torch.minimum(inner.clamp(min=0), length - 1)
-    return (1 - (sources[..., None] - pixels).abs()).clamp(min=0)
-
-
-def _weighted(settings: "RecoverSettings") -> dict[str, float]:
-    """Return the weights of the terms that there are."""
-    weights = {
-        "feature": settings.feature_weight,
-        "cross_entropy": settings.cross_entropy,
-        "batchnorm": settings.regularisation,
-    }
-    return {name: weight for name, weight in weights.items() if weight > 0}
-
-
-def statistics_loss(found: dict[str, tuple[Tensor, Tensor]], target: Target, settings: "RecoverSettings") -> Tensor:
-    """Return the BatchNorm term of each class, [C], or of the whole batch, [1] (Eq. 6), of the mean and variance by layer."""
-    total = torch.zeros(1, device=target.weights.device)
-    for index, (name, (mean, variance)) in enumerate(found.items()):
-        gain = settings.first_layer_weight if index == 0 else 1.0
-        off_mean = torch.linalg.vector_norm(mean - target.statistics.mean[name], dim=1)
-        off_variance = torch.linalg.vector_norm(variance - target.statistics.variance[name], dim=1)
-        total = total + gain * (off_mean + off_variance)
-    return total
-
-
-def loss_terms(
-    network: Network,
-    images: Tensor,
-    target: Target,
-    settings: "RecoverSettings",
-    found: Callable[[], dict[str, tuple[Tensor, Tensor]]],
-) -> dict[str, Tensor]:
-    """Return the weighted terms of L for images [C * K, 3, R, R], each summed over the classes.
-
-    `found` gives the moments of the BatchNorm layers' inputs in the last forward pass (see `observed`).
-    """
-    classes, k = target.weights.shape
-    embedded = network.embed(images)
-    terms: dict[str, Tensor] = {}
-    for name, weight in _weighted(settings).items():
-        if name == "feature" and target.atoms is not None:
-            residual = embedded.to(target.atoms.dtype) - target.atoms.flatten(0, 1)
-            match settings.feature_loss:
-                case "squared":
-                    terms[name] = weight * residual.square().sum()
-                case "mean":
-                    terms[name] = weight * (target.weights.flatten() * residual.square().sum(1)).sum()
-                case "norm":
-                    terms[name] = weight * classes * residual.norm()
-        elif name == "cross_entropy":
-            logits = network.head(embedded).to(target.weights.dtype)
-            terms[name] = weight * F.cross_entropy(logits, target.labels.repeat_interleave(k), reduction="sum") / k
-        elif name == "batchnorm":
-            terms[name] = weight * classes * statistics_loss(found(), target, settings).mean()
-    return terms
-
-
-@contextmanager
-def observed(
-    network: Network, target: Target, settings: "RecoverSettings", engine: Engine
-) -> Iterator[Callable[[], dict[str, tuple[Tensor, Tensor]]]]:
-    """Yield a function that gives mean and variance, by layer and class, of the BatchNorm inputs in the last pass.
-
-    In one pass with the normalisation itself, or by a hook a layer for the reference and for a library's own layers.
-    """
-    weights = target.weights
-    if settings.statistics == "global":
-        weights = torch.full_like(weights.view(1, -1), 1 / weights.numel())
-    if engine.fast and watchable(network):
-        with watched(network, weights) as found:
-            yield lambda: found
-    else:
-        with inputs_of(network) as seen:
-            yield lambda: {name: moments(x, weights, weights.dtype) for name, x in seen.items()}
+            parts = [network.embed(engine.arranged(x, network)) for x in images_of_class.split(128)]
+        features = torch.cat(parts).float().cpu()
+        _, order = linear_sum_assignment(torch.cdist(atoms_of_class.float(), features).square().numpy())
+        ordered.append(images_of_class[torch.from_numpy(order)])
+    return torch.stack(ordered)
 
 
 def batches(classes: int, k: int, settings: "RecoverSettings", at_once: int) -> list[tuple[slice, slice]]:
@@ -256,6 +62,17 @@ def batches(classes: int, k: int, settings: "RecoverSettings", at_once: int) -> 
         return [(slice(0, classes), slice(j, min(j + size, k))) for j in range(0, k, size)]
     size = max(1, (settings.batch_size if settings.coupled else at_once) // k)
     return [(slice(a, min(a + size, classes)), slice(0, k)) for a in range(0, classes, size)]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the batches of a block share; `bounds` are black and white, normalised."""
+
+    network: Network
+    settings: "RecoverSettings"
+    seed: int
+    context: Context
+    bounds: list[Tensor]
 
 
 def recover(
@@ -293,37 +110,44 @@ def recover(
     """
     _check(network, atoms, settings)
     network.eval().requires_grad_(False)
-    context.engine.place(network)
+    engine = context.engine
+    engine.place(network)
     shared = settings.statistics == "global"
     target = Target(labels, atoms, weights, running(network) if shared else statistics, shared)
-    count, k = weights.shape
     state = context.keeper.load()
     if state is None:
+        k = weights.shape[1]
         images = noise(labels, k, resolution, seed) if start is None else normalise(start, mean, std)
         if start is not None and atoms is not None:
-            images = matched(network, images, atoms, context.engine)
-        at_once = _at_once(network, target, resolution, settings, context.engine)
+            images = matched(network, images, atoms, engine)
+        at_once = _at_once(network, target, resolution, settings, engine)
         state = {"part": 0, "images": images, "at_once": at_once}
+    run = _Run(network, settings, seed, context, bounds_of(mean, std, engine.device))
+    images = _optimise_batches(run, target, state)
+    return through_jpeg(to_pixels(images, mean, std), settings.jpeg)
+
+
+def _optimise_batches(run: _Run, target: Target, state: dict[str, Any]) -> Tensor:
+    """Optimise one batch after the other, from where `state` is, and return the normalised images [C, K, 3, R, R]."""
+    settings, images = run.settings, state["images"]
     at_once = int(state["at_once"])  # of the first attempt: how much of a GPU's memory is free may have changed
-    parts = batches(count, k, settings, at_once)
-    images = state["images"]
+    classes_of_block, k = target.weights.shape
+    parts = batches(classes_of_block, k, settings, at_once)
 
     def keep(part: int, inner: dict[str, Any]) -> None:
         kept = {"part": part, "images": images, "at_once": at_once, "optimizer": inner}
         done = part * settings.iterations + inner["iteration"]
-        context.keeper.save(kept, done, len(parts) * settings.iterations, "iteration")
+        run.context.keeper.save(kept, done, len(parts) * settings.iterations, "iteration")
 
     for part, (classes, members) in list(enumerate(parts))[state["part"] :]:
-        inner = state.get("optimizer") if part == state["part"] else None
-        start = images[classes, members]
-        shape = start.shape
-        result = _optimise(
-            network, start.flatten(0, 1), target.part(classes, members), mean, std, settings, seed, context,
-            f"batch {part + 1} of {len(parts)}", inner,
-            partial(keep, part),
-        )  # fmt: skip
-        images[classes, members] = result.view(shape)
-    return through_jpeg(to_pixels(images, mean, std), settings.jpeg)
+        resumed = state.get("optimizer") if part == state["part"] else None
+        begun = images[classes, members]
+        name = f"batch {part + 1} of {len(parts)}"
+        optimised = _optimise(
+            run, begun.flatten(0, 1), target.part(classes, members), name, resumed, partial(keep, part)
+        )
+        images[classes, members] = optimised.view(begun.shape)
+    return images
 
 
 def _check(network: Network, atoms: Tensor | None, settings: "RecoverSettings") -> None:
@@ -349,30 +173,25 @@ def _at_once(network: Network, target: Target, resolution: int, settings: "Recov
     sample = torch.zeros(k, 3, resolution, resolution, device=engine.device, requires_grad=True)
     before = torch.cuda.memory_allocated(engine.device)
     torch.cuda.reset_peak_memory_stats(engine.device)
-    with observed(network, one, settings, engine) as found, engine.autocast():
-        terms = loss_terms(network, sample, one, settings, found)
+    with observed(network, one, settings, engine) as last_moments, engine.autocast():
+        terms = loss_terms(network, sample, one, settings, last_moments)
     torch.stack(list(terms.values())).sum().backward()
     needed = torch.cuda.max_memory_allocated(engine.device) - before
     return max(k, min(engine.at_once(resolution, max(1, needed // k)), LARGEST * 224**2 // resolution**2))
 
 
 def _optimise(
-    network: Network,
+    run: _Run,
     start: Tensor,
     target: Target,
-    mean: list[float],
-    std: list[float],
-    settings: "RecoverSettings",
-    seed: int,
-    context: Context,
-    what: str,
+    name: str,
     resumed: dict[str, Any] | None,
     keep: Callable[[dict[str, Any]], None],
 ) -> Tensor:
     """Run Adam on one batch of normalised images [B, 3, R, R] and return them."""
-    engine, iterations = context.engine, settings.iterations
+    settings, context, engine = run.settings, run.context, run.context.engine
+    iterations = settings.iterations
     target = target.to(engine.device)
-    bounds = bounds_of(mean, std, engine.device)
     x = (resumed["x"] if resumed else start).to(engine.device, copy=True).requires_grad_()
     optimizer = engine.optimizer("adam", [x], settings.lr, betas=settings.betas)
     first = 0
@@ -380,13 +199,13 @@ def _optimise(
         resume(optimizer, resumed["adam"])
         first = int(resumed["iteration"])
     k = target.weights.shape[1]
-    views = torch.stack([drawn(settings, x.shape[-1], seed, i, target.labels, k) for i in range(iterations)])
+    views = torch.stack([drawn(settings, x.shape[-1], run.seed, i, target.labels, k) for i in range(iterations)])
     views = views.to(engine.device, x.dtype)
-    names = list(_weighted(settings))
+    names = list(loss_weights(settings))
     trace = torch.zeros(iterations, len(names), device=engine.device)
     every = max(1, iterations // 100)
-    with _stepper(network, x, optimizer, target, bounds, settings, engine) as step:
-        for i in context.progress(range(first, iterations), what, iterations, first):
+    with _stepper(run, x, optimizer, target) as step:
+        for i in context.progress(range(first, iterations), name, iterations, first):
             set_rate(optimizer, settings.lr * 0.5 * (1 + math.cos(math.pi * i / iterations)))
             trace[i] = step(views[i])
             if i % every == 0 or i + 1 == iterations:  # nothing else waits for the device
@@ -403,23 +222,18 @@ def _optimise(
 
 @contextmanager
 def _stepper(
-    network: Network,
-    x: Tensor,
-    optimizer: torch.optim.Optimizer,
-    target: Target,
-    bounds: list[Tensor],
-    settings: "RecoverSettings",
-    engine: Engine,
+    run: _Run, x: Tensor, optimizer: torch.optim.Optimizer, target: Target
 ) -> Iterator[Callable[[Tensor], Tensor]]:
     """Yield one iteration: it takes views [B or 1, 7], changes the images x in place, and returns the terms of the loss."""
+    network, settings, engine = run.network, run.settings, run.context.engine
     work = 2 * flop(network, x.shape[-1]) * len(x) * settings.iterations if engine.graphs else 0
-    with observed(network, target, settings, engine) as found:
+    with observed(network, target, settings, engine) as last_moments:
 
         def terms_of(images: Tensor, chosen: Tensor) -> Tensor:
             # float32 outside of autocast: pixels are not rounded before the network sees them
             seen = sampled(images, chosen) if engine.fast else view(images, chosen)
             with engine.autocast():
-                return torch.stack(list(loss_terms(network, seen, target, settings, found).values()))
+                return torch.stack(list(loss_terms(network, seen, target, settings, last_moments).values()))
 
         compiled = engine.compiled(terms_of, work)
 
@@ -429,7 +243,7 @@ def _stepper(
             terms.sum().backward()
             optimizer.step()
             with torch.no_grad():
-                torch.minimum(torch.maximum(x, bounds[0], out=x), bounds[1], out=x)
+                torch.minimum(torch.maximum(x, run.bounds[0], out=x), run.bounds[1], out=x)
             return terms.detach()
 
         yield engine.captured(step)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
@@ -39,8 +39,8 @@ def weighted(masses: Tensor, how: str) -> Tensor:
     """
     w = masses.double() / masses.double().sum(1, keepdim=True)
     equal = torch.full_like(w, 1 / w.shape[1])
-    found = {"mass": w, "sqrt-mass": w.sqrt(), "variance-reduced": (w + equal) / 2, "uniform": equal}[how]
-    return (found / found.mean()).float()
+    counts = {"mass": w, "sqrt-mass": w.sqrt(), "variance-reduced": (w + equal) / 2, "uniform": equal}[how]
+    return (counts / counts.mean()).float()
 
 
 def mixed(own: Tensor, views: augment.Views | siamese.Distortions, side: int) -> Tensor:
@@ -69,9 +69,8 @@ def train(
 ) -> list[tuple[Network, list[dict[str, float]]]]:
     r"""Train students of one distilled set side by side and return each with its history.
 
-    The loss is 1/B \sum_i w_i KL(softmax(t_i / T) || softmax(s_i / T)) over the views of a batch, t the logits of the
-    teacher, stored or asked for as the student goes, or the cross-entropy with `labels: hard`. The weights w have mean 1
-    over the distilled set, which lies on the device as it is, uint8.
+    The loss is 1/B \sum_i w_i KL(softmax(t_i / T) || softmax(s_i / T)) over the views of a batch, t the teacher's logits, or
+    the cross-entropy with hard labels. The weights w have mean 1 over the set.
 
     Args:
         images: the distilled set, uint8 [N, 3, R, R].
@@ -85,7 +84,7 @@ def train(
         settings: the optimisation.
         augmentation: what is random in a view; the relabel stage's.
         seed: of the distillation.
-        runs: tell the students apart; what becomes of one does not depend on the others.
+        runs: tell the students apart, which do not depend on each other.
         context: engine, checkpoints, log, progress.
         whitening: of the real training images, if students see whitened ones.
 
@@ -96,33 +95,25 @@ def train(
         raise WmddError(
             f"there are labels for {labels.epochs} epochs but the student trains {settings.epochs}; raise relabel.epochs"
         )
-    engine = context.engine
-    networks = [build(settings, classes, images.shape[-1], generator("student", "weights", seed, run)) for run in runs]
-    for network in networks:
-        engine.place(network)
+    engine, side = context.engine, images.shape[-1]
+    networks = [engine.place(build(settings, classes, side, generator("student", "weights", seed, n))) for n in runs]
     if labels.teacher is not None:
         engine.place(labels.teacher).eval()
     white = None if whitening is None else whitening.to(engine.device)
-    shown = _Shown(images, own, weights, labels, classes, mean, std, white, augmentation, engine)
-    steps = len(batches_of(own, settings.batch_size))
-    work = 3 * flop(networks[0], images.shape[-1]) * len(images) * settings.epochs if engine.graphs else 0
-    histories = fit_all(
-        networks,
-        [shown.to(network, settings.batch_size, seed, run) for network, run in zip(networks, runs, strict=True)],
-        steps,
-        distillation(settings.temperature) if labels.soft else cross_entropy(),
-        lambda network: evaluate(
-            network if white is None else Whitened(network, white), val_pictures, mean, std, engine
-        ),
-        settings,
-        context,
-        settings.ema,
-        work,
-    )
+    lesson = _Lesson(images, own, weights, labels, classes, mean, std, white, augmentation, engine)
+    size = settings.batch_size
+    epochs_of = [lesson.of(network, size, seed, run) for network, run in zip(networks, runs, strict=True)]
+    loss, steps = distillation(settings.temperature) if labels.soft else cross_entropy(), len(batches_of(own, size))
+    work = 3 * flop(networks[0], side) * len(images) * settings.epochs if engine.graphs else 0
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        return evaluate(network if white is None else Whitened(network, white), val_pictures, mean, std, engine)
+
+    histories = fit_all(networks, epochs_of, steps, loss, validate, settings, context, settings.ema, work)
     return list(zip(networks, histories, strict=True))
 
 
-class _Shown:
+class _Lesson:
     """The distilled set as students see it: views, labels and weights, all on the device."""
 
     def __init__(
@@ -146,32 +137,33 @@ class _Shown:
         self._lock = Lock()
         self._epoch: tuple[int, augment.Views | siamese.Distortions, Tensor | None] | None = None
 
-    def to(self, network: Network, size: int, seed: int, run: int) -> Callable[[int, int], Iterator[Batch]]:
+    def of(self, network: Network, size: int, seed: int, run: int) -> Callable[[int, int], Iterator[Batch]]:
         """Return a function that yields the batches of an epoch of a student, from a step on, in its own order."""
-        asked = self._engine.captured(self._asked)  # of its own: its answers last to the next question
+        ask_teacher = self._engine.captured(self._logits_of)  # of its own: its answers last to the next question
+        normalisation, white = self._normalisation, self._whitening
 
         def batches(epoch: int, begin: int) -> Iterator[Batch]:
-            views, targets = self._of(epoch)
+            views, targets = self._epoch_of(epoch)
             order = torch.randperm(len(self._own), generator=generator("student", "order", seed, run, epoch))
-            parts = batches_of(order.to(self._engine.device), size)
-            at_once = max(1, self._engine.at_once(self._images.shape[-1]) // len(parts[0]))  # small steps share a call
-            for first in range(begin - begin % at_once, len(parts), at_once):
-                index = torch.cat(parts[first : first + at_once])
-                seen = self._engine.arranged(
-                    seen_of(self._images, views, index, *self._normalisation, self._whitening), network
-                )
-                told = seen  # the teacher's views: never whitened
-                if targets is None and self._whitening is not None:
-                    told = self._engine.arranged(seen_of(self._images, views, index, *self._normalisation), network)
-                sizes = [len(part) for part in parts[first : first + at_once]]
-                of_step = zip(seen.split(sizes), told.split(sizes), index.split(sizes), strict=True)
-                for step, (x, shown, i) in enumerate(of_step, first):
+            steps = batches_of(order.to(self._engine.device), size)
+            at_once = max(1, self._engine.at_once(self._images.shape[-1]) // len(steps[0]))  # small steps share a call
+            for first in range(begin - begin % at_once, len(steps), at_once):
+                parts = steps[first : first + at_once]
+                index = torch.cat(parts)
+                seen = self._engine.arranged(seen_of(self._images, views, index, *normalisation, white), network)
+                asked_about = seen  # the teacher's views: never whitened
+                if targets is None and white is not None:
+                    asked_about = self._engine.arranged(seen_of(self._images, views, index, *normalisation), network)
+                sizes = [len(part) for part in parts]
+                for step, (x, question, i) in enumerate(
+                    zip(seen.split(sizes), asked_about.split(sizes), parts, strict=True), first
+                ):
                     if step >= begin:
-                        yield Batch(x, asked(shown) if targets is None else targets[i], self._share[i])
+                        yield Batch(x, ask_teacher(question) if targets is None else targets[i], self._share[i])
 
         return batches
 
-    def _of(self, epoch: int) -> tuple[augment.Views | siamese.Distortions, Tensor | None]:
+    def _epoch_of(self, epoch: int) -> tuple[augment.Views | siamese.Distortions, Tensor | None]:
         """Return the views of an epoch and their labels, None where a teacher is to be asked; made once for all students."""
         with self._lock:
             if self._epoch is None or self._epoch[0] != epoch:
@@ -187,6 +179,6 @@ class _Shown:
             return self._labels.logits(epoch).to(self._engine.device)
         return None if self._labels.soft else mixed(self._own, views, self._images.shape[-1])
 
-    def _asked(self, seen: Tensor) -> Tensor:
+    def _logits_of(self, seen: Tensor) -> Tensor:
         assert self._labels.teacher is not None
         return ask(self._labels.teacher, seen, self._engine)

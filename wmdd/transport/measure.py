@@ -68,18 +68,18 @@ def as_points(points: Points, what: str = "the measure") -> Tensor:
     Raises:
         WmddError: there are no points, or some are not finite numbers.
     """
-    found = torch.as_tensor(points)
-    if found.ndim != 2 or len(found) == 0 or found.shape[1] == 0:
-        raise WmddError(f"{what} needs points [N, D] with N and D at least 1, got {tuple(found.shape)}")
-    if found.is_complex():
+    x = torch.as_tensor(points)
+    if x.ndim != 2 or len(x) == 0 or x.shape[1] == 0:
+        raise WmddError(f"{what} needs points [N, D] with N and D at least 1, got {tuple(x.shape)}")
+    if x.is_complex():
         raise WmddError(f"{what} holds complex numbers; give real numbers, such as both parts side by side")
-    if not found.is_floating_point():
-        found = found.double()
+    if not x.is_floating_point():
+        x = x.double()
     # A sum is finite only when every term is, up to overflow; so the slow look is rarely taken.
-    if not bool(torch.isfinite(_sum(found))) and not bool(torch.isfinite(found).all()):
-        row = int((~torch.isfinite(found)).any(1).nonzero()[0])
+    if not bool(torch.isfinite(_sum(x))) and not bool(torch.isfinite(x).all()):
+        row = int((~torch.isfinite(x)).any(1).nonzero()[0])
         raise WmddError(f"{what} holds NaN or infinity, first in point {row}; check where the points come from")
-    return found
+    return x
 
 
 def _sum(points: Tensor) -> Tensor:
@@ -93,6 +93,15 @@ def check_k(k: int) -> None:
     """Refuse a number of atoms below 1."""
     if k < 1:
         raise WmddError(f"a barycenter needs at least one atom, not {k}")
+
+
+def check_squares(points: Tensor, what: str = "the measure") -> None:
+    """Refuse points whose squares, in the type that is computed in, overflow when they are summed; no copy is made of them."""
+    kind = torch.float64 if points.dtype == torch.float64 else torch.float32
+    blocks = points.detach().split(max(1, BLOCK // points.shape[1]))
+    norms = torch.stack([torch.linalg.vector_norm(block.to(kind)) for block in blocks])
+    if not bool(torch.isfinite(torch.linalg.vector_norm(norms))):
+        raise WmddError(f"the squared distances of {what} overflow; scale the points down or give float64")
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
@@ -124,11 +133,10 @@ def exact(
     Raises:
         WmddError: the program was not solved.
     """
-    ot = _pot()
-    a, b, m = (_numpy(x) for x in (weights, masses, cost))
+    a, b, m = (as_numpy(x) for x in (weights, masses, cost))
     scale = float(np.abs(m).max()) or 1.0  # the solver's tolerances are absolute
-    warm = None if start is None else tuple(_numpy(x) / scale for x in start)
-    plan, log = ot.emd(a / a.sum(), b / b.sum(), m / scale, numItermax=iterations, log=True, potentials_init=warm)
+    warm = None if start is None else tuple(as_numpy(x) / scale for x in start)
+    plan, log = pot().emd(a / a.sum(), b / b.sum(), m / scale, numItermax=iterations, log=True, potentials_init=warm)
     if log["warning"]:
         raise WmddError(f"the transport problem of {len(a)} x {len(b)} was not solved: {log['warning']}")
     f, g = torch.from_numpy(log["u"] * scale), torch.from_numpy(log["v"] * scale)
@@ -152,11 +160,8 @@ def transport_cost(atoms: Points, weights: Tensor, points: Points) -> float:
     """
     from wmdd.transport.plans import balanced  # which is built on this module
 
-    b, x, w = (
-        as_points(atoms, "the set of atoms").detach(),
-        as_points(points).detach(),
-        torch.as_tensor(weights).detach(),
-    )
+    b, x = as_points(atoms, "the set of atoms").detach(), as_points(points).detach()
+    w = torch.as_tensor(weights).detach()
     if w.shape != (len(b),) or b.shape[1] != x.shape[1]:
         shapes = ", ".join(str(tuple(part.shape)) for part in (b, w, x))
         raise WmddError(f"atoms [K, D], weights [K] and points [N, D] do not fit each other: {shapes}")
@@ -172,14 +177,14 @@ def transport_cost(atoms: Points, weights: Tensor, points: Points) -> float:
     return balanced(cost, weights=w).cost
 
 
-def _numpy(x: Tensor) -> np.ndarray:
+def as_numpy(x: Tensor) -> np.ndarray:
+    """Return a float64 array on the CPU, as POT takes it."""
     return np.ascontiguousarray(x.detach().double().cpu().numpy())
 
 
-def _pot() -> Any:
-    os.environ.setdefault(
-        "POT_BACKEND_DISABLE_PYTORCH", "1"
-    )  # POT looks for every array library it knows; NumPy will do
+def pot() -> Any:
+    """Import POT, which would look for every array library it knows; NumPy will do."""
+    os.environ.setdefault("POT_BACKEND_DISABLE_PYTORCH", "1")
     import ot
 
     return ot

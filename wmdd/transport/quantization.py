@@ -17,17 +17,17 @@ References:
     [2] Cuturi, Doucet: Fast Computation of Wasserstein Barycenters, ICML 2014, Section 4 (one measure: k-means).
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from wmdd.base.errors import WmddError
-from wmdd.transport.cells import Cells, Measures, descend
-from wmdd.transport.measure import Barycenter, Points, as_points, check_k
+from wmdd.transport.cells import Cells, Measures
+from wmdd.transport.descent import descend
+from wmdd.transport.measure import Barycenter, Points, as_points, check_k, check_squares
 from wmdd.transport.plans import balanced
 from wmdd.transport.search import improve
 from wmdd.transport.seeding import greedy
@@ -43,6 +43,17 @@ TRIAL = 3  # steps after which an exchange is judged
 CACHE = 2**20  # numbers of a measure; on the CPU, a batch that fits the cache is faster than a larger one
 
 Start = Callable[[Measures, int, int, list[torch.Generator]], Tensor]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is asked of a solver: K atoms, the kind of their weights, most steps, tolerance, rounds of exchanges."""
+
+    k: int
+    weights: str
+    steps: int
+    tolerance: float
+    exchanges: int | None
 
 
 def quantize(
@@ -130,28 +141,18 @@ def quantize_all(
     names = names or ["the measure" if len(measures) == 1 else f"measure {c}" for c in range(len(measures))]
     clouds = [as_points(points, name) for points, name in zip(measures, names, strict=True)]
     for name, points in zip(names, clouds, strict=True):
-        if not math.isfinite(_norm(points)):
-            raise WmddError(f"the squared distances of {name} overflow; scale the points down or give float64")
+        check_squares(points, name)
     generators = generators or [torch.Generator().manual_seed(c) for c in range(len(clouds))]
-    found: list[Barycenter] = []
+    task = _Task(k, weights, max_iterations, tolerance, exchanges)
+    results: list[Barycenter] = []
     for first in range(0, len(clouds), many := _together(clouds)):
         part, draws = clouds[first : first + many], generators[first : first + many]
-        tries = [_solve(part, k, weights, draws, max_iterations, tolerance, exchanges) for _ in range(restarts)]
-        best = [_cheapest(same) for same in zip(*tries, strict=True)]
-        spent = [sum(b.seconds for b in same) for same in zip(*tries, strict=True)]
-        # cloned because tensors made in inference mode are of no use to autograd
-        found += [
-            replace(b, atoms=b.atoms.clone(), weights=b.weights.clone(), seconds=seconds)
-            for b, seconds in zip(best, spent, strict=True)
-        ]
-    return found
-
-
-def _norm(points: Tensor) -> float:
-    """Return the root of the sum of all squares, in the type that is computed in and without a copy of the points."""
-    kind = torch.float64 if points.dtype == torch.float64 else torch.float32
-    parts = points.detach().split(max(1, CACHE // points.shape[1]))
-    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part.to(kind)) for part in parts])))
+        tries = [_solve(part, task, draws) for _ in range(restarts)]
+        for starts in zip(*tries, strict=True):
+            best, seconds = _cheapest(starts), sum(b.seconds for b in starts)
+            # cloned because tensors made in inference mode are of no use to autograd
+            results.append(replace(best, atoms=best.atoms.clone(), weights=best.weights.clone(), seconds=seconds))
+    return results
 
 
 def _cheapest(tries: Sequence[Barycenter]) -> Barycenter:
@@ -172,67 +173,41 @@ def _together(clouds: Sequence[Tensor]) -> int:
 
 
 @torch.inference_mode()
-def _solve(
-    clouds: Sequence[Tensor],
-    k: int,
-    weights: str,
-    generators: list[torch.Generator],
-    steps: int,
-    tolerance: float,
-    exchanges: int | None,
-) -> list[Barycenter]:
+def _solve(clouds: Sequence[Tensor], task: _Task, generators: list[torch.Generator]) -> list[Barycenter]:
     """Solve a batch from one start each."""
     begun = time.perf_counter()
+    k, free = task.k, task.weights == "free"
     if len(clouds) == 1 and k < len(clouds[0]) and wide(clouds[0]):
-        found = _in_span(clouds[0], k, weights, generators[0], steps, tolerance, exchanges)
-        return [_as(found, clouds[0], k, time.perf_counter() - begun)]
+        solved = _in_span(clouds[0], task, generators[0])
+        return [_as(solved, clouds[0], k, time.perf_counter() - begun)]
     floats = [points if points.dtype in (torch.float32, torch.float64) else points.float() for points in clouds]
     count = torch.tensor([len(points) for points in floats], device=floats[0].device)
-    alone = len(floats) == 1
-    batch = floats[0][None] if alone else torch.nn.utils.rnn.pad_sequence(list(floats), batch_first=True)
-    measures = Measures.of(batch, count)
     small = min(k, int(count.min()))
     if small < k and len(clouds) > 1:  # a measure with fewer points than atoms is solved alone
-        return [
-            _solve([p], k, weights, [g], steps, tolerance, exchanges)[0]
-            for p, g in zip(clouds, generators, strict=True)
-        ]
-    cells, trace = free_cells(
-        measures,
-        small,
-        generators,
-        steps,
-        tolerance if weights == "free" else COARSE,
-        exchanges if weights == "free" else 0,
-    )
-    results = _finish(cells, trace) if weights == "free" else balance(cells, k, steps, tolerance)
+        return [_solve([p], task, [g])[0] for p, g in zip(clouds, generators, strict=True)]
+    batch = floats[0][None] if len(floats) == 1 else torch.nn.utils.rnn.pad_sequence(floats, batch_first=True)
+    tolerance, exchanges = (task.tolerance, task.exchanges) if free else (COARSE, 0)
+    cells, trace = free_cells(Measures.of(batch, count), small, generators, task.steps, tolerance, exchanges)
+    results = _finish(cells, trace) if free else balance(cells, k, task.steps, task.tolerance)
     seconds = (time.perf_counter() - begun) / len(clouds)
     return [_as(b, points, k, seconds) for b, points in zip(results, clouds, strict=True)]
 
 
-def _in_span(
-    points: Tensor,
-    k: int,
-    weights: str,
-    generator: torch.Generator,
-    steps: int,
-    tolerance: float,
-    exchanges: int | None,
-) -> Barycenter:
+def _in_span(points: Tensor, task: _Task, generator: torch.Generator) -> Barycenter:
     """Solve for fewer atoms than points in the coordinates of the points' span; only the end takes place in all dimensions."""
     span = Span.of(points)
-    found = _solve([span.coordinates], k, weights, [generator], steps, tolerance, exchanges)[0]
-    atoms = span.back(found.atoms)
+    solved = _solve([span.coordinates], task, [generator])[0]
+    atoms = span.back(solved.atoms)
     costs = span.distances(atoms)
-    if weights == "free":
+    if task.weights == "free":
         near, label = costs.min(0)
-        mass = torch.bincount(label, minlength=k).double() / len(points)
+        mass = torch.bincount(label, minlength=task.k).double() / len(points)
         cost, gap = float(near.mean(dtype=torch.float64)), 0.0
     else:
         plan = balanced(costs)
-        mass, cost, gap = torch.full((k,), 1 / k, dtype=torch.float64), plan.cost, plan.gap
-    excess = found.cost - cost  # which the ridge adds, and rounding
-    trace = [max(step - excess, cost) for step in found.trace]
+        mass, cost, gap = torch.full((task.k,), 1 / task.k, dtype=torch.float64), plan.cost, plan.gap
+    excess = solved.cost - cost  # which the ridge adds, and rounding
+    trace = [max(step - excess, cost) for step in solved.trace]
     return Barycenter((atoms.double() + span.centre).cpu(), mass.cpu(), cost, trace, gap)
 
 
@@ -281,16 +256,16 @@ def _finish(cells: Cells, trace: list[Tensor]) -> list[Barycenter]:
     mass = torch.zeros_like(count, dtype=torch.float64).scatter_add_(1, label, measures.real.double())
     cost = near.clamp_(min=0).sum(1, dtype=torch.float64) / measures.count
     history = (torch.stack(trace, 1) / measures.count[:, None]).clamp_(min=0)
-    made = [row[row.isfinite()].tolist() for row in history]
+    traces = [row[row.isfinite()].tolist() for row in history]
     atoms = (means.double() + measures.centre[:, None]).cpu()
     mass, cost = (mass / measures.count[:, None]).cpu(), cost.cpu()
-    return [Barycenter(atoms[c], mass[c], float(cost[c]), [*made[c], float(cost[c])]) for c in range(len(atoms))]
+    return [Barycenter(atoms[c], mass[c], float(cost[c]), [*traces[c], float(cost[c])]) for c in range(len(atoms))]
 
 
-def _as(found: Barycenter, points: Tensor, k: int, seconds: float) -> Barycenter:
+def _as(solved: Barycenter, points: Tensor, k: int, seconds: float) -> Barycenter:
     """Return in the type of the points; more atoms than points share the points evenly."""
-    atoms, weights = found.atoms, found.weights
+    atoms, weights = solved.atoms, solved.weights
     if len(atoms) < k:
         row = torch.arange(k) % len(atoms)
         atoms, weights = atoms[row], (weights / torch.bincount(row))[row]
-    return replace(found, atoms=atoms.to(points.dtype), weights=weights.to(points.dtype), seconds=seconds)
+    return replace(solved, atoms=atoms.to(points.dtype), weights=weights.to(points.dtype), seconds=seconds)

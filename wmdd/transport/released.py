@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wmdd.base.errors import WmddError
 from wmdd.transport.cuturi_doucet import check_weights, like
-from wmdd.transport.measure import Barycenter, Points, _numpy, _pot, as_points, check_k, exact, squared_distances
+from wmdd.transport.measure import Barycenter, Points, as_numpy, as_points, check_k, exact, pot, squared_distances
 
 
 def released(points: Points, k: int, generator: torch.Generator, weights: str = "free") -> Barycenter:
@@ -88,5 +88,7 @@ def _free_support(points: Tensor, masses: Tensor, atoms: Tensor, weights: Tensor
             f"the released recipe cannot go on: the weight of atom {index} fell to 0, by which it divides; "
             "use the solver cuturi-doucet, whose weights stay positive, or uniform weights"
         )
-    moved = _pot().lp.free_support_barycenter([_numpy(points)], [_numpy(masses)], _numpy(atoms), b=_numpy(weights))
+    moved = pot().lp.free_support_barycenter(
+        [as_numpy(points)], [as_numpy(masses)], as_numpy(atoms), b=as_numpy(weights)
+    )
     return torch.from_numpy(moved)

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wmdd.transport.cells import Cells, descend
+from wmdd.transport.cells import Cells
+from wmdd.transport.descent import descend
 
 DOUBLED = 0.3  # seen: below 0.15 where a cluster of a mixture is in two cells, above 0.36 elsewhere
 

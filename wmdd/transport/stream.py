@@ -34,35 +34,20 @@ References:
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from wmdd.base.errors import WmddError
 from wmdd.transport.measure import Barycenter, check_k
-
-Start = Callable[[Tensor, int, torch.Generator], Tensor]
-Progress = Callable[..., Iterator[Any]]
+from wmdd.transport.row_source import Progress, Rows, RowSource
 
 BATCH = 1024  # points of a learning step; 4 for each atom where that is more
-BLOCK = {"cpu": 2**17, "cuda": 2**24}  # numbers in a temporary array: those that the cache holds, those that fill a GPU
+BLOCK = 2**17  # numbers in a temporary array, which the cache holds
 ROWS = 64  # of a block, at least: fewer make no product worth a call
-PIECES = 16  # runs of rows that a shuffled chunk is put together from
 SAMPLE = 32_768  # points that the start sees, at most; 10 for each atom where that is more
 POWER = 0.75  # of the steps; Robbins-Monro needs more than 1/2 and at most 1
-
-
-class Rows(Protocol):
-    """Points [N, D] that are read by the row: an h5py dataset, a memory-mapped file, an array or a tensor."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def __getitem__(self, rows: slice, /) -> Any: ...
 
 
 def stream(
@@ -71,12 +56,10 @@ def stream(
     *,
     generator: torch.Generator | None = None,
     rows: slice | range | None = None,
-    start: Start | None = None,
     epochs: int = 2,
     refinements: int = 10,
     tolerance: float = 1e-4,
     chunk_bytes: int = 2**24,
-    device: str | torch.device = "cpu",
     progress: Progress = lambda items, *_, **__: iter(items),
 ) -> Barycenter:
     """Return the barycenter with free weights of points that are read 2 + epochs + refinements times at most, by the chunk.
@@ -89,16 +72,14 @@ def stream(
         k: atoms.
         generator: on the CPU; draws the sample, the start and the order of the points.
         rows: those of the source that make up the measure, rising; all by default.
-        start: returns atoms for a sample [S, D], `k` and the generator; greedy k-means++ by default.
         epochs: learning passes.
         refinements: Lloyd passes, at most.
         tolerance: stop to refine when a pass lowers the cost by less than this share of itself.
         chunk_bytes: what is read at a time, in the type that is computed in.
-        device: where it is computed.
         progress: shows how far each pass is, as `wmdd.base.progress.progress` does.
 
     Returns:
-        Atoms and weights in the type that was computed in, on the CPU; with k >= N, the points themselves, repeated. The
+        Atoms and weights in the type that was computed in; with k >= N, the points themselves, repeated. The
         trace has the exact cost before and after each Lloyd pass and never rises.
 
     Raises:
@@ -109,93 +90,24 @@ def stream(
     check_k(k)
     if min(epochs, refinements) < 0:
         raise WmddError(f"epochs and refinements cannot be negative: {epochs}, {refinements}")
-    data = _Data.of(source, rows, chunk_bytes, torch.device(device), progress)
+    data = RowSource.of(source, rows, chunk_bytes, progress)
     draws = generator or torch.Generator().manual_seed(0)
     if k >= len(data):
-        found = _everything(data, k)
-    else:
-        data, sample = _survey(data, min(len(data), max(min(data.size, SAMPLE), 10 * k)), draws)
-        atoms = _learn(data, (start or _start)(sample, k, draws).to(sample), sample, epochs, draws)
-        found = _refine(data, atoms, sample, refinements, tolerance, draws)
-    return replace(found, atoms=found.atoms.cpu(), weights=found.weights.cpu(), seconds=time.perf_counter() - began)
+        return replace(_everything(data, k), seconds=time.perf_counter() - began)
+    data, sample = _survey(data, min(len(data), max(min(data.size, SAMPLE), 10 * k)), draws)
+    atoms = _learn(data, _start(sample, k, draws), sample, epochs, draws)
+    return replace(_refine(data, atoms, sample, refinements, tolerance, draws), seconds=time.perf_counter() - began)
 
 
-@dataclass(frozen=True)
-class _Data:
-    """Some rows of a source, less a centre [D], in chunks of `size` rows."""
-
-    source: Rows
-    rows: range
-    size: int
-    centre: Tensor
-    progress: Progress
-
-    @classmethod
-    def of(
-        cls, source: Rows, rows: slice | range | None, chunk_bytes: int, device: torch.device, progress: Progress
-    ) -> "_Data":
-        shape = tuple(source.shape)
-        if len(shape) != 2 or 0 in shape:
-            raise WmddError(f"the source needs points [N, D] with N and D at least 1, got {shape}")
-        wanted = rows if isinstance(rows, range) else range(shape[0])[rows or slice(None)]
-        if wanted.step < 1 or len(wanted) == 0 or wanted[0] < 0 or wanted[-1] >= shape[0]:
-            raise WmddError(f"rows {rows} of {shape[0]}: ask for at least one, in rising order, that the source has")
-        kind = _tensor(source[:1]).dtype
-        dtype = torch.float32 if kind.is_floating_point and kind.itemsize <= 4 else torch.float64
-        centre = torch.zeros(shape[1], dtype=dtype, device=device)
-        return cls(source, wanted, max(1, chunk_bytes // centre.nbytes), centre, progress)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def read(self, start: int, stop: int) -> Tensor:
-        """Return a copy of rows start to stop, [B, D], less the centre."""
-        part = self.rows[start:stop]
-        return _tensor(self.source[part.start : part.stop : part.step]).to(self.centre) - self.centre
-
-    def in_order(self, what: str) -> Iterator[tuple[int, Tensor]]:
-        """Yield the number of the first row and the points of each chunk."""
-        for at in self._shown(range(0, len(self), self.size), what):
-            points = self.read(at, at + self.size)
-            # A sum is finite only when every term is, up to overflow; so the slow look is rarely taken.
-            if not bool(torch.isfinite(points.sum())) and not bool(torch.isfinite(points).all()):
-                row = self.rows[at + int((~torch.isfinite(points)).any(1).nonzero()[0])]
-                raise WmddError(f"the source holds NaN or infinity, first in row {row}; check where it comes from")
-            yield at, points
-
-    def shuffled(self, what: str, draws: torch.Generator) -> Iterator[Tensor]:
-        """Yield chunks of pieces that are drawn from all over the rows, each piece once."""
-        piece = max(1, self.size // PIECES)
-        order = torch.randperm(-(-len(self) // piece), generator=draws) * piece
-        for group in self._shown(order.split(max(1, min(PIECES, self.size))), what):
-            yield torch.cat([self.read(at, at + piece) for at in sorted(group.tolist())])
-
-    def _shown(self, chunks: Any, what: str) -> Iterator[Any]:
-        return self.progress(chunks, what, len(chunks), unit="chunk")
-
-
-def _tensor(found: Any) -> Tensor:
-    """Return what a source gave as a tensor of real numbers."""
-    if not isinstance(found, Tensor):
-        found = np.asarray(found)
-        try:
-            found = torch.from_numpy(np.require(found, found.dtype.newbyteorder("="), ["C", "W"]))
-        except TypeError:
-            raise WmddError(f"the source holds {found.dtype}, not numbers; give real numbers") from None
-    if found.is_complex():
-        raise WmddError("the source holds complex numbers; give real numbers, such as both parts side by side")
-    return found
-
-
-def _everything(data: _Data, k: int) -> Barycenter:
+def _everything(data: RowSource, k: int) -> Barycenter:
     """Return all N <= k points, repeated to k atoms that share the mass of their point."""
     points = torch.cat([points for _, points in data.in_order("read")])
-    index = torch.arange(k, device=points.device) % len(points)
+    index = torch.arange(k) % len(points)
     share = 1 / (len(points) * torch.bincount(index).double())
     return Barycenter(points[index], share[index].to(points), 0.0, [0.0])
 
 
-def _survey(data: _Data, size: int, draws: torch.Generator) -> tuple[_Data, Tensor]:
+def _survey(data: RowSource, size: int, draws: torch.Generator) -> tuple[RowSource, Tensor]:
     """Return the data about their mean, and a sample [size, D]: one point drawn from each of `size` equal runs of rows."""
     edges = torch.arange(size + 1) * len(data) // size
     picks = edges[:-1] + (torch.rand(size, generator=draws, dtype=torch.float64) * edges.diff()).long()
@@ -204,7 +116,7 @@ def _survey(data: _Data, size: int, draws: torch.Generator) -> tuple[_Data, Tens
     for at, points in data.in_order("survey"):
         total += points.sum(0, dtype=torch.float64)
         low, high = torch.searchsorted(picks, torch.tensor([at, at + len(points)])).tolist()
-        sample[low:high] = points[(picks[low:high] - at).to(points.device)]
+        sample[low:high] = points[picks[low:high] - at]
     centre = (total / len(data)).to(data.centre)
     return replace(data, centre=centre), sample - centre
 
@@ -219,11 +131,11 @@ def _spread(points: Tensor, atoms: Tensor, count: int, draws: torch.Generator) -
     """Return `count` points to go with the atoms: each time, of some drawn by their cost, the one that lowers it most."""
     norms = points.square().sum(1)
     near = (points - atoms[_cells(points, atoms)]).square().sum(1)
-    chosen = torch.empty(count, dtype=torch.long, device=points.device)
+    chosen = torch.empty(count, dtype=torch.long)
     for n in range(count):
-        odds = near.double().cpu().cumsum(0)
+        odds = near.double().cumsum(0)
         drawn = odds[-1] * torch.rand(2 + int(math.log(count)), generator=draws, dtype=torch.float64)
-        tries = torch.searchsorted(odds, drawn, right=True).clamp_(max=len(points) - 1).to(points.device)
+        tries = torch.searchsorted(odds, drawn, right=True).clamp_(max=len(points) - 1)
         reduced = torch.addmm(norms[tries][:, None] + norms, points[tries], points.T, alpha=-2).clamp_(min=0)
         best = int(torch.minimum(reduced, near, out=reduced).sum(1).argmin())
         chosen[n], near = tries[best], reduced[best]
@@ -237,13 +149,11 @@ def _cells(points: Tensor, atoms: Tensor) -> Tensor:
 
 
 def _blocks(points: Tensor, width: int) -> tuple[Tensor, ...]:
-    return points.split(max(ROWS, BLOCK[points.device.type] // width))
+    return points.split(max(ROWS, BLOCK // width))
 
 
 def _add(sums: Tensor, points: Tensor, cells: Tensor) -> Tensor:
-    """Add the points to the sums of their cells, [K, D] in float64, in place and with the same bits each time."""
-    if points.is_cuda:  # where index_add_ adds in any order
-        return sums.add_(torch.nn.functional.one_hot(cells, len(sums)).double().T @ points.double())
+    """Add the points to the sums of their cells, [K, D] in float64, in place."""
     return sums.index_add_(0, cells, points.double())
 
 
@@ -255,7 +165,7 @@ def _revive(atoms: Tensor, dead: Tensor, sample: Tensor, draws: torch.Generator)
     return atoms
 
 
-def _learn(data: _Data, atoms: Tensor, sample: Tensor, epochs: int, draws: torch.Generator) -> Tensor:
+def _learn(data: RowSource, atoms: Tensor, sample: Tensor, epochs: int, draws: torch.Generator) -> Tensor:
     """Return the atoms after some passes of CLVQ in mini-batches, those without a win in a pass drawn anew."""
     k = len(atoms)
     wins = atoms.new_zeros(k, dtype=torch.float64)
@@ -263,7 +173,7 @@ def _learn(data: _Data, atoms: Tensor, sample: Tensor, epochs: int, draws: torch
         before = wins.clone()
         for points in data.shuffled(f"learn {epoch + 1}/{epochs}", draws):
             for batch in torch.randperm(len(points), generator=draws).split(max(BATCH, 4 * k)):
-                x = points[batch.to(points.device)]
+                x = points[batch]
                 cells = _cells(x, atoms)
                 won = torch.bincount(cells, minlength=k)
                 wins += won
@@ -275,7 +185,7 @@ def _learn(data: _Data, atoms: Tensor, sample: Tensor, epochs: int, draws: torch
 
 
 def _refine(
-    data: _Data, atoms: Tensor, sample: Tensor, refinements: int, tolerance: float, draws: torch.Generator
+    data: RowSource, atoms: Tensor, sample: Tensor, refinements: int, tolerance: float, draws: torch.Generator
 ) -> Barycenter:
     """Return the best atoms of some passes of Lloyd, with their exact masses and cost."""
     centre = data.centre.double()
@@ -294,7 +204,7 @@ def _refine(
     return found
 
 
-def _lloyd(data: _Data, atoms: Tensor, what: str) -> tuple[Tensor, Tensor, float]:
+def _lloyd(data: RowSource, atoms: Tensor, what: str) -> tuple[Tensor, Tensor, float]:
     """Return the means of the cells [K, D] in float64, the points in each [K], and the cost of the atoms."""
     k, dimensions = atoms.shape
     total, counts = torch.zeros_like(atoms, dtype=torch.float64), atoms.new_zeros(k, dtype=torch.float64)

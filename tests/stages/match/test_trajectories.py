@@ -17,7 +17,8 @@ from wmdd.networks.models import build
 from wmdd.settings.match import ExpertSettings, MatchSettings
 from wmdd.stages.expert import flat
 from wmdd.stages.match import real
-from wmdd.stages.match.trajectories import Step, gradient_of, match, unrolled
+from wmdd.stages.match.trajectories import match
+from wmdd.stages.match.unrolling import Step, gradient_of, unrolled
 
 CLASSES, K, SIDE = 3, 2, 8
 MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]

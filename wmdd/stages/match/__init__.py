@@ -47,26 +47,30 @@ def real(
     Raises:
         WmddError: a class has fewer than `least`.
     """
-    begin = [int((pictures.labels < label).sum()) for label in labels]
-    count = [int((pictures.labels == label).sum()) for label in labels]
-    for label, found in zip(labels, count, strict=True):
-        if found < least:
+    begins = [int((pictures.labels < label).sum()) for label in labels]
+    counts = [int((pictures.labels == label).sum()) for label in labels]
+    for label, count in zip(labels, counts, strict=True):
+        if count < least:
             raise WmddError(
-                f"class {names[label]} has {found} real images, but {least} are to be drawn at once; {remedy}"
+                f"class {names[label]} has {count} real images, but {least} are to be drawn at once; {remedy}"
             )
-    return Real(pictures, labels, begin, count)
+    return Real(pictures, labels, begins, counts)
 
 
-def start(found: Real, k: int, mean: list[float], std: list[float], settings: "MatchSettings", seed: int) -> Tensor:
+def start(
+    real_images: Real, k: int, mean: list[float], std: list[float], settings: "MatchSettings", seed: int
+) -> Tensor:
     """Return the normalised images [C, K, 3, R, R] to begin with."""
-    side = found.pictures.resolution
+    side = real_images.pictures.resolution
     if settings.init == "noise":
         shape = (k, 3, side, side)
-        return torch.stack([torch.randn(shape, generator=generator("match", "noise", seed, c)) for c in found.labels])
+        return torch.stack(
+            [torch.randn(shape, generator=generator("match", "noise", seed, c)) for c in real_images.labels]
+        )
     images = []
-    for label, begin, count in zip(found.labels, found.begins, found.counts, strict=True):
+    for label, begin, count in zip(real_images.labels, real_images.begins, real_images.counts, strict=True):
         chosen = torch.randperm(count, generator=generator("select", seed, label))[:k]  # as wmdd.stages.select.random
-        images.append(normalise(read(found.pictures, begin + chosen), mean, std))
+        images.append(normalise(read(real_images.pictures, begin + chosen), mean, std))
     return torch.stack(images)
 
 

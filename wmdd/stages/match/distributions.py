@@ -55,24 +55,17 @@ def embedded(network: ConvNet, images: Tensor, settings: "MatchSettings") -> lis
 @torch.no_grad()
 def means(network: ConvNet, images: Tensor, classes: int, settings: "MatchSettings", engine: Engine) -> list[Tensor]:
     """Return the means of each class of images [C n, 3, R, R], [C, D] of each part; any number of images."""
-    total: list[Tensor] = []
     each = len(images) // classes
-    for part, owner in zip(
-        images.split(at_once(engine, images)),
-        torch.arange(classes, device=images.device).repeat_interleave(each).split(at_once(engine, images)),
-        strict=True,
-    ):
+    at_once = engine.at_once(images.shape[-1])  # the result does not depend on it, up to the order of sums
+    owners = torch.arange(classes, device=images.device).repeat_interleave(each)
+    total: list[Tensor] = []
+    for images_at_once, owner in zip(images.split(at_once), owners.split(at_once), strict=True):
         with engine.autocast():
-            rows = [found.float() for _, found in embedded(network, part, settings)]
+            rows = [part.float() for _, part in embedded(network, images_at_once, settings)]
         total = total or [row.new_zeros(classes, row.shape[1]) for row in rows]
         for sums, row in zip(total, rows, strict=True):
             sums.index_add_(0, owner, row)
     return [sums / each for sums in total]
-
-
-def at_once(engine: Engine, images: Tensor) -> int:
-    """Return how many images a pass takes; the result does not depend on it, up to the order of sums."""
-    return engine.at_once(images.shape[-1])
 
 
 def loss(network: ConvNet, fake: Tensor, target: list[Tensor], settings: "MatchSettings", engine: Engine) -> Tensor:
@@ -80,15 +73,15 @@ def loss(network: ConvNet, fake: Tensor, target: list[Tensor], settings: "MatchS
     classes, k = fake.shape[:2]
     with engine.autocast():
         parts = embedded(network, fake.flatten(0, 1), settings)
-    found = fake.new_zeros(classes)
-    for (weight, rows), wanted in zip(parts, target, strict=True):
-        mine = rows.float().view(classes, k, -1).mean(1)
-        found = found + weight * (wanted - mine).square().sum(1)
-    return found
+    total = fake.new_zeros(classes)
+    for (weight, rows), mean_of_real in zip(parts, target, strict=True):
+        mean_of_fake = rows.float().view(classes, k, -1).mean(1)
+        total = total + weight * (mean_of_real - mean_of_fake).square().sum(1)
+    return total
 
 
 def match(
-    found: Real,
+    real: Real,
     classes: int,
     k: int,
     mean: list[float],
@@ -100,7 +93,7 @@ def match(
     """Return the images of a block of classes.
 
     Args:
-        found: the real images of the block's classes.
+        real: the real images of the block's classes.
         classes: how many the dataset has, for the networks' last layer, which is not used.
         k: images per class.
         mean: per channel, of the normalisation.
@@ -113,9 +106,9 @@ def match(
         WmddError: the network is not one of these, or the loss is not a number.
     """
     settings.check("match: ")
-    engine, iterations, side = context.engine, settings.iterations, found.pictures.resolution
+    engine, iterations, side = context.engine, settings.iterations, real.pictures.resolution
     state = context.keeper.load()
-    images = state["images"] if state else start(found, k, mean, std, settings, seed)
+    images = state["images"] if state else start(real, k, mean, std, settings, seed)
     x = images.to(engine.device, copy=True).requires_grad_()
     optimizer = engine.optimizer("sgd", [x], settings.lr, momentum=settings.momentum)
     first = 0
@@ -123,69 +116,73 @@ def match(
         resume(optimizer, state["optimizer"])
         first = int(state["iteration"])
     bounds = bounds_of(mean, std, engine.device)
-    size = at_once(engine, x)  # classes at once: the loss separates; their real images are held together
-    group = max(1, min(size // k, 16 * size // settings.real_batch))
-    batches = found.pictures.batches(_drawn(found, settings, seed, first))
-    trace = torch.zeros(iterations, device=engine.device)
+    pixels = real.pictures.batches(_positions(real, settings, seed, first))
     every = max(1, iterations // 100)
-
-    def checked(i: int) -> None:
-        context.log({"loss": (value := trace[i].item() / len(found.labels))}, i)
-        if not math.isfinite(value):
-            raise WmddError(
-                f"the loss is not a number at iteration {i}; lower match.lr ({settings.lr:g}); what was kept is of before it"
-            )
-
     for i in context.progress(range(first, iterations), "matching", iterations, first):
-        network = cast(
-            ConvNet, build(settings, classes, side, generator("match", "network", seed, _of_pool(i, settings)))
-        )
-        engine.place(network.requires_grad_(False))
-        how = _distortions(found, settings, seed, i)
+        draws = generator("match", "network", seed, i % settings.pool if settings.pool else i)
+        network = cast(ConvNet, engine.place(build(settings, classes, side, draws).requires_grad_(False)))
+        real_batches = (engine.arranged(normalise(p.to(engine.device), mean, std), network) for p in pixels)
         optimizer.zero_grad(set_to_none=True)
-        for a in range(0, len(found.labels), group):
-            mine = slice(a, a + group)
-            pixels = torch.cat([next(batches) for _ in found.labels[mine]])
-            real = engine.arranged(normalise(pixels.to(engine.device), mean, std), network)
-            fake, count = x[mine].flatten(0, 1), len(found.labels[mine])
-            if how is not None:
-                chosen = how.of(torch.arange(a, a + count)).to(engine.device)
-                real = siamese.apply(real, chosen.repeated(settings.real_batch))
-                fake = siamese.apply(fake, chosen.repeated(k))
-            target = means(network, real, count, settings, engine)
-            losses = loss(
-                network, engine.arranged(fake, network).view(count, k, 3, side, side), target, settings, engine
-            )
-            losses.sum().backward()
-            trace[i] += losses.detach().sum()
+        total = _descend(network, x, real_batches, _distortions(real, settings, seed, i), settings, engine)
         optimizer.step()
         within(x, bounds)
-        if i % every == 0 or i + 1 == iterations:
-            checked(i)
-        if context.keeper.due():
-            checked(i)
+        due = context.keeper.due()
+        if due or i % every == 0 or i + 1 == iterations:
+            context.log({"loss": (value := total.item() / len(real.labels))}, i)
+            if not math.isfinite(value):
+                raise WmddError(
+                    f"the loss is not a number at iteration {i}; lower match.lr ({settings.lr:g}); "
+                    "what was kept is of before it"
+                )
+        if due:
             kept: dict[str, Any] = {"images": x.detach().cpu(), "optimizer": optimizer.state_dict(), "iteration": i + 1}
             context.keeper.save(kept, i + 1, iterations, "iteration")
     return Matched(to_pixels(x.detach().cpu(), mean, std))
 
 
-def _of_pool(iteration: int, settings: "MatchSettings") -> int:
-    """Return the number of the network of an iteration."""
-    return iteration % settings.pool if settings.pool else iteration
+def _descend(
+    network: ConvNet,
+    x: Tensor,
+    real_batches: Iterator[Tensor],
+    distortions: siamese.Distortions | None,
+    settings: "MatchSettings",
+    engine: Engine,
+) -> Tensor:
+    """Add the gradient of the loss to that of the images x [C, K, 3, R, R], and return the loss, summed over the classes.
+
+    The loss separates: classes are taken as many at once as the device holds, their real images included.
+    """
+    classes, k = x.shape[:2]
+    size = engine.at_once(x.shape[-1])
+    group = max(1, min(size // k, 16 * size // settings.real_batch))
+    total = torch.zeros((), device=engine.device)
+    for first in range(0, classes, group):
+        members = torch.arange(first, min(first + group, classes))
+        count = len(members)
+        fake = x[first : first + group].flatten(0, 1)
+        real = torch.cat([next(real_batches) for _ in members])
+        if distortions is not None:
+            chosen = distortions.of(members).to(engine.device)
+            real = siamese.apply(real, chosen.repeated(settings.real_batch))
+            fake = siamese.apply(fake, chosen.repeated(k))
+        target = means(network, real, count, settings, engine)
+        fake = engine.arranged(fake, network).view(count, k, *x.shape[2:])
+        losses = loss(network, fake, target, settings, engine)
+        losses.sum().backward()
+        total += losses.detach().sum()
+    return total
 
 
-def _distortions(found: Real, settings: "MatchSettings", seed: int, iteration: int) -> siamese.Distortions | None:
+def _distortions(real: Real, settings: "MatchSettings", seed: int, iteration: int) -> siamese.Distortions | None:
     """Draw one distortion for each class."""
     if settings.views == "none":
         return None
-    return siamese.joined(
-        [siamese.draw(generator("match", "view", seed, iteration, label), 1) for label in found.labels]
-    )
+    return siamese.joined([siamese.draw(generator("match", "view", seed, iteration, c), 1) for c in real.labels])
 
 
-def _drawn(found: Real, settings: "MatchSettings", seed: int, first: int) -> Iterator[Tensor]:
+def _positions(real: Real, settings: "MatchSettings", seed: int, first: int) -> Iterator[Tensor]:
     """Yield the positions of the real images of each iteration and class."""
     for i in range(first, settings.iterations):
-        for label, begin, count in zip(found.labels, found.begins, found.counts, strict=True):
+        for label, begin, count in zip(real.labels, real.begins, real.counts, strict=True):
             draws = generator("match", "real", seed, i, label)
             yield begin + torch.randperm(count, generator=draws)[: settings.real_batch]

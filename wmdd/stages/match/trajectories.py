@@ -10,14 +10,7 @@ and takes N steps on batches b_i of the distilled images X with labels y, under 
 
 and X, the learning rate alpha and, with `labels: learned`, the labels' logits descend L by gradient descent with momentum.
 
-The gradient goes backwards through the steps by hand. With v_N = dL/dtheta_N, for i = N - 1, ..., 0
-
-    dL/dX_{b_i} = -alpha d<g_i, v_{i+1}>/dX_{b_i},    dL/dalpha += -<g_i, v_{i+1}>
-    v_i = v_{i+1} - alpha d<g_i, v_{i+1}>/dtheta_i
-
-where each product is one reverse pass over g_i, recomputed from theta_i (`torch.func`). So no graph is older than one step, and
-beside the activations of one step memory holds the theta_i alone, 4 P bytes each: 1.3 MB for ConvNet-3 of width 128. Published
-code keeps the graphs of all steps; the recomputation takes about a third more FLOP (11 F a step and image in place of 8 F).
+The gradient goes backwards through the steps by hand (`wmdd.stages.match.unrolling`).
 
 The images of all classes are one student's training set: nothing separates by class, and the stage has one block. A batch is
 `student_batch` of them, all by default.
@@ -28,7 +21,7 @@ begins and the order of batches are drawn for (seed, iteration).
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -38,11 +31,12 @@ from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.networks import siamese
 from wmdd.networks.context import Context
-from wmdd.networks.engine import resume
+from wmdd.networks.engine import Engine, resume
 from wmdd.networks.models import bounds_of, build, to_pixels
 from wmdd.networks.training import batches_of
 from wmdd.networks.whitening import Whitening
 from wmdd.stages.match import Matched, Real, start, within
+from wmdd.stages.match.unrolling import Step, gradient_of, unrolled
 
 if TYPE_CHECKING:
     from wmdd.settings.match import ExpertSettings, MatchSettings
@@ -51,74 +45,63 @@ SURE = 10.0  # by which the logit of its class is above the others', where label
 LEAST = 1e-6  # learning rate of a student
 
 
-class Step(NamedTuple):
-    """What a student's step is given: images [B, 3, R, R] and label probabilities [B, C], with graphs that end in X and y."""
+class _Distilled:
+    """What is learned: images X, whitened if the experts saw whitened ones, alpha, and the labels' logits or None."""
 
-    images: Tensor
-    labels: Tensor
+    def __init__(
+        self,
+        x: Tensor,
+        logits: Tensor | None,
+        rate: float,
+        white: Whitening | None,
+        settings: "MatchSettings",
+        engine: Engine,
+    ) -> None:
+        self.x = x.to(engine.device).requires_grad_()
+        self.rate = torch.tensor(rate, device=engine.device, requires_grad=True)
+        self.logits = None if logits is None else logits.to(engine.device).requires_grad_()
+        self._white = white
+        parts = [(self.x, settings.lr), (self.rate, settings.rate_lr), (self.logits, settings.labels_lr)]
+        self.parts = [part for part, _ in parts if part is not None]
+        self._optimizers = [
+            engine.optimizer("sgd", [part], lr, momentum=settings.momentum) for part, lr in parts if part is not None
+        ]
 
+    def zero_grad(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
-class Unrolled(NamedTuple):
-    """Loss L, its derivative by the learning rate, and the student's end [P]; those by X and y are in their `.grad`."""
-
-    loss: Tensor
-    by_rate: Tensor
-    end: Tensor
-
-
-Grad = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def gradient_of(network: nn.Module) -> Grad:
-    """Return (theta [P], images [B, 3, R, R], label probabilities [B, C]) -> the gradient of the mean cross-entropy, [P]."""
-    shapes = {name: p.shape for name, p in network.named_parameters()}
-    sizes = [shape.numel() for shape in shapes.values()]
-
-    def loss(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        parts = {n: part.view(shape) for (n, shape), part in zip(shapes.items(), theta.split(sizes), strict=True)}
-        return F.cross_entropy(torch.func.functional_call(network, parts, (images,)), labels)
-
-    return torch.func.grad(loss)
-
-
-def unrolled(
-    gradient: Grad, begin: Tensor, target: Tensor, step_of: Callable[[int], Step], steps: int, rate: float
-) -> Unrolled:
-    """Take N steps from `begin` [P], and return L and its derivatives; memory does not grow with N but by the theta_i.
-
-    Args:
-        gradient: of `gradient_of`.
-        begin: theta*_t.
-        target: theta*_{t+M}.
-        step_of: gives step i, the same whenever it is asked.
-        steps: N.
-        rate: alpha.
-    """
-    places = [begin]
-    for i in range(steps):
+    def step(self, bounds: list[Tensor]) -> None:
+        """Make a step of gradient descent; pixels stay between black and white, alpha above zero."""
+        for optimizer in self._optimizers:
+            optimizer.step()
         with torch.no_grad():
-            images, labels = step_of(i)
-        places.append(places[-1] - rate * gradient(places[-1], images, labels).detach())
-    end = places.pop()
-    distance = (begin - target).square().sum()
-    loss = (end - target).square().sum() / distance
-    v = 2 * (end - target) / distance
-    by_rate = torch.zeros((), device=begin.device)
-    for i in reversed(range(steps)):
-        step = step_of(i)
-        inputs = (places.pop(), step.images.detach(), step.labels.detach())
-        g, pull = cast(tuple[Tensor, Any], torch.func.vjp(gradient, *inputs))
-        by_theta, by_images, by_labels = pull(v)
-        by_rate = by_rate - (g * v).sum()
-        ends = [(step.images, -rate * by_images), (step.labels, -rate * by_labels)]
-        known = [(made, by) for made, by in ends if made.requires_grad]
-        torch.autograd.backward([made for made, _ in known], [by for _, by in known])
-        v = v - rate * by_theta
-    return Unrolled(loss, by_rate, end)
+            self.rate.clamp_(min=LEAST)
+            pixels = self.images()
+            within(pixels, bounds)
+            if self._white is not None:
+                self.x.copy_(self._white.apply(pixels))
+
+    def images(self) -> Tensor:
+        """Return the images [C K, 3, R, R], not whitened."""
+        return self.x.detach() if self._white is None else self._white.undo(self.x.detach())
+
+    def state(self) -> dict[str, Any]:
+        """Return what is to be kept."""
+        return {
+            "images": self.x.detach().cpu(), "rate": self.rate.item(),
+            "logits": None if self.logits is None else self.logits.detach().cpu(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+        }  # fmt: skip
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on with the optimizers as they were kept."""
+        for optimizer, kept in zip(self._optimizers, state["optimizers"], strict=True):
+            resume(optimizer, kept)
 
 
 def match(
-    found: Real,
+    real: Real,
     classes: int,
     k: int,
     mean: list[float],
@@ -133,7 +116,7 @@ def match(
     """Return the images of all classes, the learned rate and, if they are learned, labels [C, K, C] (probabilities).
 
     Args:
-        found: the real images.
+        real: the real images.
         classes: C.
         k: images per class.
         mean: per channel, of the normalisation.
@@ -148,88 +131,58 @@ def match(
     Raises:
         WmddError: the experts are too short, or a student's step leads to no number.
     """
-    engine, side = context.engine, found.pictures.resolution
-    shortest = min(len(each) for each in experts) - 1
+    _check_length(experts, settings)
+    engine, side, iterations = context.engine, real.pictures.resolution, settings.iterations
+    network = engine.place(build(trained, classes, side, generator("match", "student", seed))).train()
+    gradient = gradient_of(network)
+    white = None if whitening is None else whitening.to(engine.device)
+    state = context.keeper.load()
+    begun = _begin(real, classes, k, mean, std, white, settings, seed, engine.device) if state is None else state
+    distilled = _Distilled(begun["images"], begun["logits"], begun["rate"], white, settings, engine)
+    if state is not None:
+        distilled.resume(state)
+    first, every = int(begun["iteration"]), max(1, iterations // 200)
+    bounds = bounds_of(mean, std, engine.device)
+    for i in context.progress(range(first, iterations), "matching", iterations, first):
+        begin, target = (theta.to(engine.device) for theta in _segment(experts, settings, seed, i))
+        step_of = _steps(distilled, network, classes, k, settings, seed, i, engine)
+        distilled.zero_grad()
+        result = unrolled(gradient, begin, target, step_of, settings.student_steps, distilled.rate.item())
+        distilled.rate.grad = result.by_rate.reshape(())
+        value = float(result.loss)
+        if i % every == 0 or i + 1 == iterations or not math.isfinite(value):
+            context.log({"loss": value, "student_lr": distilled.rate.item()}, i)
+        _check_finite(value, distilled, settings, i)
+        distilled.step(bounds)
+        if context.keeper.due():
+            context.keeper.save(distilled.state() | {"iteration": i + 1}, i + 1, iterations, "iteration")
+    shape = (len(real.labels), k)
+    labels = None if distilled.logits is None else distilled.logits.detach().softmax(1).cpu().view(*shape, classes)
+    images = to_pixels(distilled.images().cpu(), mean, std).view(*shape, 3, side, side)
+    return Matched(images, distilled.rate.item(), labels)
+
+
+def _check_length(experts: "Sequence[Any]", settings: "MatchSettings") -> None:
+    shortest = min(len(trajectory) for trajectory in experts) - 1
     if settings.start_epochs - 1 + settings.expert_epochs > shortest:
         raise WmddError(
             f"an expert has {shortest} epochs, but match begins at up to {settings.start_epochs - 1} of them and goes on for "
             f"{settings.expert_epochs}; train the experts longer, or lower start_epochs or expert_epochs"
         )
-    network = engine.place(build(trained, classes, side, generator("match", "student", seed))).train()
-    gradient = gradient_of(network)
-    white = None if whitening is None else whitening.to(engine.device)
-    state = context.keeper.load()
-    x, logits, rate = _begin(state, found, classes, k, mean, std, white, settings, seed, engine.device)
-    pixels = engine.optimizer("sgd", [x], settings.lr, momentum=settings.momentum)
-    others = [
-        engine.optimizer("sgd", [each], each_lr, momentum=settings.momentum)
-        for each, each_lr in [(rate, settings.rate_lr), (logits, settings.labels_lr)]
-        if each is not None and each.requires_grad
-    ]
-    first = 0
-    if state:
-        for optimizer, kept in zip([pixels, *others], state["optimizers"], strict=True):
-            resume(optimizer, kept)
-        first = int(state["iteration"])
-    bounds = bounds_of(mean, std, engine.device)
-    hard = F.one_hot(torch.arange(classes).repeat_interleave(k), classes).float().to(engine.device)
-    every = max(1, settings.iterations // 200)
-    for i in context.progress(range(first, settings.iterations), "matching", settings.iterations, first):
-        draws = generator("match", "trajectory", seed, i)
-        expert = experts[int(torch.randint(len(experts), (), generator=draws))]
-        t = int(torch.randint(settings.start_epochs, (), generator=draws))
-        begin, target = (torch.as_tensor(expert[place]).to(engine.device) for place in (t, t + settings.expert_epochs))
-        parts = _batches(len(x), settings, seed, i)
 
-        def step_of(number: int, parts: list[Tensor] = parts, i: int = i) -> Step:
-            index = parts[number].to(engine.device)
-            seen = x[index]
-            if settings.views == "dsa":
-                how = siamese.draw(generator("match", "view", seed, i, number), len(index))
-                seen = siamese.apply(seen, how.to(engine.device))
-            labels = hard if logits is None else logits.softmax(1)
-            return Step(engine.arranged(seen, network), labels[index])
 
-        for optimizer in (pixels, *others):
-            optimizer.zero_grad(set_to_none=True)
-        made = unrolled(gradient, begin, target, step_of, settings.student_steps, rate.item())
-        rate.grad = made.by_rate.reshape(())
-        value = float(made.loss)
-        if i % every == 0 or i + 1 == settings.iterations or not math.isfinite(value):
-            context.log({"loss": value, "student_lr": rate.item()}, i)
-        grads = [each.grad for each in (x, rate, logits) if each is not None and each.grad is not None]
-        if not (math.isfinite(value) and all(bool(grad.isfinite().all()) for grad in grads)):
-            raise WmddError(
-                f"a student's {settings.student_steps} steps lead to no number at iteration {i} (its learning rate is "
-                f"{rate.item():.3g}); lower match.lr ({settings.lr:g}), rate_lr ({settings.rate_lr:g}) or student_lr "
-                f"({settings.student_lr:g}); what was kept is of before it"
-            )
-        for optimizer in (pixels, *others):
-            optimizer.step()
-        with torch.no_grad():
-            rate.clamp_(min=LEAST)
-            if white is None:
-                within(x, bounds)
-            else:
-                inner = white.undo(x)
-                within(inner, bounds)
-                x.copy_(white.apply(inner))
-        if context.keeper.due():
-            kept = {
-                "images": x.detach().cpu(), "rate": rate.item(), "iteration": i + 1,
-                "logits": None if logits is None else logits.detach().cpu(),
-                "optimizers": [optimizer.state_dict() for optimizer in (pixels, *others)],
-            }  # fmt: skip
-            context.keeper.save(kept, i + 1, settings.iterations, "iteration")
-    final = x.detach() if white is None else white.undo(x.detach())
-    shape = (len(found.labels), k)
-    soft = None if logits is None else logits.detach().softmax(1).cpu().view(*shape, classes)
-    return Matched(to_pixels(final.cpu(), mean, std).view(*shape, 3, side, side), rate.item(), soft)
+def _check_finite(loss: float, distilled: _Distilled, settings: "MatchSettings", iteration: int) -> None:
+    grads = [part.grad for part in distilled.parts if part.grad is not None]
+    if not (math.isfinite(loss) and all(bool(grad.isfinite().all()) for grad in grads)):
+        raise WmddError(
+            f"a student's {settings.student_steps} steps lead to no number at iteration {iteration} (its learning rate is "
+            f"{distilled.rate.item():.3g}); lower match.lr ({settings.lr:g}), rate_lr ({settings.rate_lr:g}) or student_lr "
+            f"({settings.student_lr:g}); what was kept is of before it"
+        )
 
 
 def _begin(
-    state: dict[str, Any] | None,
-    found: Real,
+    real: Real,
     classes: int,
     k: int,
     mean: list[float],
@@ -238,26 +191,59 @@ def _begin(
     settings: "MatchSettings",
     seed: int,
     device: torch.device,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return X, the labels' logits or None, and alpha, as they were kept or to begin with."""
-    if state is not None:
-        x, logits, rate = state["images"].to(device), state["logits"], state["rate"]
-    else:
-        x = start(found, k, mean, std, settings, seed).flatten(0, 1).to(device)
-        x = x if white is None or settings.init == "noise" else white.apply(x)
-        own = torch.arange(classes).repeat_interleave(k)
-        logits = SURE * F.one_hot(own, classes).float() if settings.labels == "learned" else None
-        rate = settings.student_lr
-    logits = None if logits is None else logits.to(device).requires_grad_()
-    return x.requires_grad_(), logits, torch.tensor(rate, device=device, requires_grad=True)
+) -> dict[str, Any]:
+    """Return X, alpha and the labels' logits to begin with, as a state that was kept."""
+    x = start(real, k, mean, std, settings, seed).flatten(0, 1).to(device)
+    x = x if white is None or settings.init == "noise" else white.apply(x)
+    logits = SURE * _one_hot(classes, k) if settings.labels == "learned" else None
+    return {"images": x, "logits": logits, "rate": settings.student_lr, "iteration": 0}
+
+
+def _segment(experts: "Sequence[Any]", settings: "MatchSettings", seed: int, iteration: int) -> tuple[Tensor, Tensor]:
+    """Draw an expert and an epoch t; return theta*_t and theta*_{t+M}."""
+    draws = generator("match", "trajectory", seed, iteration)
+    expert = experts[int(torch.randint(len(experts), (), generator=draws))]
+    t = int(torch.randint(settings.start_epochs, (), generator=draws))
+    return torch.as_tensor(expert[t]), torch.as_tensor(expert[t + settings.expert_epochs])
+
+
+def _steps(
+    distilled: _Distilled,
+    network: nn.Module,
+    classes: int,
+    k: int,
+    settings: "MatchSettings",
+    seed: int,
+    iteration: int,
+    engine: Engine,
+) -> Callable[[int], Step]:
+    """Return a function that gives step i of the student of an iteration, the same whenever it is asked."""
+    batches = _batches(len(distilled.x), settings, seed, iteration)
+    hard = _one_hot(classes, k).to(engine.device)
+
+    def step_of(number: int) -> Step:
+        index = batches[number].to(engine.device)
+        images = distilled.x[index]
+        if settings.views == "dsa":
+            distortions = siamese.draw(generator("match", "view", seed, iteration, number), len(index))
+            images = siamese.apply(images, distortions.to(engine.device))
+        labels = hard if distilled.logits is None else distilled.logits.softmax(1)
+        return Step(engine.arranged(images, network), labels[index])
+
+    return step_of
+
+
+def _one_hot(classes: int, k: int) -> Tensor:
+    """Return the classes of the images as probabilities, [C K, C]."""
+    return F.one_hot(torch.arange(classes).repeat_interleave(k), classes).float()
 
 
 def _batches(count: int, settings: "MatchSettings", seed: int, iteration: int) -> list[Tensor]:
     """Return the images of each step: orders of all, one behind the other, cut into batches."""
     size = settings.student_batch or count
-    each = len(batches_of(torch.arange(count), size))
+    steps_of_order = len(batches_of(torch.arange(count), size))
     orders = [
         torch.randperm(count, generator=generator("match", "order", seed, iteration, n))
-        for n in range(-(-settings.student_steps // each))
+        for n in range(-(-settings.student_steps // steps_of_order))
     ]
     return [part for order in orders for part in batches_of(order, size)][: settings.student_steps]
