@@ -97,6 +97,10 @@ def test_a_file_that_is_none_of_the_workflow_is_told_apart(path):
         cell_of(path)
 
 
+def test_a_cost_lies_beside_a_file_without_a_suffix_too():
+    assert cost_of("a/v1.2/atoms") == "a/v1.2/atoms.cost.json"
+
+
 def test_no_two_kinds_of_files_share_a_path_and_no_two_stages_a_log():
     assert len(set(FILES.values())) == len(FILES)
     logs = [stage.log for stage in STAGES.values()]

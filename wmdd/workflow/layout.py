@@ -203,12 +203,12 @@ def beside(path: PurePath | str, kind: str) -> PurePath:
 
 def cost_of(path: str) -> str:
     """Return the path (or the pattern of it) of the cost of the job that makes a file."""
-    return f"{path.rpartition('.')[0]}{COST}"
+    return PurePath(path).with_suffix(COST).as_posix()
 
 
 def history_of(path: str) -> str:
     """Return the path (or the pattern of it) of the history of the training that makes a file."""
-    return f"{path.rpartition('.')[0]}{HISTORY}"
+    return PurePath(path).with_suffix(HISTORY).as_posix()
 
 
 def of_run(pattern: str, run: int) -> str:
