@@ -266,84 +266,69 @@ def test_a_teacher_of_other_classes(here, mistake, stage, other):
         assert "model.safetensors" in message
 
 
-def other_head(here):
-    state, meta = load_model(here / "model.safetensors")
-    state["head.weight"] = torch.zeros(4, 32)
-    save_model(here / "model.safetensors", state, {k: v for k, v in meta.items() if k != "digest"})
-
-
-def images_of_other_classes(here):
-    write_images(here / "images.h5", names=["ant", "bee", "cow"])
-    write_labels(here / "labels.h5", here / "images.h5")
-
-
-def labels_without_a_store(here):
-    arrays, meta = load(here / "labels.h5")
-    meta["settings"].pop("store")
-    save(here / "labels.h5", arrays, meta)
-
-
+WRITERS = {
+    "data.h5": write_data,
+    "images.h5": write_images,
+    "barycenter.h5": write_barycenter,
+    "model.safetensors": write_teacher,
+}
 OTHER_BLOCK = f"barycenter.h5 is of other classes or images per class than classes0-2 at ipc {IPC}; rebuild it"
+OTHER_WIDTH = "barycenter.h5 is of the features of another teacher than model.safetensors"
 
 
 @pytest.mark.parametrize(
-    ("change", "line", "says"),
+    ("name", "other", "line", "says"),
     [
-        (lambda here: write_barycenter(here / "barycenter.h5", [0, 1]), COMMANDS["recover"], OTHER_BLOCK),
-        (lambda here: write_barycenter(here / "barycenter.h5", ipc=IPC + 1), COMMANDS["recover"], OTHER_BLOCK),
-        (lambda here: write_barycenter(here / "barycenter.h5", [0, 2, 1]), COMMANDS["recover"], OTHER_BLOCK),
+        ("barycenter.h5", {"labels": [0, 1]}, COMMANDS["recover"], OTHER_BLOCK),
+        ("barycenter.h5", {"labels": [0, 2, 1]}, COMMANDS["recover"], OTHER_BLOCK),
+        ("barycenter.h5", {"ipc": IPC + 1}, COMMANDS["recover"], OTHER_BLOCK),
+        ("barycenter.h5", {"width": 16}, COMMANDS["recover"], OTHER_WIDTH),
         (
-            lambda here: write_barycenter(here / "barycenter.h5", width=16),
-            COMMANDS["recover"],
-            "barycenter.h5 is of the features of another teacher than model.safetensors",
-        ),
-        (
-            lambda here: write_teacher(here / "model.safetensors", seed=1),
+            "model.safetensors",
+            {"seed": 1},
             COMMANDS["recover"],
             "statistics.h5 is of another teacher than model.safetensors",
         ),
-        (other_head, COMMANDS["relabel"], "model.safetensors has 4 classes but the data have 3"),
-        (images_of_other_classes, COMMANDS["student"], "class 2 is 'cat' in data.h5 but 'cow' in images.h5"),
+        ("data.h5", {"seed": 5}, COMMANDS["select"], "features.h5 is of other data than data.h5"),
         (
-            lambda here: write_data(here / "data.h5", seed=5),
-            COMMANDS["select"],
-            "features.h5 is of other data than data.h5",
-        ),
-        (
-            lambda here: write_images(here / "images.h5", seed=5),
+            "images.h5",
+            {"seed": 5},
             COMMANDS["student"],
-            "labels.h5 labels other images than those given; run the relabel stage again",
+            "labels.h5 labels other images than those given; run the relabel",
         ),
+        ("images.h5", {"names": ["ant", "bee", "cow"]}, COMMANDS["student"], "'cat' in data.h5 but 'cow' in images.h5"),
+        ("model.safetensors", {"names": [*NAMES, "dog"]}, ONLINE, "has 4 classes but the distilled set has 3"),
         (
-            labels_without_a_store,
-            COMMANDS["student"],
-            "labels.h5 was made with store None, the student asks for stored",
-        ),
-        (
-            lambda here: write_labels(here / "labels.h5", here / "images.h5", epochs=1),
-            COMMANDS["student"],
-            "labels for 1 epochs but the student trains 2",
-        ),
-        (
-            lambda here: write_teacher(here / "model.safetensors", [*NAMES, "dog"]),
+            "model.safetensors",
+            {"names": ["ant", "cat", "bee"]},
             ONLINE,
-            "model.safetensors has 4 classes but the distilled set has 3",
-        ),
-        (
-            lambda here: write_teacher(here / "model.safetensors", ["ant", "cat", "bee"]),
-            ONLINE,
-            "class 1 is 'bee' in the distilled set but 'cat' in model.safetensors",
-        ),
-        (
-            lambda here: (here / "o").write_text("a file"),
-            COMMANDS["recover"],
-            "o/r.h5: a file stands where a folder is needed",
+            "'bee' in the distilled set but 'cat' in model",
         ),
     ],
 )
-def test_a_file_of_something_else_is_refused(here, mistake, change, line, says):
-    change(here)
+def test_a_file_of_something_else_is_refused(here, mistake, name, other, line, says):
+    WRITERS[name](here / name, **other)
     assert says in mistake(line, begun=True)
+
+
+def test_a_teacher_whose_weights_do_not_fit_its_own_classes(here, mistake):
+    state, meta = load_model(here / "model.safetensors")
+    state["head.weight"] = torch.zeros(4, 32)
+    save_model(here / "model.safetensors", state, {k: v for k, v in meta.items() if k != "digest"})
+    assert "model.safetensors has 4 classes but the data have 3" in mistake(COMMANDS["relabel"])
+
+
+def test_labels_of_too_few_epochs_of_no_store_or_of_another_temperature(here, run, mistake):
+    write_labels(here / "labels.h5", here / "images.h5", epochs=1)
+    assert "labels for 1 epochs but the student trains 2" in mistake(COMMANDS["student"], begun=True)
+    arrays, meta = load(here / "labels.h5")
+    meta["settings"].pop("store")  # as an older version left them
+    save(here / "labels.h5", arrays, meta)
+    assert "labels.h5 was made with store None, the student asks for stored" in mistake(COMMANDS["student"])
+    succeeds(run, COMMANDS["relabel"].replace("o/labels", "labels") + " --store pruned --temperature 4")
+    line = COMMANDS["student"] + " --store pruned"
+    assert mistake(line) == "labels.h5 was made with temperature 4.0, the student asks for 20.0; make them agree"
+    succeeds(run, f"{line} --temperature 4")
 
 
 @pytest.mark.parametrize(
@@ -388,13 +373,6 @@ def test_a_request_that_does_not_fit_is_one_line(here, mistake, line, says):
     assert not [path for path in here.glob("o/*") if not path.name.startswith(".")]
 
 
-def test_labels_that_are_pruned_for_another_temperature(here, run, mistake):
-    succeeds(run, COMMANDS["relabel"].replace("o/labels", "labels") + " --store pruned --temperature 4")
-    line = COMMANDS["student"] + " --store pruned"
-    assert mistake(line) == "labels.h5 was made with temperature 4.0, the student asks for 20.0; make them agree"
-    succeeds(run, f"{line} --temperature 4")
-
-
 def test_blocks_that_do_not_make_a_whole(here, mistake):
     for parts in [[[0, 1]], [[0, 1], [1, 2]], [[2], [0, 1]]]:
         names = [f"part{number}.h5" for number in range(len(parts))]
@@ -411,6 +389,11 @@ def test_blocks_that_do_not_make_a_whole(here, mistake):
 
 
 # Faults of the machine, and of results
+
+
+def test_an_output_that_can_not_be_written(here, mistake):
+    (here / "o").write_text("a file")
+    assert "o/r.h5: a file stands where a folder is needed" in mistake(COMMANDS["recover"])  # before it begins
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

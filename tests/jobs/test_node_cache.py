@@ -112,20 +112,17 @@ def test_a_place_that_is_none(data, monkeypatch, capsys, place):
 # A stale copy is never used
 
 
-@pytest.mark.parametrize("change", ["arrays", "meta"])
-def test_a_new_file_has_a_new_copy(data, node, change):
-    before = staged(data)
-    arrays, meta = dict(ARRAYS), dict(META)
-    if change == "arrays":
-        arrays["val/images"] = ARRAYS["val/images"] ^ 1
-    else:
-        meta["mean"] = [0.4] * 3  # as long as before, and not in the digest of the arrays
-    save(data, arrays, meta)
-    after = staged(data)
-    assert after != before
-    found, about = load(after)
-    assert about["mean"] == meta["mean"]
-    np.testing.assert_array_equal(found["val/images"], arrays["val/images"])
+def test_a_new_file_has_a_new_copy(data, node):
+    copies = [staged(data)]
+    other = ARRAYS | {"val/images": ARRAYS["val/images"] ^ 1}
+    mean = [0.4] * 3  # as long as before, and not in the digest of the arrays
+    for arrays, meta in (other, META), (other, META | {"mean": mean}):
+        save(data, arrays, meta)
+        copies.append(staged(data))
+    assert len(set(copies)) == 3
+    found, about = load(copies[-1])
+    assert about["mean"] == mean
+    np.testing.assert_array_equal(found["val/images"], other["val/images"])
 
 
 @pytest.mark.parametrize("fault", ["shorter", "longer", "other", "rubbish"])
@@ -201,46 +198,30 @@ def test_a_trap_in_place_of_the_copy(data, node, tmp_path):
 FORK = multiprocessing.get_context("fork")  # another process imports torch for seconds
 
 
-def stage(data, seconds, ready, said):
-    """Stage a file, slowly; say where it is, and whether this was the one that copied it."""
-    copied = []
+def test_of_several_at_once_one_copies(data, node, monkeypatch):
+    ready, answers, copy = FORK.Barrier(4), FORK.SimpleQueue(), node_cache._copy
 
-    def slow(*arguments):
-        copied.append(True)
-        time.sleep(seconds)
-        copy(*arguments)
+    def stage():
+        copied = []
+        monkeypatch.setattr(
+            node_cache, "_copy", lambda *arguments: (copied.append(True), time.sleep(0.2), copy(*arguments))
+        )
+        ready.wait()
+        answers.put((staged(data), bool(copied)))
 
-    copy, node_cache._copy = node_cache._copy, slow
-    ready.wait()
-    said.put((staged(data), bool(copied)))
-
-
-def start(data, seconds, ready):
-    said = FORK.SimpleQueue()
-    process = FORK.Process(target=stage, args=(data, seconds, ready, said))
-    process.start()
-    return process, said
-
-
-def test_of_several_at_once_one_copies(data, node):
-    ready = FORK.Barrier(4)
-    processes = [start(data, 0.2, ready) for _ in range(4)]
-    said = [queue.get() for _, queue in processes]
+    processes = [FORK.Process(target=stage) for _ in range(4)]
+    for process in processes:
+        process.start()
+    said = [answers.get() for _ in processes]
+    for process in processes:
+        process.join()
     assert {path for path, _ in said} == {own(node) / copy_name(data)}
     assert sorted(copied for _, copied in said) == [False, False, False, True]
     assert files(node) == [copy_name(data)]
-    for process, _ in processes:
-        process.join()
 
 
-def test_one_that_was_killed_leaves_nothing_for_good(data, node):
-    ready = FORK.Barrier(2)
-    process, _ = start(data, 60, ready)
-    ready.wait()
-    while not own(node).exists():
-        time.sleep(0.01)
-    process.kill()
-    process.join()
+def test_what_a_killed_job_left_goes_and_that_of_others_stays(data, node):
+    own(node).mkdir(mode=0o700)
     (own(node) / f".{copy_name(data)}.node7.12.part").write_text("half")
     (own(node) / ".other.h5.node7.12.part").write_text("another's half")
     assert staged(data) == own(node) / copy_name(data)
@@ -248,7 +229,7 @@ def test_one_that_was_killed_leaves_nothing_for_good(data, node):
 
 
 def copy_name(data: Path) -> str:
-    return f"digits-{node_cache._content(data)[:32]}-{data.stat().st_size}.h5"
+    return f"digits-{node_cache._digest(data)[:32]}-{data.stat().st_size}.h5"
 
 
 def test_a_big_copy_of_any_artifact_shows_how_far_it_is(tmp_path, node, monkeypatch, capsys):

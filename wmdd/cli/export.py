@@ -66,7 +66,16 @@ def export(
         check_images(images, file)
         meta = hdf5.meta_of(file)
         soft, soft_facts, labels_meta = _soft_labels(images, file, labels, temperature)
-        manifest = _manifest(to, file, meta, soft_facts, labels_meta)
+        manifest = Manifest(
+            layout=to,
+            classes=manifest_classes(meta["classes"], meta["names"]),
+            images_per_class=file["weights"].shape[1],
+            resolution=file["images"].shape[-1],
+            mean=meta["mean"],
+            std=meta["std"],
+            soft_labels=soft_facts,
+            made={"images": provenance(meta)} | ({"labels": provenance(labels_meta)} if labels_meta else {}),
+        )
         place = place_of(images.absolute())
         cell = place.cell if place and place.kind == "images" else None
         dataset = _source(source, cell, meta)
@@ -120,26 +129,6 @@ def _mean_labels(
     store, mix = meta["settings"].get("store", "stored"), meta["settings"].get("mix", "none")
     facts = SoftLabels(temperature=temperature, epochs=epochs, store=store, mix=mix, digest=meta["digest"])
     return means, facts, meta | {"labelled_epochs": epochs}
-
-
-def _manifest(
-    layout: Layout,
-    file: h5py.File,
-    meta: dict[str, Any],
-    soft_labels: SoftLabels | None,
-    labels_meta: dict[str, Any] | None,
-) -> Manifest:
-    """Return what the exported folder says of itself."""
-    return Manifest(
-        layout=layout,
-        classes=manifest_classes(meta["classes"], meta["names"]),
-        images_per_class=file["weights"].shape[1],
-        resolution=file["images"].shape[-1],
-        mean=meta["mean"],
-        std=meta["std"],
-        soft_labels=soft_labels,
-        made={"images": provenance(meta)} | ({"labels": provenance(labels_meta)} if labels_meta else {}),
-    )
 
 
 def _source(name: str | None, cell: Cell | None, meta: dict[str, Any]) -> "Known | None":

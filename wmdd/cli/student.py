@@ -116,9 +116,8 @@ def student(
     if settings.learned_lr and "student_lr" in meta:
         settings = settings.model_copy(update={"lr": meta["student_lr"]})
     with ExitStack() as files:
-        labels, digests = files.enter_context(
-            _labels(soft_labels, teacher, seed, settings, augmentation, meta, data_meta)
-        )
+        labelling = _labels(soft_labels, teacher, seed, settings, augmentation, meta, data_meta)
+        labels, digests = files.enter_context(labelling)
         inputs = {"images": meta["digest"], "data": data_meta["digest"]} | digests
         numbers = run if len(run) > 1 else run[0]
         stage_job = files.enter_context(
@@ -138,9 +137,8 @@ def student(
         )  # fmt: skip
         stage_job.cost["students"] = len(run)
         for place, (_, history) in enumerate(students):
-            prefix = f"{place}/" if len(run) > 1 else ""  # as the training logs them
             facts = {"identity": {"seed": seed, "run": run[place]}, "classes": meta["classes"]}
-            _save_scores(stage_job, output[place], history, facts, prefix)
+            _save_scores(stage_job, output[place], history, facts, f"{place}/" if len(run) > 1 else "")
 
 
 def _own_labels(path: Path, classes: int, k: int) -> "torch.Tensor":

@@ -211,7 +211,7 @@ class _Reader:
         """Replace a name with its attributes by what they refer to."""
         package, module, (name, *rest) = self.package, self.module, path
         local = [(target, names + rest) for bound, target, names in self.statement.imports if bound == name]
-        targets = [found for target in local for found in package.find(*target)]
+        targets = [target for place in local for target in package.find(*place)]
         if name in self.statement.names and name in module.names:
             targets += package.find(module.name, path)
         for place, text in targets or [(None, ".".join(path))]:

@@ -1,4 +1,4 @@
-"""Scratch: a dataset's file is copied to the disk of the node once, where reading it at random costs nothing to the others.
+"""The copy of a dataset's file on the node's own disk, so that random reads don't load the file system that all nodes share.
 
 WMDD_SCRATCH names a folder there; `~` and variables such as `$TMPDIR` are those of the job. Whatever is wrong with it, the
 file itself is read, and one line says so. Nothing is ever deleted but what a killed copy left half-written.
@@ -31,66 +31,66 @@ def staged(path: Path, make: bool = True) -> Path:
         path: of the artifact.
         make: copy it if it is not there yet; else a copy is only used, which suits who reads little of the file.
     """
-    place = os.environ.get("WMDD_SCRATCH")
-    if not place:
+    scratch = os.environ.get("WMDD_SCRATCH")
+    if not scratch:
         return path
     try:
-        return _staged(path, Path(os.path.expandvars(os.path.expanduser(place))), make)
+        return _staged(path, Path(os.path.expandvars(os.path.expanduser(scratch))), make)
     except (OSError, WmddError) as error:
         print(f"WMDD_SCRATCH cannot be used ({one_line(error)}); {path} itself is read", file=sys.stderr, flush=True)
         return path
 
 
-def _staged(path: Path, place: Path, make: bool) -> Path:
-    folder = _own_folder(place)
-    content, size = _content(path), path.stat().st_size
-    copy = folder / f"{path.stem}-{content[:32]}-{size}.h5"
-    if _is_whole(copy, content, size):
+def _staged(path: Path, scratch: Path, make: bool) -> Path:
+    folder = _own_folder(scratch)
+    digest, size = _digest(path), path.stat().st_size
+    copy = folder / f"{path.stem}-{digest[:32]}-{size}.h5"
+    if _is_whole(copy, digest, size):
         return copy
     if not make:
         return path
-    with _alone(folder):
-        if not _is_whole(copy, content, size):  # by whoever was before us
+    with _locked(folder):
+        if not _is_whole(copy, digest, size):  # unless another process has made it meanwhile
             _copy(path, copy, size)
-            if not _is_whole(copy, content, size):
+            if not _is_whole(copy, digest, size):
                 raise OSError(f"{copy} is not what was copied")
     return copy
 
 
-def _own_folder(place: Path) -> Path:
+def _own_folder(scratch: Path) -> Path:
     """Return the user's folder, made if need be; never one that others made, or may write to, or that leads elsewhere.
 
     Raises:
         OSError: it is such a one, or can't be made.
     """
-    if not place.is_absolute() or "$" in str(place):
-        raise OSError(f"{place} is no absolute path")
-    folder = place / f"wmdd-{os.geteuid()}"
+    if not scratch.is_absolute() or "$" in str(scratch):
+        raise OSError(f"{scratch} is no absolute path")
+    folder = scratch / f"wmdd-{os.geteuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise OSError(f"{folder} is a link, or others may write to it")
     return folder
 
 
-def _content(path: Path) -> str:
+def _digest(path: Path) -> str:
     """Return the SHA-256 of what an artifact says of itself: the digest of its arrays, and its meta data."""
     with hdf5.reading(path) as file:
         digest = str(file.attrs["digest"]).encode()
         return hashlib.sha256(digest + file[hdf5.META][()].tobytes()).hexdigest()
 
 
-def _is_whole(copy: Path, content: str, size: int) -> bool:
+def _is_whole(copy: Path, digest: str, size: int) -> bool:
     if not copy.exists() or copy.stat().st_size != size:
         return False
     try:
-        return _content(copy) == content
+        return _digest(copy) == digest
     except WmddError:
         return False
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Let one process of the node copy at a time; the lock goes with the process."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -111,9 +111,8 @@ def _copy(path: Path, copy: Path, size: int) -> None:
         OSError: there is no room.
         WmddError: the disk became full meanwhile.
     """
-    # of a job that was killed, as nobody else copies
-    for left in copy.parent.glob(f".{glob.escape(copy.name)}.*.part"):
-        left.unlink()
+    for remnant in copy.parent.glob(f".{glob.escape(copy.name)}.*.part"):  # of a killed job, as nobody else copies now
+        remnant.unlink()
     free = shutil.disk_usage(copy.parent).free
     if free < size:
         raise OSError(f"{copy.parent} has {units.size(free) or 'nothing'} left, {path} has {units.size(size)}")

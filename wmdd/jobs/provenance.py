@@ -38,10 +38,10 @@ _package = cache(Package)
 def code_digest(stage: str, root: Path = PACKAGE) -> str:
     """Return a digest of the code of this package that decides what a stage makes.
 
-    That is the stage's command and all functions, classes and constants that it refers to, and so on (`wmdd.jobs.code_reach`),
-    up to those of `GROUND`. Of settings it has methods and validators, but no defaults, bounds and descriptions: their values
-    reach a stage as flags. Nor has it the names of modules, imports, docstrings, comments, annotations, the words of errors,
-    and files that are not Python: what of them decides a number is an input or another param of the stage's rule.
+    It covers the stage's command and all functions, classes and constants that it refers to, directly or through others
+    (`wmdd.jobs.code_reach`), up to those of `GROUND`. Of settings it covers methods and validators alone: values reach a stage
+    as flags. It leaves out names of modules, imports, docstrings, comments, annotations, the words of errors, and files that
+    are not Python: what of them decides a number is an input or another param of the stage's rule.
 
     Raises:
         WmddError: there is no such command, or more than one.
@@ -77,12 +77,12 @@ def processor() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that a number may depend on."""
-    found = {"python": platform.python_version()}
+    from wmdd import __version__
+
+    installed = {"python": platform.python_version()}
     for name in VERSIONED:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            from wmdd import __version__
-
-            found[name] = __version__ if name == "wmdd" else "absent"
-    return found
+            installed[name] = __version__ if name == "wmdd" else "absent"
+    return installed

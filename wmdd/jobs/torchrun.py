@@ -1,8 +1,8 @@
 """Starting a command on several processes of this machine, as torchrun does, and ending with one line when it fails.
 
 The launcher holds no data and no network. Whatever ends one process ends all: the launcher stops the others, and each
-process stops when its launcher is gone. A scheduler's warning is no end yet: the launcher passes it on, by a file that the
-processes look for, because they are in sessions of their own, and waits for them.
+process stops when its launcher is gone. A scheduler's warning ends nothing yet: the launcher passes it on and waits. It does
+so by a file that the processes look for, because they are in sessions of their own, where no signal to the launcher arrives.
 """
 
 import logging
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from wmdd.settings.engine import EngineSettings
 
 LAUNCHER = "WMDD_LAUNCHER"  # process id of the launcher, in the environment of what it starts
-WARNING = "WMDD_WARNING"  # and the file that appears when the launcher was warned; holds the signal's name
-STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # how a process ends that the launcher stops because of another
+WARNING = "WMDD_WARNING"  # file that appears when the launcher was warned, and holds the signal's name
+STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # exit codes of a process that the launcher stops because of another
 
 
 def launch(processes: int, engine: "EngineSettings", arguments: list[str]) -> None:
@@ -51,7 +51,10 @@ def launch(processes: int, engine: "EngineSettings", arguments: list[str]) -> No
     quiet = logging.getLogger("torch.distributed.elastic")
     quiet.addHandler(logging.NullHandler())  # what it has to say of a failure is said below, in one line
     quiet.propagate = False
-    with tempfile.TemporaryDirectory(prefix="wmdd-") as folder, listening(notice := _Passed(Path(folder) / "warning")):
+    with (
+        tempfile.TemporaryDirectory(prefix="wmdd-") as folder,
+        listening(notice := _PassedOn(Path(folder) / "warning")),
+    ):
         config = LaunchConfig(
             1, 1, processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
             local_addr="localhost", logs_specs=DefaultLogsSpecs(log_dir=folder),
@@ -73,15 +76,15 @@ def check_gpus(processes: int, engine: "EngineSettings") -> None:
     """
     import torch
 
-    found = torch.cuda.device_count() if engine.device != "cpu" else 0
-    if processes > found and (found or engine.device == "cuda"):
+    gpus = torch.cuda.device_count() if engine.device != "cpu" else 0
+    if processes > gpus and (gpus or engine.device == "cuda"):
         raise WmddError(
-            f"{processes} processes need as many GPUs, but {found} are visible; lower the teacher's `gpus` (--processes), "
+            f"{processes} processes need as many GPUs, but {gpus} are visible; lower the teacher's `gpus` (--processes), "
             "or set engine.device: cpu"
         )
 
 
-class _Passed(Notice):
+class _PassedOn(Notice):
     """A warning that is passed on to the processes."""
 
     def __init__(self, file: Path) -> None:
@@ -117,9 +120,9 @@ def explain(failures: "dict[int, ProcessFailure]", processes: int, warned: str =
         sys.exit(1)
     if warned or first.exitcode == AGAIN:
         raise Preempted(f"{warned or 'a signal to a process'}: going on from its last checkpoint when started again")
-    how = f"was killed by {first.signal_name()}" if first.exitcode < 0 else f"ended with exit status {first.exitcode}"
+    end = f"was killed by {first.signal_name()}" if first.exitcode < 0 else f"ended with exit status {first.exitcode}"
     raise WmddError(
-        f"process {rank + 1} of {processes} {how}; run again: the training goes on from its last checkpoint"
+        f"process {rank + 1} of {processes} {end}; run again: the training goes on from its last checkpoint"
     )
 
 
