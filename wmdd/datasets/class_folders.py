@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wmdd.base.errors import WmddError
-from wmdd.datasets.class_files import ClassFiles, FolderFiles, reading
+from wmdd.datasets.class_files import ClassFiles, in_folder, reading
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
@@ -78,13 +78,13 @@ def shortened(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def class_files(root: Path, folder: str) -> FolderFiles:
+def class_files(root: Path, folder: str) -> ClassFiles:
     """List the pictures below a class folder.
 
     Raises:
         WmddError: there are none, or something in it can't be read or leaves the root.
     """
-    files = FolderFiles(root, folder, _pictures_below(root / folder, root))
+    files = in_folder(root, folder, _pictures_below(root / folder, root))
     if not len(files):
         remedy = "add some, or delete the class in both splits"
         raise WmddError(f"the class folder {root / folder} has no pictures ({' '.join(EXTENSIONS)}); {remedy}")

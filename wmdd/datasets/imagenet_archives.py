@@ -16,7 +16,7 @@ from wmdd.base.errors import WmddError, one_line
 from wmdd.base.progress import progress
 from wmdd.datasets import class_folders
 from wmdd.datasets.archives import DAMAGED, StrictTarInfo
-from wmdd.datasets.class_files import ClassFiles, FolderFiles, OpenTar, TarFiles, reading
+from wmdd.datasets.class_files import ClassFiles, OpenTar, in_folder, reading
 from wmdd.datasets.class_folders import Splits
 from wmdd.datasets.download import by_hand, fetch
 from wmdd.settings.catalogue import Archive, Known
@@ -71,7 +71,7 @@ def _train(base: Path, entry: Known) -> _Split:
     def files_of(name: str) -> ClassFiles:
         member = inner[name]
         pictures = _pictures(_members(tar.path, member.offset_data, member.offset_data + member.size))
-        files = TarFiles(tar, PurePosixPath(member.name).name, sorted(pictures))
+        files = tar.files(PurePosixPath(member.name).name, sorted(pictures))
         if not len(files):
             raise WmddError(f"{member.name} in {tar.path} has no pictures; fetch it anew")
         return files
@@ -86,15 +86,13 @@ def _val(root: Path, base: Path, entry: Known, classes: list[str]) -> _Split:
     if folder.is_dir():
         names = class_folders.pictures_in(base, "val")
         kept = _positions(root, base, entry, names, classes, folder)
-        return _Split(
-            list(kept), lambda name: FolderFiles(base, "val", (names[i] for i in kept[name])), "a flat folder"
-        )
+        return _Split(list(kept), lambda name: in_folder(base, "val", (names[i] for i in kept[name])), "a flat folder")
     if not (base / archive.name).is_file():
         raise _nothing(base, entry, "validation")
     tar = _open_tar(base, archive)
     members = sorted(_pictures(_members(tar.path)))
     kept = _positions(root, base, entry, [name for name, _, _ in members], classes, tar.path)
-    return _Split(list(kept), lambda name: TarFiles(tar, "", (members[i] for i in kept[name])), "official tar files")
+    return _Split(list(kept), lambda name: tar.files("", (members[i] for i in kept[name])), "official tar files")
 
 
 def _class_folders(base: Path, split: str) -> _Split:
