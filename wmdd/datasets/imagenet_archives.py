@@ -81,7 +81,7 @@ def _train(base: Path, entry: Known) -> _Split:
 
 def _val(root: Path, base: Path, entry: Known, classes: list[str]) -> _Split:
     archive, folder = entry.archive("val.tar"), base / "val"
-    if folder.is_dir() and any(each.is_dir() for each in class_folders.visible_entries(folder, base)):
+    if folder.is_dir() and any(entry.is_dir() for entry in class_folders.visible_entries(folder, base)):
         return _class_folders(base, "val")
     if folder.is_dir():
         names = class_folders.pictures_in(base, "val")
