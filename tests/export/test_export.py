@@ -147,14 +147,6 @@ def test_parquet_carries_the_types_of_the_hub(here, run):
     assert [path.name for each in files for path in out.glob(each["path"])] == ["train-00000-of-00001.parquet"]
 
 
-def test_hdf5(here, run):
-    images, weights = read_set()
-    with h5py.File(exported(run, "hdf5") / "distilled.h5") as file:
-        assert np.array_equal(file["images"], images)
-        assert np.array_equal(file["weights"], weights)
-        assert file["soft_labels"].shape == (6, 3)
-
-
 @pytest.mark.parametrize(("layout", "soft"), [*((layout, True) for layout in LAYOUTS), ("imagefolder", False)])
 def test_the_example_runs(here, run, layout, soft, monkeypatch, capfd):
     out = exported(run, layout, **({} if soft else {"more": ""})).rename("elsewhere")

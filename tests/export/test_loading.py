@@ -97,9 +97,8 @@ def test_importing_the_package_is_light():
         _ = wmdd.lode
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.usefixtures("here")
-def test_a_student_of_the_export_is_the_student_of_the_run(run, layout):
+def test_a_student_of_the_export_is_the_student_of_the_run(run):
     settings = StudentSettings(
         architecture="resnet18", width=4, epochs=3, batch_size=4, labels="hard", evaluate_every=1
     )
@@ -117,7 +116,7 @@ def test_a_student_of_the_export_is_the_student_of_the_run(run, layout):
     arrays, meta = read(Path(f"{HERE}/images.h5"), "images", "weights")  # as the command `student` does
     images, weights = (torch.from_numpy(arrays[name]) for name in ("images", "weights"))
     own = history(images.flatten(0, 1), torch.arange(3).repeat_interleave(IPC), weights, meta["mean"], meta["std"])
-    found = load(exported(run, layout))
+    found = load(exported(run, "parquet"))
     assert history(found.images, found.labels, found.weights.view(3, -1), found.mean, found.std) == own
     assert "top1" in own[-1]
 

@@ -1,4 +1,4 @@
-"""Preemption: a scheduler's warning, by SIGTERM or SIGUSR1, ends a job at its next checkpoint, to be started again."""
+"""A scheduler's warning, by SIGTERM or SIGUSR1, ends a job at its next checkpoint, to be started again."""
 
 import os
 import signal
@@ -15,9 +15,9 @@ KEPT = "checkpoint written, going on from it when started again"
 
 
 class Preempted(SystemExit):
-    """The end of a job that was told to make room, with the exit code `AGAIN`. Says in one line what is kept.
+    """The end of a job that was told to make room, with the exit code `AGAIN`; its line says what is kept.
 
-    `agreed`: of several processes, all end at this place.
+    Where several processes do the job, `agreed` says that all of them end at this place.
     """
 
     def __init__(self, line: str, agreed: bool = False) -> None:
@@ -30,18 +30,18 @@ class Preempted(SystemExit):
 
 
 class Notice:
-    """Whether a job was told to end, and how it takes it.
+    """Whether a job was told to end, and what it does then.
 
-    As long as it keeps nothing (`keeps`), it ends at once, by an exception wherever it is, and says `otherwise`; from then on
-    whoever keeps something asks `signal` at a safe point. A second warning changes nothing.
+    A job without a checkpoint (`keeps` is false) ends at once, by an exception wherever it is, with the line `otherwise`. A
+    job with one asks for the `signal` at its next checkpoint and ends there. A second warning changes nothing.
 
-    Of several processes that do a job `together`, none may act on what it alone has heard, at whatever moment that came:
-    what is `heard` becomes the `signal` when they `agree`.
+    Processes that do a job `together` end at the same place: what one of them has `heard` becomes the `signal` of all when
+    they `agree`.
     """
 
     def __init__(self, otherwise: str = NOTHING, keeps: bool = False, together: bool = False) -> None:
         self.otherwise, self.keeps, self.together = otherwise, keeps, together
-        self.heard = self.signal = ""  # name of the one that came
+        self.heard = self.signal = ""  # name of the signal that came
 
     def give(self, name: str) -> None:
         """Take a warning.
@@ -58,11 +58,11 @@ class Notice:
                 raise self._now()
 
     def agree(self) -> None:
-        """End at the next checkpoint, as all processes do, since one of them was told to."""
+        """Take over what one of the processes has heard, as all of them do at the same place."""
         self.signal = self.heard or "a signal to another process"
 
     def end(self, error: BaseException) -> Preempted | None:
-        """Return the end of the job that an exception stands for, if it does: what ends at once may break something else."""
+        """Return the end of the job that an exception stands for, if any: an end at once may show as another's error."""
         if isinstance(error, Preempted):
             return error
         return self._now() if self.signal and not self.keeps and isinstance(error, Exception) else None
@@ -73,7 +73,7 @@ class Notice:
 
 @contextmanager
 def listening(notice: Notice) -> Iterator[None]:
-    """Give a notice the warnings that come while this lasts; outside of the main thread, where none come, do nothing."""
+    """Give a notice the warnings that come within this block; outside of the main thread, where none come, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -103,7 +103,7 @@ def listening(notice: Notice) -> Iterator[None]:
 
 
 def _fragile(frame: FrameType | None) -> bool:
-    """Return whether an exception would be lost, as in finalizers, or break what calls, as HDF5 does `artifacts._Sink`."""
+    """Return whether an exception would be lost here, as in finalizers, or break a caller, as HDF5 below `_Sink`."""
     while frame is not None:
         code = frame.f_code
         if code.co_filename in (weakref.__file__, __file__) and code.co_name != "listening":

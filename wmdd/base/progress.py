@@ -1,4 +1,4 @@
-"""Progress of a long loop: a bar on a terminal, a line a minute in a log, with the rate and the time left."""
+"""How far a long loop is: a bar on a terminal, a line a minute in a log, with the rate and the time left."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,20 +12,9 @@ T = TypeVar("T")
 def progress(items: Iterable[T], what: str, total: int | None = None, start: int = 0, unit: str = "it") -> Iterator[T]:
     """Yield from `items` and show how far it is; `start` items were done by an earlier job."""
     terminal = sys.stderr.isatty()
-    end = "" if terminal else "\n"
-    bar_format = (
-        None if terminal else "{desc}: {n_fmt}/{total_fmt} {unit}, {rate_fmt}, {elapsed} gone, {remaining} left" + end
-    )
-    return iter(
-        tqdm(
-            items,
-            desc=what,
-            total=total,
-            initial=start,
-            unit=unit,
-            mininterval=0.2 if terminal else 60,
-            maxinterval=60,
-            bar_format=bar_format,
-            file=sys.stderr,
-        )
-    )
+    log_line = "{desc}: {n_fmt}/{total_fmt} {unit}, {rate_fmt}, {elapsed} gone, {remaining} left\n"
+    bar = tqdm(
+        items, what, total, initial=start, unit=unit, mininterval=0.2 if terminal else 60, maxinterval=60,
+        bar_format=None if terminal else log_line, file=sys.stderr,
+    )  # fmt: skip
+    return iter(bar)

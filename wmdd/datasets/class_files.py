@@ -3,21 +3,31 @@
 import os
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 from wmdd.base.errors import WmddError
 
 
-class ClassFiles(Protocol):
-    """The encoded pictures of one class in one split, sorted by name; may be read from many threads at once."""
+class ClassFiles:
+    """The encoded pictures of one class in one split, sorted by name; may be read from many threads at once.
 
-    def __len__(self) -> int: ...
+    A million of them are listed, so each is a plain string.
+    """
+
+    __slots__ = ("_names", "_prefix", "_read")
+
+    def __init__(self, prefix: str, names: list[str], read: Callable[[int], bytes]) -> None:
+        """Take the names below `prefix`, a path from the root of the dataset, and what reads the picture at an index."""
+        self._prefix, self._names, self._read = prefix, names, read
+
+    def __len__(self) -> int:
+        return len(self._names)
 
     def name(self, index: int) -> str:
         """Return the path of a picture from the root of its dataset, for messages and provenance."""
+        return f"{self._prefix}/{self._names[index]}"
 
     def read(self, index: int) -> bytes:
         """Return the bytes of a picture.
@@ -25,26 +35,24 @@ class ClassFiles(Protocol):
         Raises:
             WmddError: it can't be read; names the file.
         """
+        return self._read(index)
+
+    def at(self, positions: Iterable[int]) -> "ClassFiles":
+        """Return some of the pictures."""
+        chosen = array("q", positions)
+        return ClassFiles(self._prefix, [self._names[i] for i in chosen], lambda index: self._read(chosen[index]))
 
 
-class FolderFiles:
-    """Pictures in a folder. A million of them are listed, so each is a plain string."""
+def in_folder(root: Path, folder: str, names: Iterable[str]) -> ClassFiles:
+    """Return pictures of a folder below the root of a dataset."""
+    names = list(names)
 
-    __slots__ = ("_folder", "_names", "_root")
-
-    def __init__(self, root: Path, folder: str, names: Iterable[str]) -> None:
-        self._root, self._folder, self._names = root, folder, list(names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def name(self, index: int) -> str:
-        return f"{self._folder}/{self._names[index]}"
-
-    def read(self, index: int) -> bytes:
-        path = self._root / self.name(index)
+    def read(index: int) -> bytes:
+        path = root / folder / names[index]
         with reading(path):
             return path.read_bytes()
+
+    return ClassFiles(folder, names, read)
 
 
 class OpenTar:
@@ -55,54 +63,21 @@ class OpenTar:
             self.path, self._descriptor = path, os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
 
-    def read(self, offset: int, size: int, name: str) -> bytes:
-        """Return `size` bytes from `offset`; `name` is what they are, for messages."""
-        with reading(self.path):
-            content = os.pread(self._descriptor, size, offset)
-        if len(content) != size:
-            raise WmddError(f"{self.path} ends within {name}; it has changed since it was listed: run again")
-        return content
-
-
-class TarFiles:
-    """Pictures within a tar, which is not unpacked."""
-
-    __slots__ = ("_inner", "_names", "_offsets", "_sizes", "_tar")
-
-    def __init__(self, tar: OpenTar, inner: str, members: Iterable[tuple[str, int, int]]) -> None:
-        """Take the name, offset and size of each picture; `inner` is the tar within the tar, "" if there is none."""
-        self._tar, self._inner = tar, inner
+    def files(self, inner: str, members: Iterable[tuple[str, int, int]]) -> ClassFiles:
+        """Return pictures by name, offset and size, which are not unpacked; `inner` is the tar within the tar, if any."""
         pictures = list(members)
-        self._names = [name for name, _, _ in pictures]
-        self._offsets = array("q", [offset for _, offset, _ in pictures])
-        self._sizes = array("q", [size for _, _, size in pictures])
+        names, prefix = [name for name, *_ in pictures], "/".join(filter(None, (self.path.name, inner)))
+        offsets, sizes = array("q", [offset for _, offset, _ in pictures]), array("q", [size for *_, size in pictures])
 
-    def __len__(self) -> int:
-        return len(self._names)
+        def read(index: int) -> bytes:
+            with reading(self.path):
+                content = os.pread(self._descriptor, sizes[index], offsets[index])
+            if len(content) != sizes[index]:
+                fault = f"ends within {prefix}/{names[index]}"
+                raise WmddError(f"{self.path} {fault}; it has changed since it was listed: run again")
+            return content
 
-    def name(self, index: int) -> str:
-        return "/".join(filter(None, (self._tar.path.name, self._inner, self._names[index])))
-
-    def read(self, index: int) -> bytes:
-        return self._tar.read(self._offsets[index], self._sizes[index], self.name(index))
-
-
-class SelectedFiles:
-    """Some of the pictures of a class."""
-
-    __slots__ = ("_all", "_positions")
-
-    def __init__(self, files: ClassFiles, positions: Iterable[int]) -> None:
-        self._all, self._positions = files, array("q", positions)
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    def name(self, index: int) -> str:
-        return self._all.name(self._positions[index])
-
-    def read(self, index: int) -> bytes:
-        return self._all.read(self._positions[index])
+        return ClassFiles(prefix, names, read)
 
 
 @contextmanager

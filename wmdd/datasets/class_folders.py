@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wmdd.base.errors import WmddError
-from wmdd.datasets.class_files import ClassFiles, FolderFiles, reading
+from wmdd.datasets.class_files import ClassFiles, in_folder, reading
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
@@ -78,13 +78,13 @@ def shortened(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def class_files(root: Path, folder: str) -> FolderFiles:
+def class_files(root: Path, folder: str) -> ClassFiles:
     """List the pictures below a class folder.
 
     Raises:
         WmddError: there are none, or something in it can't be read or leaves the root.
     """
-    files = FolderFiles(root, folder, _pictures_below(root / folder, root))
+    files = in_folder(root, folder, _pictures_below(root / folder, root))
     if not len(files):
         remedy = "add some, or delete the class in both splits"
         raise WmddError(f"the class folder {root / folder} has no pictures ({' '.join(EXTENSIONS)}); {remedy}")
@@ -97,7 +97,7 @@ def pictures_in(root: Path, folder: str) -> list[str]:
 
 
 def positions_by_class(
-    names: Sequence[str], labels: Mapping[str, str], classes: Iterable[str], where: Path, origin: Path
+    names: Sequence[str], labels: Mapping[str, str], classes: Iterable[str], pictures: Path, label_file: Path
 ) -> dict[str, list[int]]:
     """Return the positions in `names` of the pictures of each class.
 
@@ -105,8 +105,8 @@ def positions_by_class(
         names: of the pictures.
         labels: the class of each, by its name without the ending.
         classes: that there are.
-        where: the pictures are, for messages.
-        origin: the file that the labels are from, for messages.
+        pictures: the folder or tar of the pictures, for messages.
+        label_file: where the labels are from, for messages.
 
     Raises:
         WmddError: a label is of no picture or of no class, a picture has no label, or a class no picture.
@@ -114,22 +114,26 @@ def positions_by_class(
     position_of = {name.rpartition(".")[0]: index for index, name in enumerate(names)}
     if len(position_of) < len(names):
         raise WmddError(
-            f"two pictures in {where} differ only in the ending, so that {origin} can't tell them apart; rename one"
+            f"two files in {pictures} differ only in the ending, so {label_file} can't tell them apart; rename one"
         )
     positions: dict[str, list[int]] = {name: [] for name in classes}
     for stem, name in labels.items():
         if stem not in position_of:
-            raise WmddError(f"{origin} labels {stem!r}, but {where} has no such picture; restore it or delete its line")
+            raise WmddError(
+                f"{label_file} labels {stem!r}, but {pictures} has no such picture; restore it or delete its line"
+            )
         if name not in positions:
             raise WmddError(
-                f"{origin} says that {stem!r} is a {name!r}, but train/ has no such class; correct one of them"
+                f"{label_file} says that {stem!r} is a {name!r}, but train/ has no such class; correct one of them"
             )
         positions[name].append(position_of[stem])
     if unlabelled := sorted(position_of.keys() - labels.keys()):
-        raise WmddError(f"{origin} has no label for {shortened(unlabelled)} in {where}; add it or delete the picture")
+        raise WmddError(
+            f"{label_file} has no label for {shortened(unlabelled)} in {pictures}; add it or delete the picture"
+        )
     if empty := [name for name, members in positions.items() if not members]:
         raise WmddError(
-            f"{where} has no picture of {shortened(empty)} by {origin}; restore them or delete the class in train/"
+            f"{pictures} has no picture of {shortened(empty)} by {label_file}; restore them or delete the class in train/"
         )
     return {name: sorted(members) for name, members in positions.items()}
 

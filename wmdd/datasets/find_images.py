@@ -8,7 +8,7 @@ from pathlib import Path
 from wmdd.base.errors import WmddError
 from wmdd.datasets import class_folders, imagenet_archives, imagenet_classes
 from wmdd.datasets.archives import unpack
-from wmdd.datasets.class_files import ClassFiles, FolderFiles, reading
+from wmdd.datasets.class_files import ClassFiles, in_folder, reading
 from wmdd.datasets.class_folders import Splits
 from wmdd.datasets.download import fetch
 from wmdd.settings.catalogue import known
@@ -96,5 +96,5 @@ def _tiny_imagenet(root: Path) -> Splits:
     names = class_folders.pictures_in(root, "val/images")
     positions = class_folders.positions_by_class(names, labels, classes, folder, annotations)
     train = [class_folders.class_files(root, f"train/{name}") for name in classes]
-    val = [FolderFiles(root, "val/images", (names[index] for index in positions[name])) for name in classes]
+    val = [in_folder(root, "val/images", (names[index] for index in positions[name])) for name in classes]
     return Splits(classes, train, val, "val")

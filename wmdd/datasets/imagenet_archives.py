@@ -16,7 +16,7 @@ from wmdd.base.errors import WmddError, one_line
 from wmdd.base.progress import progress
 from wmdd.datasets import class_folders
 from wmdd.datasets.archives import DAMAGED, StrictTarInfo
-from wmdd.datasets.class_files import ClassFiles, FolderFiles, OpenTar, TarFiles, reading
+from wmdd.datasets.class_files import ClassFiles, OpenTar, in_folder, reading
 from wmdd.datasets.class_folders import Splits
 from wmdd.datasets.download import by_hand, fetch
 from wmdd.settings.catalogue import Archive, Known
@@ -36,7 +36,7 @@ class _Split(NamedTuple):
     form: str
 
 
-def find(root: Path, entry: Known, source: str) -> tuple[Path, Splits, str]:
+def find(root: Path, entry: Known, dataset: str) -> tuple[Path, Splits, str]:
     """Find ImageNet, or the classes of it that the entry keeps; return also its root and what it was found as.
 
     Raises:
@@ -48,7 +48,7 @@ def find(root: Path, entry: Known, source: str) -> tuple[Path, Splits, str]:
     classes = sorted(entry.subset) or train.classes
     for split, present in (("train", train.classes), ("val", val.classes)):
         if missing := sorted(set(entry.subset) - set(present)):
-            raise WmddError(f"{root} lacks {class_folders.shortened(missing)} of {source} in {split}; complete it")
+            raise WmddError(f"{root} lacks {class_folders.shortened(missing)} of {dataset} in {split}; complete it")
     if not entry.subset:
         class_folders.check_same(base, train.classes, val.classes, "val")
     files = [
@@ -71,7 +71,7 @@ def _train(base: Path, entry: Known) -> _Split:
     def files_of(name: str) -> ClassFiles:
         member = inner[name]
         pictures = _pictures(_members(tar.path, member.offset_data, member.offset_data + member.size))
-        files = TarFiles(tar, PurePosixPath(member.name).name, sorted(pictures))
+        files = tar.files(PurePosixPath(member.name).name, sorted(pictures))
         if not len(files):
             raise WmddError(f"{member.name} in {tar.path} has no pictures; fetch it anew")
         return files
@@ -81,20 +81,18 @@ def _train(base: Path, entry: Known) -> _Split:
 
 def _val(root: Path, base: Path, entry: Known, classes: list[str]) -> _Split:
     archive, folder = entry.archive("val.tar"), base / "val"
-    if folder.is_dir() and any(each.is_dir() for each in class_folders.visible_entries(folder, base)):
+    if folder.is_dir() and any(entry.is_dir() for entry in class_folders.visible_entries(folder, base)):
         return _class_folders(base, "val")
     if folder.is_dir():
         names = class_folders.pictures_in(base, "val")
         kept = _positions(root, base, entry, names, classes, folder)
-        return _Split(
-            list(kept), lambda name: FolderFiles(base, "val", (names[i] for i in kept[name])), "a flat folder"
-        )
+        return _Split(list(kept), lambda name: in_folder(base, "val", (names[i] for i in kept[name])), "a flat folder")
     if not (base / archive.name).is_file():
         raise _nothing(base, entry, "validation")
     tar = _open_tar(base, archive)
     members = sorted(_pictures(_members(tar.path)))
     kept = _positions(root, base, entry, [name for name, _, _ in members], classes, tar.path)
-    return _Split(list(kept), lambda name: TarFiles(tar, "", (members[i] for i in kept[name])), "official tar files")
+    return _Split(list(kept), lambda name: tar.files("", (members[i] for i in kept[name])), "official tar files")
 
 
 def _class_folders(base: Path, split: str) -> _Split:
@@ -149,7 +147,7 @@ def _pictures(members: Iterable[tarfile.TarInfo]) -> Iterator[tuple[str, int, in
 
 
 def _positions(
-    root: Path, base: Path, entry: Known, names: list[str], classes: list[str], where: Path
+    root: Path, base: Path, entry: Known, names: list[str], classes: list[str], pictures: Path
 ) -> dict[str, list[int]]:
     """Sort the validation pictures into classes by the first list of labels that is there."""
     solution, synsets = (
@@ -158,25 +156,28 @@ def _positions(
     )
     devkit = entry.archive("devkit_t12.tar.gz")
     if solution:
-        origin, labels = solution, _read_solution(solution)
+        label_file, labels = solution, _read_solution(solution)
     elif synsets:
         with reading(synsets):
-            origin, labels = synsets, _in_order(names, synsets.read_text(errors="replace").split(), where, synsets)
+            wnids = synsets.read_text(errors="replace").split()
+        label_file, labels = synsets, _in_order(names, wnids, pictures, synsets)
     elif (base / devkit.name).is_file():
-        origin = fetch(devkit, base, False)
-        labels = _in_order(names, _read_devkit(origin), where, origin)
+        label_file = fetch(devkit, base, False)
+        labels = _in_order(names, _read_devkit(label_file), pictures, label_file)
     else:
         remedy = f"put {devkit.name} from {entry.homepage}, Kaggle's {SOLUTION}, or {SYNSET_LABELS} into {root}"
-        raise WmddError(f"nothing says which classes the pictures of {where} are of; {remedy}")
+        raise WmddError(f"nothing says which classes the pictures of {pictures} are of; {remedy}")
     if entry.subset:  # the other classes need not be in train/
         classes = sorted(set(labels.values()))
-    return class_folders.positions_by_class(names, labels, classes, where, origin)
+    return class_folders.positions_by_class(names, labels, classes, pictures, label_file)
 
 
-def _in_order(names: list[str], labels: list[str], where: Path, origin: Path) -> dict[str, str]:
+def _in_order(names: list[str], labels: list[str], pictures: Path, label_file: Path) -> dict[str, str]:
     """Return the labels of sorted pictures by their names without the ending."""
     if len(names) != len(labels):
-        raise WmddError(f"{origin} has {len(labels):,} labels but {where} {len(names):,} pictures; complete them")
+        raise WmddError(
+            f"{label_file} has {len(labels):,} labels but {pictures} {len(names):,} pictures; complete them"
+        )
     return {name.rpartition(".")[0]: label for name, label in zip(names, labels, strict=True)}
 
 

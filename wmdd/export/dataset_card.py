@@ -36,36 +36,36 @@ class Origin:
     teacher_accuracy: dict[str, float] | None = None
 
 
-def card(about: Manifest, origin: Origin) -> str:
+def card(manifest: Manifest, origin: Origin) -> str:
     """Return README.md, Hugging Face's front matter first."""
     from jinja2 import Environment
 
-    made, place = about.made["images"], origin.place
+    made, place = manifest.made["images"], origin.place
     stages = _stages(made)
     environment = Environment(keep_trailing_newline=True, autoescape=False)
     environment.filters["cell"] = lambda text: _line(text).replace("|", "\\|")
     return environment.from_string(TEMPLATE.read_text("utf-8")).render(
-        about=about,
+        manifest=manifest,
         origin=origin,
         made=made,
         place=place,
         source=origin.source,
-        soft=about.soft_labels,
-        front_matter=front_matter(about, origin).to_yaml(),
+        soft=manifest.soft_labels,
+        front_matter=front_matter(manifest, origin).to_yaml(),
         title=_title(origin),
         kind="real" if "select" in stages else "synthetic",
-        columns="`label`, `weight`" + (", `soft_label`" if about.soft_labels else ""),
+        columns="`label`, `weight`" + (", `soft_label`" if manifest.soft_labels else ""),
         dataset=place.dataset if place else UNKNOWN,
         method=place.method if place else UNKNOWN,
         stages=stages,
-        teacher=_teacher(about, origin),
+        teacher=_teacher(manifest, origin),
         settings=yaml.safe_dump(_settings(made), sort_keys=True),
         scores=_scores(origin.students),
         listed=LISTED,
     )
 
 
-def front_matter(about: Manifest, origin: Origin) -> "DatasetCardData":
+def front_matter(manifest: Manifest, origin: Origin) -> "DatasetCardData":
     """Return what Hugging Face reads of the card."""
     from huggingface_hub import DatasetCardData
 
@@ -76,14 +76,14 @@ def front_matter(about: Manifest, origin: Origin) -> "DatasetCardData":
         if licence["license"] == "other":
             licence |= {"license_name": "terms-of-the-source", "license_link": source.homepage}
     configs = None
-    if about.layout == "parquet":
+    if manifest.layout == "parquet":
         files = [{"split": "train", "path": "data/train-*.parquet"}]
         configs = [{"config_name": "default", "data_files": files}]
     return DatasetCardData(
         **licence,
         pretty_name=_title(origin),
         task_categories=["image-classification"],
-        size_categories=[next((name for name, limit in _SIZES.items() if about.images < limit), "n>1M")],
+        size_categories=[next((name for name, limit in _SIZES.items() if manifest.images < limit), "n>1M")],
         tags=["dataset-distillation", "wmdd"],
         configs=configs,
     )
@@ -94,8 +94,8 @@ def _title(origin: Origin) -> str:
     return _line(f"{name}, distilled" + (f" by {origin.place.method}" if origin.place else ""))
 
 
-def _teacher(about: Manifest, origin: Origin) -> str:
-    labels = about.made.get("labels") or {}
+def _teacher(manifest: Manifest, origin: Origin) -> str:
+    labels = manifest.made.get("labels") or {}
     digest = labels.get("inputs", {}).get("teacher")
     score = f", top-1 {100 * origin.teacher_accuracy['top1']:.2f} %" if origin.teacher_accuracy else ""
     return (origin.place.teacher if origin.place else UNKNOWN) + score + (f", digest `{digest}`" if digest else "")

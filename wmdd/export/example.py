@@ -65,8 +65,8 @@ print(len(images), "images; the first:", tuple(image.shape), about["classes"][la
 """
 
 
-def example(about: Manifest) -> str:
+def example(manifest: Manifest) -> str:
     """Return a script that reads an export with public packages alone."""
-    soft = _SOFT[about.layout] if about.soft_labels else ""
-    imports = ("import io\n" if about.layout == "parquet" else "") + "import json\nfrom pathlib import Path\n\n"
-    return _OPENING + imports + _IMPORTS[about.layout] + _HERE + _READING[about.layout] + soft + _CLOSING
+    soft = _SOFT[manifest.layout] if manifest.soft_labels else ""
+    imports = ("import io\n" if manifest.layout == "parquet" else "") + "import json\nfrom pathlib import Path\n\n"
+    return _OPENING + imports + _IMPORTS[manifest.layout] + _HERE + _READING[manifest.layout] + soft + _CLOSING

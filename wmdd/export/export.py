@@ -58,7 +58,7 @@ def mean_soft_labels(
 
 def export(
     output: Path,
-    about: Manifest,
+    manifest: Manifest,
     images: Any,
     weights: np.ndarray,
     soft_labels: np.ndarray | None,
@@ -70,7 +70,7 @@ def export(
 
     Args:
         output: the folder.
-        about: the set and its layout, without digests and shards.
+        manifest: the set and its layout, without digests and shards.
         images: [C, K, 3, R, R] uint8, an array or an open file's.
         weights: [C, K] float32.
         soft_labels: [N, C] float32, or None.
@@ -81,27 +81,27 @@ def export(
     Raises:
         WmddError: the folder has something else in it, or can't be written.
     """
-    sharded = about.layout in ("webdataset", "parquet")
-    about = about.model_copy(update={"shards": -(-about.images // layouts.SHARD) if sharded else 1})
-    image_digest, k = sha256(), about.images_per_class
-    labels = np.arange(len(about.classes)).repeat(k)
+    sharded = manifest.layout in ("webdataset", "parquet")
+    manifest = manifest.model_copy(update={"shards": -(-manifest.images // layouts.SHARD) if sharded else 1})
+    image_digest, k = sha256(), manifest.images_per_class
+    labels = np.arange(len(manifest.classes)).repeat(k)
 
     def rows() -> Iterator[layouts.Rows]:
-        for label in progress(range(len(about.classes)), "exporting", len(about.classes), 0, "class"):
+        for label in progress(range(len(manifest.classes)), "exporting", len(manifest.classes), 0, "class"):
             pixels, own = images[label], slice(label * k, (label + 1) * k)
             image_digest.update(np.ascontiguousarray(pixels).data)
             soft = None if soft_labels is None else soft_labels[own]
             yield layouts.Rows("", pixels, labels[own], weights[label], soft)
 
     with _new_folder(output, overwrite) as folder:
-        layouts.WRITERS[about.layout](folder, rows(), about)
+        layouts.WRITERS[manifest.layout](folder, rows(), manifest)
         digests = {"images": image_digest.hexdigest(), "labels": digest(labels), "weights": digest(weights)}
         digests |= {} if soft_labels is None else {"soft_labels": digest(soft_labels)}
-        about = about.model_copy(update={"digests": digests})
+        manifest = manifest.model_copy(update={"digests": digests})
         texts = {
-            MANIFEST: json.dumps(about.model_dump(mode="json"), indent=1, sort_keys=True) + "\n",
-            EXAMPLE: example(about),
-            CARD: card(about, origin),
+            MANIFEST: json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n",
+            EXAMPLE: example(manifest),
+            CARD: card(manifest, origin),
         }
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")

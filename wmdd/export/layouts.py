@@ -53,24 +53,24 @@ def _singly(parts: Iterable[Rows]) -> Iterator[tuple[bytes, int, float, np.ndarr
             yield png(pixels), int(label), float(weight), soft
 
 
-def _write_image_folder(folder: Path, parts: Iterable[Rows], about: Manifest) -> None:
+def _write_image_folder(folder: Path, parts: Iterable[Rows], manifest: Manifest) -> None:
     def number(value: float) -> str:
         return f"{value:.9g}"  # digits that tell all float32 apart
 
-    for each in about.classes:
-        (folder / PICTURES / each.folder).mkdir(parents=True)
+    for entry in manifest.classes:
+        (folder / PICTURES / entry.folder).mkdir(parents=True)
     with (folder / TABLE).open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["file_name", "label", "weight", *(["soft_label"] if about.soft_labels else [])])
-        for name, (picture, label, weight, soft) in zip(about.pictures(), _singly(parts), strict=True):
+        table.writerow(["file_name", "label", "weight", *(["soft_label"] if manifest.soft_labels else [])])
+        for name, (picture, label, weight, soft) in zip(manifest.pictures(), _singly(parts), strict=True):
             (folder / name).write_bytes(picture)
             table.writerow([name, label, number(weight), *([] if soft is None else [" ".join(map(number, soft))])])
 
 
-def _write_hdf5(folder: Path, parts: Iterable[Rows], about: Manifest) -> None:
+def _write_hdf5(folder: Path, parts: Iterable[Rows], manifest: Manifest) -> None:
     with hdf5_writer.writing(folder / ARRAYS) as writer:
-        writer.meta = about.model_dump(mode="json")
-        small: dict[str, list[np.ndarray]] = {name: [] for name in about.array_names() if name != "images"}
+        writer.meta = manifest.model_dump(mode="json")
+        small: dict[str, list[np.ndarray]] = {name: [] for name in manifest.array_names() if name != "images"}
         for part in parts:
             writer.append("images", part.images, compressed=True)
             for name, arrays in small.items():
@@ -79,13 +79,13 @@ def _write_hdf5(folder: Path, parts: Iterable[Rows], about: Manifest) -> None:
             writer.put(name, np.concatenate(arrays))
 
 
-def _write_web_dataset(folder: Path, parts: Iterable[Rows], about: Manifest) -> None:
+def _write_web_dataset(folder: Path, parts: Iterable[Rows], manifest: Manifest) -> None:
     rows = enumerate(_singly(parts))
-    for name in about.shard_files():
+    for name in manifest.shard_files():
         with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as tar:
             for position, (picture, label, weight, soft) in itertools.islice(rows, SHARD):
-                about_image = json.dumps({"label": label, "weight": weight}).encode()
-                sample = {"png": picture, "cls": str(label).encode(), "json": about_image}
+                label_and_weight = json.dumps({"label": label, "weight": weight}).encode()
+                sample = {"png": picture, "cls": str(label).encode(), "json": label_and_weight}
                 if soft is not None:
                     buffer = io.BytesIO()
                     np.save(buffer, soft, allow_pickle=False)
@@ -98,7 +98,7 @@ def _write_web_dataset(folder: Path, parts: Iterable[Rows], about: Manifest) -> 
                     tar.addfile(member, io.BytesIO(data))
 
 
-def _write_parquet(folder: Path, parts: Iterable[Rows], about: Manifest) -> None:
+def _write_parquet(folder: Path, parts: Iterable[Rows], manifest: Manifest) -> None:
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
@@ -106,14 +106,14 @@ def _write_parquet(folder: Path, parts: Iterable[Rows], about: Manifest) -> None
         "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
         "label": pa.int64(),
         "weight": pa.float32(),
-        "soft_label": pa.list_(pa.float32(), len(about.classes)),
+        "soft_label": pa.list_(pa.float32(), len(manifest.classes)),
     }
-    if not about.soft_labels:
+    if not manifest.soft_labels:
         del columns["soft_label"]
-    schema = pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": _hub_features(about)}})})
+    schema = pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": _hub_features(manifest)}})})
     rows = enumerate(_singly(parts))
     (folder / "data").mkdir()
-    for name in about.shard_files():
+    for name in manifest.shard_files():
         shard = itertools.islice(rows, SHARD)
         with ParquetWriter(folder / name, schema) as writer:
             while group := list(itertools.islice(shard, GROUP)):
@@ -124,14 +124,14 @@ def _write_parquet(folder: Path, parts: Iterable[Rows], about: Manifest) -> None
                 writer.write_table(pa.Table.from_pylist(records, schema))
 
 
-def _hub_features(about: Manifest) -> dict[str, Any]:
+def _hub_features(manifest: Manifest) -> dict[str, Any]:
     """Return the columns as the library `datasets` of Hugging Face describes them. Its class names have to be distinct."""
-    names = [each.name for each in about.classes]
-    distinct = [f"{c.name} ({c.original})" if names.count(c.name) > 1 else c.name for c in about.classes]
+    names = [entry.name for entry in manifest.classes]
+    distinct = [f"{c.name} ({c.original})" if names.count(c.name) > 1 else c.name for c in manifest.classes]
     number = {"dtype": "float32", "_type": "Value"}
     features: dict[str, Any] = {"image": {"_type": "Image"}, "label": {"names": distinct, "_type": "ClassLabel"}}
     features["weight"] = number
-    if about.soft_labels:  # older versions of `datasets` know no List
+    if manifest.soft_labels:  # older versions of `datasets` know no List
         features["soft_label"] = {"feature": number, "length": len(names), "_type": "Sequence"}
     return features
 
@@ -168,14 +168,14 @@ def _pixels(where: Path | str, data: bytes) -> np.ndarray:
         return decode(data, resolution=0).pixels
 
 
-def _read_image_folder(folder: Path, about: Manifest) -> Iterator[Rows]:
+def _read_image_folder(folder: Path, manifest: Manifest) -> Iterator[Rows]:
     import pandas as pd
 
     with readable(folder / PICTURES):  # ImageFolder numbers whatever folders it finds
         folders = {entry.name for entry in (folder / PICTURES).iterdir() if entry.is_dir()}
-        if odd := sorted(folders ^ {each.folder for each in about.classes}):
+        if odd := sorted(folders ^ {entry.folder for entry in manifest.classes}):
             raise ValueError(f"the folder {odd[0]!r} is {'none of a class' if odd[0] in folders else 'missing'}")
-    table, names = folder / TABLE, about.pictures()
+    table, names = folder / TABLE, manifest.pictures()
     with readable(table):
         columns = pd.read_csv(table, dtype=str, keep_default_na=False, encoding="utf-8")
         if columns["file_name"].tolist() != names:
@@ -191,8 +191,8 @@ def _read_image_folder(folder: Path, about: Manifest) -> Iterator[Rows]:
         yield Rows(str(folder / name), image[None], labels[position, None], weights[position, None], soft)
 
 
-def _read_hdf5(folder: Path, about: Manifest) -> Iterator[Rows]:
-    path, names = folder / ARRAYS, about.array_names()
+def _read_hdf5(folder: Path, manifest: Manifest) -> Iterator[Rows]:
+    path, names = folder / ARRAYS, manifest.array_names()
     if not path.exists():
         raise WmddError(f"{path} is missing; restore it or {AGAIN}")
     with hdf5.reading(path, *names) as file:
@@ -201,8 +201,8 @@ def _read_hdf5(folder: Path, about: Manifest) -> Iterator[Rows]:
             yield Rows(str(path), **({"soft_labels": None} | arrays))
 
 
-def _read_web_dataset(folder: Path, about: Manifest) -> Iterator[Rows]:
-    for name in about.shard_files():
+def _read_web_dataset(folder: Path, manifest: Manifest) -> Iterator[Rows]:
+    for name in manifest.shard_files():
         path = folder / name
         with readable(path), tarfile.open(path, "r:") as tar:
             for key, members in itertools.groupby(tar, lambda member: member.name.partition(".")[0]):
@@ -220,10 +220,10 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read()
 
 
-def _read_parquet(folder: Path, about: Manifest) -> Iterator[Rows]:
+def _read_parquet(folder: Path, manifest: Manifest) -> Iterator[Rows]:
     from pyarrow.parquet import ParquetFile
 
-    for name in about.shard_files():
+    for name in manifest.shard_files():
         path = folder / name
         with readable(path), ParquetFile(path) as file:
             for batch in file.iter_batches(GROUP):

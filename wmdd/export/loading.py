@@ -107,29 +107,29 @@ def provenance(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_export(folder: Path, transform: Callable[[Tensor], Any] | None) -> Distilled:
-    about = read_manifest(folder)
-    arrays = {name: torch.from_numpy(array) for name, array in _verified_arrays(folder, about).items()}
+    manifest = read_manifest(folder)
+    arrays = {name: torch.from_numpy(array) for name, array in _verified_arrays(folder, manifest).items()}
     with readable(folder / CARD):
         card = (folder / CARD).read_text("utf-8")
     return Distilled(
         arrays["images"], arrays["labels"], arrays["weights"], arrays.get("soft_labels"),
-        [each.original for each in about.classes], [each.name for each in about.classes],
-        list(about.mean), list(about.std), about.made, card, transform,
+        [entry.original for entry in manifest.classes], [entry.name for entry in manifest.classes],
+        list(manifest.mean), list(manifest.std), manifest.made, card, transform,
     )  # fmt: skip
 
 
-def _verified_arrays(folder: Path, about: Manifest) -> dict[str, np.ndarray]:
+def _verified_arrays(folder: Path, manifest: Manifest) -> dict[str, np.ndarray]:
     """Read all rows of an export into arrays, and check that they are what was exported."""
-    n, side = about.images, about.resolution
+    n, side = manifest.images, manifest.resolution
     arrays: dict[str, np.ndarray] = {
         "images": np.empty((n, 3, side, side), np.uint8),
         "labels": np.empty(n, np.int64),
         "weights": np.empty(n, np.float32),
     }
-    if about.soft_labels:
-        arrays["soft_labels"] = np.empty((n, len(about.classes)), np.float32)
+    if manifest.soft_labels:
+        arrays["soft_labels"] = np.empty((n, len(manifest.classes)), np.float32)
     done = 0
-    for rows in READERS[about.layout](folder, about):
+    for rows in READERS[manifest.layout](folder, manifest):
         for name, array in arrays.items():
             place, part = array[done : done + len(rows.labels)], getattr(rows, name)
             if part is None or part.shape != place.shape:
@@ -140,7 +140,7 @@ def _verified_arrays(folder: Path, about: Manifest) -> dict[str, np.ndarray]:
         done += len(rows.labels)
     if done != n:
         raise WmddError(f"{folder} has {done} images, but its manifest says {n}; {AGAIN}")
-    wrong = sorted(name for name, array in arrays.items() if digest(array) != about.digests.get(name))
+    wrong = sorted(name for name, array in arrays.items() if digest(array) != manifest.digests.get(name))
     if wrong:
         raise WmddError(f"{', '.join(wrong)} of {folder} are not those that were exported; {AGAIN}")
     return arrays

@@ -20,7 +20,7 @@ from wmdd.base.progress import progress
 from wmdd.base.rng import generator
 from wmdd.base.threads import in_order
 from wmdd.datasets import cifar
-from wmdd.datasets.class_files import ClassFiles, SelectedFiles
+from wmdd.datasets.class_files import ClassFiles
 from wmdd.datasets.decode import Decoded, UnreadableError, decode
 from wmdd.datasets.find_images import DatasetFiles, find
 from wmdd.settings.catalogue import known
@@ -57,10 +57,7 @@ def _pack_files(settings: DataSettings, writer: Writer, seed: int, listing: Data
     _check_images(settings, count, str(listing.root))
     if settings.held_out:
         apart = [
-            [
-                SelectedFiles(files, positions.tolist())
-                for positions in _apart(len(files), settings, seed, label, listing.classes)
-            ]
+            [files.at(positions.tolist()) for positions in _apart(len(files), settings, seed, label, listing.classes)]
             for label, files in enumerate(listing.train)
         ]
         listing = replace(listing, train=[kept for kept, _ in apart], val=[held for _, held in apart], val_folder="")
