@@ -72,17 +72,6 @@ def test_settings_reach_the_solver(solver, weights):
         assert sum(costs(exchanges=0, max_iterations=1)) > sum(usual) - 1e-9
 
 
-def test_exchanges_lower_the_cost_of_free_weights():
-    with_them = solved(k=8, weights="free")
-    without = solved(k=8, weights="free", exchanges=0)
-    assert sum(b.cost for b, _ in with_them) < sum(b.cost for b, _ in without)
-
-
-def test_free_weights_are_not_dearer_than_uniform_ones():
-    free, uniform = (solved(weights=w, restarts=5) for w in ("free", "uniform"))
-    assert all(a.cost <= b.cost + 1e-6 for (a, _), (b, _) in zip(free, uniform, strict=True))
-
-
 def test_stream_has_no_uniform_weights():
     with pytest.raises(WmddError, match=r"^the solver stream has free weights only"):
         solved(solver="stream")

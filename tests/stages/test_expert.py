@@ -91,19 +91,6 @@ def test_an_expert_learns():
     assert history[-1]["top1"] > 0.8
 
 
-def test_whitened_experts_go_elsewhere():
-    white = whitening.fit(pictures(), MEAN, STD)
-    rows, other = trained(white=white)[0], trained()[0]
-    assert torch.equal(rows[0], other[0])
-    assert not torch.allclose(rows[1], other[1])
-
-
-def test_experts_of_the_same_number_are_the_same_and_others_are_not():
-    first, again, other = (trained(seed)[0] for seed in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.equal(first[0], other[0])
-
-
 def test_more_epochs_go_on_where_fewer_end():
     assert torch.equal(trained(epochs=4)[0][:3], trained(epochs=2)[0])
 

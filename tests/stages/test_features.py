@@ -123,11 +123,16 @@ def test_precision(tiny_teacher, pictures, exact):
     assert off < 1e-5 if exact else 1e-5 < off < 0.05
 
 
-@pytest.mark.parametrize("every", [1, 2, 3])
-def test_shards_cut_nothing_but_the_pass(tiny_teacher, pictures, every):
+@pytest.mark.parametrize("every", [1, 2, 3, None])
+def test_shards_cut_nothing_but_the_pass(tiny_teacher, pictures, monkeypatch, every):
     (whole,) = passed(tiny_teacher, pictures)
-    calls = iter(range(1000))
-    shards = passed(tiny_teacher, pictures, due=lambda: next(calls) % every == every - 1)
+    if every is None:  # where a shard is full
+        monkeypatch.setattr("wmdd.stages.features.SHARD", 9 * whole.features[0].nbytes)
+        shards = passed(tiny_teacher, pictures)
+        assert all(len(shard.labels) <= 9 for shard in shards)
+    else:
+        calls = iter(range(1000))
+        shards = passed(tiny_teacher, pictures, due=lambda: next(calls) % every == every - 1)
     assert len(shards) > 2
     assert torch.equal(torch.cat([s.features for s in shards]), whole.features)
     assert torch.equal(torch.cat([s.labels for s in shards]), LABELS)
@@ -136,14 +141,6 @@ def test_shards_cut_nothing_but_the_pass(tiny_teacher, pictures, every):
     for label, (count, sums) in last.items():
         assert count == COUNT[label]
         assert torch.equal(sums, whole.moments.sums[label])
-
-
-def test_a_full_shard_is_handed_over(tiny_teacher, pictures, monkeypatch):
-    (whole,) = passed(tiny_teacher, pictures)
-    monkeypatch.setattr("wmdd.stages.features.SHARD", 9 * whole.features[0].nbytes)
-    shards = passed(tiny_teacher, pictures)
-    assert all(len(shard.labels) <= 9 for shard in shards)
-    assert torch.equal(torch.cat([s.features for s in shards]), whole.features)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -155,16 +152,6 @@ def test_threads_change_no_bit(tiny_teacher, pictures, threads):
     torch.set_num_threads(before)
     assert torch.equal(found.features, one.features)
     assert all(torch.equal(found.moments.sums[label], sums) for label, sums in one.moments.sums.items())
-
-
-def test_a_batch_holds_one_class():
-    batches = batches_by_class(LABELS, 4)
-    assert torch.equal(torch.cat(list(batches)), torch.arange(len(LABELS)))
-    assert all(len(index) <= 4 and len(set(LABELS[index].tolist())) == 1 for index in batches)
-    some = batches_by_class(LABELS, 4, 1, 3)
-    assert torch.equal(torch.cat(list(some)), torch.arange(7, 24))
-    alone = {tuple(index.tolist()) for index in batches}
-    assert {tuple(index.tolist()) for index in some} <= alone
 
 
 # ---- the command: shards, parts, joining

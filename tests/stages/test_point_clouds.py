@@ -54,14 +54,9 @@ def test_a_class_is_its_rows_in_order(tmp_path, monkeypatch, labels, kind):
         cloud = Cloud(file["x"] if values is None else values, labels)
         for label in range(4):
             found = cloud.read(cloud.rows(label))
+            assert isinstance(cloud.rows(label), range) == (np.diff(np.flatnonzero(labels == label)) == 1).all()
             assert found.dtype == torch.float32
             np.testing.assert_array_equal(found.numpy(), VALUES[labels == label])
-
-
-def test_rows_that_stand_together_are_a_range():
-    assert Cloud(VALUES, SORTED).rows(1) == range(50, 100)
-    assert not isinstance(Cloud(VALUES, MIXED).rows(1), range)
-    assert Cloud(VALUES).rows(0) == range(N)
 
 
 @pytest.mark.parametrize("piece", [1, 100, 10**9])
@@ -101,13 +96,6 @@ def test_the_confident_rows_are_those_of_least_loss(share, count, labels):
         others = np.setdiff1d(np.flatnonzero(labels == label), rows)
         assert not len(others) or losses[rows].max() <= losses[others].min()
         np.testing.assert_array_equal(cloud.read(rows), VALUES[rows])
-
-
-def test_of_equal_losses_the_first_rows_count():
-    cloud = Confident(
-        Cloud(np.zeros((6, D), np.float32), np.zeros(6, int), ["A"]), torch.zeros(4, D), torch.zeros(4), 0.5
-    )
-    assert cloud.rows(0).tolist() == [0, 1, 2]
 
 
 def test_a_class_without_points_is_named():
@@ -187,10 +175,6 @@ def test_labels_of_any_kind_name_the_classes(here, labels, chosen):
     assert meta["names"] == meta["classes"] == list(found)
     for i, name in enumerate(("7", "-2", "300")):
         np.testing.assert_array_equal(found[name], VALUES[i == MIXED % 3])
-
-
-def test_numbers_are_sorted_as_numbers(here):
-    assert list(kept(write(here / "x.h5", x=VALUES, labels=np.arange(N) % 12))[0]) == [str(i) for i in range(12)]
 
 
 @pytest.mark.parametrize(

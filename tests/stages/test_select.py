@@ -56,15 +56,8 @@ def test_random_is_uniform_over_the_class():
         positions, weights = random(9, 3, seed, 0)
         count[positions] += 1
         assert weights.tolist() == pytest.approx([1 / 3] * 3)
+    assert not torch.equal(random(20, 5, 0, 0)[0], random(20, 5, 0, 1)[0])  # classes choose independently
     assert bool(((count - 300).abs() < 70).all())  # five standard deviations
-
-
-def test_random_asks_for_no_features():
-    select(LABELS, NAMES, 2, None, SelectSettings(strategy="random"), SOLVER, 0)
-
-
-def test_classes_are_chosen_independently():
-    assert not torch.equal(random(20, 5, 0, 0)[0], random(20, 5, 0, 1)[0])
 
 
 def test_one_medoid_is_the_image_nearest_the_mean():
@@ -94,12 +87,6 @@ def test_medoids_stay_distinct_where_atoms_share_their_nearest_image():
     assert len(positions.unique()) == 4
     assert 4 in positions.tolist()
     assert float(weights.sum()) == pytest.approx(1)
-
-
-def test_all_images_of_a_class_can_be_chosen():
-    positions, weights = chosen("kmeans-medoid", 6)
-    assert sorted(positions[1].tolist()) == list(range(9, 15))
-    assert weights[1].tolist() == pytest.approx([1 / 6] * 6)
 
 
 @STRATEGIES
@@ -135,14 +122,6 @@ def test_a_mosaic_shows_its_pictures_row_by_row():
     for image in range(2):
         for place, (top, left) in enumerate([(0, 0), (0, 3), (3, 0), (3, 3)]):
             assert found[image, :, top : top + 3, left : left + 3].unique().tolist() == [2 * place + image]
-
-
-def test_a_tile_is_the_mean_of_the_pixels_it_stands_for():
-    picture = torch.randint(0, 256, (4, 3, 8, 8), generator=generator("tile"), dtype=torch.uint8)
-    tile = mosaic(picture, 2)[0, :, 4:, 4:].float()
-    smooth = torch.nn.functional.interpolate(picture[3:].float(), (4, 4), mode="bilinear", antialias=True)[0]
-    torch.testing.assert_close(tile, smooth.round())
-    assert abs(float(tile.mean() - picture[3].float().mean())) < 8  # edges count less
 
 
 @pytest.mark.parametrize(("side", "tiles"), [(7, 2), (8, 3), (32, 5)])
@@ -233,8 +212,3 @@ def test_only_the_images_that_count_are_chosen(strategy):
         assert set(positions[label].tolist()) <= set(best.tolist())
     with pytest.raises(WmddError, match=r"'bee' has 3 training images that count \(barycenter.confident 0.5\), fewer"):
         select(LABELS, NAMES, 4, sure, settings, solver, 0)
-
-
-def test_settings_of_crops_count_for_patches_alone():
-    assert SelectSettings(strategy="random", crops=9, candidates=7) == SelectSettings(strategy="random")
-    assert SelectSettings(strategy="patches", crops=9).crops == 9

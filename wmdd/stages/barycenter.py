@@ -73,7 +73,7 @@ def barycenters(
     if settings.weights == "uniform" or settings.solver in ("cuturi-doucet", "released"):
         exact(torch.ones(1), torch.ones(1), torch.zeros(1, 1))  # imports POT, so that no class is charged for it
     outer, inner = (progress, _silent) if len(wanted) > 1 else (_silent, _of_several(progress))
-    found = []
+    results = []
     for label in outer(wanted, "barycenters", len(wanted), unit="class"):
         rows = cloud.rows(label)
         try:
@@ -84,8 +84,8 @@ def barycenters(
             ]
         except WmddError as error:
             raise WmddError(f"{cloud.title(label)}: {error}") from None
-        found.append((best, quality(best, len(rows), cloud.variance(rows), others)))
-    return found
+        results.append((best, quality(best, len(rows), cloud.variance(rows), others)))
+    return results
 
 
 Run = Callable[[torch.Generator, int], Barycenter]
@@ -118,46 +118,47 @@ def _solver(cloud: Cloud, rows: Rows, k: int, settings: "TransportSettings", pro
 def _repeated(solve: Callable[[torch.Generator], Barycenter]) -> Run:
     def run(draws: torch.Generator, restarts: int) -> Barycenter:
         tries = [solve(draws) for _ in range(restarts)]
-        return replace(min(tries, key=lambda found: found.cost), seconds=sum(found.seconds for found in tries))
+        return replace(min(tries, key=lambda result: result.cost), seconds=sum(result.seconds for result in tries))
 
     return run
 
 
-def quality(found: Barycenter, points: int, variance: float, others: Sequence[float] = ()) -> Quality:
+def quality(barycenter: Barycenter, points: int, variance: float, others: Sequence[float] = ()) -> Quality:
     """Return how good a barycenter of `points` points with this total variance is; `others` are costs from other starts."""
-    best = min([found.cost, *others])
-    worse = found.cost / best - 1 if best > 0 else math.inf if found.cost > 0 else 0.0
+    best = min([barycenter.cost, *others])
+    worse = barycenter.cost / best - 1 if best > 0 else math.inf if barycenter.cost > 0 else 0.0
     return Quality(
         points,
-        found.cost,
-        explained(variance, found),
-        float(found.weights.min()),
-        float(found.weights.max()),
-        found.effective_atoms,
-        len(found.trace),
-        found.gap,
+        barycenter.cost,
+        explained(variance, barycenter),
+        float(barycenter.weights.min()),
+        float(barycenter.weights.max()),
+        barycenter.effective_atoms,
+        len(barycenter.trace),
+        barycenter.gap,
         worse if others else None,
-        found.seconds,
+        barycenter.seconds,
     )
 
 
-def explained(variance: float, found: Barycenter) -> float:
+def explained(variance: float, barycenter: Barycenter) -> float:
     """Return the share of the total variance that the atoms explain, 1 - W2^2 / Var."""
-    return 1 - found.cost / variance if variance > 0 else 1.0
+    return 1 - barycenter.cost / variance if variance > 0 else 1.0
 
 
-def columns(found: Sequence[Quality]) -> dict[str, np.ndarray]:
-    """Return the quality of all classes [C] by name: what is known, less the seconds, which no two runs share."""
-    rows = [asdict(one) for one in found]
+def columns(qualities: Sequence[Quality]) -> dict[str, np.ndarray]:
+    """Return the quality of all classes as columns [C] by name, without what is not known and the seconds of this run."""
+    rows = [asdict(quality) for quality in qualities]
     names = [name for name in rows[0] if name != "seconds" and rows[0][name] is not None]
     return {name: np.array([row[name] for row in rows]) for name in names}
 
 
-def table(names: Sequence[str], found: Sequence[Quality]) -> str:
+def table(names: Sequence[str], qualities: Sequence[Quality]) -> str:
     """Return the quality as a table in Markdown: a row a class and, below several, their mean."""
     import pandas as pd
 
-    rows = pd.DataFrame(columns(found), index=pd.Index(names, name="class")).assign(seconds=[q.seconds for q in found])
+    rows = pd.DataFrame(columns(qualities), index=pd.Index(names, name="class"))
+    rows["seconds"] = [quality.seconds for quality in qualities]
     rows = rows.rename(columns=lambda name: "W2^2" if name == "cost" else name.replace("_", " "))
     if len(rows) > 1:
         rows = rows.astype(float)

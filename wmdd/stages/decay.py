@@ -29,15 +29,14 @@ def decay(cloud: Cloud, label: int, settings: "DecaySettings") -> dict[str, Any]
     atoms = [2**power for power in range(int(np.log2(max(most, 1))) + 1)]
     draws = {k: generator("decay", label, k) for k in atoms}
     costs = [quantize(points, k, generator=draws[k]).cost for k in atoms]
-    found = fitted(
-        dict(zip(atoms[1:], costs[1:], strict=True))
-    )  # at one atom the variance, of which the rate does not speak
+    falling = dict(zip(atoms[1:], costs[1:], strict=True))  # not the variance, of which the rate does not speak
+    rate = fitted(falling)
     return {
         "class": label,
         "atoms": atoms,
         "cost": costs,
-        "fitted": found.dimension,
-        "error": found.error,
+        "fitted": rate.dimension,
+        "error": rate.error,
         "twonn": intrinsic_dimension(points, generator=generator("decay", "dimension", label)),
         "mle": intrinsic_dimension(points, "mle", generator=generator("decay", "dimension", label)),
     }

@@ -24,11 +24,11 @@ def features(network: Network, images: Tensor, mean: list[float], std: list[floa
     """Return the features [N, D] of images uint8 [N, 3, R, R], in the engine's precision."""
     engine = context.engine
     engine.place(network).eval()
-    found = []
+    parts = []
     for part in images.split(SIZE):
         with engine.autocast():
-            found.append(network.embed(normalise(engine.arranged(part, network), mean, std)).float().cpu())
-    return torch.cat(found)
+            parts.append(network.embed(normalise(engine.arranged(part, network), mean, std)).float().cpu())
+    return torch.cat(parts)
 
 
 def distances(embedded: Tensor, weights: Tensor, cloud: Cloud, context: Context) -> dict[str, list[float]]:
@@ -40,13 +40,13 @@ def distances(embedded: Tensor, weights: Tensor, cloud: Cloud, context: Context)
         cloud: features of the real images.
         context: progress.
     """
-    found: dict[str, list[float]] = {"cost": [], "uniform_cost": [], "variance": []}
+    table: dict[str, list[float]] = {"cost": [], "uniform_cost": [], "variance": []}
     for label in context.progress(range(len(embedded)), "distances", len(embedded), 0, "class"):
         rows = cloud.rows(label)
-        points, mass = cloud.read(rows), weights[label].double() / weights[label].double().sum()
-        equal = torch.full_like(mass, 1 / len(mass))
-        found["cost"].append(transport_cost(embedded[label], mass, points))
-        same = torch.allclose(mass, equal, rtol=1e-6, atol=0)
-        found["uniform_cost"].append(found["cost"][-1] if same else transport_cost(embedded[label], equal, points))
-        found["variance"].append(cloud.variance(rows))
-    return found
+        points, masses = cloud.read(rows), weights[label].double() / weights[label].double().sum()
+        equal = torch.full_like(masses, 1 / len(masses))
+        table["cost"].append(transport_cost(embedded[label], masses, points))
+        same = torch.allclose(masses, equal, rtol=1e-6, atol=0)
+        table["uniform_cost"].append(table["cost"][-1] if same else transport_cost(embedded[label], equal, points))
+        table["variance"].append(cloud.variance(rows))
+    return table

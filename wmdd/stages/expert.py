@@ -82,13 +82,14 @@ def train(
     white = None if whitening is None else whitening.to(engine.device)
 
     def epoch_of(epoch: int, first: int) -> Iterable[Batch]:
-        how = siamese.draw(generator("expert", "views", seed, epoch), len(labels)) if settings.views == "dsa" else None
+        draws = generator("expert", "views", seed, epoch)
+        distortions = siamese.draw(draws, len(labels)) if settings.views == "dsa" else None
         order = torch.randperm(len(labels), generator=generator("expert", "order", seed, epoch))
         steps = batches_of(order, settings.batch_size)[first:]
-        for index, found in zip(steps, pictures.batches(steps), strict=True):
-            seen = normalise(found.to(engine.device), mean, std)
+        for index, images in zip(steps, pictures.batches(steps), strict=True):
+            seen = normalise(images.to(engine.device), mean, std)
             seen = seen if white is None else white.apply(seen)
-            seen = seen if how is None else siamese.apply(seen, how.of(index).to(engine.device))
+            seen = seen if distortions is None else siamese.apply(seen, distortions.of(index).to(engine.device))
             yield Batch(engine.arranged(seen, network), classes_of[index.to(engine.device)])
 
     def validate(trained: nn.Module) -> dict[str, float]:

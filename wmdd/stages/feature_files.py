@@ -1,4 +1,4 @@
-"""Shards of a features pass, kept while it goes on (`wmdd.artifacts.partial_output`); parts of several jobs are joined.
+"""Files of features: shards of a pass, kept while it goes on (`wmdd.artifacts.partial_output`), and parts of several jobs.
 
 A shard and a part are the same kind of file: `features` [n, D], `labels` [n], and of the classes in it `moments/classes` [c],
 `moments/count` [c] and `moments/sums` [c, 2, all channels] (see `wmdd.networks.batchnorm.ClassMoments`).
@@ -64,10 +64,10 @@ def join_statistics(files: list[Path], output: Path, meta: dict[str, Any], class
     with hdf5_writer.writing(output) as writer:
         writer.meta = meta | {"layers": [layer for layer, _ in widths]}
         writer.put("count", count)
-        apart, start = meta.get("settings", {}).get("variance") == "batches", 0
+        of_batches, start = meta.get("settings", {}).get("variance") == "batches", 0
         for layer, width in widths:
             sums = _by_class(files, "moments/sums", classes, np.s_[:, :, start : start + width])
-            mean, variance = statistics_of(torch.from_numpy(sums), torch.from_numpy(count), apart)
+            mean, variance = statistics_of(torch.from_numpy(sums), torch.from_numpy(count), of_batches)
             writer.put(f"mean/{layer}", mean.numpy())
             writer.put(f"variance/{layer}", variance.numpy())
             start += width
@@ -76,13 +76,13 @@ def join_statistics(files: list[Path], output: Path, meta: dict[str, Any], class
 def join_part(files: list[Path], output: Path, meta: dict[str, Any], classes: int) -> None:
     """Write the shards of a job that made some of the classes as one file of their kind."""
     count = _by_class(files, "moments/count", classes)
-    mine = np.flatnonzero(count)
+    part = np.flatnonzero(count)
     with hdf5_writer.writing(output) as writer:
         writer.meta = meta | {"widths": hdf5.load_meta(files[0])["widths"]}
         copy_rows(files, writer)
-        writer.put("moments/classes", mine)
-        writer.put("moments/count", count[mine])
-        writer.put("moments/sums", _by_class(files, "moments/sums", classes)[mine])
+        writer.put("moments/classes", part)
+        writer.put("moments/count", count[part])
+        writer.put("moments/sums", _by_class(files, "moments/sums", classes)[part])
 
 
 def check_parts(files: list[Path], classes: int) -> None:
@@ -94,12 +94,12 @@ def check_parts(files: list[Path], classes: int) -> None:
     expected = 0
     for path in files:
         with hdf5.reading(path, "moments/classes") as file:
-            mine = file["moments/classes"][()].tolist()
-        if mine != list(range(expected, expected + len(mine))):
+            part = file["moments/classes"][()].tolist()
+        if part != list(range(expected, expected + len(part))):
             raise WmddError(
-                f"{path} has the classes {mine[0]}..{mine[-1]} where class {expected} follows; give all parts in order"
+                f"{path} has the classes {part[0]}..{part[-1]} where class {expected} follows; give all parts in order"
             )
-        expected += len(mine)
+        expected += len(part)
     if expected != classes:
         raise WmddError(f"the parts end before class {expected} of {classes}; give all of them, in order")
 
@@ -115,11 +115,11 @@ def copy_rows(files: list[Path], writer: hdf5_writer.Writer, names: tuple[str, .
 
 def _by_class(files: list[Path], name: str, classes: int, part: Any = ()) -> np.ndarray:
     """Return [C, ...]: of each class what the last file says that has it."""
-    found: np.ndarray | None = None
+    whole: np.ndarray | None = None
     for path in files:
         with hdf5.reading(path) as file:
             rows = file[name][part]
-            found = np.zeros((classes, *rows.shape[1:]), rows.dtype) if found is None else found
-            found[file["moments/classes"][()]] = rows
-    assert found is not None
-    return found
+            whole = np.zeros((classes, *rows.shape[1:]), rows.dtype) if whole is None else whole
+            whole[file["moments/classes"][()]] = rows
+    assert whole is not None
+    return whole

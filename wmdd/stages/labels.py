@@ -75,8 +75,8 @@ class Pruned:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return what is to be written."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: part.cpu().numpy() for name, part in found.items() if part is not None}
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: part.cpu().numpy() for name, part in parts.items() if part is not None}
 
 
 def prune(logits: Tensor, k: int, temperature: float) -> Pruned:

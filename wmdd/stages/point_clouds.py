@@ -71,12 +71,12 @@ class Cloud:
         rows = np.asarray(rows)
         kind = self.points.dtype
         dtype = kind.newbyteorder("=") if kind.kind == "f" and kind.itemsize <= 8 else np.dtype(np.float64)
-        found = np.empty((len(rows), self.points.shape[1]), dtype)
+        points = np.empty((len(rows), self.points.shape[1]), dtype)
         piece = max(1, PIECE // (self.points.shape[1] * kind.itemsize))
         cuts = np.flatnonzero((np.diff(rows) > GAP) | (np.diff(rows // piece) > 0)) + 1
         for a, b in zip([0, *cuts], [*cuts, len(rows)], strict=True):
-            found[a:b] = self.points[rows[a] : rows[b - 1] + 1][rows[a:b] - rows[a]]
-        return torch.from_numpy(found)
+            points[a:b] = self.points[rows[a] : rows[b - 1] + 1][rows[a:b] - rows[a]]
+        return torch.from_numpy(points)
 
     def variance(self, rows: Rows) -> float:
         r"""Return the total variance 1/B \sum_i ||x_i - mean||^2 of some rows, in float64 and by the piece."""
@@ -154,8 +154,8 @@ def reading(path: Path, dataset: str | None = None, labels: str | None = None) -
         raise WmddError(f"{path} is an archive (.npz?); write the one array with numpy.save")
     elif begin == b"\x89HDF\r\n\x1a\n" or h5py.is_hdf5(path):
         with hdf5.opened(path) as file:
-            known = hdf5.is_artifact(file) and dataset is None and labels is None
-            yield _features(file, path) if known else _any(file, path, dataset, labels)
+            ours = hdf5.is_artifact(file) and dataset is None and labels is None
+            yield _features(file, path) if ours else _any(file, path, dataset, labels)
     else:
         raise WmddError(f"{path} is neither an HDF5 file nor an array of numpy.save (.npy)")
 
@@ -173,12 +173,12 @@ def _begin(path: Path) -> bytes:
 def _mapped(path: Path) -> np.ndarray:
     """Return the array of a .npy file, not read yet."""
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         if "Python objects" in str(error):
             raise WmddError(f"{path} holds Python objects, which are not loaded; save an array of numbers") from None
         raise WmddError(f"{path} is not a whole .npy file ({one_line(error)}); write it again") from None
-    return _checked(found, str(path))
+    return _checked(array, str(path))
 
 
 def _features(file: h5py.File, path: Path) -> Source:
@@ -223,9 +223,9 @@ def _dataset(file: h5py.File, path: Path, name: str | None) -> h5py.Dataset:
 
 
 def _datasets(file: h5py.File, wanted: Any) -> list[str]:
-    found: list[str] = []
-    file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) and wanted(item) else None)
-    return found
+    names: list[str] = []
+    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) and wanted(item) else None)
+    return names
 
 
 def _labels(file: h5py.File, path: Path, points: h5py.Dataset, name: str | None) -> np.ndarray | None:

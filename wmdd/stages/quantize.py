@@ -66,8 +66,8 @@ def quantize(
                 f"{cloud.title(label)} has {count} training images, fewer than the {k} images per class to distil; lower ipc "
                 "to that or less, or add images"
             )
-    found = barycenters(cloud, wanted, k, settings, seed, progress)
-    return [_judged(cloud, label, atoms, quality) for label, (atoms, quality) in zip(wanted, found, strict=True)]
+    solved = barycenters(cloud, wanted, k, settings, seed, progress)
+    return [_judged(cloud, label, atoms, quality) for label, (atoms, quality) in zip(wanted, solved, strict=True)]
 
 
 def _judged(cloud: Cloud, label: int, atoms: Barycenter, quality: Quality) -> Quantized:

@@ -56,8 +56,8 @@ def seen(
     """
 
     def prepared(chosen: Tensor) -> Tensor:
-        found = normalise(images.index_select(0, chosen), mean, std)
-        return found if whitening is None else whitening.apply(found)
+        pixels = normalise(images.index_select(0, chosen), mean, std)
+        return pixels if whitening is None else whitening.apply(pixels)
 
     if isinstance(views, siamese.Distortions):
         return siamese.apply(prepared(index), views.of(index))
@@ -109,10 +109,10 @@ def relabel(
     for epoch in context.progress(range(start, len(seeds)), "relabelling", len(seeds), start, "epoch"):
         views = views_of(settings, len(images), seeds[epoch]).to(images.device)
 
-        def said(index: Tensor, views: augment.Views | siamese.Distortions = views) -> Tensor:
+        def logits_of(index: Tensor, views: augment.Views | siamese.Distortions = views) -> Tensor:
             return ask(network, seen(images, views, index, mean, std), engine).half()
 
-        logits = torch.cat(list(engine.passes(said, everything.split(batch_size))))
+        logits = torch.cat(list(engine.passes(logits_of, everything.split(batch_size))))
         if not logits.isfinite().all():
             raise WmddError(
                 f"a logit of the teacher in epoch {epoch + 1} is NaN, infinite or beyond 65,504; train the teacher again, "

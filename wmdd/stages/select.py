@@ -47,13 +47,13 @@ def random(count: int, k: int, seed: int, label: int) -> Chosen:
 
 def kmeans_medoid(features: Tensor, k: int, settings: "TransportSettings", seed: int, label: int) -> Chosen:
     """Choose the K distinct images nearest in all to the atoms of the free-weights barycenter; weights = cell masses."""
-    found = quantize(
+    barycenter = quantize(
         features, k, generator=generator("select", seed, label), max_iterations=settings.max_iterations,
         tolerance=settings.tolerance, restarts=settings.restarts, exchanges=settings.exchanges,
     )  # fmt: skip
-    rows, chosen = linear_sum_assignment(squared_distances(found.atoms.double(), features.double()).numpy())
+    rows, chosen = linear_sum_assignment(squared_distances(barycenter.atoms.double(), features.double()).numpy())
     order = torch.from_numpy(rows).argsort()
-    return torch.from_numpy(chosen)[order], found.weights
+    return torch.from_numpy(chosen)[order], barycenter.weights
 
 
 def select(
@@ -88,12 +88,12 @@ def select(
     rows = [features.rows(i) if features is not None and span else span for i, span in enumerate(spans)]
     count = [len(mine) for mine in rows]
     needed = k * settings.tiles**2
-    for name, found in zip(classes, count, strict=True):
-        if found < needed:
+    for name, images in zip(classes, count, strict=True):
+        if images < needed:
             each = f" of {settings.tiles} x {settings.tiles} tiles" if settings.tiles > 1 else ""
             share = f" that count (barycenter.confident {solver.confident:g})" if solver.confident < 1 else ""
             raise WmddError(
-                f"class {name!r} has {found} training images{share}, fewer than the {k} images per class{each} to select; "
+                f"class {name!r} has {images} training images{share}, fewer than the {k} images per class{each} to select; "
                 f"lower ipc to {min(count) // settings.tiles**2} or less, or add images"
             )
     if settings.strategy == "patches":
@@ -179,12 +179,12 @@ def mosaic(pictures: Tensor, tiles: int) -> Tensor:
     side = pictures.shape[-1]
     k = len(pictures) // tiles**2
     edges = [side * i // tiles for i in range(tiles + 1)]
-    found = torch.empty(k, 3, side, side, dtype=torch.uint8)
+    mosaics = torch.empty(k, 3, side, side, dtype=torch.uint8)
     for place, part in enumerate(pictures.split(k)):
         (top, bottom), (left, right) = (edges[i : i + 2] for i in divmod(place, tiles))
         shrunk = F.interpolate(part.float(), (bottom - top, right - left), mode="bilinear", antialias=True)
-        found[..., top:bottom, left:right] = shrunk.round().clamp(0, 255).to(torch.uint8)
-    return found
+        mosaics[..., top:bottom, left:right] = shrunk.round().clamp(0, 255).to(torch.uint8)
+    return mosaics
 
 
 def masses(weights: Tensor, tiles: int) -> Tensor:

@@ -79,10 +79,10 @@ def balanced(cost: Tensor, start: Plan | None = None, weights: Tensor | None = N
 
 def _whole(cost: Tensor, weights: Tensor) -> Plan:
     n = cost.shape[1]
-    found = exact(weights, torch.full((n,), 1 / n, dtype=torch.float64), cost)
-    row, column = found.plan.nonzero(as_tuple=True)
-    place = (row.to(cost.device), column.to(cost.device), found.plan[row, column].to(cost.device))
-    return Plan(*place, found.cost, found.f)
+    solved = exact(weights, torch.full((n,), 1 / n, dtype=torch.float64), cost)
+    row, column = solved.plan.nonzero(as_tuple=True)
+    place = (row.to(cost.device), column.to(cost.device), solved.plan[row, column].to(cost.device))
+    return Plan(*place, solved.cost, solved.f)
 
 
 def prices(cost: Tensor, start: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
@@ -189,12 +189,12 @@ def _program(cost: Tensor, favourite: Tensor, free: Tensor, weights: Tensor) -> 
     left = weights - used / n
     some = left > 1e-12 / k
     masses = torch.full((len(rest),), 1 / n, dtype=torch.float64)
-    found = exact(left[some] / left[some].sum(), masses / masses.sum(), cost[some.to(cost.device)][:, rest])
+    solved = exact(left[some] / left[some].sum(), masses / masses.sum(), cost[some.to(cost.device)][:, rest])
     f = torch.full((k,), -torch.inf, dtype=torch.float64)
-    f[some] = found.f
+    f[some] = solved.f
     cell = some.nonzero()[:, 0]
-    row, column = found.plan.nonzero(as_tuple=True)
-    mass = found.plan[row, column] * float(masses.sum())
+    row, column = solved.plan.nonzero(as_tuple=True)
+    mass = solved.plan[row, column] * float(masses.sum())
     device = cost.device
     rows = torch.cat([favourite[given], cell[row].to(device)])
     columns = torch.cat([given, rest[column.to(device)]])

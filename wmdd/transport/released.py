@@ -48,10 +48,10 @@ def released(points: Points, k: int, generator: torch.Generator, weights: str = 
         WmddError: the points or k are not usable, or a weight fell to 0.
     """
     began = time.perf_counter()
-    found = as_points(points)
+    given = as_points(points)
     check_k(k)
     check_weights(weights)
-    x = found.detach().double().cpu()
+    x = given.detach().double().cpu()
     masses = torch.full((len(x),), 1 / len(x), dtype=torch.float64)
     w = torch.full((k,), 1 / k, dtype=torch.float64)
     atoms = torch.randn(k, x.shape[1], generator=generator, dtype=torch.float64)
@@ -66,7 +66,7 @@ def released(points: Points, k: int, generator: torch.Generator, weights: str = 
             break
         atoms = 0.8 * atoms + 0.2 * _free_support(x, masses, atoms, w)  # 3
         trace.append(exact(w, masses, squared_distances(atoms, x)).cost)
-    return like(found, Barycenter(atoms, w, trace[-1], trace, seconds=time.perf_counter() - began))
+    return like(given, Barycenter(atoms, w, trace[-1], trace, seconds=time.perf_counter() - began))
 
 
 def _released_weights(cost: Tensor, masses: Tensor) -> Tensor:

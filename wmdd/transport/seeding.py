@@ -40,18 +40,18 @@ def greedy(measures: Measures, k: int, replicas: int, generators: list[torch.Gen
     first = (draws[..., :1] * measures.count[:, None, None]).long()
     near = _to_points(measures, first)[:, :, 0]
     label = torch.zeros(c, replicas, n, dtype=torch.long, device=device)
-    found, used = 1, 1
-    while found < k:
+    drawn, used = 1, 1
+    while drawn < k:
         candidates = _sample(near, draws[..., used : used + tries])
         used += tries
         distance = _to_points(measures, candidates)
-        for _ in range(min(together, k - found)):
+        for _ in range(min(together, k - drawn)):
             cost = torch.minimum(distance, near[:, :, None]).sum(3)
             best = cost.argmin(2)[..., None, None].expand(c, replicas, 1, n)
             chosen = distance.gather(2, best)[:, :, 0]
-            label.masked_fill_(chosen < near, found)
+            label.masked_fill_(chosen < near, drawn)
             near = torch.minimum(chosen, near)
-            found += 1
+            drawn += 1
     return label
 
 

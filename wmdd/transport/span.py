@@ -69,11 +69,11 @@ class Span:
 
     def distances(self, atoms: Tensor) -> Tensor:
         """Return ||b_k - x_i||^2, [K, N] in float64, of atoms [K, D] about the centre."""
-        found = torch.zeros(len(atoms), len(self.points), dtype=torch.float64)
+        squared = torch.zeros(len(atoms), len(self.points), dtype=torch.float64)
         for at, part in _blocks(self.points, self.centre):
             b = atoms[:, at]
-            found += torch.addmm(b.square().sum(1)[:, None] + part.square().sum(1), b, part.T, alpha=-2)
-        return found.clamp_(min=0)
+            squared += torch.addmm(b.square().sum(1)[:, None] + part.square().sum(1), b, part.T, alpha=-2)
+        return squared.clamp_(min=0)
 
 
 def _blocks(points: Tensor, centre: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:

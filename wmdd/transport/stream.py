@@ -195,13 +195,13 @@ def _refine(
         means, counts, cost = _lloyd(data, placed - data.centre, f"refine {step}/{refinements}")
         if trace and cost > trace[-1]:  # by rounding
             break
-        found = Barycenter(placed, (counts / len(data)).to(placed), cost, trace)
+        best = Barycenter(placed, (counts / len(data)).to(placed), cost, trace)
         settled = cost == 0 or (len(trace) > 0 and trace[-1] - cost <= tolerance * trace[-1])
         trace.append(cost)
         if settled:
             break
         atoms = _revive(means, counts == 0, sample, draws)
-    return found
+    return best
 
 
 def _lloyd(data: RowSource, atoms: Tensor, what: str) -> tuple[Tensor, Tensor, float]:

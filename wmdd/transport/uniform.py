@@ -50,15 +50,15 @@ def balance(cells: Cells, k: int, steps: int, tolerance: float) -> list[Barycent
         steps: exact transport problems, at most.
         tolerance: stop when F falls by less than this share of itself.
     """
-    found = []
+    barycenters = []
     row = torch.arange(k, device=cells.label.device) % cells.sums.shape[2]
     for c, count in enumerate(cells.measures.count.tolist()):
         x = cells.measures.x[c, :count]
         best, costs = _descend(x, cells.means[c, 0][row], steps, tolerance)
         atoms = (best.atoms.double() + cells.measures.centre[c]).cpu()
         weights = torch.full((k,), 1 / k, dtype=torch.float64)
-        found.append(Barycenter(atoms, weights, best.cost, costs, best.plan.gap))
-    return found
+        barycenters.append(Barycenter(atoms, weights, best.cost, costs, best.plan.gap))
+    return barycenters
 
 
 def _descend(x: Tensor, atoms: Tensor, steps: int, tolerance: float) -> tuple[_Step, list[float]]:
@@ -89,8 +89,8 @@ def _step(x: Tensor, atoms: Tensor, plan: Plan | None, beta: float, n: float) ->
         own = cost[plan.row, plan.column] * plan.mass.to(cost.dtype) * (2 * beta / n * len(x))
         cost *= 1 - beta / n
         cost.index_put_((plan.row, plan.column), own, accumulate=True)
-    found = balanced(cost, plan)
-    return _Step(found, *_means(x, found, len(atoms)))
+    solved = balanced(cost, plan)
+    return _Step(solved, *_means(x, solved, len(atoms)))
 
 
 def _costs(x: Tensor, atoms: Tensor) -> Tensor:
