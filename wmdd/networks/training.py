@@ -197,11 +197,7 @@ def _resumed(every: Sequence[Trained], context: Context) -> tuple[int, Tensor]:
 
 
 def _end_epoch(
-    trained: Trained,
-    entry: dict[str, float],
-    validate: Validate,
-    settings: "OptimisationSettings",
-    context: Context,
+    trained: Trained, entry: dict[str, float], validate: Validate, settings: "OptimisationSettings", context: Context
 ) -> None:
     """Check the loss of an epoch, let the processes share their buffers, validate, and add the entry to the history."""
     epoch = int(entry["epoch"])
