@@ -12,7 +12,7 @@ Log = Callable[[dict[str, Any], int], None]
 
 
 class Keeper(Protocol):
-    """Keeps the state of an unfinished job (see `wmdd.artifacts.checkpoint.Checkpoint`); what it keeps by default is nothing."""
+    """Keeps the state of an unfinished job, as `wmdd.artifacts.checkpoint.Checkpoint` does; by default nothing."""
 
     def load(self) -> dict[str, Any] | None:
         """Return the state to go on from, or None."""
