@@ -1,6 +1,7 @@
-"""How far a job is can be seen from outside, and what is left by a job that is no more is told from what another writes."""
+"""A job goes on from its checkpoint, how far it is can be seen from outside, and what a dead job left is told from the rest."""
 
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -18,6 +19,90 @@ from wmdd.base.preemption import AGAIN, Notice, Preempted
 def dead() -> int:
     """The number of a process that has ended."""
     return int(subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True).stdout)
+
+
+# Going on
+
+
+def test_a_checkpoint_goes_on(tmp_path, capsys):
+    weight = torch.ones(3, requires_grad=True)
+    adam = torch.optim.AdamW([weight], lr=0.1)
+    weight.sum().backward()
+    adam.step()
+    given = {"x": torch.arange(3), "epoch": 4, "history": [{"loss": 0.5}], "name": "a"}
+    keeper = Checkpoint(tmp_path / "c", "key")
+    assert keeper.load() is None
+    assert capsys.readouterr().out == ""
+    keeper.save(given | {"adam": adam.state_dict()})
+    kept = Checkpoint(tmp_path / "c", "key").load()
+    assert kept.pop("x").tolist() == [0, 1, 2]
+    other = torch.optim.AdamW([torch.ones(3, requires_grad=True)], lr=0.1)
+    other.load_state_dict(kept.pop("adam"))
+    assert torch.equal(other.state_dict()["state"][0]["exp_avg"], adam.state_dict()["state"][0]["exp_avg"])
+    assert kept == {"epoch": 4, "history": [{"loss": 0.5}], "name": "a"}
+    assert "going on from" in capsys.readouterr().out
+    keeper.remove()
+    keeper.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_time_of_earlier_jobs_adds_up(tmp_path):
+    first, second, third = (Checkpoint(tmp_path / "c", "key") for _ in range(3))
+    first.earlier = 100.0
+    first.save({})
+    assert second.earlier == 0
+    second.load()
+    assert second.earlier >= 100
+    second.save({})
+    third.load()
+    assert third.earlier >= second.earlier
+
+
+def test_a_stale_checkpoint_is_set_aside(tmp_path, capsys):
+    Checkpoint(tmp_path / "c", "old key").save({"x": 1})
+    later = Checkpoint(tmp_path / "c", "key")
+    assert later.load() is None
+    assert later.earlier == 0
+    assert f"checkpoint {tmp_path}/c is of other settings, code or inputs; starting over" in capsys.readouterr().out
+    later.save({"x": 2})
+    assert Checkpoint(tmp_path / "c", "key").load() == {"x": 2}
+
+
+class Malicious:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("how", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_a_malicious_checkpoint_is_not_executed(tmp_path, capsys, how):
+    trap = tmp_path / "executed"
+    how({"key": "key", "state": {"x": Malicious(trap)}, "seconds": 0.0}, tmp_path / "c")
+    assert Checkpoint(tmp_path / "c", "key").load() is None
+    assert not trap.exists()
+    assert "cannot be read" in capsys.readouterr().out
+    with (tmp_path / "c").open("rb") as file:  # the trap itself works: a plain load would have sprung it
+        torch.load(file, weights_only=False) if how is torch.save else pickle.load(file)
+    assert trap.exists()
+
+
+def test_due(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    always, seldom = Checkpoint(tmp_path / "a", "key", seconds=0), Checkpoint(tmp_path / "b", "key", seconds=60)
+    assert (always.due(), seldom.due()) == (True, False)
+    now[0] += 60
+    assert seldom.due()
+    seldom.save({})
+    assert not seldom.due()
+    always.save({})
+    assert always.due()
+
+
+# Seen from outside
 
 
 def test_how_far_a_job_is_can_be_seen_from_outside(tmp_path):
@@ -46,21 +131,28 @@ def test_a_glance_reads_no_tensor(tmp_path):
     assert resident() - before < 2**22
 
 
-@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
-def test_a_damaged_checkpoint_says_nothing(tmp_path, share):
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, 0.999])
+def test_a_checkpoint_that_is_cut_short_is_set_aside(tmp_path, capsys, share):
     Checkpoint(tmp_path / "c", "key").save({"x": torch.ones(1000)}, 1, 2, "epoch")
     whole = (tmp_path / "c").read_bytes()
     (tmp_path / "c").write_bytes(whole[: int(share * len(whole))])
-    assert peek(tmp_path / "c") is None
-    assert peek(tmp_path / "none") is None
+    assert peek(tmp_path / "c") is peek(tmp_path / "none") is None
+    assert Checkpoint(tmp_path / "c", "key").load() is None
+    assert "cannot be read" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "other", [3, {"seconds": 1.0}, {"seconds": 1.0, "progress": 3}, {"seconds": "x", "progress": {"done": 1}}]
-)
-def test_a_checkpoint_of_another_version_says_nothing(tmp_path, other):
+    "other",
+    [
+        3, [1, 2], {"state": {}}, {"key": "key"}, {"key": "key", "state": 1, "seconds": 1.0},
+        {"seconds": 1.0, "progress": 3}, {"seconds": "x", "progress": {"done": 1}},
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_something_else_is_set_aside(tmp_path, capsys, other):
     torch.save(other, tmp_path / "c")
     assert peek(tmp_path / "c") is None
+    assert Checkpoint(tmp_path / "c", "key").load() is None
+    assert "cannot be read" in capsys.readouterr().out
 
 
 def test_a_warned_job_ends_with_its_next_checkpoint(tmp_path):
@@ -133,16 +225,13 @@ def test_what_is_gone_already_is_abandoned(tmp_path):
     assert abandoned(tmp_path / ".x.elsewhere.12.part")
 
 
-@pytest.mark.parametrize("text", ["a minute", "-1", "nan", ""])
-def test_seconds_that_are_no_number_are_refused(monkeypatch, text):
-    monkeypatch.setenv("WMDD_CHECKPOINT_SECONDS", text)
-    with pytest.raises(WmddError, match=f"^WMDD_CHECKPOINT_SECONDS is {text!r}; set it to a number of seconds"):
-        seconds_between()
-
-
-@pytest.mark.parametrize(("text", "expected"), [("0", 0), ("1.5", 1.5), (None, 60)])
-def test_seconds_between_checkpoints(monkeypatch, text, expected):
+def test_seconds_between_checkpoints(monkeypatch):
     monkeypatch.delenv("WMDD_CHECKPOINT_SECONDS", raising=False)
-    if text is not None:
+    assert seconds_between() == 60
+    for text, seconds in {"0": 0, "1.5": 1.5}.items():
         monkeypatch.setenv("WMDD_CHECKPOINT_SECONDS", text)
-    assert seconds_between() == expected
+        assert seconds_between() == seconds
+    for text in "a minute", "-1", "nan", "":
+        monkeypatch.setenv("WMDD_CHECKPOINT_SECONDS", text)
+        with pytest.raises(WmddError, match=f"^WMDD_CHECKPOINT_SECONDS is {text!r}; set it to a number of seconds"):
+            seconds_between()

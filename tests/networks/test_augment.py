@@ -66,23 +66,13 @@ def test_a_crop_is_the_enlarged_cut(data):
 
 def test_inside_its_edge_a_crop_of_any_picture_is_the_enlarged_cut():
     image = noise(1, 3, 16, 16)
-    cut = image[..., 3:11, 5:13]
-    expected = F.interpolate(cut, (16, 16), mode="bilinear", align_corners=False)
+    expected = F.interpolate(image[..., 3:11, 5:13], (16, 16), mode="bilinear", align_corners=False)
     found = augment.apply(image, views(torch.tensor([3, 5, 8, 8]) / 16), every(image))
     close(found[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
     assert not torch.allclose(found, expected, atol=1e-2)  # at the edge the view looks beyond the cut
-
-
-def test_a_crop_of_the_whole_height_is_exact_at_the_borders_of_the_picture():
-    image = noise(1, 3, 16, 16)
     expected = F.interpolate(image[..., :8], (16, 16), mode="bilinear", align_corners=False)
     found = augment.apply(image, views(torch.tensor([0, 0, 16, 8]) / 16), every(image))
-    close(found[..., :-1], expected[..., :-1])
-
-
-def test_a_flip_mirrors_left_and_right():
-    images = noise(2, 3, 8, 8)
-    close(augment.apply(images, views(flip=True, count=2), every(images)), images.flip(-1))
+    close(found[..., :-1], expected[..., :-1])  # but not beyond the picture
 
 
 @pytest.mark.parametrize(("down", "right"), [(0, 0), (3, 0), (-2, 0), (0, 1), (-4, 4), (2, -3)])
@@ -126,22 +116,21 @@ def test_places_are_uniform_and_half_the_views_are_mirrored():
     assert 1900 < int(found.flip.sum()) < 2100
 
 
-def test_full_scale_is_no_crop():
-    found = augment.draw(generator(0), 50, (1.0, 1.0), flip=False)
-    assert torch.equal(found.crop, augment.identity(50).crop)
-    assert not found.flip.any()
-
-
 def test_shifts_are_whole_pixels_up_to_the_limit_and_all_of_them():
     offset = augment.shifted(generator(0), 2000, 2, 16)[:, :2] * 16
     assert set(offset.flatten().tolist()) == {-2.0, -1.0, 0.0, 1.0, 2.0}
     assert len(offset.unique(dim=0)) == 25
 
 
-def test_the_same_seed_gives_the_same_views():
+def test_views_follow_from_the_seed_and_full_scale_is_no_crop():
     one, two, other = (augment.draw(generator(s), 20, (0.1, 1), True, "cutmix") for s in (3, 3, 4))
     assert all(torch.equal(getattr(one, f), getattr(two, f)) for f in ("crop", "flip", "partner", "paste"))
     assert not torch.equal(one.crop, other.crop)
+    whole = augment.draw(generator(0), 50, (1.0, 1.0), flip=False)
+    assert torch.equal(whole.crop, augment.identity(50).crop)
+    assert not whole.flip.any()
+    assert whole.kept(16, 16).tolist() == [1.0] * 50
+    assert whole.partner.tolist() == list(range(50))
 
 
 # ---- independence of batches
@@ -204,9 +193,3 @@ def test_the_pasted_area_has_the_mean_of_its_law():
     area = 1 - augment.draw(generator(9), 20_000, (0.08, 1), True, "cutmix").kept(1000, 1000)
     assert float(area.mean()) == pytest.approx(1 / 2 - 1 / 5 + 1 / 48, abs=0.01)
     assert float(area.max()) > 0.95
-
-
-def test_without_mixing_everything_is_kept():
-    drawn = augment.draw(generator(8), 10, (0.08, 1), True)
-    assert drawn.kept(16, 16).tolist() == [1.0] * 10
-    assert drawn.partner.tolist() == list(range(10))

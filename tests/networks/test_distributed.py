@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch import multiprocessing as mp
 
+from tests.conftest import DyingKeeper
 from wmdd.artifacts.atomic_files import read_json
 from wmdd.artifacts.hdf5_writer import save
 from wmdd.artifacts.model_files import load_model
@@ -28,7 +30,7 @@ from wmdd.base.preemption import AGAIN
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
 from wmdd.jobs.torchrun import check_gpus
-from wmdd.networks.context import quiet
+from wmdd.networks.context import Forgetful, quiet
 from wmdd.networks.distributed import ALONE, SharedBatchNorm2d, World, parts_of, shared_statistics, unsent, world
 from wmdd.networks.engine import plain
 from wmdd.networks.training import evaluate
@@ -113,7 +115,7 @@ def scored(among: World, count: int) -> dict[str, float]:
     return evaluate(Table(), Resident(pixels, torch.arange(count) % 2), [0] * 3, [1] * 3, plain(), 2, among)
 
 
-class Kept:
+class Kept(Forgetful):
     """Gives the state that another process has kept."""
 
     def __init__(self, state) -> None:
@@ -121,12 +123,6 @@ class Kept:
 
     def load(self):
         return self.state
-
-    def due(self) -> bool:
-        return False
-
-    def save(self, state, *_) -> None:
-        """Keep nothing."""
 
 
 def disagreement(among: World) -> str:
@@ -182,20 +178,10 @@ def pair(tmp_path_factory, half) -> list[dict]:
 @pytest.fixture(scope="module")
 def half():
     """The state of one process after the first of two epochs."""
-    states = []
-
-    class Keeper(Kept):
-        def due(self) -> bool:
-            return True
-
-        def save(self, state, *_) -> None:
-            states.append(state)
-            if len(states) == 1:
-                raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        taught(replace(quiet(plain()), keeper=Keeper(None)))
-    return states[0]
+    keeper = DyingKeeper(4, 5)  # of three steps and an end an epoch
+    with pytest.raises(DyingKeeper.Killed):
+        taught(replace(quiet(plain()), keeper=keeper))
+    return keeper.load()
 
 
 def test_shares_sums_and_means(pair):
@@ -289,17 +275,22 @@ def test_other_layers_with_statistics_of_the_batch_are_refused_by_name():
         assert type(network[1]) is nn.BatchNorm1d
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch):
-    check_gpus(8, EngineSettings(device="cpu"))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    check_gpus(8, EngineSettings())
-    with pytest.raises(WmddError, match="8 processes need as many GPUs, but 0 are visible"):
-        check_gpus(8, EngineSettings(device="cuda"))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    check_gpus(4, EngineSettings())
-    check_gpus(8, EngineSettings(device="cpu"))
-    with pytest.raises(WmddError, match=r"8 processes.*4 are visible; lower the teacher's `gpus`"):
-        check_gpus(8, EngineSettings())
+@pytest.mark.parametrize(
+    ("processes", "gpus", "device", "refused"),
+    [
+        (8, 0, "cpu", False),
+        (8, 4, "cpu", False),
+        (8, 0, "auto", False),
+        (8, 0, "cuda", True),
+        (4, 4, "auto", False),
+        (8, 4, "auto", True),
+    ],
+)
+def test_more_processes_than_gpus_are_refused(monkeypatch, processes, gpus, device, refused):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    said = rf"{processes} processes need as many GPUs, but {gpus} are visible; lower the teacher's `gpus`"
+    with pytest.raises(WmddError, match=said) if refused else nullcontext():
+        check_gpus(processes, EngineSettings(device=device))
 
 
 # ---- the command
@@ -389,52 +380,43 @@ def test_two_processes_train_the_network_of_one(here):
 def test_a_training_on_two_processes_survives_anything(here, group):
     """Whatever ends it, a kill of any process or a warning to some, it goes on to the bytes of an undisturbed run."""
     flags = "--epochs 20 --lr 0.02 --accumulate 2 --ema 0.9 --no-sync-batchnorm"
-    assert finish(start(here, f"undisturbed{group}", flags, 2))[0] == 0
+    killed, again = f"killed{group}", "going on from its last checkpoint when started again"
 
-    process = start(here, f"killed{group}", flags, 2)
-    children = under_way(here, f"killed{group}", process)
-    children[1].kill()
-    code, _, err = finish(process)
-    assert code == 1
-    assert len(mistakes(err)) == 1
-    assert re.match(r"wmdd teacher: error: process [12] of 2 was killed by SIGKILL; run again", mistakes(err)[0])
-    assert ended(children)
+    def disturbed(disturb, wait=under_way) -> tuple[int, list[str]]:
+        """Start, disturb the launcher and its processes once they run, and return how it ended."""
+        process = start(here, killed, flags, 2)
+        children = wait(here, killed, process)
+        disturb(process, children)
+        code, _, err = finish(process)
+        assert ended(children), "a process outlives its launcher"
+        return code, mistakes(err)
 
-    again = "going on from its last checkpoint when started again"
-    process = start(here, f"killed{group}", flags, 2)
-    while len(children := psutil.Process(process.pid).children()) < 2:
-        time.sleep(0.01)
-    process.terminate()  # before the training has begun
-    code, _, err = finish(process)
-    assert (code, mistakes(err)) == (AGAIN, [f"wmdd teacher: SIGTERM: {again}"])
-    assert ended(children)
+    def two_children(_here, _output, process) -> list[psutil.Process]:
+        while len(children := psutil.Process(process.pid).children()) < 2:
+            time.sleep(0.01)
+        return children
 
-    process = start(here, f"killed{group}", flags, 2)
-    children = under_way(here, f"killed{group}", process)
-    for told in (process, *children) if group else (process,):
-        told.send_signal(signal.SIGUSR1)
-    code, _, err = finish(process)
-    assert (code, mistakes(err)) == (AGAIN, [f"wmdd teacher: SIGUSR1: {again}"])
-    assert ended(children)
+    def warn(*told) -> None:
+        for process in told:
+            process.send_signal(signal.SIGUSR1)
 
-    process = start(here, f"killed{group}", flags, 2)
-    children = under_way(here, f"killed{group}", process)
-    children[1].send_signal(signal.SIGUSR1)  # one of them alone
-    code, _, err = finish(process)
-    assert (code, mistakes(err)) == (AGAIN, [f"wmdd teacher: a signal to a process: {again}"])
-    assert ended(children)
+    code, lines = disturbed(lambda _, children: children[1].kill())
+    assert (code, len(lines)) == (1, 1)
+    assert re.match(r"wmdd teacher: error: process [12] of 2 was killed by SIGKILL; run again", lines[0])
+    before_it_trains = disturbed(lambda process, _: process.terminate(), two_children)
+    assert before_it_trains == (AGAIN, [f"wmdd teacher: SIGTERM: {again}"])
+    all_or_launcher = disturbed(lambda process, children: warn(process, *(children if group else ())))
+    assert all_or_launcher == (AGAIN, [f"wmdd teacher: SIGUSR1: {again}"])
+    one_alone = disturbed(lambda _, children: warn(children[1]))
+    assert one_alone == (AGAIN, [f"wmdd teacher: a signal to a process: {again}"])
+    assert disturbed(lambda process, _: process.kill())[0] == -signal.SIGKILL
+    assert not (here / killed / "model.safetensors").exists()
 
-    process = start(here, f"killed{group}", flags, 2)
-    children = under_way(here, f"killed{group}", process)
-    process.kill()
-    assert finish(process)[0] == -signal.SIGKILL
-    assert ended(children), "a process outlives its launcher"
-    assert not (here / f"killed{group}/model.safetensors").exists()
-
-    code, out, err = finish(start(here, f"killed{group}", flags, 2))
+    code, out, err = finish(start(here, killed, flags, 2))
     assert (code, out.count("going on from"), mistakes(err)) == (0, 1, [])
+    assert finish(start(here, f"undisturbed{group}", flags, 2))[0] == 0
     for name in "model.safetensors", "model.csv":
-        assert (here / f"killed{group}" / name).read_bytes() == (here / f"undisturbed{group}" / name).read_bytes()
+        assert (here / killed / name).read_bytes() == (here / f"undisturbed{group}" / name).read_bytes()
 
 
 def test_a_mistake_that_all_processes_meet_is_one_line(here):

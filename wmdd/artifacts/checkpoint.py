@@ -30,10 +30,16 @@ class Progress(NamedTuple):
 class Checkpoint:
     """The state of an unfinished job, beside its output; never an output itself.
 
-    `key` is everything that the result depends on: a checkpoint made under another key is stale and left aside.
-    `seconds` is the least time between two writes; 0 writes at every chance. `earlier` is the time that the jobs before
-    this one have spent. `notice` says when to end: a checkpoint is then due, and once it is written the job ends. Two jobs
-    that make the same output may share the file: each writes it whole, and goes on without it.
+    Two jobs that make the same output may share the file: each writes it whole, and goes on without it.
+
+    Args:
+        path: of the file.
+        key: everything that the result depends on; a checkpoint of another key is stale and left aside.
+        seconds: the least time between two writes; 0 writes at every chance.
+        notice: says when to end: a checkpoint is then due, and once it is written the job ends.
+
+    Attributes:
+        earlier: seconds that the jobs before this one have spent.
     """
 
     def __init__(self, path: Path, key: str, seconds: float = SECONDS, notice: Notice | None = None) -> None:
@@ -86,15 +92,15 @@ class Checkpoint:
             raise Preempted(f"{self.notice.signal}: {KEPT}", agreed=True)
 
     def remove(self) -> None:
-        """Forget the state, once the output is in place, and what jobs that were killed while they wrote one left behind."""
+        """Delete the file, once the output is in place, and half-written ones of jobs that were killed."""
         self.path.unlink(missing_ok=True)
-        for left in self.path.parent.iterdir():
-            if left.name.startswith(f".{self.path.name}.") and left.name.endswith(".part") and abandoned(left):
-                left.unlink(missing_ok=True)
+        for path in self.path.parent.iterdir():
+            if path.name.startswith(f".{self.path.name}.") and path.name.endswith(".part") and abandoned(path):
+                path.unlink(missing_ok=True)
 
 
 def peek(path: Path) -> Progress | None:
-    """Return how far a job is, from its checkpoint, of which only that is read; None where there is none to be read."""
+    """Return how far a job is, by its checkpoint, whose tensors are not read; None where no checkpoint can be read."""
     try:
         content = _content(path, mmap=True)
         done, total, unit = (content["progress"][name] for name in ("done", "total", "unit"))
@@ -104,8 +110,8 @@ def peek(path: Path) -> Progress | None:
 
 
 def _content(path: Path, mmap: bool = False) -> dict[str, Any]:
-    found: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
-    return found
+    content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
+    return content
 
 
 def owner() -> str:

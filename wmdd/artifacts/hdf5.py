@@ -12,10 +12,7 @@ import numpy as np
 from wmdd.base.errors import WmddError, one_line
 
 META = "meta"
-
-
 LEARNED = "labels_learned"  # [C, K, C] of an images.h5: probabilities
-
 
 Arrays = dict[str, np.ndarray]
 
@@ -68,10 +65,10 @@ def is_artifact(file: h5py.File) -> bool:
 def load(path: Path, *names: str) -> tuple[Arrays, dict[str, Any]]:
     """Read the named arrays (all of them when none is named) and the meta data, with the digest added to it."""
     with reading(path, *names) as file:
-        found: list[str] = []
-        file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
-        found.remove(META)
-        return {name: file[name][()] for name in names or found}, meta_of(file)
+        every: list[str] = []
+        file.visititems(lambda name, item: every.append(name) if isinstance(item, h5py.Dataset) else None)
+        every.remove(META)
+        return {name: file[name][()] for name in names or every}, meta_of(file)
 
 
 def load_meta(path: Path) -> dict[str, Any]:

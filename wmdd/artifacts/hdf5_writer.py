@@ -37,9 +37,9 @@ class _Content:
 
     @classmethod
     def of(cls, array: np.ndarray) -> "_Content":
-        found = cls(array.dtype, array.shape[1:], array.ndim == 0)
-        found.add(array.reshape(-1, *array.shape[1:]))
-        return found
+        content = cls(array.dtype, array.shape[1:], array.ndim == 0)
+        content.add(array.reshape(-1, *array.shape[1:]))
+        return content
 
     def add(self, rows: np.ndarray) -> None:
         self.rows += len(rows)

@@ -1,4 +1,4 @@
-"""Pieces: what a long job has done is kept in files beside its output, of which that is made at the end.
+"""Pieces: the finished rows of a long job, kept in files beside its output, which is made of them at the end.
 
 A job's pieces are in a folder of its own, `.{output}.{host}.{process}.pieces`, so that two jobs that make the same output at
 once do not meet. A job that is started again takes over those of the one before it.
@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,10 +46,10 @@ class Pieces:
         self._others: list[Path] = []
 
     def restore(self) -> int:
-        """Take up what an earlier job has done, and return the position behind it."""
+        """Take over the pieces of an earlier job, and return the position behind them."""
         self.files, self.seconds, stop = [], 0.0, 0
-        found = [folder for folder in self.output.parent.iterdir() if self._is_ours(folder)]
-        pieces = max((self._follow(folder) for folder in sorted(found)), key=_end, default=[])
+        folders = sorted(self.output.parent.glob(f".{escape(self.output.name)}.*.pieces"))
+        pieces = max(map(self._follow, folders), key=_end, default=[])
         _delete(self.folder, {piece.path for piece in pieces})  # of an earlier process of the same number
         for piece in pieces:
             try:
@@ -56,10 +57,10 @@ class Pieces:
             except FileNotFoundError:  # another job was faster
                 break
             stop, self.seconds = piece.stop, piece.seconds
-        for folder in set(found) - {self.folder}:
+        for folder in set(folders) - {self.folder}:
             if abandoned(folder):
                 _delete(folder)
-            elif owned_here(folder) is None:  # of another machine: is the job gone or alive? It is let be until the end
+            elif owned_here(folder) is None:  # on another machine it may still run: keep until this job finishes
                 self._others.append(folder)
         if self.files:
             print(f"going on from {self.files[0].parent}, with {len(self.files)} pieces of earlier work", flush=True)
@@ -97,23 +98,20 @@ class Pieces:
         for folder in (self.folder, *self._others):
             _delete(folder)
 
-    def _is_ours(self, folder: Path) -> bool:
-        return folder.name.startswith(f".{self.output.name}.") and folder.name.endswith(".pieces")
-
     def _follow(self, folder: Path) -> list[_Piece]:
         """Return the pieces in a folder, as far as they can be read, are of this key and follow each other."""
-        found: list[_Piece] = []
+        pieces: list[_Piece] = []
         for path in sorted(folder.glob("*.h5")):
             try:
                 meta = hdf5.load_meta(path)
-                if meta["key"] != self.key or (found and meta["first"] != found[-1].stop):
+                if meta["key"] != self.key or (pieces and meta["first"] != pieces[-1].stop):
                     print(f"{path} is of other settings, code or inputs; it is left aside", flush=True)
                     break
             except WmddError as error:
                 print(f"{error}; going on from before it", flush=True)
                 break
-            found.append(_Piece(path, meta["first"] + meta["count"], meta["seconds"]))
-        return found
+            pieces.append(_Piece(path, meta["first"] + meta["count"], meta["seconds"]))
+        return pieces
 
     def _take(self, path: Path) -> Path:
         """Make a piece this job's own, whatever becomes of the other's."""

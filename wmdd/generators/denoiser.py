@@ -64,8 +64,8 @@ class Denoiser(nn.Module):
 
     def forward(self, z: Tensor, angle: Tensor, classes: Tensor) -> Tensor:
         """Return v [B, c, h, w] of noised latents z, angles p [B] in [0, pi/2] and classes [B]."""
-        found: Tensor = self.unet(z, angle * (1000 / QUARTER), classes, return_dict=False)[0]
-        return found
+        velocity: Tensor = self.unet(z, angle * (1000 / QUARTER), classes, return_dict=False)[0]
+        return velocity
 
     def guided(self, z: Tensor, angle: Tensor, classes: Tensor, guidance: float) -> Tensor:
         """Return v_g."""
@@ -88,8 +88,8 @@ class Objective(nn.Module):
     def forward(self, latents: Tensor, noise: Tensor, angle: Tensor, classes: Tensor) -> Tensor:
         """Return the mean over a latent of (v(z_p, p, y) - v_p)^2, [B]."""
         cos, sin = angle.cos()[:, None, None, None], angle.sin()[:, None, None, None]
-        found = self.denoiser(cos * latents + sin * noise, angle, classes).float()
-        return (found - (cos * noise - sin * latents)).square().flatten(1).mean(1)
+        velocity = self.denoiser(cos * latents + sin * noise, angle, classes).float()
+        return (velocity - (cos * noise - sin * latents)).square().flatten(1).mean(1)
 
 
 def reverse(

@@ -12,31 +12,23 @@ Log = Callable[[dict[str, Any], int], None]
 
 
 class Keeper(Protocol):
-    """Keeps the state of an unfinished job (see `wmdd.artifacts.checkpoint.Checkpoint`)."""
+    """Keeps the state of an unfinished job, as `wmdd.artifacts.checkpoint.Checkpoint` does; by default nothing."""
 
     def load(self) -> dict[str, Any] | None:
         """Return the state to go on from, or None."""
-
-    def due(self) -> bool:
-        """Return whether it is time to save."""
-
-    def save(self, state: dict[str, Any], done: float = 0.0, total: float = 0.0, unit: str = "") -> None:
-        """Keep a state, and how far it is: `done` of `total` units."""
-
-
-class Forgetful:
-    """Keeps nothing."""
-
-    def load(self) -> dict[str, Any] | None:
-        """Return None."""
         return None
 
     def due(self) -> bool:
-        """Return False."""
+        """Return whether it is time to save."""
         return False
 
     def save(self, state: dict[str, Any], done: float = 0.0, total: float = 0.0, unit: str = "") -> None:
-        """Do nothing."""
+        """Keep a state, and how far it is: `done` of `total` units."""
+        return None
+
+
+class Forgetful(Keeper):
+    """Keeps nothing."""
 
 
 class Reader(Forgetful):

@@ -231,8 +231,8 @@ def build(settings: "NetworkSettings", classes: int, resolution: int, generator:
             return _tried(name, lambda: Timm(chosen, classes), resolution)
         if library == "torchvision" and chosen:
             return _tried(name, lambda: Torchvision(chosen, classes, resolution), resolution)
-    known = ", ".join([*RESNETS, *CONVNETS, "vit-tiny", "torchvision:NAME", "timm:NAME"])
-    raise WmddError(f"unknown architecture {name!r}; known: {known}")
+    names = ", ".join([*RESNETS, *CONVNETS, "vit-tiny", "torchvision:NAME", "timm:NAME"])
+    raise WmddError(f"unknown architecture {name!r}; known: {names}")
 
 
 def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:

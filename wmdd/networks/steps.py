@@ -53,10 +53,11 @@ class Trained:
         if self.average is not None:
             self.average.update_parameters(self.network)
 
-    def finish(self) -> None:
-        """Put the average into the network."""
+    def finish(self) -> list[dict[str, float]]:
+        """Put the average into the network, and return the history."""
         if self.average is not None:
             self.network.load_state_dict(self.average.module.state_dict())
+        return self.history
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` goes on from."""

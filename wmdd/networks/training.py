@@ -89,7 +89,7 @@ def evaluate(
     return {"top1": top1, "top5": top5}
 
 
-EpochOf = Callable[[int, int], Iterable[Batch]]  # of an epoch's number: its batches from one of its steps on
+EpochOf = Callable[[int, int], Iterable[Batch]]  # maps an epoch and one of its steps to the batches from there on
 Validate = Callable[[nn.Module], dict[str, float]]
 
 
@@ -123,19 +123,16 @@ def fit_all(
 ) -> list[list[dict[str, float]]]:
     """Train networks in place, side by side, and return the history of each, one entry an epoch.
 
-    What a network becomes does not depend on which others are trained beside it. On CPU each has a thread, on a GPU a stream,
-    so that steps too small for the device overlap.
-
-    One network in one process may be kept after any step, and goes on from there. Otherwise the networks are kept at the end of
-    an epoch only: several are in the middle of different steps, and of several processes each has BatchNorm statistics of its
+    What a network becomes does not depend on the others. On CPU each has a thread, on a GPU a stream, so that steps too small
+    for the device overlap. One network in one process may be kept after any step. Otherwise they are kept at the end of an
+    epoch only: several are in the middle of different steps, and of several processes each has BatchNorm statistics of its
     own until then. At that point the processes also agree whether one of them was told to end.
 
     Args:
         networks: on the engine's device.
-        epochs_of: of each network, gives the batches of an epoch from one of its steps on; must depend on the epoch's number
-            alone, so that a resumed job is the same.
+        epochs_of: of each network; must depend on the epoch's number alone, so that a resumed job is the same.
         steps: optimiser steps an epoch.
-        loss_of: maps logits [B, C] and targets to one loss for each image [B].
+        loss_of: the loss of each image.
         validate: gives the accuracy of a network.
         settings: the optimisation.
         context: engine, checkpoints, log, progress, and the processes that train together (one network only).
@@ -148,20 +145,12 @@ def fit_all(
         Preempted: the job was told to end.
     """
     every = [Trained.of(network, settings, ema, context.engine) for network in networks]
-    first, total = _resumed(every, context)
+    kept = _Kept(every, steps, settings.epochs, context)
+    first, total = kept.resume()
     done = len(every[0].history)
     context.world.agree(done * steps + first, "the steps that are done")
-
-    def keep(step: int, total: Tensor) -> None:
-        state = {"networks": [trained.state() for trained in every], "step": step, "total": total}
-        context.keeper.save(state, len(every[0].history) + step / steps, settings.epochs, "epoch")
-
-    def stepped(step: int, total: Tensor) -> None:
-        if context.keeper.due():
-            keep(step, total)
-
-    alone = context.world.size == len(every) == 1
-    steppers = [stepper(trained, loss_of, context, work, stepped if alone else None) for trained in every]
+    stepped = kept.save_if_due if context.world.size == len(every) == 1 else None
+    steppers = [stepper(trained, loss_of, context, work, stepped) for trained in every]
     for epoch in context.progress(range(done, settings.epochs), "training", settings.epochs, done, "epoch"):
         rates = [learning_rate(settings, epoch + step / steps) for step in range(steps)]
         runs = [
@@ -172,34 +161,50 @@ def fit_all(
         first, total = 0, torch.zeros_like(total)
         for number, (trained, summed) in enumerate(zip(every, totals, strict=True)):
             entry = {"epoch": epoch + 1, "loss": float(context.world.mean(summed)) / steps, "lr": rates[-1]}
-            _end_epoch(trained, entry, validate, settings, context)
-            if each is not None:
-                each(trained.networks[-1])
+            _end_epoch(trained, entry, validate, each, settings, context)
             prefix = f"{number}/" if len(every) > 1 else ""
-            context.log({f"{prefix}{k}": v for k, v in trained.history[-1].items() if k != "epoch"}, epoch + 1)
+            context.log({f"{prefix}{k}": v for k, v in entry.items() if k != "epoch"}, epoch + 1)
         if context.world.any(bool(context.notice.heard)):
             context.notice.agree()
         if context.keeper.due() or epoch + 1 == settings.epochs:
-            keep(0, total)  # at the end too: what follows, as a gate, may still stop the job
-    for trained in every:
-        trained.finish()
-    return [trained.history for trained in every]
+            kept.save(0, total)  # at the end too: what follows, as a gate, may still stop the job
+    return [trained.finish() for trained in every]
 
 
-def _resumed(every: Sequence[Trained], context: Context) -> tuple[int, Tensor]:
-    """Restore what was kept; return the steps of an unfinished epoch that are done, and the sum of their losses."""
-    state = context.keeper.load()
-    if state is None:
-        return 0, torch.zeros((), device=context.engine.device)
-    for trained, kept in zip(every, state["networks"], strict=True):
-        trained.restore(kept)
-    return int(state["step"]), state["total"].to(context.engine.device)
+@dataclass(frozen=True)
+class _Kept:
+    """The state of a training, in the keeper of its context."""
+
+    every: Sequence[Trained]
+    steps: int  # an epoch
+    epochs: int
+    context: Context
+
+    def resume(self) -> tuple[int, Tensor]:
+        """Restore the networks; return the steps of an unfinished epoch that are done, and the sum of their losses."""
+        state = self.context.keeper.load()
+        if state is None:
+            return 0, torch.zeros((), device=self.context.engine.device)
+        for trained, own in zip(self.every, state["networks"], strict=True):
+            trained.restore(own)
+        return int(state["step"]), state["total"].to(self.context.engine.device)
+
+    def save(self, step: int, total: Tensor) -> None:
+        """Keep the networks after some steps of an epoch."""
+        state = {"networks": [trained.state() for trained in self.every], "step": step, "total": total}
+        self.context.keeper.save(state, len(self.every[0].history) + step / self.steps, self.epochs, "epoch")
+
+    def save_if_due(self, step: int, total: Tensor) -> None:
+        """Keep them if it is time to."""
+        if self.context.keeper.due():
+            self.save(step, total)
 
 
 def _end_epoch(
     trained: Trained,
     entry: dict[str, float],
     validate: Validate,
+    each: Callable[[nn.Module], None] | None,
     settings: "OptimisationSettings",
     context: Context,
 ) -> None:
@@ -214,6 +219,8 @@ def _end_epoch(
     if epoch % settings.evaluate_every == 0 or epoch == settings.epochs:
         entry |= validate(trained.networks[-1])
     trained.history.append(entry)
+    if each is not None:
+        each(trained.networks[-1])
 
 
 def own_loss(losses: Tensor, targets: Tensor) -> Tensor:
