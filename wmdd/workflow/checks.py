@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from wmdd.base.errors import WmddError
+from wmdd.settings.latent import GeneratorSettings
 from wmdd.settings.student import RelabelSettings, StudentSettings
 from wmdd.settings.teacher import TeacherSettings
 from wmdd.workflow.experiment_file import GENERATOR_STAGES, presets
@@ -62,7 +63,7 @@ def _check_names(experiment: "Experiment") -> None:
 def _check_teacher(settings: TeacherSettings, where: str) -> None:
     """Refuse weights that are not there, as far as that can be known without a download."""
     if settings.weights:
-        from wmdd.networks.foreign_checkpoint import check  # imports torch
+        from wmdd.networks.foreign_checkpoint import check  # imports torch and more, which no other setting needs here
 
         _prefixed(where, check, settings)
 
@@ -102,21 +103,25 @@ def _check_start(experiment: "Experiment", dataset: str, method: str) -> None:
 
 def _check_latent(experiment: "Experiment", dataset: str, method: str) -> None:
     """Refuse a method whose latents, atoms or decoder can't be made."""
-    name = experiment.generator(method)
-    where = f"method {method} on {dataset}: generator {name}: "
+    name, where = experiment.generator(method), f"method {method} on {dataset}: "
     settings = experiment.resolve("generator", dataset=dataset, generator=name)
-    settings.check(where)
+    settings.check(f"{where}generator {name}: ")
     if settings.kind == "ldm":
-        from wmdd.generators.pipelines import check  # imports torch; a hub is not contacted
-
-        _prefixed(where, check, settings, experiment.resolve("data", dataset=dataset).side or settings.size)
+        _check_pipeline(settings, experiment.resolve("data", dataset=dataset).side, f"{where}generator {name}: ")
     encoder = experiment.encoder(name, dataset)
     kind = experiment.resolve("generator", dataset=dataset, generator=encoder).kind
     if encoder != name and kind != "vae":
-        raise WmddError(f"{where}its encoder {encoder} is of kind {kind}; name one of kind vae")
+        raise WmddError(f"{where}generator {name}: its encoder {encoder} is of kind {kind}; name one of kind vae")
     for stage in GENERATOR_STAGES:
         experiment.resolve(stage, dataset=dataset, generator=name, method=method)
-    experiment.resolve("quantize", dataset=dataset, method=method).check(f"method {method} on {dataset}: quantize: ")
+    experiment.resolve("quantize", dataset=dataset, method=method).check(f"{where}quantize: ")
+
+
+def _check_pipeline(settings: GeneratorSettings, side: int, where: str) -> None:
+    """Refuse a pipeline that is not there, or not whole; of a hub id nothing is asked here."""
+    from wmdd.generators.pipelines import check  # imports torch and more, which no other setting needs here
+
+    _prefixed(where, check, settings, side or settings.size)
 
 
 def _check_match(experiment: "Experiment", dataset: str, method: str) -> None:
