@@ -79,12 +79,6 @@ def test_experts_are_trained_once_for_all_that_follow_them():
     assert experts == {"convnet3": 3, "convnet3-whitened": 100}
 
 
-def test_trajectories_are_matched_in_one_block_and_distributions_in_several():
-    cut = {"datasets": {"cifar10": {"classes_per_block": 4}}}
-    found = [(job.cell.method, job.cell.block) for job in dag(cut, methods=["mtt", "dm"]) if job.stage == "match"]
-    assert sorted(found) == [("dm", "classes0-3"), ("dm", "classes4-7"), ("dm", "classes8-9"), ("mtt", "classes0-9")]
-
-
 def test_what_a_method_starts_from_is_made_once():
     for methods, expected in ((["ddoq", "ddoq-recover"], (1, 1, 2, 2)), (["ddoq-recover"], (1, 1, 2, 1))):
         found = counted({}, methods=methods)

@@ -54,36 +54,25 @@ def names(locks: Path) -> set[str]:
 # Who is gone
 
 
-def test_a_process_that_runs_is_not_gone(other):
+def test_a_process_that_runs_is_not_gone(other, monkeypatch):
     assert not Holder().gone
     assert not other[1].gone
-
-
-def test_a_process_without_a_command_line_yet_is_not_gone(other, monkeypatch):
-    monkeypatch.setattr(psutil.Process, "cmdline", lambda process: [])
+    assert replace(other[1], command=["snakemake"]).gone, "a number that another process has by now"
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda process: [])  # as in the instant of its start
     assert not other[1].gone
 
 
-def test_a_killed_process_is_gone_also_before_its_parent_waits_for_it(other):
+def test_a_killed_process_is_gone_but_for_one_of_another_machine_or_container(other):
     process, holder = other
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert holder.gone
+    assert holder.gone, "also before its parent waits for it"
     process.wait()
     assert holder.gone
-
-
-def test_another_process_of_the_same_number_is_not_the_holder(other):
-    assert replace(other[1], command=["snakemake"]).gone
-
-
-@pytest.mark.parametrize("part", range(len(lock.MACHINE)))
-def test_a_process_of_another_machine_or_container_is_never_gone(other, part):
-    other[0].kill()
-    other[0].wait()
-    machine = [*lock.MACHINE]
-    machine[part] = "another"
-    assert not replace(other[1], machine=machine).gone
+    for part in range(len(lock.MACHINE)):
+        machine = [*lock.MACHINE]
+        machine[part] = "another"
+        assert not replace(holder, machine=machine).gone
 
 
 @pytest.mark.parametrize("hidden", [False, True])
@@ -105,19 +94,13 @@ def test_a_process_of_another_user_is_gone_only_if_its_command_can_be_read(other
 # What is removed
 
 
-def test_the_lock_of_a_process_that_is_gone_is_removed_in_one_line(locks, caplog):
-    write(locks, Holder(command=["snakemake", "-c2"], since="noon"))
-    clear()
-    assert names(locks) == set()
-    (message,) = caplog.messages
-    assert message.startswith(f"wmdd: `snakemake -c2` (pid {os.getpid()} on {lock.MACHINE[0]}, since noon) is gone; ")
-
-
-def test_a_lock_that_is_younger_than_the_holder_stays(locks):
-    path = write(locks, Holder(command=["snakemake"]))
+def test_the_lock_of_a_process_that_is_gone_is_removed_in_one_line_but_for_a_younger_one(locks, caplog):
+    path = write(locks, Holder(command=["snakemake", "-c2"], since="noon"))
     os.utime(locks / "0.input.lock", (path.stat().st_mtime + 1,) * 2)
     clear()
     assert names(locks) == {"0.input.lock"}
+    (message,) = caplog.messages
+    assert message.startswith(f"wmdd: `snakemake -c2` (pid {os.getpid()} on {lock.MACHINE[0]}, since noon) is gone; ")
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError, PermissionError])
@@ -140,9 +123,8 @@ def test_who_cannot_remove_the_name_does_not_remove_the_lock(locks, monkeypatch,
 def test_of_a_holder_that_runs_it_is_said_who_it_is_and_nothing_is_removed(locks, other):
     write(locks, other[1])
     before = names(locks)
-    with pytest.raises(
-        WorkflowError, match=rf"^this folder is held by `sleep 600` \(pid {other[0].pid} on .*--unlock$"
-    ):
+    held = rf"^this folder is held by `sleep 600` \(pid {other[0].pid} on .*--unlock$"
+    with pytest.raises(WorkflowError, match=held):
         clear()
     assert names(locks) == before
 
@@ -178,7 +160,7 @@ def test_nothing_is_read_or_written_where_snakemake_does_not_lock(locks, other, 
     assert not locking(workflow)
 
 
-def test_it_is_looked_once_before_the_process_itself_holds_the_folder(locks):
+def test_the_holder_is_looked_for_once_before_the_process_itself_holds_the_folder(locks):
     workflow = SimpleNamespace(**RUN)
     guard = Guard(workflow)
     guard.emit(None)

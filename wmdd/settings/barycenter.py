@@ -32,8 +32,7 @@ class TransportSettings(Settings):
     compare_restarts: int = Field(
         0,
         ge=0,
-        description="also solve from this many starts and report the gap to the best; 20 is a good number. "
-        "Changes no atoms",
+        description="further starts, 20 say, whose best cost is reported beside that of the atoms; changes no atoms",
     )
 
     def check(self, where: str = "") -> None:
@@ -53,6 +52,6 @@ class BarycenterSettings(TransportSettings):
         1.0,
         gt=0,
         le=1,
-        description="share of a class's images that count, those of which the teacher is surest; 1: all (WMDD). For methods "
-        "that select, too, but patches",
+        description="share of a class's images that count, those that the teacher is surest of; 1: all (WMDD). Heeded by "
+        "select, too, except for patches",
     )

@@ -1,10 +1,11 @@
 """What all settings share: their base class, the types of their values, and how they become the flags of a command."""
 
 import shlex
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"  # of a dataset, method and so on: a part of a path
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -27,6 +28,20 @@ class Settings(BaseModel):
     """Base of all settings: immutable, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def unused(cls, values: dict[str, Any]) -> Collection[str]:
+        """Return the names of the settings that these values leave without a use."""
+        return ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unused_at_default(cls, values: Any) -> Any:
+        """Leave settings without a use at their defaults, so that changing them reruns nothing."""
+        if not isinstance(values, dict):
+            return values
+        unused = cls.unused(values)
+        return {name: value for name, value in values.items() if name not in unused}
 
 
 def flags(*parts: Settings) -> str:

@@ -24,5 +24,5 @@ class EngineSettings(Settings):
         "auto: compiled where that is repaid",
     )
     images_at_once: int = Field(
-        0, ge=0, description="in a pass whose result does not depend on it; 0: as many as caches or memory hold"
+        0, ge=0, description="of a pass whose result does not depend on it; 0: as many as caches or memory hold"
     )

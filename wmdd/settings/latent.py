@@ -16,8 +16,8 @@ class GeneratorSettings(Settings):
 
     kind: Literal["vae", "latent-diffusion", "ldm"] = Field(
         "vae",
-        description="vae: a small autoencoder that the workflow trains; latent-diffusion: a small class-conditional diffusion "
-        "model of its latents, trained too; ldm: a latent diffusion pipeline of the diffusers library (Stable Diffusion, DiT)",
+        description="vae: a small autoencoder, trained by the workflow; latent-diffusion: a small class-conditional diffusion "
+        "model of its latents, trained too; ldm: a pipeline of the diffusers library (Stable Diffusion, DiT)",
     )
     encoder: str = Field("", description="latent-diffusion: the generator of kind vae whose latents it is a model of")
     model: str = Field("", description="ldm: a folder with the pipeline's parts, or its id on the Hugging Face hub")
@@ -49,7 +49,7 @@ class AutoencoderSettings(OptimisationSettings):
         4, description="side of an image over that of its latent, a power of two from 2 on (Stable Diffusion: 8)"
     )
     divergence: NonNegative = Field(
-        1e-3, description="weight of the Kullback-Leibler term; twice the variance of the noise in pixels from -1 to 1"
+        1e-3, description="weight of the Kullback-Leibler term: twice the variance of the noise of pixels in [-1, 1]"
     )
     flip: bool = Field(True, description="mirror left-right with probability 1/2")
     epochs: Count = Field(10, description="passes over the training set")
@@ -94,7 +94,7 @@ class DecodeSettings(Settings):
 
     strength: Fraction = Field(
         0.7,
-        description="share of the diffusion that is undone from the noised latent; 0: none, the latent as it is (D4M: 0.7)",
+        description="share of the diffusion that a latent is noised by and brought back from; 0: none (D4M: 0.7)",
     )
     guidance: NonNegative = Field(
         8.0, description="classifier-free: 1 follows the class as trained, 0 leaves it out (D4M: 8; DiT's paper: 4)"

@@ -1,8 +1,9 @@
 """Settings of the family match: expert and match."""
 
+from collections.abc import Collection
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from wmdd.settings.base import Count, Fraction, NonNegative, Positive
 from wmdd.settings.network import ConvNetSettings, OptimisationSettings
@@ -24,7 +25,7 @@ class MatchSettings(ConvNetSettings):
     """Images optimised in their pixels, on which networks behave as on real ones (DM, DataDAM, MTT)."""
 
     objective: Literal["dm", "datadam", "mtt"] = Field(
-        "dm", description="mean features of untrained networks; their attention maps; where trained networks go"
+        "dm", description="match mean features of untrained networks, their attention maps, or trajectories of training"
     )
     init: Literal["real", "noise"] = Field("real", description="where to start: the images of `random`, or noise")
     iterations: Count = Field(20000, description="steps of the pixels (DM, DataDAM: 20,000; MTT: 5,000)")
@@ -39,44 +40,27 @@ class MatchSettings(ConvNetSettings):
     attention_power: Positive = Field(4.0, description="datadam: p of the attention maps")
     task_balance: NonNegative = Field(0.01, description="datadam: weight of the last layer's term")
     trajectories: Count = Field(100, description="mtt: how many experts there are (published: 100)")
-    expert_epochs: Count = Field(2, description="mtt: M, epochs of an expert that a student is to go in its steps")
-    start_epochs: Count = Field(20, description="mtt: a student begins at one of an expert's first so many epochs")
+    expert_epochs: Count = Field(2, description="mtt: M, epochs of an expert that a student's steps are to match")
+    start_epochs: Count = Field(20, description="mtt: a student begins at one of this many first epochs of an expert")
     student_steps: Count = Field(30, description="mtt: N, steps of a student")
     student_batch: int = Field(0, ge=0, description="mtt: distilled images a step of a student; 0: all")
-    student_lr: Positive = Field(0.01, description="mtt: alpha, of a student, to begin with; it is learned")
+    student_lr: Positive = Field(0.01, description="mtt: alpha, a student's learning rate at first; it is learned")
     rate_lr: NonNegative = Field(1e-5, description="mtt: learning rate of alpha; 0: it stays")
     labels: Literal["fixed", "learned"] = Field(
         "fixed", description="mtt: the classes, or probabilities learned with the pixels"
     )
     labels_lr: Positive = Field(1.0, description="mtt: learning rate of the logits of learned labels")
 
-    @model_validator(mode="before")
     @classmethod
-    def _unused(cls, values: Any) -> Any:
-        """Leave settings of the other objectives at their defaults, so that changing them reruns nothing."""
-        if not isinstance(values, dict):
-            return values
-        mine = values.get("objective", "dm")
-        return {name: value for name, value in values.items() if mine in _OBJECTIVES.get(name, (mine,))}
+    def unused(cls, values: dict[str, Any]) -> Collection[str]:
+        """Return the settings that only other objectives look at."""
+        objective = values.get("objective", "dm")
+        return {name for objectives, names in _ONLY_OF.items() if objective not in objectives for name in names.split()}
 
 
-_OBJECTIVES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        ("real_batch", "pool", "architecture", "width", "stem", "norm", "pooling"), ("dm", "datadam")
-    ),  # a student of MTT is the experts' network
-    **dict.fromkeys(("attention_power", "task_balance"), ("datadam",)),
-    **dict.fromkeys(
-        (
-            "trajectories",
-            "expert_epochs",
-            "start_epochs",
-            "student_steps",
-            "student_batch",
-            "student_lr",
-            "rate_lr",
-            "labels",
-            "labels_lr",
-        ),
-        ("mtt",),
-    ),
+_ONLY_OF = {
+    # MTT's students have the network of its experts.
+    ("dm", "datadam"): "real_batch pool architecture width stem norm pooling",
+    ("datadam",): "attention_power task_balance",
+    ("mtt",): "trajectories expert_epochs start_epochs student_steps student_batch student_lr rate_lr labels labels_lr",
 }

@@ -50,7 +50,7 @@ class OptimisationSettings(Settings):
         0.0,
         ge=0,
         lt=1,
-        description="decay a step of the moving average of the weights that is kept; 0: the last ones are",
+        description="decay a step of the moving average of the weights, which is kept; 0: the last weights are",
     )
 
 
@@ -66,9 +66,7 @@ class ConvNetSettings(NetworkSettings):
     norm: Literal["batch", "instance", "layer", "group", "none"] = Field(
         "instance", description="normalisation layers (published: instance); not batch, which ties images to each other"
     )
-    views: Literal["dsa", "none"] = Field(
-        "dsa", description="siamese augmentation: one random distortion a step, or none"
-    )
+    views: Literal["dsa", "none"] = Field("dsa", description="dsa: siamese augmentation, one random distortion a step")
 
     def check(self, where: str = "") -> None:
         """Refuse a network that is no ConvNet, or whose features of an image depend on others; the message begins with `where`.

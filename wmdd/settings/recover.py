@@ -1,8 +1,9 @@
 """Settings of the stages recover and select."""
 
+from collections.abc import Collection
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from wmdd.settings.base import NAME, Count, Fraction, NonNegative, Positive, Settings, Shares
 
@@ -17,7 +18,7 @@ class RecoverSettings(Settings):
     )
     iterations: Count = Field(2000, description="Adam steps (WMDD and SRe2L: 2,000)")
     batch_size: Count = Field(
-        100, description="images a step of a coupled loss (below); others do not depend on it: engine.images_at_once"
+        100, description="images a step of a loss that couples them (below); for others see engine.images_at_once"
     )
     lr: Positive = Field(
         0.1, description="Adam, in units of normalised pixels; cosine to 0 (WMDD: 0.1 Tiny, 0.25 others)"
@@ -26,8 +27,8 @@ class RecoverSettings(Settings):
     feature_weight: NonNegative = Field(1.0, description="weight of the distance to the barycenter's atoms, Eq. 5")
     feature_loss: Literal["mean", "squared", "norm"] = Field(
         "mean",
-        description="mean of the squared distances by the barycenter's weights (lambda is the same for any images per class), "
-        "their sum (paper), or the norm of the whole batch's residual (released code; couples)",
+        description="mean: of the squared distances by the barycenter's weights, so that lambda suits any number of images per "
+        "class; squared: their sum (paper); norm: of the whole batch's residual (released code; couples)",
     )
     regularisation: NonNegative = Field(
         10.0, description="lambda, weight of the BatchNorm term, Eq. 7 (WMDD: 10 or 500)"
@@ -40,20 +41,20 @@ class RecoverSettings(Settings):
     cross_entropy: NonNegative = Field(0.0, description="weight of the classification loss (SRe2L: 1)")
     composition: Literal["within", "across"] = Field(
         "within",
-        description="batches of a coupled loss: all images of few classes, or few images of as many classes as fit",
+        description="batches of a loss that couples: all images of few classes, or few images of as many classes as fit",
     )
     crop_scale: Shares = Field((0.08, 1.0), description="RandomResizedCrop, share of the area; 1 1: none")
     flip: bool = Field(True, description="mirror with probability 1/2")
     jitter: int = Field(32, ge=0, description="cyclic shift by up to this many pixels (32 at 224 px)")
     draws: Literal["iteration", "image"] = Field(
         "iteration",
-        description="of crop, flip and shift: one an iteration for all images (WMDD, SRe2L), or one for each",
+        description="of crop, flip and shift: once an iteration for all images (WMDD, SRe2L), or for each image",
     )
     jpeg: int = Field(
         0,
         ge=0,
         le=100,
-        description="quality of a JPEG file that the images go through at the end (released code: 75); 0: none",
+        description="quality of the JPEG files that the images pass through at the end (released code: 75); 0: none",
     )
 
     @property
@@ -68,24 +69,21 @@ class RecoverSettings(Settings):
 
 
 class SelectSettings(Settings):
-    """Real images as they are, the controls; or several in one; or the crops that the teacher is surest of (RDED)."""
+    """Real images, the controls: whole, several in one, or the crops that the teacher is surest of (RDED)."""
 
     strategy: Literal["random", "kmeans-medoid", "patches"] = Field(
         "random",
-        description="uniformly; the real image nearest to each atom of the free-weights barycenter; or the crops of random "
-        "images that the teacher is surest of",
+        description="random: uniformly; kmeans-medoid: nearest to each atom of the barycenter with free weights; patches: the "
+        "crops of random images that the teacher is surest of",
     )
     tiles: Count = Field(
-        1, description="m: a distilled image is m x m chosen ones, each of 1/m of its side (RDED: 2, at 32 px 1)"
+        1, description="m: a distilled image consists of m x m chosen ones of 1/m its side (RDED: 2; 1 at 32 px)"
     )
     candidates: Count = Field(300, description="patches: random images of a class that are cropped (RDED: 300)")
-    crops: Count = Field(5, description="patches: of each of them, of which the best may be chosen (RDED: 5)")
+    crops: Count = Field(5, description="patches: of each of these images; the best may be chosen (RDED: 5)")
     crop_scale: Shares = Field((0.08, 1.0), description="patches: share of the area of a crop (RDED's code)")
 
-    @model_validator(mode="before")
     @classmethod
-    def _uncropped(cls, values: Any) -> Any:
-        """Leave settings of the crops at their defaults where there are none, so that changing them reruns nothing."""
-        if not isinstance(values, dict) or values.get("strategy") == "patches":
-            return values
-        return {name: value for name, value in values.items() if name not in ("candidates", "crops", "crop_scale")}
+    def unused(cls, values: dict[str, Any]) -> Collection[str]:
+        """Return the settings of the crops, where images are chosen whole."""
+        return () if values.get("strategy") == "patches" else ("candidates", "crops", "crop_scale")

@@ -1,9 +1,10 @@
 """Settings of the stages relabel and student."""
 
 import math
+from collections.abc import Collection
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from wmdd.settings.base import Count, NonNegative, Positive, Settings, Shares
 from wmdd.settings.network import TrainingSettings
@@ -32,8 +33,8 @@ class LabelSettings(AugmentationSettings):
 
     store: Literal["stored", "pruned", "online"] = Field(
         "stored",
-        description="stored: the logits of all views, float16; pruned: the largest, in 8 bits, of fewer epochs; online: none, "
-        "the student asks the teacher",
+        description="stored: the logits of all views, float16; pruned: the largest ones in 8 bits, of fewer epochs; online: no "
+        "file, the student asks the teacher",
     )
 
 
@@ -46,18 +47,17 @@ class RelabelSettings(LabelSettings):
         0.25,
         gt=0,
         le=1,
-        description="pruned: share of the epochs whose views are labelled; the student goes through them in turn. Xiao and He "
-        "2024 (LPLD) prune labels by epochs and batches, to a 40th",
+        description="pruned: share of the epochs whose views are labelled; the student repeats these in turn (Xiao and He "
+        "2024, LPLD: a 40th of epochs and batches)",
     )
     top_k: int = Field(
         50,
         ge=0,
-        description="pruned: logits kept a view; 0: all. 50 of 1,000 are 50 bytes of values, 100 of classes and 6 of range and "
-        "remainder: 156 in place of 2,000, so with a quarter of the epochs 51 times less. 8 bits a logit are this project's "
-        "choice; LPQLD quantizes too",
+        description="pruned: logits kept a view; 0: all. 50 of 1,000 take 156 bytes (50 of values, 100 of classes, 6 of range "
+        "and remainder) in place of 2,000. 8 bits a logit are this project's choice; LPQLD quantizes too",
     )
     temperature: Positive = Field(
-        20.0, description="pruned: at which the logits that are left out keep their mass; the student's"
+        20.0, description="pruned: the student's, at which the logits that are left out keep their mass"
     )
 
     @property
@@ -65,13 +65,10 @@ class RelabelSettings(LabelSettings):
         """For how many epochs there are labels in the file."""
         return math.ceil(self.keep_epochs * self.epochs - 1e-9) if self.store == "pruned" else self.epochs
 
-    @model_validator(mode="before")
     @classmethod
-    def _unpruned(cls, values: Any) -> Any:
-        """Leave settings of the pruning at their defaults where there is none, so that changing them reruns nothing."""
-        if not isinstance(values, dict) or values.get("store") == "pruned":
-            return values
-        return {name: value for name, value in values.items() if name not in ("keep_epochs", "top_k", "temperature")}
+    def unused(cls, values: dict[str, Any]) -> Collection[str]:
+        """Return the settings of the pruning, where labels are not pruned."""
+        return () if values.get("store") == "pruned" else ("keep_epochs", "top_k", "temperature")
 
 
 class WeightsSettings(Settings):
@@ -79,8 +76,8 @@ class WeightsSettings(Settings):
 
     weights: Literal["mass", "sqrt-mass", "variance-reduced", "uniform"] = Field(
         "mass",
-        description="of the masses w that a method leaves: w; their square roots; half-way to equal ones, (w + 1/K) / 2; none. "
-        "Where a method's masses are equal, all are the same",
+        description="from the masses w of a method's atoms: w; their square roots; (w + 1/K) / 2; or all equal. Same where "
+        "the masses are",
     )
 
 
@@ -93,7 +90,7 @@ class StudentSettings(TrainingSettings, WeightsSettings):
     lr: Positive = Field(1e-3, description="peak learning rate")
     weight_decay: NonNegative = 0.01
     labels: Literal["soft", "hard"] = Field(
-        "soft", description="the teacher's, or the set's own: the class, or the labels that a method learned (MTT)"
+        "soft", description="soft: the teacher's; hard: the class, or the labels that the method learned (MTT)"
     )
     temperature: Positive = Field(20.0, description="of the softmax on both sides (WMDD, SRe2L: 20)")
     learned_lr: bool = Field(

@@ -1,8 +1,9 @@
 """Settings of the stages teacher and features."""
 
+from collections.abc import Collection
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from wmdd.settings.base import Count, Fraction, Settings, Shares
 from wmdd.settings.network import NetworkSettings, TrainingSettings
@@ -35,28 +36,24 @@ class TeacherSettings(TrainingSettings, AdoptedSettings):
     flip: bool = Field(True, description="mirror left-right with probability 1/2")
     label_smoothing: Fraction = 0.0
     accumulate: Count = Field(
-        1, description="parts of a step, computed one after the other to need less memory; BatchNorm sees one at a time"
+        1, description="parts of a step, computed one after another to save memory; BatchNorm sees one at a time"
     )
     sync_batchnorm: bool = Field(
         True,
-        description="on several GPUs, BatchNorm over the images of all (as torch's SyncBatchNorm); else each its own",
+        description="on several GPUs: BatchNorm over the images of all of them (torch's SyncBatchNorm), or of each",
     )
     progressive_from: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="side of the images in the first epoch, as a share of the full side that is reached at 3/4 of the epochs "
+        description="side of the images in the first epoch as a share of the full one, which is reached at 3/4 of the epochs "
         "(fastai's entry to DAWNBench 2018; FFCV); 1: off",
     )
 
-    @model_validator(mode="before")
     @classmethod
-    def _untrained(cls, values: Any) -> Any:
-        """Leave settings of the training at their defaults where there is none, so that changing them reruns nothing."""
-        if not isinstance(values, dict) or not values.get("weights"):
-            return values
-        unused = cls.model_fields.keys() - AdoptedSettings.model_fields.keys()
-        return {name: value for name, value in values.items() if name not in unused}
+    def unused(cls, values: dict[str, Any]) -> Collection[str]:
+        """Return the settings of the training, where weights come from outside."""
+        return cls.model_fields.keys() - AdoptedSettings.model_fields.keys() if values.get("weights") else ()
 
 
 class FeaturesSettings(Settings):
@@ -67,11 +64,11 @@ class FeaturesSettings(Settings):
     )
     variance: Literal["class", "batches"] = Field(
         "class",
-        description="of the BatchNorm inputs of a class: over all its images, or the mean of those within batches of "
-        "batch_size, which leaves out what differs between batches (WMDD's released code)",
+        description="of the BatchNorm inputs of a class: over all its images; or the mean over batches of batch_size of the "
+        "variance within each (WMDD's released code)",
     )
     exact: bool = Field(
         False,
-        description="always in float32; else in the engine's precision: in bf16 two times faster, features within 1 % and "
+        description="float32 whatever the engine's precision. bf16 is two times faster, with features within 1 % and "
         "statistics within 0.2 % of a class's standard deviation (docs/studies/datasets.md)",
     )

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from wmdd.workflow.layout import Place, cost_of, path_of, place_of
+from wmdd.workflow.layout import cost_of, path_of, place_of
 
 EXAMPLE = defaultdict(lambda: "0", block="classes0-0")  # of wildcards
 
@@ -18,23 +18,23 @@ def costs(rules: Iterable[Any], targets: Iterable[str]) -> list[str]:
         targets: paths of the layout. What is none of the layout's has no cost.
     """
     makers = _makers(rules)
-    todo = [place for path in targets if (place := place_of(path))]
-    seen, found = set(todo), set[str]()
-    while todo:
-        kind, cell = todo.pop()
-        parts = {name: str(value) for name, value in cell.parts().items()}
+    pending = [place for path in targets if (place := place_of(path))]
+    reached, cost_files = set(pending), set[str]()
+    while pending:
+        kind, cell = pending.pop()
+        wildcards = {name: str(value) for name, value in cell.parts().items()}
         for rule in makers.get((kind, cell.run), []):
-            if not _fits(rule, parts):
+            if not _fits(rule, wildcards):
                 continue
-            if cost := dict(rule.output.items()).get("cost"):
-                found.add(cost_of(path_of(*_place(cost, parts))))
-            for wanted in rule.input:
-                paths = wanted(parts) if callable(wanted) else _filled(wanted, parts)
+            if (cost := dict(rule.output.items()).get("cost")) and (place := place_of(_filled(cost, wildcards))):
+                cost_files.add(cost_of(path_of(*place)))
+            for needed in rule.input:
+                paths = needed(wildcards) if callable(needed) else _filled(needed, wildcards)
                 places = map(place_of, [paths] if isinstance(paths, str) else paths)
-                fresh = {place for place in places if place and place not in seen}
-                seen |= fresh
-                todo += fresh
-    return sorted(found)
+                new = {place for place in places if place and place not in reached}
+                reached |= new
+                pending += new
+    return sorted(cost_files)
 
 
 def _makers(rules: Iterable[Any]) -> dict[tuple[str, Any], list[Any]]:
@@ -47,20 +47,14 @@ def _makers(rules: Iterable[Any]) -> dict[tuple[str, Any], list[Any]]:
     return {key: list(dict.fromkeys(several)) for key, several in makers.items()}
 
 
-def _fits(rule: Any, parts: dict[str, str]) -> bool:
+def _fits(rule: Any, wildcards: dict[str, str]) -> bool:
     """Return whether a rule may make files of these wildcards."""
-    constraints = rule.wildcard_constraints
-    return all(re.fullmatch(pattern, parts[name]) for name, pattern in constraints.items() if name in parts)
+    constraints = rule.wildcard_constraints.items()
+    return all(re.fullmatch(pattern, wildcards[name]) for name, pattern in constraints if name in wildcards)
 
 
-def _place(pattern: Any, parts: dict[str, str]) -> Place:
-    place = place_of(_filled(pattern, parts))
-    assert place is not None
-    return place
-
-
-def _filled(pattern: Any, parts: Mapping[str, str]) -> str:
+def _filled(pattern: Any, wildcards: Mapping[str, str]) -> str:
     """Return a pattern with its wildcards filled in, their constraints left out."""
     from snakemake.io import strip_wildcard_constraints
 
-    return str(strip_wildcard_constraints(str(pattern))).format_map(parts)
+    return str(strip_wildcard_constraints(str(pattern))).format_map(wildcards)

@@ -64,7 +64,7 @@ def snakefile() -> Path:
 def jobs(configfile: Path, forceall: bool = False) -> list[Job]:
     """Return the jobs of an experiment in the current folder. Nothing is locked or run.
 
-    A change of the software environment does not count, as only the command line that ran a job tells whether it had one.
+    A change of the software environment does not count: only the command line that ran a job tells whether it had one.
 
     Args:
         configfile: the experiment file.
@@ -83,16 +83,12 @@ def jobs(configfile: Path, forceall: bool = False) -> list[Job]:
         ResourceSettings,
     )
 
-    place = snakefile()
-    quiet = io.StringIO()
+    path, nowhere = snakefile(), io.StringIO()
+    output = OutputSettings(dryrun=True, quiet=frozenset({Quietness.ALL}))
     try:
-        with (
-            redirect_stdout(quiet),
-            redirect_stderr(quiet),
-            SnakemakeApi(OutputSettings(dryrun=True, quiet=frozenset({Quietness.ALL}))) as api,
-        ):
+        with redirect_stdout(nowhere), redirect_stderr(nowhere), SnakemakeApi(output) as api:
             settings = ConfigSettings(configfiles=(configfile,))
-            workflow = api.workflow(ResourceSettings(cores=1), settings, snakefile=place)
+            workflow = api.workflow(ResourceSettings(cores=1), settings, snakefile=path)
             triggers = RerunTrigger.all() - {RerunTrigger.SOFTWARE_ENV}
             workflow.dag(DAGSettings(forceall=forceall, rerun_triggers=triggers)).printrulegraph()  # builds the DAG
             dag = workflow._workflow.dag
@@ -113,5 +109,6 @@ def jobs(configfile: Path, forceall: bool = False) -> list[Job]:
                 if job.output
             ]
     except Exception as error:  # whatever the code of a workflow may raise
-        said = " ".join(f"{error}".split()).partition(" Traceback: ")[0].removeprefix("Error: ") or type(error).__name__
-        raise WmddError(f"snakemake can't read the workflow: {said}; `snakemake -n` says more") from error
+        reason = " ".join(f"{error}".split()).partition(" Traceback: ")[0].removeprefix("Error: ")
+        reason = reason or type(error).__name__
+        raise WmddError(f"snakemake can't read the workflow: {reason}; `snakemake -n` says more") from error

@@ -110,7 +110,9 @@ class Experiment:
 
     def family(self, method: str) -> str:
         """Return the chain of rules that makes a method's images: recover, select, latent or match."""
-        return self._of_method(method, "family", "family; give it a base, one of", "methods")
+        if family := self.entry_value("methods", method, "family"):
+            return str(family)
+        raise WmddError(f"method {method} has no family; give it a base, one of {', '.join(self.names('methods'))}")
 
     def generator(self, method: str) -> str:
         """Return the generator of a method of the family latent.
@@ -118,7 +120,9 @@ class Experiment:
         Raises:
             WmddError: it names none.
         """
-        return self._of_method(method, "generator", "generator; set it to one of", "generators")
+        if generator := self.entry_value("methods", method, "generator"):
+            return str(generator)
+        raise WmddError(f"method {method} has no generator; set it to one of {', '.join(self.names('generators'))}")
 
     def expert(self, method: str) -> str:
         """Return the experts whose trajectories a method of the family match needs.
@@ -126,12 +130,9 @@ class Experiment:
         Raises:
             WmddError: it names none.
         """
-        return self._of_method(method, "expert", "experts; set expert to one of", "experts")
-
-    def _of_method(self, method: str, key: str, remedy: str, kind: str) -> str:
-        if value := self.entry_value("methods", method, key):
-            return str(value)
-        raise WmddError(f"method {method} has no {remedy} {', '.join(self.names(kind))}")
+        if expert := self.entry_value("methods", method, "expert"):
+            return str(expert)
+        raise WmddError(f"method {method} has no experts; set expert to one of {', '.join(self.names('experts'))}")
 
     def gpus(self, teacher: str) -> int:
         """Return on how many GPUs a teacher is trained."""

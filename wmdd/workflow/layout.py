@@ -59,16 +59,16 @@ FILES = {
     "grid": f"{REPORT}/images/{{dataset}}/{{teacher}}/{{method}}/ipc{{ipc}}-seed{{seed}}.png",
     "map": f"{REPORT}/maps/{{dataset}}/{{teacher}}.json",
 }
-COST = ".cost.json"  # ends the file that says what a job took, beside what it made
-HISTORY = ".csv"  # ends the file with the epochs of a training, beside the network or the result
-ABSENT: Any = None  # of a cell's part; typed so that whoever knows that a part is there need not say so
+COST = ".cost.json"  # suffix of the file that says what a job took, beside what it made
+HISTORY = ".csv"  # suffix of the file with the epochs of a training, beside the network or the result
+ABSENT: Any = None  # a part that a cell lacks; typed so that code that knows of a part need not check for it
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """A place in an experiment: what a file or a job belongs to. A part that it does not have is None (`ABSENT`).
+    """A place in an experiment, to which a file or a job belongs. A part that it lacks is None (`ABSENT`).
 
-    A table groups its rows by these fields, so that none can be forgotten.
+    Tables group their rows by these fields, so that none can be forgotten.
     """
 
     dataset: str = ABSENT
@@ -145,7 +145,7 @@ def path_of(kind: str, cell: Cell) -> str:
 
 @cache
 def _readers() -> list[tuple[str, re.Pattern[str]]]:
-    """Return a regular expression for each kind of file; the ends of what lies beside it count, too."""
+    """Return a regular expression for each kind of file, which also reads its cost and history."""
     readers = []
     for kind, pattern in FILES.items():
         stem, _, end = pattern.removeprefix("results/").rpartition(".")
@@ -212,7 +212,7 @@ def history_of(path: str) -> str:
 
 
 def of_run(pattern: str, run: int) -> str:
-    """Return the pattern of a student's file with its run filled in: a job trains a group of runs, so they are no wildcard."""
+    """Return the pattern of a student's file with its run filled in: as a job trains several runs, they are no wildcard."""
     return pattern.replace("{run}", str(run))
 
 

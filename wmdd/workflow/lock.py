@@ -27,7 +27,7 @@ with suppress(OSError):
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that works in a folder, by default this one, and what tells whether it still runs."""
+    """A process that works in a folder (by default this one), with what tells whether it still runs."""
 
     machine: list[str] = field(default_factory=lambda: MACHINE)
     pid: int = field(default_factory=os.getpid)
@@ -39,7 +39,7 @@ class Holder:
 
     @property
     def gone(self) -> bool:
-        """Return whether it surely runs no more. Start times are not compared: they move when the clock is set."""
+        """Whether it surely runs no more. Start times are not compared: they move when the clock is set."""
         try:
             with suppress(PermissionError):  # another user's
                 os.kill(self.pid, 0)

@@ -1,7 +1,7 @@
 """The stages of the workflow, a row each: the one list that all others are derived from.
 
-To add a stage: a row here, the path of what it makes in `layout.FILES`, a function, a command and a rule. A law in
-`wmdd.cost` tells what its jobs cost; without one, plans say that it is not known.
+A new stage is a row here, the path of what it makes in `layout.FILES`, a function, a command and a rule. A law in
+`wmdd.cost` says what its jobs cost; without one, plans call it unknown.
 """
 
 import re
@@ -41,12 +41,12 @@ class Stage:
         name: of rule, command, log and row of a table.
         file: the kind of file that it makes, of `layout.FILES`; "" where it makes a report.
         settings: the model of its settings; None where it has none of its own.
-        keys: what its settings depend on: the fields of a cell.
+        keys: the fields of a cell that its settings depend on.
         families: of the methods whose images it helps to make; empty: of all.
-        network: it runs a network: on a GPU where there is one.
-        section: the settings and the code that it uses, where these are another stage's.
-        block: it makes the images of a block of classes; the blocks are joined to a distilled set.
-        after: the images are made, so that their price leaves it out.
+        network: whether it runs a network, on a GPU where there is one.
+        section: the stage whose settings and code it uses in place of its own.
+        block: whether it makes the images of a block of classes; the blocks are joined to a distilled set.
+        after: whether it comes after the images, so that their price leaves it out.
     """
 
     name: str
@@ -104,14 +104,14 @@ _ROWS = (
     Stage("table", after=True),
 )
 STAGES = MappingProxyType({stage.name: stage for stage in _ROWS})
-# What a generator is has settings of its own, which `encode` and `decode` share, and is no stage.
+# A generator has settings of its own, which `encode` and `decode` share, but it is no stage.
 SETTINGS: MappingProxyType[str, type[Settings]] = MappingProxyType(
     {stage.name: stage.settings for stage in _ROWS if stage.settings} | {"generator": GeneratorSettings}
 )
 KEYS = MappingProxyType({stage.name: stage.keys for stage in _ROWS if stage.settings} | {"generator": GENERATOR})
-NETWORK = tuple(stage.name for stage in _ROWS if stage.network and not stage.section)  # those that run one
-BLOCKS = tuple(stage.name for stage in _ROWS if stage.block)  # the stages that make the blocks of a distilled set
-# Those that make the atoms of a block, which its images match.
+NETWORK = tuple(stage.name for stage in _ROWS if stage.network and not stage.section)  # stages that run a network
+BLOCKS = tuple(stage.name for stage in _ROWS if stage.block)  # stages that make the blocks of a distilled set
+# Stages that make the atoms of a block, which its images match.
 ATOMS = tuple(stage.name for stage in _ROWS if {"method", "block"} <= {*stage.wildcards} and not stage.block)
 ORDER = tuple(STAGES)
 TARGETS = ("all", "figures")  # the rules that make nothing themselves
@@ -123,7 +123,7 @@ def stage_of(rule: str) -> str:
 
 
 def rank(stage: str) -> int:
-    """Return the place of a stage in a table; what is none comes last."""
+    """Return the place of a stage in a table; anything else comes last."""
     return ORDER.index(stage) if stage in STAGES else len(ORDER)
 
 
