@@ -193,21 +193,6 @@ def embedding(s: Scene) -> Work:
     return Work(flop=flop, moved=count * s.pixels, seconds=MAPPING[0] * points + flop / MAPPING[1], memory=memory)
 
 
-def grid(s: Scene) -> Work:
-    """Return the work of a picture of the images."""
-    return Work(memory=2**28)
-
-
-def page(s: Scene) -> Work:
-    """Return the work of a page, for the JSON of each of its inputs and their pictures."""
-    return Work(memory=2**29 + 2**18 * s.inputs)
-
-
-def report(s: Scene) -> Work:
-    """Return the work of tables, for the JSON of each of their inputs."""
-    return Work(memory=2**27 + 2**18 * s.inputs)
-
-
 def bytes_of_view(settings: RelabelSettings, classes: int) -> float:
     """Return the bytes of one view's labels in the file (`wmdd.stages.labels`), before compression."""
     if settings.store == "pruned":
@@ -216,9 +201,10 @@ def bytes_of_view(settings: RelabelSettings, classes: int) -> float:
     return 2 * classes
 
 
-_ALL: tuple[Law, ...] = (
-    *(data, teacher, features, gather, barycenter, recover, images, select, distance, relabel, student),
-    *(latent_laws.autoencoder, latent_laws.encode, latent_laws.diffusion, latent_laws.decay, latent_laws.quantize),
-    *(latent_laws.decode, match_laws.expert, match_laws.match, embedding, grid, page, report),
-)
-LAWS = {law.__name__: law for law in _ALL} | {"distances": report, "table": report}  # by the name of the stage
+LAWS: dict[str, Law] = {
+    "grid": lambda s: Work(memory=2**28),
+    "page": lambda s: Work(memory=2**29 + 2**18 * s.inputs),  # the JSON of each input, and the pictures
+    **dict.fromkeys(("report", "distances", "table"), lambda s: Work(memory=2**27 + 2**18 * s.inputs)),
+    **{law.__name__: law for law in (data, teacher, features, gather, barycenter, recover, images, select)},
+    **{law.__name__: law for law in (distance, relabel, student, embedding, *match_laws.LAWS, *latent_laws.LAWS)},
+}
