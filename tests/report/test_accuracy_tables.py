@@ -56,12 +56,6 @@ def test_the_difference_to_random_images_is_paired_and_has_an_interval():
     assert row(scores.results(summary(cells)), method="random")["− random"].text == ""
 
 
-def test_a_difference_of_single_seeds_has_no_interval(all_of_it):
-    single = summary(all_of_it.cells[all_of_it.cells["seed"] == 0])
-    gains = row(scores.results(single), **WMDD, labels="soft")["− random"]
-    assert (gains.text, gains.note) == ("+12.0 (1)", "not told apart")
-
-
 def test_two_seeds_of_four_students_are_the_same_in_table_page_and_compare(tmp_path):
     from wmdd.artifacts import atomic_files
 

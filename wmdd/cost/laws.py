@@ -134,8 +134,8 @@ def select(s: Scene) -> Work:
         return Work(moved=2 * disk, disk=disk, memory=2 * disk)
     if settings.strategy == "patches":
         crops = s.classes * min(settings.candidates, s.points) * settings.crops
-        looked = s.forward(crops, s.teacher, 128)
-        return replace(looked, moved=2 * disk, disk=disk, memory=2 * disk)
+        scored = s.forward(crops, s.teacher, 128)
+        return replace(scored, moved=2 * disk, disk=disk, memory=2 * disk)
     solver = BarycenterSettings(weights="free", restarts=s.settings("barycenter").restarts)
     solved = s.barycenters(solver, s.teacher.features, 4, s.ipc * settings.tiles**2)
     moved = 4 * s.train * s.teacher.features + 2 * disk
@@ -156,26 +156,26 @@ def relabel(s: Scene) -> Work:
     """Return the work of a look of the teacher at every view whose labels are kept."""
     settings = s.settings("relabel")
     seen, label = settings.labelled * s.images, bytes_of_view(settings, s.classes)
-    looked = s.forward(seen, s.teacher, min(s.images, settings.batch_size))
+    labelled = s.forward(seen, s.teacher, min(s.images, settings.batch_size))
     memory = s.images * (1.25 * s.pixels + 16 * s.classes) + 2 * s.teacher.bytes
     moved = seen * (4 * s.pixels + label)
-    return replace(looked, moved=moved, disk=seen * label, memory=memory, passed=2 * looked.passed)
+    return replace(labelled, moved=moved, disk=seen * label, memory=memory, passed=2 * labelled.passed)
 
 
 def student(s: Scene) -> Work:
     """Return the work of training the students of a job side by side."""
     settings, labels, together = s.settings("student"), s.settings("relabel"), s.experiment.file.runs_per_job
-    taught = labels.store if settings.labels == "soft" else "hard"
-    asked = s.teacher if taught == "online" else NOTHING
-    label = bytes_of_view(labels, s.classes) if taught not in ("online", "hard") else 0
+    source = labels.store if settings.labels == "soft" else "hard"
+    teacher = s.teacher if source == "online" else NOTHING
+    label = bytes_of_view(labels, s.classes) if source not in ("online", "hard") else 0
     network, looks, size = s.counts(settings), evaluations(settings), min(s.images, settings.batch_size)
-    seen, looked = settings.epochs * s.images, looks * s.val
-    step = s.step_bytes(size, network) + (s.forward_bytes(size, asked) if taught == "online" else 0)
+    seen, evaluated = settings.epochs * s.images, looks * s.val
+    step = s.step_bytes(size, network) + (s.forward_bytes(size, teacher) if source == "online" else 0)
     memory, seconds = s.whitening(settings.whiten)
     return Work(
-        images=together * (seen + looked), steps=together * settings.epochs * batches(s.images, settings.batch_size),
-        flop=together * (seen * (3 * network.flop + asked.flop) + looked * network.flop),
-        moved=together * (seen * (4 * s.pixels + label) + looked * s.pixels), decoded=together * s.pictures.decoded(0, looks),
+        images=together * (seen + evaluated), steps=together * settings.epochs * batches(s.images, settings.batch_size),
+        flop=together * (seen * (3 * network.flop + teacher.flop) + evaluated * network.flop),
+        moved=together * (seen * (4 * s.pixels + label) + evaluated * s.pixels), decoded=together * s.pictures.decoded(0, looks),
         memory=memory + 1.25 * s.bytes + s.pictures.held(s.val) + 16 * EVALUATED * s.pixels
         + 6 * together * network.bytes + 8 * s.images * s.classes,
         passed=together * max(step, s.forward_bytes(EVALUATED, network)), seconds=seconds,
