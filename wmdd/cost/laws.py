@@ -175,11 +175,11 @@ def student(s: Scene) -> Work:
     return Work(
         images=together * (seen + evaluated), steps=together * settings.epochs * batches(s.images, settings.batch_size),
         flop=together * (seen * (3 * network.flop + teacher.flop) + evaluated * network.flop),
-        moved=together * (seen * (4 * s.pixels + label) + evaluated * s.pixels), decoded=together * s.pictures.decoded(0, looks),
+        moved=together * (seen * (4 * s.pixels + label) + evaluated * s.pixels),
         memory=memory + 1.25 * s.bytes + s.pictures.held(s.val) + 16 * EVALUATED * s.pixels
         + 6 * together * network.bytes + 8 * s.images * s.classes,
         passed=together * max(step, s.forward_bytes(EVALUATED, network)), seconds=seconds,
-        width=network.width,
+        decoded=together * s.pictures.decoded(0, looks), width=network.width,
     )  # fmt: skip
 
 
