@@ -49,6 +49,11 @@ def asked(stage, content=None, threads=1, **cell):
     return Requests(experiment).first(stage, cell_of(stage, experiment), threads)
 
 
+def dataset(**about):
+    entry = {"classes": 1000, "resolution": 128, "train_images": 100_000, "val_images": 10_000} | about
+    return {"datasets": {"d": {"data": {"source": "imagefolder", "root": "x"} | entry}}}
+
+
 # Always a number
 
 
@@ -56,17 +61,15 @@ def asked(stage, content=None, threads=1, **cell):
 def test_every_job_of_every_file_asks_for_whole_numbers(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     experiment = Experiment.read(path)
-    found = Requests(experiment)
+    requests = Requests(experiment)
     for job in jobs(path, forceall=True):
-        request = found.of(job.stage, job.cell.parts(), inputs=job.inputs)
+        request = requests.of(job.stage, job.cell.parts(), inputs=job.inputs)
         assert all(type(number) is int for number in request)
-        assert request.runtime >= 10
-        assert request.mem_mb >= 1000
-        patches = False
+        assert (request.runtime >= 10, request.mem_mb >= 1000) == (True, True)
         if job.stage == "select":
-            settings = experiment.resolve("select", dataset=job.cell.dataset, method=job.cell.method)
-            patches = settings.strategy == "patches"
-        assert request.gpu == (patches if job.stage == "select" else job.stage in ON_GPU)
+            assert request.gpu == (experiment.settings("select", job.cell).strategy == "patches")
+        else:
+            assert request.gpu == (job.stage in ON_GPU)
 
 
 def test_every_rule_asks():
@@ -119,66 +122,44 @@ def test_neither_torch_nor_any_file_is_asked():
 # Enough
 
 
-def measured():
-    """Peaks in MB and seconds of a job of the study of CIFAR-10, the largest of each stage."""
-    text, found = (ROOT / "docs/studies/cifar10/cost.md").read_text(), {}
+def test_the_study_of_cifar10_would_have_fitted(tmp_path):
+    """With a fifth to spare, and no more than twice what it took, of the largest job of each stage."""
+    text, measured = (ROOT / "docs/studies/cifar10/cost.md").read_text(), {}
     for row in re.findall(r"^\| cifar10 .*$", text, re.MULTILINE):
-        _, method, _, stage, _, _, seconds, peak = (cell.strip() for cell in row.strip("| ").split("|"))
-        rule = "select" if stage == "images" else stage
-        assert method or stage in ("data", "features", "teacher")
-        found[rule] = tuple(map(max, found.get(rule, (0, 0)), (float(seconds), float(peak))))
-    return found
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    """What the jobs of that study would ask for."""
-    path = tmp_path_factory.mktemp("study") / "cifar10.yaml"
+        _, _, _, stage, _, _, seconds, peak = (cell.strip() for cell in row.strip("| ").split("|"))
+        stage = "select" if stage == "images" else stage
+        measured[stage] = tuple(map(max, measured.get(stage, (0, 0)), (float(seconds), float(peak))))
+    assert {"data", "teacher", "features", "recover", "student"} <= measured.keys()
+    path = tmp_path / "cifar10.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load((ROOT / "config/cifar10.yaml").read_text()) | ON_CPU))
-    found = Requests(Experiment.read(path))
-    return [(job.stage, found.first(job.stage, job.cell)) for job in jobs(path, forceall=True)]
+    requests, every = Requests(Experiment.read(path)), jobs(path, forceall=True)
+    for stage, (seconds, peak) in measured.items():
+        several = [requests.first(job.stage, job.cell) for job in every if job.stage == stage]
+        runtime, memory, _ = map(max, zip(*several, strict=True))
+        assert 1.2 * peak <= memory <= 2 * peak, stage
+        assert 60 * runtime >= 1.2 * seconds, stage
 
 
-@pytest.mark.parametrize(("stage", "seconds", "peak"), [(stage, *figures) for stage, figures in measured().items()])
-def test_the_study_of_cifar10_would_have_fitted(study, stage, seconds, peak):
-    """With a fifth to spare, and no more than twice what it took."""
-    runtime, memory, _ = map(max, zip(*(request for name, request in study if name == stage), strict=True))
-    assert 1.2 * peak <= memory <= 2 * peak
-    assert 60 * runtime >= 1.2 * seconds
-
-
-@pytest.mark.parametrize(
-    ("dataset", "resolution", "peaks"),
-    [  # docs/studies/datasets.md
+def test_other_measured_jobs_would_have_fitted(monkeypatch):
+    """docs/studies/datasets.md; and many classes, streamed, of 16 px and width 8: benchmarks/results/scale-cpu-*.json."""
+    for name, resolution, peaks in (
         ("imagenette", 128, {"data": 674, "teacher": 1985, "features": 646}),
         ("tiny-imagenet", 64, {"data": 658, "teacher": 1169, "features": 686}),
-    ],
-)
-def test_the_study_of_datasets_would_have_fitted(dataset, resolution, peaks):
-    content = {"datasets": {dataset: {"data": {"resolution": resolution}}}, **ON_CPU}
-    for rule, peak in peaks.items():
-        assert asked(rule, content, datasets=[dataset], teachers=["resnet18-w16"]).mem_mb >= 1.2 * peak
-
-
-@pytest.mark.parametrize(("classes", "images"), [(1000, 160), (10_000, 16)])
-def test_many_classes_would_have_fitted(classes, images, monkeypatch):
-    """Streamed, of 16 px and width 8: benchmarks/results/scale-cpu-*.json."""
+    ):
+        content = {"datasets": {name: {"data": {"resolution": resolution}}}, **ON_CPU}
+        for stage, peak in peaks.items():
+            assert asked(stage, content, datasets=[name], teachers=["resnet18-w16"]).mem_mb >= 1.2 * peak
     monkeypatch.setenv("WMDD_RESIDENT_MB", "16")
-    rows = json.loads((ROOT / f"benchmarks/results/scale-cpu-{classes}.json").read_text())["rows"]
-    about = {"classes": classes, "resolution": 16, "train_images": classes * images, "val_images": classes}
-    content = {"datasets": {"d": {"data": about | {"source": "imagefolder", "root": "x"}}}, **ON_CPU}
-    for name, row in rows[f"{classes} x {images}"].items():
-        rule, _, ipc = name.partition(", IPC ")
-        found = asked(rule, content, datasets=["d"], ipc=[int(ipc or 1)])
-        assert found.mem_mb >= 1.2 * row["peak_memory_mb"]
+    for classes, images in (1000, 160), (10_000, 16):
+        rows = json.loads((ROOT / f"benchmarks/results/scale-cpu-{classes}.json").read_text())["rows"]
+        about = {"classes": classes, "resolution": 16, "train_images": classes * images, "val_images": classes}
+        for name, row in rows[f"{classes} x {images}"].items():
+            stage, _, ipc = name.partition(", IPC ")
+            request = asked(stage, dataset(**about) | ON_CPU, datasets=["d"], ipc=[int(ipc or 1)])
+            assert request.mem_mb >= 1.2 * row["peak_memory_mb"]
 
 
 # More for more
-
-
-def dataset(**about):
-    entry = {"classes": 1000, "resolution": 128, "train_images": 100_000, "val_images": 10_000} | about
-    return {"datasets": {"d": {"data": {"source": "imagefolder", "root": "x"} | entry}}}
 
 
 OF_D = {"datasets": ["d"], "teachers": ["resnet18"], "students": ["resnet18"], "ipc": [10]}
@@ -193,43 +174,34 @@ def blocks(size):
     return content
 
 
-@pytest.mark.parametrize(
-    ("stages", "few", "many", "cell", "longer", "more"),
-    [  # two experiments and the cell of both: whether the second takes longer, and how many MB more it needs at least
-        ("data teacher features", dataset(), dataset(train_images=2_000_000), OF_D, True, float("-inf")),
-        ("recover", blocks(10), blocks(100), OF_D | {"ipc": [50]}, True, 0.6 * 1.3 * 4500 * 0.75),  # MB an image
-        ("recover", blocks(100), blocks(1000), OF_D | {"ipc": [50]}, True, 0.6 * 1.3 * 45_000 * 0.75),
-        ("teacher recover student", dataset() | ON_CPU, dataset(resolution=224) | ON_CPU, OF_D, False, 1),
-        ("teacher recover student", dataset() | ON_CPU, dataset() | ON_CPU | WIDER, OF_D, False, 1),
-        ("expert", ON_CPU, ON_CPU | {"expert": {"epochs": 500}}, MTT, True, 1.3 * 450 * 1.22),  # MB an epoch
-        ("expert match student", ON_CPU, ON_CPU | WHITENED, MTT, False, 1.2 * 449),  # measured at 32 px
-    ],
-)
-def test_more_takes_more(stages, few, many, cell, longer, more):
+def iterating(method, **settings):
+    return {"methods": {method: {"match": settings}}} | ON_CPU
+
+
+NOISE = {"match": {"init": "noise", "student_steps": 5}} | ON_CPU
+MORE = [  # stages, two experiments, the cells of both; whether the second takes longer, and how many MB more it needs at least
+    ("data teacher features", dataset(), dataset(train_images=2_000_000), OF_D, {}, True, float("-inf")),
+    ("recover", blocks(10), blocks(100), OF_D | {"ipc": [50]}, {}, True, 0.6 * 1.3 * 4500 * 0.75),  # MB an image
+    ("recover", blocks(100), blocks(1000), OF_D | {"ipc": [50]}, {}, True, 0.6 * 1.3 * 45_000 * 0.75),
+    ("recover relabel student images", blocks(100), blocks(100), OF_D, {"ipc": [200]}, True, 1),
+    ("teacher recover student", dataset() | ON_CPU, dataset(resolution=224) | ON_CPU, OF_D, {}, False, 1),
+    ("teacher recover student", dataset() | ON_CPU, dataset() | ON_CPU | WIDER, OF_D, {}, False, 1),
+    ("expert", ON_CPU, ON_CPU | {"expert": {"epochs": 500}}, MTT, {}, True, 1.3 * 450 * 1.22),  # MB an epoch
+    ("expert match student", ON_CPU, ON_CPU | WHITENED, MTT, {}, False, 1.2 * 449),  # measured at 32 px
+    ("match", iterating("dm", iterations=100), iterating("dm", iterations=1000), {"methods": ["dm"]}, {}, True, 0),
+    ("match", iterating("mtt", iterations=100), iterating("mtt", iterations=1000), {"methods": ["mtt"]}, {}, True, 0),
+    ("match", iterating("mtt", student_steps=9), iterating("mtt", student_steps=99), {"methods": ["mtt"]}, {}, True, 0),
+    ("match", NOISE, NOISE, {"methods": ["dm"], "ipc": [1]}, {"ipc": [50]}, True, 1),
+    ("match", NOISE, NOISE, {"methods": ["mtt"], "ipc": [1]}, {"ipc": [50]}, True, 1),
+]
+
+
+@pytest.mark.parametrize(("stages", "few", "many", "cell", "changed", "longer", "more"), MORE)
+def test_more_takes_more(stages, few, many, cell, changed, longer, more):
     for stage in stages.split():
-        less, most = asked(stage, few, **cell), asked(stage, many, **cell)
+        less, most = asked(stage, few, **cell), asked(stage, many, **cell | changed)
         assert most.runtime > less.runtime or not longer
         assert most.mem_mb - less.mem_mb >= more
-
-
-@pytest.mark.parametrize("stage", ["recover", "relabel", "student", "images"])
-def test_more_images_per_class_take_longer_and_more_memory(stage):
-    few, many = (asked(stage, blocks(100), **OF_D | {"ipc": [ipc]}) for ipc in (10, 200))
-    assert many.runtime > few.runtime
-    assert many.mem_mb > few.mem_mb
-
-
-@pytest.mark.parametrize(
-    ("method", "name", "number"),
-    [("dm", "iterations", 1000), ("mtt", "student_steps", 100), ("mtt", "iterations", 1000)],
-)
-def test_matching_for_longer_and_of_more_images_takes_more(method, name, number):
-    short, long = ({"methods": {method: {"match": {name: n}}}} | ON_CPU for n in (number // 10, number))
-    assert asked("match", long, methods=[method]).runtime > asked("match", short, methods=[method]).runtime
-    noise = {"match": {"init": "noise", "student_steps": 5}} | ON_CPU
-    few, many = (asked("match", noise, methods=[method], ipc=[ipc]) for ipc in (1, 50))
-    assert many.runtime > few.runtime
-    assert many.mem_mb > few.mem_mb
 
 
 def test_what_is_held_in_memory_is_asked_for_and_what_is_streamed_is_not(monkeypatch):
@@ -268,26 +240,23 @@ def test_threads_decode_and_compute():
 
 
 def test_whitening_of_larger_images_takes_its_time():
-    of = {"content": {"student": {"whiten": True}}, "datasets": ["tiny-imagenet"]}
-    assert 60 * asked("student", **of).runtime > 5e-10 * (3 * 64**2) ** 3
+    whitened = asked("student", {"student": {"whiten": True}}, datasets=["tiny-imagenet"])
+    assert 60 * whitened.runtime > 5e-10 * (3 * 64**2) ** 3
 
 
 # GPUs
 
 
-@pytest.mark.parametrize("stage", ORDER)
-def test_gpus_are_asked_for_unless_the_engine_is_told_not_to(stage):
+def test_gpus_are_asked_for_unless_the_engine_is_told_not_to():
     gpus = {"teachers": {"resnet18-w8": {"gpus": 4}}}
-    methods = {"latent": "ddoq", "match": "mtt-cifar10-ipc1", "select": "random"}
-    method = [methods.get(family, "wmdd") for family in STAGES[stage].families[:1]] or ["wmdd"]
-    wanted = 4 if stage == "teacher" else int(stage in ON_GPU and stage != "select")
-    assert asked(stage, gpus, methods=method).gpu == wanted
-    assert asked(stage, gpus | ON_CPU, methods=method).gpu == 0
-
-
-def test_what_runs_on_a_cpu_needs_no_memory_for_a_gpu():
-    assert asked("teacher", ON_CPU).mem_mb < asked("teacher").mem_mb
+    of_family = {"latent": "ddoq", "match": "mtt-cifar10-ipc1", "select": "random"}
+    for stage in ORDER:
+        methods = [of_family.get(family, "wmdd") for family in STAGES[stage].families[:1]] or ["wmdd"]
+        wanted = 4 if stage == "teacher" else int(stage in ON_GPU and stage != "select")
+        assert asked(stage, gpus, methods=methods).gpu == wanted
+        assert asked(stage, gpus | ON_CPU, methods=methods).gpu == 0
     assert asked("select", methods=["patches"]).gpu == 1
+    assert asked("teacher", ON_CPU).mem_mb < asked("teacher").mem_mb, "what runs on a CPU needs no memory for a GPU"
 
 
 def test_a_teacher_on_several_gpus_needs_its_share_of_the_time(tmp_path):
@@ -312,20 +281,16 @@ def test_the_plan_tells_what_is_asked_for():
     experiment = Experiment.read(ROOT / "config/imagenet.yaml")
     blocks = [("recover", "classes0-49", 100), ("recover", "classes0-999", 1), ("features_part", "classes0-124", None)]
     cells = [Cell("imagenet-1k", "resnet18", "wmdd", ipc, 0, block=block) for _, block, ipc in blocks]
-    made = [Job(rule, (Path(block, rule),), cell) for (rule, block, _), cell in zip(blocks, cells, strict=True)]
-    made += [Job("report", (Path("table.md"),), inputs=100)]
-    found, on = Requests(experiment), rates.device("h200")
-    planned = plan(made, Shapes(experiment), on)
-    lines = render(found, planned).splitlines()
+    every = [Job(rule, (Path(block, rule),), cell) for (rule, block, _), cell in zip(blocks, cells, strict=True)]
+    every += [Job("report", (Path("table.md"),), inputs=100)]
+    requests, planned = Requests(experiment), plan(every, Shapes(experiment), rates.device("h200"))
+    lines = render(requests, planned).splitlines()
     assert lines[0].endswith("(for a100):")
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:])
     assert head == ["job", "jobs", "classes a job", "longest on h200", "time limit", "memory", "GPUs"]
     longest = max(cost.seconds for job, cost in planned.jobs if job.stage == "recover")
-    limit = max(found.first("recover", cell).runtime for cell in cells[:2])
-    assert [row[:3] for row in rows] == [
-        ["features_part", "1", "125"],
-        ["recover", "2", "50 to 1000"],
-        ["report", "1", ""],
-    ]
-    assert rows[1][3:5] == [f"{longest / 60:.1f} min", f"{limit} min"]
+    limit = max(requests.first("recover", cell).runtime for cell in cells[:2])
+    assert rows[0][:3] == ["features_part", "1", "125"]
+    assert rows[1][:5] == ["recover", "2", "50 to 1000", f"{longest / 60:.1f} min", f"{limit} min"]
+    assert rows[2][:3] == ["report", "1", ""]
     assert [row[-1] for row in rows] == ["1", "1", ""]

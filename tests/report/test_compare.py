@@ -46,18 +46,24 @@ def two(tmp_path, monkeypatch):
 BASE = "results/digits/resnet18-w8"
 
 
+def compared(folder, *names):
+    return render([Side.read(folder / BASE / name) for name in names or ("wmdd", "random")])
+
+
+def table(text):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
 def test_methods_are_compared(two, run):
     code, out, err = run(f"compare {BASE}/wmdd/ipc10 {BASE}/random/ipc10")
     assert (code, err) == (0, "")
-    settings, accuracy = out.split("\n\n")[:2]
-    rows = {
-        row[0]: row[1:] for row in ([c.strip() for c in line.strip("|").split("|")] for line in settings.splitlines())
-    }
+    settings, accuracy = map(table, out.split("\n\n")[:2])
+    rows = {name: values for name, *values in settings}
     assert rows["method"] == ["wmdd", "random"]
     assert rows["recover.iterations"] == ["2000", "—"]
     assert rows["select.strategy"] == ["—", "random"]
     assert not any(name.startswith("student.") for name in rows)
-    first, second = ([c.strip() for c in line.strip("|").split("|")] for line in accuracy.splitlines()[2:])
+    first, second = accuracy[2:]
     assert first == [f"{BASE}/wmdd/ipc10", "52.3 ± 2.5 (3)", "", "", "", ""]
     gain = intervals.difference(dict(enumerate(WMDD)), dict(enumerate(RANDOM)))
     assert second[:3] == [f"{BASE}/random/ipc10", "45.7 ± 1.5 (3)", "−6.7"]
@@ -66,18 +72,13 @@ def test_methods_are_compared(two, run):
     assert "No interval" not in out
 
 
-@pytest.mark.parametrize(("stage", "kind"), [("recover", RecoverSettings), ("match", MatchSettings)])
-def test_joined_sets_are_compared_by_the_settings_of_their_blocks(tmp_path, monkeypatch, run, stage, kind):
-    monkeypatch.chdir(tmp_path)
-    for number in 5, 7:
-        settings = kind(iterations=number).model_dump(mode="json")
-        write(
-            tmp_path, f"m{number}/ipc1", 50.0, made={"stage": "images", "settings": {}, stage: {"settings": settings}}
-        )
-    code, out, _ = run(f"compare {BASE}/m5 {BASE}/m7")
-    assert code == 0
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines()]
-    assert [f"{stage}.iterations", "5", "7"] in rows
+def test_joined_sets_are_compared_by_the_settings_of_their_blocks(tmp_path):
+    for stage, kind in ("recover", RecoverSettings), ("match", MatchSettings):
+        for number in 5, 7:
+            block = {"settings": kind(iterations=number).model_dump(mode="json")}
+            write(tmp_path / stage, f"m{number}/ipc1", 50.0, made={"stage": "images", "settings": {}, stage: block})
+        shown = compared(tmp_path / stage, "m5", "m7")
+        assert [f"{stage}.iterations", "5", "7"] in table(shown)
 
 
 def test_one_result_each_says_that_there_is_no_interval(tmp_path, run):
@@ -86,8 +87,7 @@ def test_one_result_each_says_that_there_is_no_interval(tmp_path, run):
     assert code == 0
     assert "No interval can be given with n < 2" in out
     assert "−20.0" in out
-    assert "| student.lr" in out
-    assert "| ipc" in out
+    assert {"student.lr", "ipc"} <= {row[0] for row in table(out)}
 
 
 def test_students_of_a_seed_are_one_observation(tmp_path):
@@ -95,15 +95,14 @@ def test_students_of_a_seed_are_one_observation(tmp_path):
         for number in range(2):
             write(tmp_path, "wmdd/ipc10", 50 + 2 * seed + 10 * number, seed, number)
             write(tmp_path, "random/ipc10", 40 + seed, seed, number)
-    shown = render([Side.read(tmp_path / BASE / name) for name in ("wmdd", "random")])
-    assert "56.0 ± 1.4 (2)" in shown
+    assert "56.0 ± 1.4 (2)" in compared(tmp_path)
 
 
 def test_students_of_a_single_seed_are_one_observation_with_a_spread_in_words(tmp_path):
     for number in range(3):
         write(tmp_path, "wmdd/ipc10", WMDD[number], 0, number)
         write(tmp_path, "random/ipc10", RANDOM[number], 0, number)
-    shown = render([Side.read(tmp_path / BASE / name) for name in ("wmdd", "random")])
+    shown = compared(tmp_path)
     assert "| 52.3 (1) " in shown
     assert "±" not in shown
     assert "| −6.7" in shown
@@ -114,7 +113,7 @@ def test_sides_without_a_seed_in_common_are_not_paired(tmp_path):
     for seed in range(2):
         write(tmp_path, "wmdd/ipc10", WMDD[seed], seed)
         write(tmp_path, "random/ipc10", RANDOM[seed], 5 + seed)
-    assert "Welch, unpaired" in render([Side.read(tmp_path / BASE / name) for name in ("wmdd", "random")])
+    assert "Welch, unpaired" in compared(tmp_path)
 
 
 def test_a_protocol_that_changes_the_student_alone_differs_in_that_alone(tmp_path):
@@ -126,21 +125,13 @@ def test_a_protocol_that_changes_the_student_alone_differs_in_that_alone(tmp_pat
         path = cell / f"labels/{name}.h5"
         hdf5_writer.save(path, {"x": np.full(1, epochs)}, {"stage": "relabel", "settings": settings})
         digests[name] = hdf5.load_meta(path)["digest"]
-    sides = [
-        write(
-            tmp_path,
-            "wmdd/ipc10",
-            50,
-            protocol=protocol,
-            made=RECOVERED,
-            inputs={"labels": digests["paper"]},
-            **changed,
-        )
-        for protocol, changed in (("paper", {}), ("mine", {"lr": 0.5}))
-    ]
-    settings = render([Side.read(path) for path in sides]).split("\n\n")[0]
-    assert [line.split("|")[1].strip() for line in settings.splitlines()[2:]] == ["protocol", "student.lr"]
-    assert Side.read(sides[1]).scores[0].settings["relabel.epochs"] == "20"
+    common = {"made": RECOVERED, "inputs": {"labels": digests["paper"]}}
+    paths = [write(tmp_path, "wmdd/ipc10", 50, protocol="paper", **common)]
+    paths += [write(tmp_path, "wmdd/ipc10", 50, protocol="mine", lr=0.5, **common)]
+    paper, mine = map(Side.read, paths)
+    settings = render([paper, mine]).split("\n\n")[0]
+    assert [row[0] for row in table(settings)[2:]] == ["protocol", "student.lr"]
+    assert mine.scores[0].settings["relabel.epochs"] == "20"
 
 
 def test_protocols_are_not_mixed(two, run):
@@ -161,45 +152,30 @@ def test_protocols_are_not_mixed(two, run):
 def test_labels_and_barycenters_beside_are_looked_at(two):
     for name, top_k in (("wmdd", 10), ("random", 5)):
         cell = two / BASE / name / "ipc10/seed0"
-        labels = cell / "labels/quick.h5"
+        labels, block = cell / "labels/quick.h5", cell / "barycenter/classes0-9.h5"
         hdf5_writer.save(labels, {"x": np.full(1, top_k)}, {"stage": "relabel", "settings": {"top_k": top_k}})
+        hdf5_writer.save(block, {"x": np.zeros(1)}, {"stage": "barycenter", "settings": {"tolerance": top_k}})
         write(two, f"{name}/ipc10", 50, inputs={"labels": hdf5.load_meta(labels)["digest"]})
-        hdf5_writer.save(
-            cell / "barycenter/classes0-9.h5",
-            {"x": np.zeros(1)},
-            {"stage": "barycenter", "settings": {"tolerance": top_k}},
-        )
-    shown = render([Side.read(two / BASE / name / "ipc10/seed0") for name in ("wmdd", "random")])
-    assert "| relabel.top_k" in shown
-    assert "| barycenter.tolerance" in shown
+    shown = compared(two, "wmdd/ipc10/seed0", "random/ipc10/seed0")
+    assert {"relabel.top_k", "barycenter.tolerance"} <= {row[0] for row in table(shown)}
+    assert "No setting differs." in compared(two, "wmdd", "wmdd")
 
 
-def test_equal_sides_differ_in_nothing(two):
-    side = Side.read(two / BASE / "wmdd")
-    assert "No setting differs." in render([side, side])
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("compare results", "compare takes two results or more; name folders or run*.json of students"),
-        ("compare results nowhere", "there is no student's result at nowhere; give a run0.json"),
-        (f"compare {BASE}/wmdd x.json", "x.json is not the result of a student"),
-        (f"compare {BASE}/wmdd cut.json", "cut.json is not a whole JSON file"),
-        (f"compare {BASE}/wmdd more/{BASE}/wmdd", "is not a number; delete the file and run again"),
-        (f"compare {BASE}/many {BASE}/random", "share no protocol; name folders further down"),
-    ],
-)
-def test_bad_input_is_one_line(two, run, line, said):
+def test_bad_input_is_one_line(two, mistake):
     (two / "x.json").write_text(json.dumps({"seconds": 3}))
     (two / "cut.json").write_text("{")
     for protocol in "ab":
         write(two, "many/ipc10", 1, protocol=protocol)
     write(two / "more", "wmdd/ipc10", float("nan"))
-    code, out, err = run(line)
-    assert (code, out) == (1, "")
-    assert said in err
-    assert len(err.splitlines()) == 1
+    for line, said in (
+        ("results", "compare takes two results or more; name folders or run*.json of students"),
+        ("results nowhere", "there is no student's result at nowhere; give a run0.json"),
+        (f"{BASE}/wmdd x.json", "x.json is not the result of a student"),
+        (f"{BASE}/wmdd cut.json", "cut.json is not a whole JSON file"),
+        (f"{BASE}/wmdd more/{BASE}/wmdd", "is not a number; delete the file and run again"),
+        (f"{BASE}/many {BASE}/random", "share no protocol; name folders further down"),
+    ):
+        assert said in mistake(f"compare {line}")
 
 
 def test_a_damaged_set_beside_is_named(two):

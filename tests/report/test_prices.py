@@ -3,8 +3,6 @@
 import math
 from pathlib import Path
 
-import pytest
-
 from tests.report.test_results import result
 from wmdd.report.prices import priced
 from wmdd.report.results import jobs, rows, summary
@@ -56,19 +54,13 @@ def teacher(world, name, seconds, seed=0):
 
 def test_a_set_pays_for_its_own_teacher():
     world = World()
-    for name, seconds in (("A", 10), ("B", 1000)):
-        world.student(made(world, name, statistics=teacher(world, name, seconds)), teacher=name, method="m")
+    for name, seed, seconds in (("A", 0, 10), ("B", 0, 1000), ("t", 0, 10), ("t", 1, 30)):
+        features = teacher(world, name, seconds, seed)
+        world.student(made(world, name, seed=seed, statistics=features), teacher=name, method="m", seed=seed)
     spent = world.prices()["seconds"]
     assert spent["A", "m", "paper"] == 5 + 10 + 2 + 15
     assert spent["B", "m", "paper"] == 5 + 1000 + 2 + 15
-
-
-def test_a_set_pays_for_the_teacher_of_its_own_seed():
-    world = World()
-    for seed, seconds in ((0, 10), (1, 30)):
-        features = teacher(world, "t", seconds, seed)
-        world.student(made(world, seed=seed, statistics=features), teacher="t", method="m", seed=seed)
-    assert world.prices()["seconds"]["t", "m", "paper"] == 5 + (10 + 30) / 2 + 2 + 15
+    assert spent["t", "m", "paper"] == 5 + (10 + 30) / 2 + 2 + 15, "of each seed its own"
 
 
 def test_a_barycenter_that_two_methods_share_is_paid_by_each_alone():
@@ -121,10 +113,10 @@ def test_a_price_that_is_not_known_is_not_zero():
     assert math.isnan(price["bytes"])
 
 
-@pytest.mark.parametrize("folder", ["", "out/", "/a/b/"])
-def test_folders_before_results_change_no_price(folder):
-    world = World()
-    world.student(made(world, statistics=teacher(world, "t", 10)), teacher="t", method="m")
-    world.files = [(folder + path, meta) for path, meta in world.files]
-    assert cell_of(world.files[-1][0]).method == "m"
-    assert world.prices()["seconds"].tolist() == [5 + 10 + 2 + 15]
+def test_folders_before_results_change_no_price():
+    for folder in "", "out/", "/a/b/":
+        world = World()
+        world.student(made(world, statistics=teacher(world, "t", 10)), teacher="t", method="m")
+        world.files = [(folder + path, meta) for path, meta in world.files]
+        assert cell_of(world.files[-1][0]).method == "m"
+        assert world.prices()["seconds"].tolist() == [5 + 10 + 2 + 15]

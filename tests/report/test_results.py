@@ -16,7 +16,7 @@ from wmdd.report import accuracy_tables as scores
 from wmdd.report import results as frames
 from wmdd.report.render import render
 from wmdd.report.results import GROUP, Measure, families_beside, family_of, kind_of, rows, summary
-from wmdd.workflow.layout import CELL, Cell, path_of
+from wmdd.workflow.layout import CELL, Cell, cost_of, path_of
 
 PLACE = {"dataset": "digits", "teacher": "t-w8", "student": "s-w8"}
 
@@ -58,52 +58,31 @@ def test_folders_before_results_change_nothing():
     assert rows([("out" / path, content)]).loc[0, "dataset"] == "digits"
 
 
-@pytest.mark.parametrize("path", ["x/run0.json", "results/d/t/m/ipc1/seed0/images.h5"])
-def test_a_result_in_another_place_is_refused(path):
-    with pytest.raises(WmddError, match=r"is not where"):
-        rows([(Path(path), result(0.5)[1])])
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ([], "is not the result of a student; give a run0.json"),
-        ({"settings": {}}, "is not the result of a student; give a run0.json"),
-        (result(float("nan"))[1], "the accuracy in .* is not a number; delete the file and run again"),
-    ],
-)
-def test_a_file_without_an_accuracy_is_refused(content, said):
-    with pytest.raises(WmddError, match=said):
-        rows([(result(0.5)[0], content)])
+def test_what_is_no_result_of_a_student_is_refused():
+    path, content = result(0.5)
+    for misplaced in "x/run0.json", "results/d/t/m/ipc1/seed0/images.h5":
+        with pytest.raises(WmddError, match=r"is not where"):
+            rows([(Path(misplaced), content)])
+    for other in [], {"settings": {}}:
+        with pytest.raises(WmddError, match="is not the result of a student"):
+            rows([(path, other)])
+    with pytest.raises(WmddError, match="is not a number; delete the file and run again"):
+        rows([result(float("nan"))])
 
 
 # Summary
 
 
-def test_mean_and_standard_deviation_of_a_cell():
-    found = summary(rows([result(x, seed=i) for i, x in enumerate((0.1, 0.2, 0.6))]))
-    assert found["mean"].tolist() == [30.0]
-    assert found["std"].round(2).tolist() == [26.46]  # sqrt((20^2 + 10^2 + 30^2) / 2), not / 3
-    assert found["n"].tolist() == [3]
-    assert found["top5"].tolist() == [90.0]
-
-
 def test_students_of_a_seed_are_averaged_and_nothing_else_is_pooled():
     pooled = [result(0.1, seed=0, run=0), result(0.2, seed=0, run=1), result(0.35, seed=1, run=0)]
-    apart = [
-        result(0.5, ipc=1),
-        result(0.5, method="other"),
-        result(0.5, protocol="other"),
-        result(0.5, dataset="other"),
-        result(0.5, teacher="other"),
-        result(0.5, student="other"),
-        result(0.5, "paper-hard", labels="hard"),
-    ]
+    parts = ("method", "protocol", "dataset", "teacher", "student", "labels")
+    apart = [result(0.5, ipc=1), *(result(0.5, **{part: "other"}) for part in parts)]
     found = summary(rows(pooled + apart))
     assert sorted(found["n"]) == [1] * 7 + [2]
     (both,) = found[found["n"] == 2].to_dict("records")
     assert (both["mean"], both["students"]) == (pytest.approx(25), 3)
     assert both["std"] == pytest.approx(np.std([15, 35], ddof=1))
+    assert both["top5"] == pytest.approx(90)
     assert both["spread"] == pytest.approx(np.std([10, 20], ddof=1))
     assert summary(rows(list(reversed(pooled + apart)))).equals(found)
 
@@ -118,10 +97,10 @@ def test_every_group_is_a_row_and_every_student_counts_once(cells):
     assert table["students"].sum() == len(cells)
 
 
-@pytest.mark.parametrize("missing", [None, float("nan"), ""])
-def test_a_part_that_is_not_there_drops_no_group(missing):
-    cells = rows([result(0.1, method="a"), result(0.9, method="b")]).assign(teacher=missing, student=missing)
-    assert summary(cells)[["method", "mean"]].values.tolist() == [["a", 10.0], ["b", 90.0]]
+def test_a_part_that_is_not_there_drops_no_group():
+    for missing in None, float("nan"), "":
+        cells = rows([result(0.1, method="a"), result(0.9, method="b")]).assign(teacher=missing, student=missing)
+        assert summary(cells)[["method", "mean"]].values.tolist() == [["a", 10.0], ["b", 90.0]]
 
 
 def test_the_gain_is_over_random_images_of_the_same_setting():
@@ -147,18 +126,15 @@ def test_the_summary_goes_through_csv():
 # Families
 
 
-@pytest.mark.parametrize(
-    ("meta", "family", "kind"),
-    [
+def test_a_family_follows_from_what_made_the_images():
+    for meta, family, kind in (
         ({"stage": "select"}, "select", "real"),
         ({"stage": "images", "recover": {}}, "recover", "distilled"),
         ({"stage": "images", "decode": {}}, "latent", "distilled"),
         ({"stage": "images", "match": {}}, "match", "distilled"),
         ({"stage": "import"}, "", ""),
-    ],
-)
-def test_a_family_follows_from_what_made_the_images(meta, family, kind):
-    assert (family_of(meta), kind_of(family)) == (family, kind)
+    ):
+        assert (family_of(meta), kind_of(family)) == (family, kind)
 
 
 def test_the_set_beside_a_student_says_its_family(tmp_path):
@@ -173,32 +149,28 @@ def test_the_set_beside_a_student_says_its_family(tmp_path):
 
 
 def test_rows_come_back_from_what_is_kept_with_a_study():
-    found = [result(0.25, seed=s, method=m, teacher=t) for s in (0, 1) for m in ("wmdd-plus", "wmdd") for t in "AB"]
-    cells = [frames.cell_of(path) for path, _ in found]
-    families = {frames.set_of(cell): "select" if cell.method == "wmdd-plus" else "recover" for cell in cells}
-    stages = {"select": "select", "recover": "recover"}
-    costs = [
-        (Path(path_of("images", cell)).with_suffix(".cost.json"), {"stage": stages[family], "seconds": 1})
-        for cell, family in families.items()
-    ]
-    content = json.loads(json.dumps(frames.raw(found, families, {}, costs)))
-    assert frames.of_raw(content).equals(rows(found, families).round(4))
+    students = [result(0.25, seed=s, method=m, teacher=t) for s in (0, 1) for m in ("wmdd-plus", "wmdd") for t in "AB"]
+    sets = [frames.set_of(frames.cell_of(path)) for path, _ in students]
+    families = {cell: "select" if cell.method == "wmdd-plus" else "recover" for cell in sets}
+    costs = [(Path(cost_of(path_of("images", cell))), {"stage": of, "seconds": 1}) for cell, of in families.items()]
+    content = json.loads(json.dumps(frames.raw(students, families, {}, costs)))
+    assert frames.of_raw(content).equals(rows(students, families).round(4))
     for run in content["runs"]:
         del run["family"]  # as the first studies are
-    assert frames.of_raw(content)["family"].tolist() == rows(found, families)["family"].tolist()
+    assert frames.of_raw(content)["family"].tolist() == rows(students, families)["family"].tolist()
 
 
-@pytest.mark.parametrize(
-    ("digests", "sets", "shown"),
-    [(("a", "a", "a"), 1, "20.0 ± 10.0 (3, 1 set)"), (("a", "b", "a"), 2, "20.0 ± 10.0 (3, 2 sets)"),
-     (("a", "b", "c"), 3, "20.0 ± 10.0 (3)"), (("a", "", "a"), None, "20.0 ± 10.0 (3)")],
-)  # fmt: skip
-def test_seeds_that_have_the_same_images_are_told(digests, sets, shown):
+def test_seeds_that_have_the_same_images_are_told():
     """A deterministic method, as kmeans-medoid, gives every seed the same set."""
-    found = [result(0.1 * (seed + 1), seed=seed, images=digest) for seed, digest in enumerate(digests)]
-    (row,) = summary(rows(found)).to_dict("records")
-    assert row["sets"] == sets
-    assert shown in [value.text for value in scores.results(summary(rows(found))).rows[0]]
+    for digests, sets, shown in (
+        ("aaa", 1, "20.0 ± 10.0 (3, 1 set)"),
+        ("aba", 2, "20.0 ± 10.0 (3, 2 sets)"),
+        ("abc", 3, "20.0 ± 10.0 (3)"),
+        (("a", "", "a"), None, "20.0 ± 10.0 (3)"),
+    ):
+        table = summary(rows([result(0.1 * (n + 1), seed=n, images=digest) for n, digest in enumerate(digests)]))
+        assert [*table["sets"]] == [sets]
+        assert shown in [value.text for value in scores.results(table).rows[0]]
 
 
 def test_a_column_is_added_in_one_place(monkeypatch):

@@ -79,13 +79,13 @@ def counts(settings: NetworkSettings, classes: int, resolution: int, assume: boo
 
 @cache
 def _counts(settings: NetworkSettings, classes: int, resolution: int, assume: bool) -> Counts:
-    known = by_hand(settings, classes, resolution)
-    if known is None and assume:
+    counted = by_hand(settings, classes, resolution)
+    if counted is None and assume:
         other = NetworkSettings(architecture=rates.table()["asked"]["unknown"]["architecture"])
-        known = by_hand(other, classes, resolution)
-    elif known is None and resolution:
-        known = on_network(settings, classes, resolution)
-    return (known or UNKNOWN)._replace(width=rated_width(settings))
+        counted = by_hand(other, classes, resolution)
+    elif counted is None and resolution:
+        counted = on_network(settings, classes, resolution)
+    return (counted or UNKNOWN)._replace(width=rated_width(settings))
 
 
 def on_network(settings: NetworkSettings, classes: int, resolution: int) -> Counts:

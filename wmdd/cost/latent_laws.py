@@ -57,3 +57,6 @@ def decode(s: Scene) -> Work:
         moved=s.images * (s.pixels + 4 * coder.size), disk=s.bytes,
         memory=3 * s.bytes + 8 * s.images * (coder.size + 1) + coder.bytes,
     )  # fmt: skip
+
+
+LAWS = (autoencoder, encode, diffusion, decay, quantize, decode)

@@ -134,8 +134,8 @@ def select(s: Scene) -> Work:
         return Work(moved=2 * disk, disk=disk, memory=2 * disk)
     if settings.strategy == "patches":
         crops = s.classes * min(settings.candidates, s.points) * settings.crops
-        looked = s.forward(crops, s.teacher, 128)
-        return replace(looked, moved=2 * disk, disk=disk, memory=2 * disk)
+        scored = s.forward(crops, s.teacher, 128)
+        return replace(scored, moved=2 * disk, disk=disk, memory=2 * disk)
     solver = BarycenterSettings(weights="free", restarts=s.settings("barycenter").restarts)
     solved = s.barycenters(solver, s.teacher.features, 4, s.ipc * settings.tiles**2)
     moved = 4 * s.train * s.teacher.features + 2 * disk
@@ -156,30 +156,30 @@ def relabel(s: Scene) -> Work:
     """Return the work of a look of the teacher at every view whose labels are kept."""
     settings = s.settings("relabel")
     seen, label = settings.labelled * s.images, bytes_of_view(settings, s.classes)
-    looked = s.forward(seen, s.teacher, min(s.images, settings.batch_size))
+    labelled = s.forward(seen, s.teacher, min(s.images, settings.batch_size))
     memory = s.images * (1.25 * s.pixels + 16 * s.classes) + 2 * s.teacher.bytes
     moved = seen * (4 * s.pixels + label)
-    return replace(looked, moved=moved, disk=seen * label, memory=memory, passed=2 * looked.passed)
+    return replace(labelled, moved=moved, disk=seen * label, memory=memory, passed=2 * labelled.passed)
 
 
 def student(s: Scene) -> Work:
     """Return the work of training the students of a job side by side."""
     settings, labels, together = s.settings("student"), s.settings("relabel"), s.experiment.file.runs_per_job
-    taught = labels.store if settings.labels == "soft" else "hard"
-    asked = s.teacher if taught == "online" else NOTHING
-    label = bytes_of_view(labels, s.classes) if taught not in ("online", "hard") else 0
+    source = labels.store if settings.labels == "soft" else "hard"
+    teacher = s.teacher if source == "online" else NOTHING
+    label = bytes_of_view(labels, s.classes) if source not in ("online", "hard") else 0
     network, looks, size = s.counts(settings), evaluations(settings), min(s.images, settings.batch_size)
-    seen, looked = settings.epochs * s.images, looks * s.val
-    step = s.step_bytes(size, network) + (s.forward_bytes(size, asked) if taught == "online" else 0)
+    seen, evaluated = settings.epochs * s.images, looks * s.val
+    step = s.step_bytes(size, network) + (s.forward_bytes(size, teacher) if source == "online" else 0)
     memory, seconds = s.whitening(settings.whiten)
     return Work(
-        images=together * (seen + looked), steps=together * settings.epochs * batches(s.images, settings.batch_size),
-        flop=together * (seen * (3 * network.flop + asked.flop) + looked * network.flop),
-        moved=together * (seen * (4 * s.pixels + label) + looked * s.pixels), decoded=together * s.pictures.decoded(0, looks),
+        images=together * (seen + evaluated), steps=together * settings.epochs * batches(s.images, settings.batch_size),
+        flop=together * (seen * (3 * network.flop + teacher.flop) + evaluated * network.flop),
+        moved=together * (seen * (4 * s.pixels + label) + evaluated * s.pixels),
         memory=memory + 1.25 * s.bytes + s.pictures.held(s.val) + 16 * EVALUATED * s.pixels
         + 6 * together * network.bytes + 8 * s.images * s.classes,
         passed=together * max(step, s.forward_bytes(EVALUATED, network)), seconds=seconds,
-        width=network.width,
+        decoded=together * s.pictures.decoded(0, looks), width=network.width,
     )  # fmt: skip
 
 
@@ -193,21 +193,6 @@ def embedding(s: Scene) -> Work:
     return Work(flop=flop, moved=count * s.pixels, seconds=MAPPING[0] * points + flop / MAPPING[1], memory=memory)
 
 
-def grid(s: Scene) -> Work:
-    """Return the work of a picture of the images."""
-    return Work(memory=2**28)
-
-
-def page(s: Scene) -> Work:
-    """Return the work of a page, for the JSON of each of its inputs and their pictures."""
-    return Work(memory=2**29 + 2**18 * s.inputs)
-
-
-def report(s: Scene) -> Work:
-    """Return the work of tables, for the JSON of each of their inputs."""
-    return Work(memory=2**27 + 2**18 * s.inputs)
-
-
 def bytes_of_view(settings: RelabelSettings, classes: int) -> float:
     """Return the bytes of one view's labels in the file (`wmdd.stages.labels`), before compression."""
     if settings.store == "pruned":
@@ -216,9 +201,10 @@ def bytes_of_view(settings: RelabelSettings, classes: int) -> float:
     return 2 * classes
 
 
-_ALL: tuple[Law, ...] = (
-    *(data, teacher, features, gather, barycenter, recover, images, select, distance, relabel, student),
-    *(latent_laws.autoencoder, latent_laws.encode, latent_laws.diffusion, latent_laws.decay, latent_laws.quantize),
-    *(latent_laws.decode, match_laws.expert, match_laws.match, embedding, grid, page, report),
-)
-LAWS = {law.__name__: law for law in _ALL} | {"distances": report, "table": report}  # by the name of the stage
+LAWS: dict[str, Law] = {
+    "grid": lambda s: Work(memory=2**28),
+    "page": lambda s: Work(memory=2**29 + 2**18 * s.inputs),  # the JSON of each input, and the pictures
+    **dict.fromkeys(("report", "distances", "table"), lambda s: Work(memory=2**27 + 2**18 * s.inputs)),
+    **{law.__name__: law for law in (data, teacher, features, gather, barycenter, recover, images, select)},
+    **{law.__name__: law for law in (distance, relabel, student, embedding, *match_laws.LAWS, *latent_laws.LAWS)},
+}

@@ -48,3 +48,6 @@ def _distributions(s: Scene, settings: Any, network: Counts) -> Work:
         passed=s.step_bytes(min(s.images, max(s.ipc, AT_ONCE[0])), network) + 24 * real * s.pixels,
         memory=s.pictures.held(s.train) + 2 * network.bytes, seconds=LAUNCHED * steps, width=network.width,
     )  # fmt: skip
+
+
+LAWS = (expert, match)

@@ -155,11 +155,11 @@ class Scene:
     def training(self, settings: Any, network: Counts, adopted: bool = False) -> Work:
         """Return the work of training a network on the dataset, or only of a look at the validation images if it is adopted."""
         epochs, looks = (0, 1) if adopted else (settings.epochs, evaluations(settings))
-        seen, looked, held = epochs * self.train, looks * self.val, self.pictures.held
+        seen, evaluated, held = epochs * self.train, looks * self.val, self.pictures.held
         step = 0 if adopted else self.step_bytes(settings.batch_size / getattr(settings, "accumulate", 1), network)
         return Work(
-            images=seen + looked, steps=epochs * batches(self.train, settings.batch_size),
-            flop=(3 * seen + looked) * network.flop, moved=(seen + looked) * self.pixels, disk=network.bytes,
+            images=seen + evaluated, steps=epochs * batches(self.train, settings.batch_size),
+            flop=(3 * seen + evaluated) * network.flop, moved=(seen + evaluated) * self.pixels, disk=network.bytes,
             memory=(0 if adopted else held(self.train)) + held(self.val) + 6 * network.bytes + 16 * EVALUATED * self.pixels,
             passed=max(step, self.forward_bytes(EVALUATED, network)), decoded=self.pictures.decoded(epochs, looks),
             width=network.width,

@@ -115,7 +115,7 @@ def render(sides: Sequence[Side]) -> str:
     """
     varying = [name for name in PLACE if any(len(side.values(name)) > 1 for side in sides)]
     values = {tuple(getattr(score.cell, name) for name in varying) for side in sides for score in side.scores}
-    places = [dict(zip(varying, each, strict=True)) for each in sorted(values, key=str)]
+    places = [dict(zip(varying, parts, strict=True)) for parts in sorted(values, key=str)]
     shared = [place for place in places if sum(bool(side.at(place).scores) for side in sides) > 1]
     if not shared:
         raise WmddError(f"{sides[0].name} and the others share no {', '.join(varying)}; name folders further down")

@@ -18,7 +18,7 @@ def draw(images: np.ndarray, names: list[str], output: Path, title: str) -> None
     """Draw images [C, K, 3, H, W] uint8, a row a class with its name, under a title."""
     head = text([title])
     labels = [text(textwrap.wrap(name, LINE, max_lines=LINES, placeholder=" …")) for name in names]
-    pictures = [[_scaled(each) for each in row] for row in images.transpose(0, 1, 3, 4, 2)]  # [C, K, H, W, 3]
+    pictures = [[_scaled(image) for image in row] for row in images.transpose(0, 1, 3, 4, 2)]  # [C, K, H, W, 3]
     width, height = (side + GAP for side in pictures[0][0].size)
     left, top = max(label.width for label in labels) + 2 * MARGIN, head.height + 2 * MARGIN
     right = max(left + len(pictures[0]) * width - GAP, MARGIN + head.width)

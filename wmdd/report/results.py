@@ -81,7 +81,7 @@ def families_of(images: Iterable[Path]) -> dict[Cell, str]:
 
 def families_beside(students: Iterable[Path]) -> dict[Cell, str]:
     """Read the families of the sets that students learned from, of those that lie where the workflow puts them."""
-    return families_of({path for each in students if (path := Path(beside(each, "images"))).is_file()})
+    return families_of(filter(Path.is_file, {Path(beside(student, "images")) for student in students}))
 
 
 def rows(results: Results, families: Mapping[Cell, str] | None = None) -> pd.DataFrame:

@@ -35,9 +35,9 @@ def chosen(classes: int) -> list[int]:
 def strip(images: np.ndarray) -> tuple[str, int]:
     """Return images [K, 3, H, W] uint8 in a row as a data URI, with a transparent gap between them, and their height in it."""
     side = images.shape[-1]
-    pictures = [Image.fromarray(each) for each in images.transpose(0, 2, 3, 1)]  # [K, 3, H, W] -> [K, H, W, 3]
+    pictures = [Image.fromarray(image) for image in images.transpose(0, 2, 3, 1)]  # [K, 3, H, W] -> [K, H, W, 3]
     if side > SIDE:
-        pictures = [each.resize((SIDE, SIDE), Image.Resampling.LANCZOS) for each in pictures]
+        pictures = [image.resize((SIDE, SIDE), Image.Resampling.LANCZOS) for image in pictures]
     width, height = pictures[0].size
     row = Image.new("RGBA", (len(pictures) * (width + GAP) - GAP, height))
     for place, picture in enumerate(pictures):

@@ -1,0 +1,55 @@
+"""Which file was made from which, by digests; and the order of stages."""
+
+import subprocess
+import sys
+
+from wmdd.report import lineage
+
+from .page.material import ROOT, files
+
+EXPERTS = [(f"expert{n}", {"stage": "expert", "digest": f"e{n}", "inputs": {"data": "d"}}) for n in range(12)]
+INPUTS = {"data": "d"} | {f"expert{n}": f"e{n}" for n in range(12)}
+MATCHED = ("block", {"stage": "match", "digest": "i", "inputs": INPUTS})
+
+
+def test_a_chain_by_digests():
+    """A set joined from one block has the digest of that block; that is no circle."""
+    chain = lineage.graph(files())
+    assert chain.nodes == {"data": 1, "teacher": 1, "features": 1, "recover": 1, "images": 1, "student": 1}
+    assert set(chain.edges) == {
+        ("data", "teacher"), ("data", "features"), ("teacher", "features"), ("features", "recover"), ("recover", "images"),
+        ("images", "student"), ("data", "student"),
+    }  # fmt: skip
+
+
+def test_what_was_made_from_something_that_is_no_longer_there():
+    (line,) = lineage.graph(files()).broken
+    assert line == "block was made from other teacher than are there now; run the workflow again"
+    assert lineage.graph([("x", {"stage": "student", "inputs": {"labels": "l", "3": "b"}})]).broken == []
+
+
+def test_numbered_experts_are_one_stage():
+    chain = lineage.graph([files()[0], *EXPERTS, MATCHED, files()[4]])
+    assert set(chain.edges) == {("data", "expert"), ("data", "match"), ("expert", "match"), ("match", "images")}
+    assert (chain.edges["expert", "match"], chain.broken) == (12, [])
+    anew = [(path, meta | {"digest": meta["digest"] + "anew"}) for path, meta in EXPERTS]
+    (line,) = lineage.graph([files()[0], *anew, MATCHED]).broken
+    assert line == "block was made from other expert than are there now; run the workflow again"
+
+
+def test_stages_stand_behind_what_they_use():
+    """Each in the first layer that allows it. Of a circle, as where recover begins with images, the rarest edge goes back."""
+    edges = {("a", "b"): 2, ("a", "c"): 2, ("b", "d"): 2, ("a", "d"): 2, ("d", "d"): 1, ("d", "b"): 1, ("c", "a"): 1}
+    assert [sorted(layer) for layer in lineage.layers(edges)] == [["a"], ["b", "c"], ["d"]]
+    edges = {("decode", "images"): 9, ("images", "recover"): 1, ("recover", "images"): 5, ("images", "student"): 9}
+    assert [sorted(layer) for layer in lineage.layers(edges)] == [["decode", "recover"], ["images"], ["student"]]
+
+
+def test_stages_lie_the_same_in_every_process():
+    edges = {(f"s{i}", f"s{i + j}"): 1 for i in range(20) for j in (1, 2, 5)}
+    command = [sys.executable, "-c", f"from wmdd.report.lineage import layers; print(layers({edges}))"]
+    layers = set()
+    for seed in "12":
+        environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        layers.add(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
+    assert len(layers) == 1
