@@ -60,6 +60,7 @@ def test_a_run_beside_a_workflow_is_refused_and_one_after_a_killed_workflow_goes
     before = sorted((at.root / LOCKS).iterdir())
     assert at.pending()
     at.snakemake("--lint", check=False)
+    at.snakemake("--dag")
     at.snakemake("--nolock", DATA)
     assert sorted((at.root / LOCKS).iterdir()) == before
     (line,) = lines(at.snakemake().stderr)
