@@ -60,7 +60,6 @@ def test_atoms_images_and_weights_belong_together(latent: Workspace) -> None:
 
 
 def test_what_is_shared_is_made_once_and_parts_are_deleted(latent: Workspace) -> None:
-    assert latent.pending() == {}
     latents = latent.contents("results/digits/latent/*/seed0/latents/*.h5")
     assert sorted(Path(name).name for name in latents) == ["classes0-4.h5", "classes5-9.h5"]
     assert [load_meta(latent.root / name)["shape"] for name in latents] == [[4, 4, 4]] * 2
@@ -99,6 +98,7 @@ def test_recover_begins_at_the_images_of_ddoq(latent: Workspace) -> None:
 @pytest.mark.parametrize(
     ("keys", "value", "jobs"),
     [
+        ("experiment", "tiny", {}),  # as it was
         ("methods", {"ddoq": {"decode": {"strength": 0.4}}}, {"decode": 1, **AFTER_DDOQ}),
         ("methods", {"ddoq": {"student": {"weights": "mass"}}}, {"student": 1, **REPORT}),
         ("generators.latent-diffusion.diffusion.epochs", 3, {"diffusion": 1, "decode": 1, **AFTER_DDOQ}),

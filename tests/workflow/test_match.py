@@ -47,7 +47,6 @@ def run(matched: Workspace, tmp_path: Path) -> Workspace:
 
 
 def test_each_method_has_images_of_its_own(matched: Workspace) -> None:
-    assert matched.pending() == {}
     sets = {path.parts[-4]: load(path)[0]["images"] for path in matched.root.glob(CELL.format("*") + "/images.h5")}
     assert {images.shape for images in sets.values()} == {(10, 2, 3, 16, 16)}
     begun = sets.pop("random")
@@ -100,6 +99,7 @@ def test_the_report_has_matched_sets_and_their_experts(matched: Workspace) -> No
 @pytest.mark.parametrize(
     ("keys", "value", "jobs"),
     [
+        ("experiment", "tiny", {}),  # as it was
         ("methods.dm.match.lr", 3, AFTER | {"match": 2}),
         ("methods.mtt.match.trajectories", 3, AFTER | {"expert": 1, "match": 1}),
         ("experts.convnet3.epochs", 4, AFTER | {"expert": 2, "match": 1}),

@@ -22,10 +22,10 @@ DEFAULTS = {"wmdd": {"recover": {"regularisation": 10.0, "feature_weight": 1}}}
 SEED = "results/digits/nano/wmdd/ipc2/seed0"
 
 
-def test_a_finished_run_has_nothing_to_do_and_no_set_twice(finished: Workspace) -> None:
-    assert finished.pending() == {}
-    assert not list(finished.root.glob("results/**/recover/*.h5")), "the blocks of images.h5"
-    assert len(list(finished.root.glob("results/**/recover/*.cost.json"))) == 3
+def test_a_finished_run_has_nothing_to_do_and_no_set_twice(run: Workspace) -> None:
+    assert run.pending() == {}
+    assert run.contents("results/**/recover/*.h5") == {}, "the blocks of images.h5"
+    assert len(run.contents("results/**/recover/*.cost.json")) == 3
 
 
 def test_regularisation_reruns_recover_and_later_for_one_method(run: Workspace) -> None:
