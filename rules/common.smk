@@ -99,6 +99,11 @@ def all_costs():
     )
 
 
+def result(name):
+    """A file of the report that `snakemake --report` shows too."""
+    return report(f"{REPORT}/{name}", category="Results")
+
+
 def source(name):
     """A file of the sources, by a relative path where the workflow runs beside it, so that both may be moved without a rerun.
 

@@ -6,11 +6,6 @@ TEMPLATES = [
 ]
 
 
-def result(name):
-    """A file of the report that `snakemake --report` shows too."""
-    return report(f"{REPORT}/{name}", category="Results")
-
-
 rule grid:
     """Drawing the {wildcards.ipc} images a class of {wildcards.method}"""
     input:

@@ -13,20 +13,19 @@ import yaml
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = ("Snakefile", "rules", "envs", "profiles", "wmdd", "config")
+ENTRY = {
+    "datasets": ["digits"],
+    "teachers": ["nano"],
+    "methods": ["wmdd", "sre2l", "random", "kmeans-medoid"],
+    "ipc": [2],
+    "seeds": [0],
+    "students": ["nano"],
+    "protocols": ["short"],
+}
 TINY = {
     "experiment": "tiny",
     "tracking": {"mode": "disabled"},
-    "matrix": [
-        {
-            "datasets": ["digits"],
-            "teachers": ["nano"],
-            "methods": ["wmdd", "sre2l", "random", "kmeans-medoid"],
-            "ipc": [2],
-            "seeds": [0],
-            "students": ["nano"],
-            "protocols": ["short", "short-hard"],
-        }
-    ],
+    "matrix": [ENTRY, ENTRY | {"methods": ["random"], "protocols": ["short-hard"]}],
     "datasets": {
         "digits": {
             "data": {"resolution": 16, "images_per_class": 12},
@@ -75,6 +74,16 @@ class Workspace:
             pytest.fail(f"snakemake {arguments} failed:\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}")
         return result
 
+    def python(self, *arguments: str, given: str = "") -> str:
+        """Return what the interpreter prints here, with the package of the copy."""
+        environment = self.environment | {"PYTHONPATH": str(self.root)}
+        command = [sys.executable, *arguments]
+        result = subprocess.run(
+            command, cwd=self.root, env=environment, input=given, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        return result.stdout
+
     def pending(self, *arguments: str) -> dict[str, int]:
         """Return the jobs that would run, by rule."""
         result = self.snakemake("--dry-run", *arguments)
@@ -98,8 +107,8 @@ class Workspace:
 
     def path(self, pattern: str) -> Path:
         """Return the one file that matches."""
-        (found,) = self.root.glob(pattern)
-        return found
+        (match,) = self.root.glob(pattern)
+        return match
 
     def contents(self, *patterns: str) -> dict[str, bytes]:
         """Return the bytes of all files that match."""
@@ -114,17 +123,17 @@ def workspace(root: Path, config: dict = TINY) -> Workspace:
         source = REPOSITORY / name
         copy = shutil.copytree if source.is_dir() else shutil.copy2
         copy(source, root / name, **({"ignore": shutil.ignore_patterns("__pycache__")} if source.is_dir() else {}))
-    made = Workspace(root)
-    made.config = config
-    return made
+    place = Workspace(root)
+    place.config = config
+    return place
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The tiny workflow, run to the end. Never to be changed: use `run`."""
-    made = workspace(tmp_path_factory.mktemp("workflow") / "finished")
-    made.snakemake()
-    return made
+    place = workspace(tmp_path_factory.mktemp("workflow") / "finished")
+    place.snakemake()
+    return place
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from .conftest import REPOSITORY, TINY, Workspace, workspace
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
+DATA = "data/digits.h5"
 CONDA = """#!/bin/sh
 case "$*" in
     "info --json") echo '{{"conda_prefix": "{base}", "platform": "linux-64"}}' ;;
@@ -89,84 +89,67 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tools:
 
 
 @pytest.fixture
-def at(tmp_path: Path) -> Workspace:
-    return workspace(tmp_path / "a folder", TINY)
+def sources(tmp_path: Path) -> Workspace:
+    return workspace(tmp_path / "a folder")
 
 
-def prefix() -> str:
-    """Where the image has the environment."""
-    (found,) = set(re.findall(r"(?<=mkdir -p )/conda-envs/\w+", (REPOSITORY / "envs/Dockerfile").read_text()))
-    return found
+@pytest.fixture
+def work(tmp_path: Path) -> Workspace:
+    """Another folder than that of the sources."""
+    (tmp_path / "work").mkdir()
+    work = Workspace(tmp_path / "work")
+    work.config = TINY
+    return work
 
 
 @pytest.mark.parametrize(("file", "kind"), [("Dockerfile", "dockerfile"), ("wmdd.def", "apptainer")])
-def test_the_definition_of_the_image_is_up_to_date(tools, file, kind):
+def test_the_definition_of_the_image_is_up_to_date(tools, sources, file, kind):
     """Else, with conda at hand: snakemake --containerize dockerfile > envs/Dockerfile; … apptainer > envs/wmdd.def."""
-    at = workspace(tools.base / "sources")
-    assert at.snakemake("--containerize", kind).stdout == (REPOSITORY / "envs" / file).read_text()
+    assert sources.snakemake("--containerize", kind).stdout == (REPOSITORY / "envs" / file).read_text()
 
 
-def test_another_folder_than_that_of_the_sources(at, tmp_path):
-    """The nodes need nothing installed, and the working directory may be anywhere."""
-    work = Workspace(tmp_path / "work")
-    work.root.mkdir()
-    work.config = deepcopy(TINY)
-    work.snakemake("--snakefile", str(at.root / "Snakefile"), "data/digits.h5")
-    assert (work.root / "data/digits.h5").exists()
-    assert not (at.root / "data").exists()
-
-
-def test_sources_that_snakemake_sends_to_a_node_are_complete(at, tmp_path):
+def test_sources_that_snakemake_sends_to_a_node_are_complete_and_run_from_any_folder(sources, work, tmp_path):
     """As without a shared folder (`--shared-fs-usage` without `sources`): all that git tracks, unpacked elsewhere."""
     for command in (["init", "-q"], ["add", "--all"]):
-        subprocess.run(["git", *command], cwd=at.root, check=True)
-    subprocess.run([sys.executable, "-c", ARCHIVE], cwd=at.root, check=True, stdout=subprocess.DEVNULL)
-    node = Workspace(tmp_path / "node")
-    with tarfile.open(at.root / "sources.tar.xz") as archive:
-        archive.extractall(node.root, filter="data")
-    shutil.rmtree(at.root)
-    node.snakemake("data/digits.h5")
-    assert (node.root / "data/digits.h5").exists()
+        subprocess.run(["git", *command], cwd=sources.root, check=True)
+    subprocess.run([sys.executable, "-c", ARCHIVE], cwd=sources.root, check=True, stdout=subprocess.DEVNULL)
+    with tarfile.open(sources.root / "sources.tar.xz") as archive:
+        archive.extractall(tmp_path / "node", filter="data")
+    shutil.rmtree(sources.root)
+    work.snakemake("--snakefile", str(tmp_path / "node/Snakefile"), DATA)
+    assert (work.root / DATA).exists()
+    assert not (tmp_path / "node/data").exists()
 
 
-def test_the_environment_of_conda_wins(at, tmp_path, tools):
-    work = Workspace(tmp_path / "work")
-    work.root.mkdir()
-    work.config = TINY
-    work.snakemake("--snakefile", str(at.root / "Snakefile"), "--sdm", "conda", "--", "data/digits.h5")
+def test_the_environment_of_conda_wins(sources, work, tools):
+    work.snakemake("--snakefile", str(sources.root / "Snakefile"), "--sdm", "conda", "--", DATA)
     (environment,) = work.root.glob(".snakemake/conda/*_")
-    assert tools.asked("used") == [f"{environment}/bin/python {at.root}"]
-    assert (work.root / "data/digits.h5").exists()
+    assert tools.asked("used") == [f"{environment}/bin/python {sources.root}"]
+    assert (work.root / DATA).exists()
 
 
-def test_the_image_has_the_environment_that_jobs_activate(at, tools, monkeypatch):
+def test_the_image_has_the_environment_that_jobs_activate(sources, tools, monkeypatch):
     monkeypatch.setenv("WMDD_IMAGE", str(tools.base / "wmdd.sif"))
-    tools.script(f"{prefix()[1:]}/bin/python", (tools.base / "python").read_text())
-    at.snakemake("--sdm", "conda", "apptainer", "--apptainer-args=--nv", "--", "data/digits.h5")
+    (prefix,) = set(re.findall(r"(?<=mkdir -p )/conda-envs/\w+", (REPOSITORY / "envs/Dockerfile").read_text()))
+    tools.script(f"{prefix[1:]}/bin/python", (tools.base / "python").read_text())
+    sources.snakemake("--sdm", "conda", "apptainer", "--apptainer-args=--nv", "--", DATA)
     (call,) = [call for call in tools.asked("contained") if "wmdd data" in call]
     assert re.search(rf" --nv .*{tools.base}/wmdd\.sif ", call)
-    assert tools.asked("used") == [f"{tools.base}{prefix()}/bin/python {at.root}"]
-    assert (at.root / "data/digits.h5").exists()
+    assert tools.asked("used") == [f"{tools.base}{prefix}/bin/python {sources.root}"]
+    assert (sources.root / DATA).exists()
 
 
-def test_an_image_alone(at, tools, monkeypatch):
-    tools.script("image/python", (tools.base / "python").read_text())
-    monkeypatch.setenv("WMDD_IMAGE", str(tools.base / "wmdd.sif"))
-    at.snakemake("--sdm", "apptainer", "--", "data/digits.h5")
-    (call,) = tools.asked("contained")
-    assert f"{tools.base}/wmdd.sif" in call
-    assert tools.asked("used") == [f"{tools.base}/image/python {at.root}"]
-    assert (at.root / "data/digits.h5").exists()
-
-
-def test_without_an_image_nothing_runs_in_one(at, tools):
-    refused = at.snakemake("--sdm", "apptainer", "--dry-run", check=False)
+def test_an_image_alone_is_used_where_it_is_asked_for(sources, tools, monkeypatch):
+    refused = sources.snakemake("--sdm", "apptainer", "--dry-run", check=False)
     assert refused.returncode == 1
     assert "--sdm apptainer needs an image; build one from envs/" in refused.stdout + refused.stderr
-
-
-def test_an_image_that_is_not_asked_for_changes_nothing(at, tools, monkeypatch):
-    before = at.pending()
-    monkeypatch.setenv("WMDD_IMAGE", "docker://example.org/wmdd")
-    assert at.pending() == before
+    before = sources.pending()
+    monkeypatch.setenv("WMDD_IMAGE", str(tools.base / "wmdd.sif"))
+    assert sources.pending() == before
     assert tools.asked("contained") == []
+    tools.script("image/python", (tools.base / "python").read_text())
+    sources.snakemake("--sdm", "apptainer", "--", DATA)
+    (call,) = tools.asked("contained")
+    assert f"{tools.base}/wmdd.sif" in call
+    assert tools.asked("used") == [f"{tools.base}/image/python {sources.root}"]
+    assert (sources.root / DATA).exists()

@@ -14,12 +14,12 @@ import pytest
 
 from wmdd.workflow.lock import LOCKS, MACHINE, Holder, holders
 
-from .conftest import TINY, Workspace, workspace
+from .conftest import ENTRY, TINY, Workspace, workspace
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
 QUICK = deepcopy(TINY)
-QUICK["matrix"][0] |= {"methods": ["random"], "protocols": ["short-hard"]}
+QUICK["matrix"] = [ENTRY | {"methods": ["random"], "protocols": ["short-hard"]}]
 DATA = "data/digits.h5"
 
 
@@ -46,7 +46,7 @@ def running(tmp_path: Path) -> Iterator[tuple[Workspace, int]]:
     process.wait()
 
 
-def test_beside_a_workflow_a_run_is_refused_in_one_line_and_a_dry_run_works(running):
+def test_a_run_beside_a_workflow_is_refused_and_one_after_a_killed_workflow_goes_on(running):
     at, pid = running
     refused = at.snakemake(check=False)
     assert refused.returncode == 1
@@ -56,9 +56,6 @@ def test_beside_a_workflow_a_run_is_refused_in_one_line_and_a_dry_run_works(runn
     assert at.pending()
     assert len(list(holders(at.root / LOCKS))) == 1
 
-
-def test_a_killed_workflow_is_simply_started_again(running):
-    at, pid = running
     os.kill(pid, signal.SIGKILL)  # what it has started goes on
     before = sorted((at.root / LOCKS).iterdir())
     assert at.pending()
@@ -73,29 +70,19 @@ def test_a_killed_workflow_is_simply_started_again(running):
     assert list((at.root / LOCKS).iterdir()) == []
 
 
-@pytest.fixture
-def elsewhere(tmp_path: Path) -> Workspace:
-    """A folder that a workflow of another machine has locked."""
+def test_the_lock_of_another_machine_is_removed_by_hand_and_its_jobs_do_not_ask(tmp_path):
     at = workspace(tmp_path / "elsewhere", QUICK)
     (at.root / LOCKS).mkdir(parents=True)
     (at.root / LOCKS / "0.output.lock").write_text(f"{DATA}\n")
     (at.root / LOCKS / "wmdd-1.json").write_text(json.dumps(asdict(Holder(machine=["node7", *MACHINE[1:]]))))
-    return at
-
-
-def test_the_lock_of_another_machine_is_removed_by_hand(elsewhere):
-    refused = elsewhere.snakemake(DATA, check=False)
+    refused = at.snakemake(DATA, check=False)
     assert refused.returncode == 1
     (line,) = lines(refused.stderr)
     assert "on node7, since" in line
     assert line.endswith("first --unlock")
-    assert "Unlocked working directory." in elsewhere.snakemake("--unlock").stderr
-    assert lines(elsewhere.snakemake(DATA).stderr) == []
-
-
-def test_jobs_of_a_workflow_do_not_ask_who_holds_the_folder(elsewhere):
-    """As executors of clusters start them."""
-    job = ["--mode", "subprocess", "--nolock", "--no-hooks", "--force"]
-    elsewhere.snakemake(*job, "--allowed-rules", "data", "--target-jobs", "data:dataset=digits")
-    assert (elsewhere.root / DATA).exists()
-    assert (elsewhere.root / LOCKS / "wmdd-1.json").exists()
+    job = ["--mode", "subprocess", "--nolock", "--no-hooks", "--force"]  # as executors of clusters start it
+    at.snakemake(*job, "--allowed-rules", "data", "--target-jobs", "data:dataset=digits")
+    assert (at.root / DATA).exists()
+    assert (at.root / LOCKS / "wmdd-1.json").exists()
+    assert "Unlocked working directory." in at.snakemake("--unlock").stderr
+    assert lines(at.snakemake("--force", DATA).stderr) == []

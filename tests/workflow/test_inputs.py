@@ -1,7 +1,6 @@
 """Which files and flags jobs need, without Snakemake; what Snakemake makes of it is in the other tests of this folder."""
 
 import re
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +12,10 @@ from wmdd.workflow.experiment import Experiment
 from wmdd.workflow.inputs import Inputs, any_of
 from wmdd.workflow.layout import FILES, Cell, cost_of, path_of
 
-from .conftest import TINY
+from .conftest import ENTRY, TINY
 
 SET = Cell("digits", "nano", "wmdd", 2, 0, "nano", "short", block="classes0-4")
+MAP = {"dataset": "digits", "teacher": "nano"}
 
 
 def inputs(**changes: Any) -> Inputs:
@@ -25,78 +25,76 @@ def inputs(**changes: Any) -> Inputs:
 
 def entries(*changes: dict[str, Any], **experiment: Any) -> Inputs:
     """Return the inputs of an experiment whose matrix has an entry for each change of the tiny one's."""
-    return inputs(matrix=[TINY["matrix"][0] | {"protocols": ["short"]} | change for change in changes], **experiment)
+    return inputs(matrix=[ENTRY | change for change in changes], **experiment)
 
 
 def test_a_method_that_asks_no_teacher_has_no_such_input():
-    found = inputs()
-    assert found.teacher_if_confident(SET.parts()) == []
-    assert found.features_if_chosen_by(SET.having(method="random").parts()) == []
-    assert found.features_if_chosen_by(SET.having(method="kmeans-medoid").parts()).endswith(
-        "/teacher/seed0/features.h5"
-    )
-    assert found.barycenter_if_matched(SET.having(method="sre2l").parts()) == []
-    assert found.barycenter_if_matched(SET.parts()) == path_of("barycenter", SET)
+    tiny = inputs()
+    assert tiny.teacher_if_confident(SET.parts()) == []
+    assert tiny.features_if_compared(SET.having(method="random").parts()) == []
+    assert tiny.features_if_compared(SET.having(method="kmeans-medoid").parts()) == path_of("features", SET)
+    assert tiny.barycenter_if_matched(SET.having(method="sre2l").parts()) == []
+    assert tiny.barycenter_if_matched(SET.parts()) == path_of("barycenter", SET)
+
+
+def test_the_teacher_judges_patches_and_confidence():
+    judged = inputs(methods={"sure": {"base": "random", "barycenter": {"confident": 0.2}}})
+    for method in "patches", "sure":
+        judge = judged.teacher_if_patches_or_confident(SET.having(method=method).parts())
+        assert judge == path_of("teacher", SET)
+    assert judged.teacher_if_patches_or_confident(SET.having(method="random").parts()) == []
+    assert judged.features_if_compared(SET.having(method="sure").parts()) == path_of("features", SET)
 
 
 @pytest.mark.parametrize(("teacher_seed", "seed"), [(3, 3), ("same", 7)])
 def test_a_distillation_uses_the_teacher_of_its_experiment(teacher_seed, seed):
-    found = inputs(teacher_seed=teacher_seed)
-    assert found.of_teacher("statistics")(SET.having(seed=7).parts()) == path_of("statistics", SET.having(seed=seed))
+    statistics = inputs(teacher_seed=teacher_seed).of_teacher("statistics")
+    assert statistics(SET.having(seed=7).parts()) == path_of("statistics", SET.having(seed=seed))
 
 
 @pytest.mark.parametrize(
-    ("relabel", "student", "labels", "teacher"),
-    [
-        ({}, {}, 1, 0),
-        ({"store": "online"}, {}, 0, 1),
-        ({}, {"labels": "hard"}, 0, 0),
-    ],
+    ("relabel", "student", "given"),
+    [({}, {}, ["labels"]), ({"store": "online"}, {}, ["teacher"]), ({}, {"labels": "hard"}, [])],
 )
-def test_a_student_has_labels_or_a_teacher_or_neither(relabel, student, labels, teacher):
+def test_a_student_has_labels_or_a_teacher_or_neither(relabel, student, given):
     protocol = {"base": "paper", "relabel": {"epochs": 300} | relabel, "student": student}
-    found = inputs(protocols=TINY["protocols"] | {"short": protocol})
-    assert (len(found.labels_if_stored(SET.parts())) > 0, len(found.teacher_if_online(SET.parts())) > 0) == (
-        labels,
-        teacher,
-    )
+    tiny = inputs(protocols=TINY["protocols"] | {"short": protocol})
+    paths = {"labels": tiny.labels_if_stored(SET.parts()), "teacher": tiny.teacher_if_online(SET.parts())}
+    assert [kind for kind, path in paths.items() if path] == given
 
 
 def test_protocols_that_make_the_same_labels_share_a_file():
-    assert inputs().labels_if_stored(SET.having(protocol="short-hard").parts()) == []
-    found = inputs(protocols=TINY["protocols"] | {"mine": {"base": "short", "student": {"lr": 0.1}}})
-    assert found.labels_if_stored(SET.having(protocol="mine").parts()) == path_of("labels", SET)
+    tiny = inputs(protocols=TINY["protocols"] | {"mine": {"base": "short", "student": {"lr": 0.1}}})
+    assert tiny.labels_if_stored(SET.having(protocol="mine").parts()) == path_of("labels", SET)
 
 
 def test_every_distilled_set_has_a_picture_of_its_first_seed():
-    found = entries({"methods": ["wmdd"], "seeds": [1, 2]}, {"methods": ["random"], "seeds": [0]})
-    assert found.grids() == sorted(
-        path_of("grid", SET.having(method=method, seed=seed)) for method, seed in (("wmdd", 1), ("random", 0))
-    )
+    matrix = entries({"methods": ["wmdd"], "seeds": [1, 2]}, {"methods": ["random"], "seeds": [0]})
+    first = {("wmdd", 1), ("random", 0)}
+    assert matrix.grids() == sorted(path_of("grid", SET.having(method=method, seed=seed)) for method, seed in first)
 
 
 def test_a_map_shows_the_largest_set_of_each_method():
-    found = entries(
+    matrix = entries(
         {"methods": ["wmdd", "random"], "ipc": [1], "seeds": [0]},
         {"methods": ["wmdd"], "ipc": [10], "seeds": [1]},
-        embedding=True,
-    )
-    images = {path_of("images", SET.having(ipc=10, seed=1)), path_of("images", SET.having(method="random", ipc=1))}
-    assert set(found.mapped({"dataset": "digits", "teacher": "nano"})) == images
-    assert found.of_map("features")({"dataset": "digits", "teacher": "nano"}) == path_of("features", SET)
-    assert found.maps() == [path_of("map", SET)]
-    assert entries({}).maps() == []
-
-
-def test_every_map_has_a_set_whatever_the_entries_of_the_matrix():
-    found = entries(
-        {"ipc": [1], "seeds": [0]},
-        {"ipc": [10], "seeds": [1]},
         {"teachers": ["resnet18"], "seeds": [5]},
         embedding=True,
     )
-    for teacher in "nano", "resnet18":
-        assert found.mapped({"dataset": "digits", "teacher": teacher})
+    images = {path_of("images", SET.having(ipc=10, seed=1)), path_of("images", SET.having(method="random", ipc=1))}
+    assert set(matrix.mapped(MAP)) == images
+    assert matrix.of_map("features")(MAP) == path_of("features", SET)
+    assert matrix.maps() == [path_of("map", SET), path_of("map", SET.having(teacher="resnet18"))]
+    assert matrix.mapped(MAP | {"teacher": "resnet18"}), "of the seed that there is"
+    assert entries({}).maps() == []
+
+
+def test_blocks_are_joined_in_the_order_of_their_classes():
+    big = Inputs(Experiment({"matrix": [{"datasets": ["cifar100"], "methods": ["wmdd"], "ipc": [1]}],
+                             "datasets": {"cifar100": {"classes_per_block": 5}}}))  # fmt: skip
+    blocks = [f"classes{first}-{first + 4}" for first in range(0, 100, 5)]
+    run = big.runs[0]
+    assert big.blocks(run.parts()) == [path_of("recover", run.having(block=block)) for block in blocks]
 
 
 def test_a_pattern_of_no_names_matches_nothing():
@@ -105,57 +103,39 @@ def test_a_pattern_of_no_names_matches_nothing():
     assert not re.fullmatch(any_of([]), "")
 
 
-# ---- costs: rules as Snakemake has them
-
-
 class Output(list):
-    """Files, of which some have names."""
-
-    def __init__(self, **named: str) -> None:
-        super().__init__(named.values())
-        self._named = named
+    """Files as Snakemake has them, of which some have names."""
 
     def items(self) -> Any:
-        return self._named.items()
-
-
-def rule(file: str, *wanted: str | Callable[[Any], Any], prefix: str = "", **constraints: str) -> SimpleNamespace:
-    paths = [prefix + path if isinstance(path, str) else path for path in wanted]
-    output = Output(file=prefix + file, cost=prefix + cost_of(file))
-    return SimpleNamespace(input=paths, output=output, wildcard_constraints=constraints, __hash__=lambda: id(file))
+        return zip(("file", "cost"), self, strict=True)
 
 
 class Rule(SimpleNamespace):
+    """A rule as Snakemake has it."""
+
     __hash__ = object.__hash__
 
 
 @pytest.mark.parametrize("prefix", ["", "module/"])
 def test_the_costs_are_those_of_all_jobs_before(prefix):
-    def chain(file: str, *wanted: Any, **constraints: str) -> Rule:
-        return Rule(**vars(rule(file, *wanted, prefix=prefix, **constraints)))
+    def rule(file: str, *wanted: Any, **constraints: str) -> Rule:
+        paths = [prefix + path if isinstance(path, str) else path for path in wanted]
+        output = Output([prefix + file, prefix + cost_of(file)])
+        return Rule(input=paths, output=output, wildcard_constraints=constraints)
+
+    def block(wildcards: Any) -> list[str]:
+        return [path_of("recover", Cell.of(wildcards).having(block="classes0-1"))]
 
     rules = [
-        chain(FILES["data"].replace("{dataset}", "{dataset,[a-z]+}")),
-        chain(
-            FILES["images"],
-            lambda wildcards: [path_of("recover", Cell.of(wildcards).having(block="classes0-1"))],
-            method="mine",
-        ),
-        chain(FILES["images"], FILES["data"], method="random"),
-        chain(FILES["recover"], FILES["data"]),
-        chain(FILES["student"].replace("{run}", "0"), FILES["images"], FILES["data"]),
-        chain("elsewhere/{dataset}.txt", FILES["decay"]),
+        rule(FILES["data"].replace("{dataset}", "{dataset,[a-z]+}")),
+        rule(FILES["images"], block, method="mine"),
+        rule(FILES["images"], FILES["data"], method="random"),
+        rule(FILES["recover"], FILES["data"]),
+        rule(FILES["student"].replace("{run}", "0"), FILES["images"], FILES["data"]),
+        rule("elsewhere/{dataset}.txt", FILES["decay"]),
     ]
-    student = SET.having(method="mine", run=0, block=None)
-    other = student.having(method="random")
-    made = [
-        ("data", student),
-        ("images", student),
-        ("recover", student.having(block="classes0-1")),
-        ("student", student),
-    ]
-    assert costs(rules, [path_of("student", student)]) == sorted(cost_of(path_of(*each)) for each in made)
-    assert costs(rules, [path_of("student", other)]) == sorted(
-        cost_of(path_of(*each)) for each in [("data", other), ("images", other), ("student", other)]
-    )
+    student = SET.having(method="mine", run=0, block="classes0-1")
+    for method, kinds in ("mine", ["data", "images", "recover", "student"]), ("random", ["data", "images", "student"]):
+        cell = student.having(method=method)
+        assert costs(rules, [path_of("student", cell)]) == sorted(cost_of(path_of(kind, cell)) for kind in kinds)
     assert costs(rules, ["weights.pt"]) == []

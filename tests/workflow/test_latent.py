@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,15 +10,13 @@ import pytest
 from wmdd.artifacts.atomic_files import read_json
 from wmdd.artifacts.hdf5 import load, load_meta
 
-from .conftest import TINY, Workspace, workspace
+from .conftest import ENTRY, TINY, Workspace, workspace
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
 CELL = "results/digits/nano/{}/ipc2/seed0"
 CONFIG = TINY | {
-    "matrix": [
-        TINY["matrix"][0] | {"methods": ["ddoq", "d4m-vae", "ddoq-recover"], "protocols": ["short-hard"]},
-    ],
+    "matrix": [ENTRY | {"methods": ["ddoq", "d4m-vae", "ddoq-recover"], "protocols": ["short-hard"]}],
     "generators": {
         "vae": {"autoencoder": {"width": 8, "epochs": 3, "batch_size": 24}},
         "latent-diffusion": {"diffusion": {"width": 8, "layers": 1, "epochs": 2}, "decode": {"steps": 4}},
@@ -27,35 +26,27 @@ CONFIG = TINY | {
 # one block of classes that takes its latents from two jobs
 SIZES = {"features_jobs": 2, "classes_per_block": 10, "recover": {"iterations": 5, "lr": 0.001}}
 CONFIG["datasets"] = {"digits": TINY["datasets"]["digits"] | SIZES}
-AFTER = {
-    "images",
-    "distance",
-    "student",
-    "grid",
-    "report",
-    "page",
-    "distances",
-    "all",
-}  # what follows from decoded images
+REPORT = {"report": 1, "page": 1, "all": 1}
+AFTER_DDOQ = {"recover": 1, "images": 2, "distance": 1, "student": 2, "grid": 2, "distances": 1, **REPORT}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def latent(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The tiny workflow of the latent family, run to the end. Never to be changed: use `run`."""
-    there = workspace(tmp_path_factory.mktemp("latent") / "made", CONFIG)
-    there.snakemake()
-    return there
+    place = workspace(tmp_path_factory.mktemp("latent") / "run", CONFIG)
+    place.snakemake()
+    return place
 
 
 @pytest.fixture
-def run(made: Workspace, tmp_path: Path) -> Workspace:
-    shutil.copytree(made.root, tmp_path / "run", symlinks=True)
+def run(latent: Workspace, tmp_path: Path) -> Workspace:
+    shutil.copytree(latent.root, tmp_path / "run", symlinks=True)
     return Workspace(tmp_path / "run")
 
 
-def test_atoms_images_and_weights_belong_together(made: Workspace) -> None:
+def test_atoms_images_and_weights_belong_together(latent: Workspace) -> None:
     for method in "ddoq", "d4m-vae":
-        folder = made.root / CELL.format(method)
+        folder = latent.root / CELL.format(method)
         atoms = [load(path)[0] for path in sorted((folder / "quantize").glob("*.h5"))]
         images, meta = load(folder / "images.h5")
         assert images["images"].shape == (10, 2, 3, 16, 16)
@@ -68,36 +59,34 @@ def test_atoms_images_and_weights_belong_together(made: Workspace) -> None:
         assert images["images"].std() > 1, "three epochs leave them grey, but not all the same"
 
 
-def test_latents_and_networks_are_made_once(made: Workspace) -> None:
-    latents = made.contents("results/digits/latent/*/seed0/latents/*.h5")
+def test_what_is_shared_is_made_once_and_parts_are_deleted(latent: Workspace) -> None:
+    latents = latent.contents("results/digits/latent/*/seed0/latents/*.h5")
     assert sorted(Path(name).name for name in latents) == ["classes0-4.h5", "classes5-9.h5"]
-    assert {Path(name).parts[-3] for name in latents} == {"seed0"}
-    shapes = [load_meta(made.root / name)["shape"] for name in latents]
-    assert shapes == [[4, 4, 4]] * 2
-    assert len(made.contents("results/digits/latent/*/seed0/*.safetensors")) == 2
+    assert [load_meta(latent.root / name)["shape"] for name in latents] == [[4, 4, 4]] * 2
+    assert len(latent.contents("results/digits/latent/*/seed0/*.safetensors")) == 2
+    assert latent.contents("results/**/features/*.h5", "results/**/decode/*.h5") == {}
+    assert len(latent.contents("results/**/features/*.cost.json", "results/**/decode/*.cost.json")) == 4
 
 
-def test_distances_say_that_masses_help(made: Workspace) -> None:
-    text = (made.root / "results/report/distances.md").read_text()
+def test_distances_say_that_masses_help(latent: Workspace) -> None:
+    text = (latent.root / "results/report/distances.md").read_text()
     assert "d4m-vae" in text
     assert "ddoq-recover" not in text, "of other families only where distances: true asks for it"
-    atoms = [load(path)[0] for path in (made.root / CELL.format("ddoq") / "quantize").glob("*.h5")]
-    for part in atoms:
-        assert (part["quality/cost"] <= part["quality/uniform_cost"] * (1 + 1e-6)).all()
-    found = read_json(made.root / CELL.format("ddoq") / "distance.json")["distance"]
-    assert len(found["cost"]) == 10
-    assert min(found["cost"]) > 0
-    (decay,) = made.root.glob("results/digits/latent/vae/seed0/decay.json")
-    assert [row["atoms"] for row in read_json(decay)["decay"]] == [[1, 2, 4, 8]] * 3
-    assert (made.root / "results/report/distances.png").stat().st_size > 10_000
+    for path in (latent.root / CELL.format("ddoq") / "quantize").glob("*.h5"):
+        quality = load(path)[0]
+        assert (quality["quality/cost"] <= quality["quality/uniform_cost"] * (1 + 1e-6)).all()
+    distance = read_json(latent.root / CELL.format("ddoq") / "distance.json")["distance"]
+    assert len(distance["cost"]) == 10
+    assert min(distance["cost"]) > 0
+    decay = read_json(latent.root / "results/digits/latent/vae/seed0/decay.json")["decay"]
+    assert [row["atoms"] for row in decay] == [[1, 2, 4, 8]] * 3
+    assert (latent.root / "results/report/distances.png").stat().st_size > 10_000
 
 
-def test_recover_begins_at_the_images_of_ddoq(made: Workspace) -> None:
-    (block, *_) = sorted((made.root / CELL.format("ddoq-recover") / "recover").glob("*.h5"))
-    start = load_meta(made.root / CELL.format("ddoq") / "images.h5")["digest"]
-    assert load_meta(block)["inputs"]["start"] == start
-    begun, _ = load(made.root / CELL.format("ddoq") / "images.h5", "images")
-    ended, _ = load(made.root / CELL.format("ddoq-recover") / "images.h5", "images")
+def test_recover_begins_at_the_images_of_ddoq(latent: Workspace) -> None:
+    begun, start = load(latent.root / CELL.format("ddoq") / "images.h5")
+    ended, meta = load(latent.root / CELL.format("ddoq-recover") / "images.h5")
+    assert meta["recover"]["inputs"]["start"] == [start["digest"]]
 
     def off(a: np.ndarray, b: np.ndarray) -> float:  # either image of a class may have taken either place
         return float(min(np.abs(a - b[order]).mean() for order in ([0, 1], [1, 0])))
@@ -106,36 +95,20 @@ def test_recover_begins_at_the_images_of_ddoq(made: Workspace) -> None:
     assert max(off(mine, start) for mine, start in pairs) < 1, "five steps of a small rate lead nowhere"
 
 
-def test_a_finished_run_has_nothing_to_do(run: Workspace) -> None:
-    assert run.pending() == {}
-
-
-def test_the_reverse_diffusion_reruns_decode_and_what_follows(run: Workspace) -> None:
-    pending = run.changed("methods", value={"ddoq": {"decode": {"strength": 0.4}}})
-    assert pending == {
-        "decode": 1, "recover": 1, "images": 2, "distance": 1, "student": 2, "grid": 2, "report": 1, "page": 1, "distances": 1,
-        "all": 1,
-    }  # fmt: skip
-
-
-def test_weights_of_a_student_rerun_students_alone(run: Workspace) -> None:
-    assert run.changed("methods", value={"ddoq": {"student": {"weights": "mass"}}}) == {
-        "student": 1,
-        "report": 1,
-        "page": 1,
-        "all": 1,
-    }
-
-
-def test_the_diffusion_reruns_no_encoder(run: Workspace) -> None:
-    pending = run.changed("generators", "latent-diffusion", "diffusion", "epochs", value=3)
-    assert set(pending) == {"diffusion", "decode", "recover", *AFTER}
-    assert pending["decode"] == 1, "only of the method that goes through it"
-
-
-def test_the_autoencoder_reruns_all_of_its_family_and_no_teacher(run: Workspace) -> None:
-    pending = run.changed("generators", "vae", "autoencoder", "epochs", value=4)
-    assert set(pending) == {"autoencoder", "encode", "diffusion", "quantize", "decode", "decay", "recover", *AFTER}
+@pytest.mark.parametrize(
+    ("keys", "value", "jobs"),
+    [
+        ("experiment", "tiny", {}),  # as it was
+        ("methods", {"ddoq": {"decode": {"strength": 0.4}}}, {"decode": 1, **AFTER_DDOQ}),
+        ("methods", {"ddoq": {"student": {"weights": "mass"}}}, {"student": 1, **REPORT}),
+        ("generators.latent-diffusion.diffusion.epochs", 3, {"diffusion": 1, "decode": 1, **AFTER_DDOQ}),
+        ("generators.vae.autoencoder.epochs", 4,
+         {"autoencoder": 1, "encode": 2, "diffusion": 1, "quantize": 2, "decode": 2, "decay": 1, "recover": 1, "images": 3,
+          "distance": 2, "student": 3, "grid": 3, "distances": 1, **REPORT}),
+    ],
+)  # fmt: skip
+def test_a_setting_reruns_the_stages_that_use_it(run: Workspace, keys: str, value: Any, jobs: dict[str, int]) -> None:
+    assert run.changed(*keys.split("."), value=value) == jobs
 
 
 def test_another_number_of_images_makes_no_latents_anew(run: Workspace) -> None:
@@ -155,9 +128,9 @@ def test_a_pipeline_is_another_generator_and_looked_for_before_anything_runs(run
     run.config = config
     failed = run.snakemake("--dry-run", check=False)
     assert failed.returncode
-    said = failed.stdout + failed.stderr
-    assert "method ddoq-mine on digits: generator mine: model: there is no folder ./nothing-here" in said
-    assert "Traceback" not in said
+    message = failed.stdout + failed.stderr
+    assert "method ddoq-mine on digits: generator mine: model: there is no folder ./nothing-here" in message
+    assert "Traceback" not in message
     config["generators"]["mine"] = {"kind": "ldm", "model": "somebody/something"}  # which only the job looks for
     run.config = config
     assert not {"autoencoder", "diffusion"} & set(run.pending())

@@ -1,8 +1,6 @@
 """The stage that docs/adding-a-stage.md adds: its blocks are applied to a finished workflow, and nothing else runs again."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -11,14 +9,6 @@ from .test_new_method import apply, blocks
 
 DIFFS = blocks("docs/adding-a-stage.md")
 SET = "results/digits/nano/wmdd/ipc2/seed0"
-
-
-def wmdd(run: Workspace, *arguments: str) -> str:
-    command = [sys.executable, "-m", "wmdd", *arguments]
-    environment = run.environment | {"PYTHONPATH": str(run.root)}
-    done = subprocess.run(command, cwd=run.root, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.mark.workflow
@@ -35,4 +25,4 @@ def test_a_stage_is_a_path_a_row_a_function_a_command_and_a_rule(run: Workspace)
     assert all(0 < value < 1 for value in found["diversity"])
     assert (run.root / "logs/digits/nano/wmdd/ipc2/seed0/diversity.log").is_file()
     assert json.loads((run.root / f"{SET}/diversity.cost.json").read_text())["stage"] == "diversity"
-    assert "diversity" in wmdd(run, "--help")
+    assert "diversity" in run.python("-m", "wmdd", "--help")

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,103 +15,78 @@ from .conftest import Workspace
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
-LATER = {"images", "relabel", "student", "grid", "report", "page", "all"}  # what follows from recovered images
+REPORT = {"report", "page", "all"}
+LATER = {"images", "relabel", "student", "grid", *REPORT}  # what follows from recovered images
+REGULARISATION = {"wmdd": {"recover": {"regularisation": 3.0}}}
+DEFAULTS = {"wmdd": {"recover": {"regularisation": 10.0, "feature_weight": 1}}}
+SEED = "results/digits/nano/wmdd/ipc2/seed0"
 
 
-def test_finished_run_has_nothing_to_do(run: Workspace) -> None:
+def test_a_finished_run_has_nothing_to_do_and_no_set_twice(run: Workspace) -> None:
     assert run.pending() == {}
+    assert run.contents("results/**/recover/*.h5") == {}, "the blocks of images.h5"
+    assert len(run.contents("results/**/recover/*.cost.json")) == 3
 
 
 def test_regularisation_reruns_recover_and_later_for_one_method(run: Workspace) -> None:
-    config = run.config
-    config["methods"] = {"wmdd": {"recover": {"regularisation": 3.0}}}
-    run.config = config
     others = ("data/*.h5", "results/**/teacher/**/*", "results/**/sre2l/**/images.h5", "results/**/barycenter/*.h5")
-    before = run.contents(*others)
-    assert run.pending() == {
-        "recover": 2, "images": 1, "relabel": 1, "student": 2, "grid": 1, "report": 1, "page": 1, "all": 1,
+    before, images = run.contents(*others), (run.root / SEED / "images.h5").read_bytes()
+    assert run.changed("methods", value=REGULARISATION) == {
+        "recover": 2, "images": 1, "relabel": 1, "student": 1, "grid": 1, "report": 1, "page": 1, "all": 1,
     }  # fmt: skip
-    images = run.path("results/digits/nano/wmdd/ipc2/seed0/images.h5").read_bytes()
     run.snakemake()
     assert run.pending() == {}
-    assert run.path("results/digits/nano/wmdd/ipc2/seed0/images.h5").read_bytes() != images
+    assert (run.root / SEED / "images.h5").read_bytes() != images
     assert run.contents(*others) == before
 
 
-def test_learning_rate_of_students_reruns_students_only(run: Workspace) -> None:
-    config = run.config
-    config["protocols"]["short"]["student"]["lr"] = 0.002
-    run.config = config
-    assert set(run.pending()) == {"student", "report", "page", "all"}
-
-
-def test_barycenter_weights_rerun_barycenters_and_later(run: Workspace) -> None:
-    config = run.config
-    config["methods"] = {"wmdd": {"barycenter": {"weights": "free"}}}
-    run.config = config
-    assert set(run.pending()) == {"barycenter", "recover", *LATER}
+@pytest.mark.parametrize(
+    ("keys", "value", "rules"),
+    [
+        ("protocols.short.student.lr", 0.002, {"student", *REPORT}),
+        ("protocols.short.relabel.crop_scale", [0.2, 1.0], {"relabel", "student", *REPORT}),
+        ("methods", {"wmdd": {"barycenter": {"weights": "free"}}}, {"barycenter", "recover", *LATER}),
+        ("teachers.nano.lr", 0.1, {"teacher", "features", "barycenter", "recover", "select", *LATER}),
+        ("methods", DEFAULTS, set()),
+        ("tracking", {"mode": "offline", "project": "other"}, set()),
+        ("experiment", "renamed", {"page", "all"}),
+        ("jobs", {"minutes": 60, "device": "cpu-core"}, set()),
+    ],
+)
+def test_a_setting_reruns_the_stages_that_use_it(run: Workspace, keys: str, value: Any, rules: set[str]) -> None:
+    assert set(run.changed(*keys.split("."), value=value)) == rules
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("ipc", [2, 3]), ("methods", ["wmdd", "sre2l", "random", "kmeans-medoid", "wmdd-ce"])]
+    ("key", "value"),
+    [("ipc", [2, 3]), ("seeds", [0, 1]), ("methods", ["wmdd", "sre2l", "random", "kmeans-medoid", "wmdd-ce"])],
 )
-def test_new_cells_rerun_no_teacher_and_no_features(run: Workspace, key: str, value: list) -> None:
+def test_new_cells_rerun_no_teacher_no_features_and_nothing_of_before(run: Workspace, key: str, value: list) -> None:
     config = run.config
     config["matrix"][0][key] = value
     run.config = config
     pending = run.pending()
-    assert pending["recover"] >= 2
+    assert pending["recover"] == (2 if key == "methods" else 3), "deleted blocks of before are not missed"
     assert not {"data", "teacher", "features"} & set(pending)
-    run_again = run.pending("results/digits/nano/wmdd/ipc2/seed0/images.h5")
-    assert run_again == {}, "what was there is rebuilt"
+    assert run.pending(f"{SEED}/images.h5") == {}, "what was there is rebuilt"
 
 
-def test_teacher_settings_rerun_everything_but_the_data(run: Workspace) -> None:
-    config = run.config
-    config["teachers"]["nano"]["lr"] = 0.1
-    run.config = config
-    pending = run.pending()
-    assert {"teacher", "features", "barycenter", "recover", "relabel", "student"} <= set(pending)
-    assert "data" not in pending
-
-
-def test_defaults_written_out_and_other_order_rerun_nothing(run: Workspace) -> None:
-    config = run.config
-    config["methods"] = {"wmdd": {"recover": {"regularisation": 10.0, "feature_weight": 1}}}
-    config["datasets"]["digits"]["recover"] = {"jitter": 2, **config["datasets"]["digits"]["recover"]}
-    run.config = dict(reversed(config.items()))
-    assert run.pending() == {}
-
-
-def test_threads_and_tracking_rerun_nothing_and_a_name_the_page_it_stands_on(run: Workspace) -> None:
-    config = run.config
-    config["tracking"] = {"mode": "offline", "project": "other"}
-    run.config = config
+def test_the_order_of_settings_and_what_jobs_are_given_rerun_nothing(run: Workspace) -> None:
+    run.config = dict(reversed(run.config.items()))
     assert run.pending("--set-threads", "teacher=1", "--set-resources", "recover:mem_mb=999") == {}
-    config["experiment"] = "renamed"
-    run.config = config
-    assert run.pending() == {"page": 1, "all": 1}
-
-
-def test_gpus_of_a_teacher_rerun_nothing(run: Workspace) -> None:
-    config = run.config
-    config["teachers"]["nano"]["gpus"] = 8
-    run.config = config
-    assert run.pending() == {}
+    assert run.changed("teachers", "nano", "gpus", value=8) == {}
     forced = run.snakemake("--dry-run", "--forcerun", "teacher", "--printshellcmds")
     assert " --processes 8 " in forced.stdout + forced.stderr
 
 
-def test_the_size_of_jobs_reruns_nothing_while_the_blocks_stay(run: Workspace) -> None:
-    """Time limits, memory and GPUs are asked for, and no result depends on them."""
-    config = run.config
-    run.config = config | {"jobs": {"minutes": 60, "device": "cpu-core"}}
-    assert run.pending() == {}
-    for device, gpus in {"auto": 1, "cpu": 0}.items():
-        run.config = config | {"engine": config["engine"] | {"device": device}}
-        forced = run.snakemake("--dry-run", "--forcerun", "recover")
-        asked = re.search(r"rule recover:.*?resources: (.*?)\n", forced.stdout + forced.stderr, re.DOTALL)[1]
-        assert re.search(rf"\bruntime=10\b.*\bgpu={gpus}\b.*\bmem_mb=\d{{4}}\b", asked)
+@pytest.mark.parametrize(("device", "gpus"), [("auto", 1), ("cpu", 0)])
+def test_a_job_says_what_it_does_its_log_and_what_it_asks_for(run: Workspace, device: str, gpus: int) -> None:
+    run.config = run.config | {"engine": {"precision": "fp32", "device": device}}
+    forced = run.snakemake("--dry-run", "--forcerun", "recover")
+    asked = rf"threads=1, mem_mb=\d{{4}}, runtime=10, gpu={gpus}\n"
+    log = r"logs/\S+/recover/classes0-4\.log\n"
+    message = rf"Recovering 2 images for each of classes0-4 by wmdd\n    log: {log}    resources: {asked}"
+    assert re.search(message, forced.stdout + forced.stderr)
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -119,54 +95,38 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new, 1))
 
 
-def test_comment_and_docstring_rerun_nothing(run: Workspace) -> None:
+@pytest.mark.parametrize(
+    ("file", "old", "new", "rules"),
+    [
+        ("settings/recover.py", 'return self.statistics == "global" or', 'return False or self.statistics == "global" or',
+         {"recover", *LATER}),
+        ("stages/recover.py", "iterations // 100", "iterations // 50", {"recover", *LATER}),
+        ("transport/seeding.py", "2 + int(math.log(k))", "3 + int(math.log(k))", {"barycenter", "select", "recover", *LATER}),
+        ("cli/student.py", 'cost["bytes_per_image"] = ', 'cost["bytes"] = ', {"relabel", "student", *REPORT}),
+        ("report/report.py", '"# Results"', '"# The results"', REPORT),
+    ],
+)  # fmt: skip
+def test_code_reruns_the_stages_that_run_it(run: Workspace, file: str, old: str, new: str, rules: set[str]) -> None:
+    edit(run.root / "wmdd" / file, old, new)
+    assert set(run.pending()) == rules
+
+
+def test_words_and_names_of_modules_rerun_nothing(run: Workspace) -> None:
     edit(run.root / "wmdd/stages/recover.py", "Recover: images", "Recover, once more: images")
     edit(run.root / "wmdd/stages/recover_views.py", "def view(", "# a remark\n\n\ndef view(")
-    edit(run.root / "wmdd/networks/training.py", '"""Return the optimiser', '"""Return the very optimiser')
-    assert run.pending() == {}
-
-
-def test_renaming_a_module_and_describing_a_setting_rerun_nothing(run: Workspace) -> None:
+    edit(run.root / "wmdd/networks/training.py", '"""Return top-1', '"""Return the top-1')
+    edit(run.root / "wmdd/settings/recover.py", '"Adam steps (', '"steps of Adam (')
+    edit(run.root / "rules/recover.smk", "Recovering", "Getting back")
     (run.root / "wmdd/networks/augment.py").rename(run.root / "wmdd/networks/distortions.py")
     for path in (run.root / "wmdd").rglob("*.py"):
         text = path.read_text().replace("wmdd.networks.augment", "wmdd.networks.distortions")
         path.write_text(re.sub(r"(from wmdd.networks import .*)\baugment\b", r"\1distortions as augment", text))
-    edit(run.root / "wmdd/settings/recover.py", '"Adam steps (', '"steps of Adam (')
     assert run.pending() == {}
-
-
-def test_code_of_settings_reruns_the_stage_that_asks_it(run: Workspace) -> None:
-    edit(
-        run.root / "wmdd/settings/recover.py",
-        'return self.statistics == "global" or',
-        'return False or self.statistics == "global" or',
-    )
-    assert set(run.pending()) == {"recover", *LATER}
 
 
 def test_another_entry_of_a_dataset_reruns_its_data(run: Workspace) -> None:
     edit(run.root / "wmdd/settings/datasets.yaml", "  layout: digits\n", "  layout: digits\n  subset: [some]\n")
     assert run.pending("data/digits.h5") == {"data": 1}
-
-
-def test_code_of_recover_reruns_recover_and_later(run: Workspace) -> None:
-    edit(run.root / "wmdd/stages/recover.py", "iterations // 100", "settings.iterations // 50")
-    assert set(run.pending()) == {"recover", *LATER}
-
-
-def test_code_of_the_solver_reruns_barycenters_medoids_and_later(run: Workspace) -> None:
-    edit(run.root / "wmdd/transport/seeding.py", "2 + int(math.log(k))", "3 + int(math.log(k))")
-    assert set(run.pending()) == {"barycenter", "select", "recover", *LATER}
-
-
-def test_code_of_a_command_reruns_that_stage(run: Workspace) -> None:
-    edit(run.root / "wmdd/cli/student.py", 'cost["bytes_per_image"] = ', 'cost["bytes"] = ')
-    assert set(run.pending()) == {"relabel", "student", "report", "page", "all"}
-
-
-def test_code_of_the_report_reruns_the_report(run: Workspace) -> None:
-    edit(run.root / "wmdd/report/report.py", '"# Results"', '"# The results"')
-    assert set(run.pending()) == {"report", "page", "all"}
 
 
 def test_another_file_under_the_same_name_is_another_teacher(fresh: Workspace) -> None:
@@ -179,7 +139,7 @@ def test_another_file_under_the_same_name_is_another_teacher(fresh: Workspace) -
 
     put(0)
     config = fresh.config
-    config["matrix"][0]["teachers"] = ["outside"]
+    config["matrix"] = [config["matrix"][0] | {"teachers": ["outside"]}]
     config["teachers"] = {"outside": {"architecture": "resnet18", "width": 4, "weights": "mine.pt"}}
     fresh.config = config
     fresh.snakemake(target)

@@ -63,12 +63,13 @@ def kill_in_the_middle(run: Workspace, stage: str) -> None:
 def test_killed_job_is_resumed_with_the_same_bytes(run: Workspace, stage: str) -> None:
     target, log, sign = STAGES[stage]
     output = run.root / target
-    undisturbed = output.read_bytes()
-    output.unlink()
+    result = run.root / (f"{SEED}/images.h5" if stage == "recover" else target)  # a block is deleted once it is joined
+    undisturbed = result.read_bytes()
+    result.unlink()
     kill_in_the_middle(run, stage)
     assert not output.exists(), "a killed job left something under the final name"
-    run.snakemake(target)
-    assert output.read_bytes() == undisturbed
+    run.snakemake(str(result.relative_to(run.root)))
+    assert result.read_bytes() == undisturbed
     assert not list(output.parent.glob(".*")), "a checkpoint or a temporary file was left"
     if sign == "checkpoint":
         assert "going on from" in (run.root / log).read_text()
@@ -77,11 +78,8 @@ def test_killed_job_is_resumed_with_the_same_bytes(run: Workspace, stage: str) -
 def test_stale_checkpoint_is_set_aside(run: Workspace) -> None:
     target, log, _ = STAGES["recover"]
     output = run.root / target
-    output.unlink()
     kill_in_the_middle(run, "recover")
-    config = run.config
-    config["methods"] = {"wmdd": {"recover": {"lr": 0.2}}}
-    run.config = config
+    run.config = run.config | {"methods": {"wmdd": {"recover": {"lr": 0.2}}}}
     run.snakemake(target)
     resumed = output.read_bytes()
     assert "of other settings, code or inputs; starting over" in (run.root / log).read_text()

@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 
 from wmdd.artifacts import hdf5, model_files
+from wmdd.workflow.dag import jobs
 
-from .conftest import REPOSITORY, TINY, Workspace, workspace
+from .conftest import ENTRY, REPOSITORY, Workspace
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
+SEED = "results/digits/nano/wmdd/ipc2/seed0"
 
 
 def test_tables_and_pictures_are_there(finished: Workspace) -> None:
@@ -33,43 +35,40 @@ def test_tables_and_pictures_are_there(finished: Workspace) -> None:
         assert f"| {stage} " in costs
 
 
-def test_students_beat_chance_under_soft_labels(finished: Workspace) -> None:
-    result = json.loads(finished.path("results/digits/nano/random/ipc2/seed0/student/nano/short/run0.json").read_text())
-    history = pd.read_csv(finished.path("results/digits/nano/random/ipc2/seed0/student/nano/short/run0.csv"))
+def test_the_last_epoch_of_a_student_counts(finished: Workspace) -> None:
+    student = finished.root / "results/digits/nano/random/ipc2/seed0/student/nano/short/run0.json"
+    result, history = json.loads(student.read_text())["result"], pd.read_csv(student.with_suffix(".csv"))
     assert history["epoch"].tolist() == list(range(1, 13))
-    assert result["result"]["top1"] == history["top1"].iloc[-1], "the last epoch counts, not the best"
-    assert result["result"]["best_top1"] == history["top1"].max()
+    assert result["top1"] == history["top1"].iloc[-1], "not the best"
+    assert result["best_top1"] == history["top1"].max()
 
 
 def test_same_settings_same_bytes(finished: Workspace, fresh: Workspace) -> None:
     patterns = ("data/*.h5", "results/**/*.h5", "results/**/*.safetensors", "results/**/run0.json", "results/**/*.png")
-    student = "results/digits/nano/wmdd/ipc2/seed0/student/nano/short/run0.json"
-    fresh.snakemake(student, "results/report/images/digits/nano/wmdd/ipc2-seed0.png")
+    fresh.snakemake(f"{SEED}/student/nano/short/run0.json", "results/report/images/digits/nano/wmdd/ipc2-seed0.png")
     again, first = fresh.contents(*patterns), finished.contents(*patterns)
     assert len(again) >= 10
     assert {name: first[name] == content for name, content in again.items()} == dict.fromkeys(again, True)
 
 
-def test_images_do_not_depend_on_the_block_size(finished: Workspace, tmp_path) -> None:
-    config = json.loads(json.dumps(TINY))
-    config["datasets"]["digits"] |= {"classes_per_block": 1, "recover": {"iterations": 4}}
-    made = {}
-    for size in (1, 5):
-        config["datasets"]["digits"]["classes_per_block"] = size
-        run = workspace(tmp_path / str(size), config)
-        target = "results/digits/nano/wmdd/ipc2/seed0/images.h5"
-        run.snakemake(target)
-        assert len(list(run.root.glob("results/digits/nano/wmdd/ipc2/seed0/recover/*.h5"))) == 10 // size
-        made[size], _ = hdf5.load(run.root / target)
-    assert np.array_equal(made[1]["weights"], made[5]["weights"])
-    difference = np.abs(made[1]["images"].astype(int) - made[5]["images"].astype(int))
+def test_images_do_not_depend_on_the_block_size(run: Workspace) -> None:
+    sets = []
+    for size in (5, 10):
+        config = run.config
+        config["datasets"]["digits"] |= {"classes_per_block": size, "recover": {"iterations": 4}}
+        run.config = config
+        assert run.pending(f"{SEED}/images.h5")["recover"] == 10 // size
+        run.snakemake(f"{SEED}/images.h5")
+        sets.append(hdf5.load(run.root / SEED / "images.h5")[0])
+    assert np.array_equal(sets[0]["weights"], sets[1]["weights"])
+    difference = np.abs(sets[0]["images"].astype(int) - sets[1]["images"].astype(int))
     assert difference.max() <= 1, "more than a rounding step of a pixel"
     assert (difference > 0).mean() < 0.01
 
 
 def test_students_of_a_job_are_those_of_jobs_of_their_own(finished: Workspace, run: Workspace) -> None:
     config = run.config
-    config["matrix"][0] |= {"runs": 2, "methods": ["random"], "protocols": ["short"]}
+    config["matrix"] = [ENTRY | {"runs": 2, "methods": ["random"]}]
     run.config = config | {"runs_per_job": 2}
     assert run.pending()["student"] == 1
     student = "results/digits/nano/random/ipc2/seed0/student/nano/short/run{}.json"
@@ -86,18 +85,14 @@ def test_students_of_a_job_are_those_of_jobs_of_their_own(finished: Workspace, r
 
 def test_values_that_no_path_can_hold_may_be_swept(run: Workspace) -> None:
     run.config = run.config | {
-        "matrix": [run.config["matrix"][0] | {"methods": ["start", "prompt"], "protocols": ["short"]}],
+        "matrix": [ENTRY | {"methods": ["start", "prompt"]}],
         "methods": {
             "start": {"base": "wmdd", "recover": {"init": ["noise", "method:random"]}},
             "prompt": {"base": "ddoq", "decode": {"prompt": ["a photo of {name}", "{name}"]}},
         },
     }
     pending = run.pending()
-    assert {stage: pending[stage] for stage in ("recover", "decode", "student")} == {
-        "recover": 4,  # two blocks each
-        "decode": 4,
-        "student": 4,
-    }
+    assert (pending["recover"], pending["decode"], pending["student"]) == (4, 4, 4), "two blocks each"
 
 
 def test_every_artifact_says_what_made_it(finished: Workspace) -> None:
@@ -106,13 +101,13 @@ def test_every_artifact_says_what_made_it(finished: Workspace) -> None:
     metas = {file: hdf5.load_meta(file) for file in files}
     metas |= {file: model_files.load_model(file)[1] for file in results.glob("**/*.safetensors")}
     metas |= {file: json.loads(file.read_text()) for file in results.glob("**/run0.json")}
-    assert len(metas) > 20
+    assert len(metas) >= 18
     for file, meta in metas.items():
         assert {"stage", "settings", "identity", "inputs", "versions", "revision", "code"} <= set(meta), file
         assert meta["revision"] == "test"
         assert re.fullmatch(r"\d+\.\d+.*", meta["versions"]["torch"])
         assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in meta["inputs"].values()), file
-    seed = results / "wmdd/ipc2/seed0"
+    seed = finished.root / SEED
     model = model_files.load_model(results / "teacher/seed0/model.safetensors")[1]
     assert model["inputs"]["data"] == metas[finished.root / "data/digits.h5"]["digest"]
     assert metas[seed / "labels/short.h5"]["inputs"] == {
@@ -120,11 +115,13 @@ def test_every_artifact_says_what_made_it(finished: Workspace) -> None:
         "teacher": model["digest"],
     }
     assert metas[seed / "student/nano/short/run0.json"]["inputs"]["labels"] == metas[seed / "labels/short.h5"]["digest"]
-    assert metas[seed / "recover/classes0-4.h5"]["settings"]["iterations"] == 40
+    images = metas[seed / "images.h5"]["recover"]
+    assert images["settings"]["iterations"] == 40
+    assert images["inputs"]["teacher"] == [model["digest"]] * 2, "of the blocks, which are deleted"
 
 
 def test_logged_command_can_be_pasted(run: Workspace) -> None:
-    target = "results/digits/nano/wmdd/ipc2/seed0/barycenter/classes0-4.h5"
+    target = f"{SEED}/barycenter/classes0-4.h5"
     output = run.root / target
     content = output.read_bytes()
     output.unlink()
@@ -140,6 +137,7 @@ def test_snakemake_report_has_tables_and_captions(run: Workspace) -> None:
     page = (run.root / "report.html").read_text()
     assert "Distilled images" in page
     assert "images per class" in page
+    assert "Top-1 accuracy of students trained from scratch" in page
     assert len(page) > 100_000
 
 
@@ -158,7 +156,7 @@ use rule * from wmdd as w_*
     (fresh.root / folder / "Module").write_text(module)
     arguments = ("--dry-run", "--snakefile", f"{folder}/Module", "--directory", folder, "out/results/report/index.html")
     result = fresh.snakemake(*arguments)
-    assert re.search(r"^w_student +8$", result.stdout + result.stderr, re.MULTILINE)
+    assert re.search(r"^w_student +5$", result.stdout + result.stderr, re.MULTILINE)
 
 
 def test_rules_pass_the_linter(fresh: Workspace) -> None:
@@ -171,9 +169,6 @@ def test_rules_pass_the_linter(fresh: Workspace) -> None:
     [
         ({"matrix": []}, "the experiment has an empty matrix"),
         ({"matrx": []}, "unknown key matrx; did you mean 'matrix'?"),
-        ({"methods": {"mine": {"base": "wmdd", "recover": {"regularization": 3}}}}, "did you mean 'regularisation'?"),
-        ({"matrix": [TINY["matrix"][0] | {"ipc": [0]}]}, "matrix.0.ipc.0: Input should be greater than or equal to 1"),
-        ({"matrix": [TINY["matrix"][0] | {"methods": ["wmd"]}]}, "unknown name 'wmd' in methods; did you mean 'wmdd'?"),
     ],
 )
 def test_mistake_in_the_configuration_is_one_line(fresh: Workspace, change: dict, message: str) -> None:
@@ -186,17 +181,14 @@ def test_mistake_in_the_configuration_is_one_line(fresh: Workspace, change: dict
 
 def test_what_the_file_replaces_of_a_presets_method_is_a_warning(fresh: Workspace) -> None:
     says = "warning: sre2l on digits: recover.regularisation is 3.0 by a general section of the file"
-    result = fresh.snakemake("--dry-run")
-    assert says not in result.stdout + result.stderr
     fresh.config = fresh.config | {"recover": {"regularisation": 3}}
     result = fresh.snakemake("--dry-run")
     assert (result.stdout + result.stderr).count(says) == 1
 
 
 def test_missing_folder_is_one_line_and_nothing_is_left(fresh: Workspace) -> None:
-    config = fresh.config
+    config = fresh.config | {"matrix": [ENTRY | {"datasets": ["mine"]}]}
     config["datasets"]["mine"] = {"data": {"source": "imagefolder", "root": "nowhere", "classes": 3}}
-    config["matrix"][0]["datasets"] = ["mine"]
     fresh.config = config
     result = fresh.snakemake(check=False)
     assert result.returncode != 0
@@ -224,9 +216,9 @@ def test_weak_teacher_stops_the_run(fresh: Workspace) -> None:
     assert "going on from" in log, "the trained teacher was thrown away with the gate's refusal"
 
 
-def test_demo_and_study_configurations_build_their_dag() -> None:
-    for config in sorted(set((REPOSITORY / "config").glob("*.yaml")) - {REPOSITORY / "config/published.yaml"}):
-        command = [sys.executable, "-m", "snakemake", "--dry-run", "--forceall", "--configfile", str(config)]
-        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr[-2000:]
-        assert "student" in result.stdout
+def test_the_shipped_experiments_whose_jobs_are_pinned_nowhere_build_their_dag(monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    pinned = {"config", "cifar10", "imagenet", "imagenette", "latent", "match", "published"}  # in test_dag
+    experiments = [path for path in (REPOSITORY / "config").glob("*.yaml") if path.stem not in pinned]
+    for path in (*experiments, *(REPOSITORY / "config/studies").glob("*.yaml")):
+        assert any(job.stage == "student" for job in jobs(path, forceall=True)), path
