@@ -31,6 +31,7 @@ from torchvision.datasets import ImageFolder
 from benchmarks.machine import processor
 from benchmarks.published import MEAN, STD
 from wmdd.artifacts import hdf5, hdf5_writer
+from wmdd.artifacts.partial_output import Pieces
 from wmdd.datasets.loader import Resident, opened, read
 from wmdd.networks.batchnorm import layers
 from wmdd.networks.engine import Engine, plain
@@ -39,7 +40,7 @@ from wmdd.settings.data import DataSettings
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.teacher import FeaturesSettings
 from wmdd.stages.data import pack
-from wmdd.stages.feature_files import Shards, join_features, join_statistics
+from wmdd.stages.feature_files import join_features, join_statistics, keep
 from wmdd.stages.features import extract
 
 Hook = Callable[[str, Tensor, Tensor], None]
@@ -101,14 +102,14 @@ def published_pass(network: Network, data: Subset, classes: int, options: argpar
 
 def our_pass(network: Network, path: Path, settings: FeaturesSettings, engine: Engine, folder: Path) -> Path:
     """The features stage, as its command runs it."""
-    shards = Shards(folder / "ours.h5", "benchmark")
+    pieces = Pieces(folder / "ours.h5", "benchmark")
     with opened(path, "train", once=True) as (pictures, _):
         for shard in extract(network, pictures, MEAN, STD, settings, engine):
-            shards.add(shard)
+            keep(pieces, shard)
     classes = len(hdf5.load_meta(path)["classes"])
-    join_statistics(shards.files, folder / "statistics.h5", {}, classes)
-    join_features(shards.files, folder / "ours.h5", {})
-    shards.remove()
+    join_statistics(pieces.files, folder / "statistics.h5", {}, classes)
+    join_features(pieces.files, folder / "ours.h5", {})
+    pieces.remove()
     return folder / "ours.h5"
 
 
@@ -122,11 +123,11 @@ def parts(network: Network, path: Path, settings: FeaturesSettings, engine: Engi
         found = list(extract(network, Resident(images, pictures.labels), MEAN, STD, settings, engine))
         forward = time.perf_counter() - start
     start = time.perf_counter()
-    shards = Shards(folder / "parts.h5", "benchmark")
+    pieces = Pieces(folder / "parts.h5", "benchmark")
     for shard in found:
-        shards.add(shard)
-    join_features(shards.files, folder / "parts.h5", {})
-    shards.remove()
+        keep(pieces, shard)
+    join_features(pieces.files, folder / "parts.h5", {})
+    pieces.remove()
     return {"decode": decode, "forward": forward, "write": time.perf_counter() - start}
 
 

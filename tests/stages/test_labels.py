@@ -80,12 +80,13 @@ def test_what_is_left_out_keeps_its_mass_at_the_temperature(classes, k, temperat
 
 @given(st.integers(1, 12), st.integers(0, 14), st.integers(0, 2**31), st.booleans())
 def test_pruning_keeps_the_order_of_kept_and_left_out(classes, k, seed, coarse):
-    """Even where many logits are equal: none that is left out comes back above one that is kept."""
+    """Even where many logits are equal: none that is left out comes back above one that is kept. Views are pruned alone."""
     logits = 4 * torch.randn(3, classes, generator=torch.Generator().manual_seed(seed))
     logits = logits.round() if coarse else logits
     code = prune(logits, k, 20.0)
     found = restore(code, classes)
-    assert (found <= code.high.float()[:, None]).all()
+    assert torch.equal(found.amax(1), code.high.float())
+    assert torch.equal(restore(prune(logits[1:2], k, 20.0), classes), found[1:2])
     if code.classes is None:
         assert code.rest is None
         assert code.values.shape == (3, classes)
@@ -100,24 +101,11 @@ def test_of_equal_logits_the_first_are_kept():
     assert restore(code, 5).tolist() == [[1.0, 2.0, 1.0, 1.0, 2.0]]
 
 
-@pytest.mark.parametrize("k", [0, 1, 3, 7])
-@pytest.mark.parametrize("value", [0.0, -2.5, 60000.0])
-def test_equal_logits_come_back_as_they_are(k, value):
-    logits = torch.full((2, 7), value)
-    torch.testing.assert_close(restore(prune(logits, k, 20.0), 7), logits, rtol=2**-11, atol=0)
-
-
-def test_one_kept_logit_is_exact():
-    logits = halved(logits_of(9, 30))
-    assert torch.equal(restore(prune(logits, 1, 20.0), 30).double().amax(1), logits.amax(1))
-
-
-def test_a_code_does_not_depend_on_the_views_beside_it():
-    logits = logits_of(20, 40)
-    whole = prune(logits, 5, 20.0).arrays()
-    parts = [prune(part, 5, 20.0).arrays() for part in logits.split(7)]
-    for name, found in whole.items():
-        assert np.array_equal(found, np.concatenate([part[name] for part in parts])), name
+def test_equal_logits_come_back_as_they_are():
+    for k in (0, 1, 3, 7):
+        for value in (0.0, -2.5, 60000.0):
+            logits = torch.full((2, 7), value)
+            torch.testing.assert_close(restore(prune(logits, k, 20.0), 7), logits, rtol=2**-11, atol=0)
 
 
 # Its size
@@ -279,13 +267,6 @@ def test_asked_and_stored_labels_that_float16_holds_make_the_same_bits(images):
         two, found = studied(images, labels)
         assert torch.equal(one, two)
         assert found == losses
-
-
-def test_a_teacher_that_is_asked_is_left_as_it_is(tiny_teacher, images):
-    before = {name: value.clone() for name, value in tiny_teacher.state_dict().items()}
-    studied(images, online(0, tiny_teacher.train()))
-    assert all(torch.equal(value, before[name]) for name, value in tiny_teacher.state_dict().items())
-    assert all(parameter.grad is None for parameter in tiny_teacher.parameters())
 
 
 def test_the_epochs_of_a_student_of_pruned_labels_take_turns(tiny_teacher, images):

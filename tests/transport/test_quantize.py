@@ -74,21 +74,15 @@ def partition_cost(points: Tensor, cells: tuple[int, ...]) -> float:
 
 
 @BOTH
-def test_one_atom_is_the_mean_and_costs_the_variance(weights):
+def test_one_atom_is_the_mean_and_as_many_as_points_are_the_points(weights):
     points = cloud(23, 5)
-    found = quantize(points, 1, weights=weights, generator=draws())
-    torch.testing.assert_close(found.atoms[0], points.mean(0))
-    assert found.weights.tolist() == [1.0]
-    assert found.cost == pytest.approx(variance(points), rel=1e-12)
-
-
-@BOTH
-def test_as_many_atoms_as_points_are_the_points(weights):
-    points = cloud(8, 3)
-    found = quantize(points, 8, weights=weights, generator=draws())
-    torch.testing.assert_close(by_rows(found.atoms), by_rows(points))
-    assert found.weights.tolist() == pytest.approx([1 / 8] * 8)
-    assert found.cost == pytest.approx(0, abs=1e-12)
+    one, all_points = (quantize(points, k, weights=weights, generator=draws()) for k in (1, 23))
+    torch.testing.assert_close(one.atoms[0], points.mean(0))
+    assert one.weights.tolist() == [1.0]
+    assert one.cost == pytest.approx(variance(points), rel=1e-12)
+    torch.testing.assert_close(by_rows(all_points.atoms), by_rows(points))
+    assert all_points.weights.tolist() == pytest.approx([1 / 23] * 23)
+    assert all_points.cost == pytest.approx(0, abs=1e-12)
 
 
 @quick
@@ -447,7 +441,7 @@ def test_two_clusters_at_a_great_distance():
 
 
 @BOTH
-@pytest.mark.parametrize("offset", [0.0, 100.0, 3e3])
+@pytest.mark.parametrize("offset", [0.0, 3e3])
 @pytest.mark.parametrize("k", [2, 9])
 def test_single_precision_loses_nothing_even_far_from_the_origin(weights, offset, k):
     points = (3 * cloud(9, 6)[torch.arange(270) % 9] + cloud(270, 6, 1) + offset).float()
@@ -535,14 +529,9 @@ def test_the_other_measures_and_their_order_do_not_matter(one_batch, weights):
 
 
 def test_a_generator_each_by_default():
-    several = [cloud(30, 3, 5)] * 3
-    found = quantize_all(several, 4, exchanges=0, max_iterations=1)
-    assert not torch.equal(found[0].atoms, found[1].atoms)
-    again = quantize_all(several, 4, exchanges=0, max_iterations=1)
-    assert all(torch.equal(a.atoms, b.atoms) for a, b in zip(found, again, strict=True))
-
-
-def test_no_measures_give_no_results():
+    one, two = (quantize_all([cloud(30, 3, 5)] * 3, 4, exchanges=0, max_iterations=1) for _ in range(2))
+    assert not torch.equal(one[0].atoms, one[1].atoms)
+    assert all(torch.equal(a.atoms, b.atoms) for a, b in zip(one, two, strict=True))
     assert quantize_all([], 3) == []
 
 
