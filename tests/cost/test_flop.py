@@ -35,8 +35,8 @@ def test_the_names_are_those_of_the_models():
     assert (flop.RESNETS, flop.CONVNETS) == (models.RESNETS, models.CONVNETS)
 
 
-@settings(max_examples=40, deadline=None)
-@given(NETWORKS, st.sampled_from([16, 17, 33, 64]))
+@settings(max_examples=60, deadline=None)
+@given(NETWORKS, st.sampled_from([16, 17, 33, 64, 112]))
 def test_counting_by_hand_is_counting_on_the_network(network, side):
     if network.pooling != "none" and not side >> models.CONVNETS.get(network.architecture, 0):  # halved to nothing
         assert by_hand(network, 7, side) is None
