@@ -202,8 +202,8 @@ def render(jobs: Sequence[Seen], name: str, holder: str = "", detail: bool = Fal
         more = len(by_state[state]) - len(shown)
         lines = [told(seen, now) for seen in shown] + ([f"  and {more:,} more (--detail)"] if more else [])
         parts += ["\n".join([f"{state.capitalize()}:", *lines])] if lines else []
-    if detail and by_state["out of date"]:
-        reasons = [f"  {_first(s.job)}\n    {s.job.reason[:WIDTH]}" for s in by_state["out of date"]]
+    reasons = [f"  {_first(s.job)}\n    {s.job.reason[:WIDTH]}" for s in jobs if s.state == "out of date"]
+    if detail and reasons:
         parts += ["\n".join(["Out of date:", *reasons])]
     counts = {state: len(by_state[state]) for state in STATES[1:6]}
     counts["left"] = len(by_state["ready"]) + len(by_state["waiting"])
