@@ -4,11 +4,15 @@ import subprocess
 import sys
 
 from wmdd.report import lineage
+from wmdd.workflow.layout import Cell, path_of
 
 from .page.material import ROOT, files
 
 EXPERTS = [(f"expert{n}", {"stage": "expert", "digest": f"e{n}", "inputs": {"data": "d"}}) for n in range(12)]
 INPUTS = {"data": "d"} | {f"expert{n}": f"e{n}" for n in range(12)}
+SET = Cell("d", "t", "m", 1, 0)
+TEACHER_FILE = path_of("teacher", SET), {"stage": "teacher", "digest": "t", "inputs": {}}
+JOINED = {"0": "a", "1": "b"}
 MATCHED = ("block", {"stage": "match", "digest": "i", "inputs": INPUTS})
 
 
@@ -53,3 +57,18 @@ def test_stages_lie_the_same_in_every_process():
         environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
         layers.add(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
     assert len(layers) == 1
+
+
+def test_a_set_tells_of_its_blocks_what_their_files_would():
+    blocks = [
+        (path_of("recover", SET.having(block=name)), {"stage": "recover", "digest": digest, "inputs": {"teacher": "t"}})
+        for name, digest in (("classes0-0", "a"), ("classes1-1", "b"))
+    ]
+    meta = {"stage": "images", "digest": "i", "inputs": JOINED, "recover": {"inputs": {"teacher": ["t", "t"]}}}
+    images = path_of("images", SET), meta
+    with_files, without = [TEACHER_FILE, *blocks, images], [TEACHER_FILE, images]
+    assert lineage.graph(without) == lineage.graph(with_files)
+    assert lineage.graph(without).edges == {("teacher", "recover"): 2, ("recover", "images"): 2}
+    assert lineage.made_from(without) == lineage.made_from(with_files)
+    other = images[0], meta | {"recover": {"inputs": {"teacher": ["old", "old"]}}}
+    assert lineage.graph([TEACHER_FILE, other]).broken, "of another teacher than there is"
