@@ -84,6 +84,11 @@ def processes(wildcards, threads):
     return experiment.gpus(wildcards.teacher)
 
 
+def block_of_set(path):
+    """A file of which others are joined to one; deleted then, where the experiment says so."""
+    return temp(path) if experiment.file.delete_blocks else path
+
+
 def optional(*names):
     """The flags of inputs of these names; nothing of one that the job does not have."""
     return lambda wildcards, input: " ".join(

@@ -127,7 +127,7 @@ rule decode:
         diffusion=inputs.diffusion,
         model=inputs.pipeline,
     output:
-        images=temp(FILES["decode"]),
+        images=block_of_set(FILES["decode"]),
         cost=cost_of(FILES["decode"]),
     log:
         STAGES["decode"].log,

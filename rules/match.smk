@@ -35,7 +35,7 @@ rule match:
         data=FILES["data"],
         experts=inputs.experts,
     output:
-        images=temp(FILES["match"]),
+        images=block_of_set(FILES["match"]),
         cost=cost_of(FILES["match"]),
     log:
         STAGES["match"].log,

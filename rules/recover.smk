@@ -1,5 +1,5 @@
 # The family `recover`, per block of classes: features.h5 -> barycenter/{block}.h5 -> recover/{block}.h5; then images.h5, as
-# in the families `latent` and `match`. A block's images are deleted once they are joined; --notemp keeps them.
+# in the families `latent` and `match`. With `delete_blocks` a block's images are deleted once they are joined.
 
 
 rule barycenter:
@@ -41,7 +41,7 @@ rule recover:
         barycenter=inputs.barycenter_if_matched,
         start=inputs.start_images,
     output:
-        images=temp(FILES["recover"]),
+        images=block_of_set(FILES["recover"]),
         cost=cost_of(FILES["recover"]),
     log:
         STAGES["recover"].log,

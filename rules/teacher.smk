@@ -69,7 +69,7 @@ rule features_part:
         data=FILES["data"],
         teacher=FILES["teacher"],
     output:
-        part=temp(FILES["features_part"]),
+        part=block_of_set(FILES["features_part"]),
         cost=cost_of(FILES["features_part"]),
     log:
         STAGES["features_part"].log,

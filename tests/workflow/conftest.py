@@ -25,6 +25,7 @@ ENTRY = {
 TINY = {
     "experiment": "tiny",
     "tracking": {"mode": "disabled"},
+    "delete_blocks": True,
     "matrix": [ENTRY, ENTRY | {"methods": ["random"], "protocols": ["short-hard"]}],
     "datasets": {
         "digits": {

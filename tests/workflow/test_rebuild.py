@@ -75,6 +75,7 @@ def test_the_order_of_settings_and_what_jobs_are_given_rerun_nothing(run: Worksp
     run.config = dict(reversed(run.config.items()))
     assert run.pending("--set-threads", "teacher=1", "--set-resources", "recover:mem_mb=999") == {}
     assert run.changed("teachers", "nano", "gpus", value=8) == {}
+    assert run.changed("delete_blocks", value=False) == {}
     forced = run.snakemake("--dry-run", "--forcerun", "teacher", "--printshellcmds")
     assert " --processes 8 " in forced.stdout + forced.stderr
 

@@ -180,6 +180,10 @@ class ExperimentFile(_OfAllStages):
     engine: Annotated[EngineSettings, BeforeValidator(_engine, json_schema_input_type=EngineSettings | Mode)] = (
         EngineSettings()
     )
+    delete_blocks: bool = Field(
+        False,
+        description="delete the blocks of features and of images once they are joined, so that a set is on disk once",
+    )
     distances: bool = Field(
         False,
         description="measure W2 of every distilled set to the real data in the teacher's features; always done for the "
