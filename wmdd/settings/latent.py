@@ -8,7 +8,12 @@ from wmdd.base.errors import WmddError
 from wmdd.settings.barycenter import TransportSettings
 from wmdd.settings.base import Count, Fraction, NonNegative, Positive, Settings
 from wmdd.settings.network import OptimisationSettings
-from wmdd.settings.student import _power_of_two
+
+
+def _power_of_two(value: int) -> int:
+    if value < 2 or value & (value - 1):
+        raise ValueError("Input should be a power of two from 2 on: 2, 4, 8, 16")
+    return value
 
 
 class GeneratorSettings(Settings):

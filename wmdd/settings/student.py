@@ -10,12 +10,6 @@ from wmdd.settings.base import Count, NonNegative, Positive, Settings, Shares
 from wmdd.settings.network import TrainingSettings
 
 
-def _power_of_two(value: int) -> int:
-    if value < 2 or value & (value - 1):
-        raise ValueError("Input should be a power of two from 2 on: 2, 4, 8, 16")
-    return value
-
-
 class AugmentationSettings(Settings):
     """The random views of the distilled images that teacher and student share."""
 
