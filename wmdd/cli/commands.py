@@ -1,6 +1,6 @@
 """All commands: importing this module registers those of every family with `app`."""
 
-from wmdd.cli import (  # noqa: F401  # noqa: F401
+from wmdd.cli import (  # noqa: F401
     data,
     export,
     generator,

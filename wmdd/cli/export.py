@@ -18,8 +18,7 @@ from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
 from wmdd.cli.app import Paths, Threads, app
 from wmdd.export.dataset_card import Origin
-from wmdd.export.loading import check_images, provenance
-from wmdd.export.manifest import Layout, Manifest, SoftLabels, manifest_classes
+from wmdd.export.manifest import Layout, Manifest, SoftLabels, check_images, manifest_classes, provenance
 from wmdd.workflow.layout import Cell, place_of
 
 if TYPE_CHECKING:

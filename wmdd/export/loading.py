@@ -15,7 +15,17 @@ from torch.utils.data import Dataset
 from wmdd.artifacts import hdf5
 from wmdd.base.errors import WmddError
 from wmdd.export.layouts import READERS, readable
-from wmdd.export.manifest import AGAIN, ARRAYS, CARD, MANIFEST, Manifest, digest, read_manifest
+from wmdd.export.manifest import (
+    AGAIN,
+    ARRAYS,
+    CARD,
+    MANIFEST,
+    Manifest,
+    check_images,
+    digest,
+    provenance,
+    read_manifest,
+)
 from wmdd.networks.models import normalise
 
 
@@ -81,29 +91,6 @@ def _from_images(path: Path, transform: Callable[[Tensor], Any] | None) -> Disti
         images.flatten(0, 1), labels, weights.float().flatten(), None if learned is None else torch.from_numpy(learned),
         meta["classes"], meta["names"], meta["mean"], meta["std"], {"images": provenance(meta)}, "", transform,
     )  # fmt: skip
-
-
-def check_images(path: Path, file: h5py.File) -> None:
-    """Refuse an open artifact that is no images.h5 with all its classes.
-
-    Raises:
-        WmddError: says what it is instead.
-    """
-    shape: tuple[int, ...] = tuple(file["images"].shape) if isinstance(file.get("images"), h5py.Dataset) else ()
-    if len(shape) != 5 or not isinstance(file.get("weights"), h5py.Dataset):
-        raise WmddError(f"{path} is no distilled set; give the images.h5 of a run, or the folder of an export")
-    classes = len(hdf5.meta_of(file)["classes"])
-    if shape[0] != classes or file["weights"].shape != shape[:2]:
-        raise WmddError(
-            f"{path} has the images of {shape[0]} classes and weights of {file['weights'].shape[0]}, but names {classes} "
-            "classes; give the images.h5 that joins all blocks"
-        )
-
-
-def provenance(meta: dict[str, Any]) -> dict[str, Any]:
-    """Return of an artifact's meta data what made it, without what is said elsewhere."""
-    left_out = ("classes", "names", "resolution", "mean", "std", "positions", "engine", "teacher_accuracy")
-    return {name: value for name, value in meta.items() if name not in left_out}
 
 
 def _from_export(folder: Path, transform: Callable[[Tensor], Any] | None) -> Distilled:

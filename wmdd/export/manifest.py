@@ -18,9 +18,11 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
+import h5py
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from wmdd.artifacts import hdf5
 from wmdd.base.errors import WmddError
 
 Layout = Literal["imagefolder", "hdf5", "webdataset", "parquet"]
@@ -139,3 +141,26 @@ def read_manifest(folder: Path) -> Manifest:
 def digest(array: np.ndarray) -> str:
     """Return the SHA-256 of an array's contents."""
     return sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def check_images(path: Path, file: h5py.File) -> None:
+    """Refuse an open artifact that is no images.h5 with all its classes.
+
+    Raises:
+        WmddError: says what it is instead.
+    """
+    shape: tuple[int, ...] = tuple(file["images"].shape) if isinstance(file.get("images"), h5py.Dataset) else ()
+    if len(shape) != 5 or not isinstance(file.get("weights"), h5py.Dataset):
+        raise WmddError(f"{path} is no distilled set; give the images.h5 of a run, or the folder of an export")
+    classes = len(hdf5.meta_of(file)["classes"])
+    if shape[0] != classes or file["weights"].shape != shape[:2]:
+        raise WmddError(
+            f"{path} has the images of {shape[0]} classes and weights of {file['weights'].shape[0]}, but names {classes} "
+            "classes; give the images.h5 that joins all blocks"
+        )
+
+
+def provenance(meta: dict[str, Any]) -> dict[str, Any]:
+    """Return of an artifact's meta data what made it, without what is said elsewhere."""
+    left_out = ("classes", "names", "resolution", "mean", "std", "positions", "engine", "teacher_accuracy")
+    return {name: value for name, value in meta.items() if name not in left_out}
