@@ -84,7 +84,7 @@ def processes(wildcards, threads):
     return experiment.gpus(wildcards.teacher)
 
 
-def block_of_set(path):
+def joined_later(path):
     """A file of which others are joined to one; deleted then, where the experiment says so."""
     return temp(path) if experiment.file.delete_blocks else path
 

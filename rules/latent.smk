@@ -127,7 +127,7 @@ rule decode:
         diffusion=inputs.diffusion,
         model=inputs.pipeline,
     output:
-        images=block_of_set(FILES["decode"]),
+        images=joined_later(FILES["decode"]),
         cost=cost_of(FILES["decode"]),
     log:
         STAGES["decode"].log,

@@ -35,7 +35,7 @@ rule match:
         data=FILES["data"],
         experts=inputs.experts,
     output:
-        images=block_of_set(FILES["match"]),
+        images=joined_later(FILES["match"]),
         cost=cost_of(FILES["match"]),
     log:
         STAGES["match"].log,

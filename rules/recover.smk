@@ -38,10 +38,10 @@ rule recover:
     input:
         teacher=inputs.of_teacher("teacher"),
         statistics=inputs.of_teacher("statistics"),
-        barycenter=inputs.barycenter_if_matched,
+        barycenter=inputs.barycenter_if_feature_term,
         start=inputs.start_images,
     output:
-        images=block_of_set(FILES["recover"]),
+        images=joined_later(FILES["recover"]),
         cost=cost_of(FILES["recover"]),
     log:
         STAGES["recover"].log,

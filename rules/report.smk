@@ -33,7 +33,7 @@ rule report:
     """Writing the tables of results, costs, data and barycenters"""
     input:
         students=inputs.students(),
-        images=inputs.files_of("images"),
+        images=inputs.files_of("images"),  # read for their family, by the paths of the students
         teachers=inputs.files_of_teachers("teacher"),
         datasets=inputs.files_of("data"),
         barycenters=inputs.barycenters(),
@@ -182,7 +182,7 @@ rule table:
     """Writing the table of the entry {wildcards.table} of the matrix"""
     input:
         students=lambda wildcards: inputs.students(experiment.named()[wildcards.table]),
-        images=lambda wildcards: inputs.files_of("images", experiment.named()[wildcards.table]),
+        images=lambda wildcards: inputs.files_of("images", experiment.named()[wildcards.table]),  # as in `report`
         published=PUBLISHED,
     output:
         table=f"{REPORT}/tables/{{table}}.md",

@@ -6,7 +6,7 @@ rule teacher:
     """Training or loading teacher {wildcards.teacher} of {wildcards.dataset}, seed {wildcards.seed}"""
     input:
         data=FILES["data"],
-        weights=inputs.weights,
+        weights=inputs.teacher_checkpoint,
     output:
         model=FILES["teacher"],
         history=history_of(FILES["teacher"]),
@@ -69,7 +69,7 @@ rule features_part:
         data=FILES["data"],
         teacher=FILES["teacher"],
     output:
-        part=block_of_set(FILES["features_part"]),
+        part=joined_later(FILES["features_part"]),
         cost=cost_of(FILES["features_part"]),
     log:
         STAGES["features_part"].log,

@@ -23,7 +23,7 @@ from wmdd.base.rng import generator
 from wmdd.jobs.job import job
 from wmdd.networks.models import build
 from wmdd.settings.network import NetworkSettings
-from wmdd.settings.recover import SelectSettings
+from wmdd.settings.select import SelectSettings
 
 ROOT = Path(__file__).parents[2]
 NAMES, SIDE, IMAGES = ["ant", "bee", "cat"], 8, 300

@@ -9,7 +9,7 @@ from wmdd.artifacts.checkpoint import Checkpoint
 from wmdd.base.errors import WmddError
 from wmdd.jobs.job import cost_path, job
 from wmdd.settings.engine import EngineSettings
-from wmdd.settings.recover import SelectSettings
+from wmdd.settings.select import SelectSettings
 from wmdd.tracking import tracker as tracking
 from wmdd.tracking.tracker import NullTracker
 

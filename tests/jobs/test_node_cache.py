@@ -21,7 +21,7 @@ from wmdd.jobs import node_cache
 from wmdd.jobs.node_cache import staged
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.network import NetworkSettings
-from wmdd.settings.recover import SelectSettings
+from wmdd.settings.select import SelectSettings
 from wmdd.settings.student import StudentSettings
 from wmdd.settings.teacher import TeacherSettings
 

@@ -13,8 +13,8 @@ from torchvision import models
 
 from tests.networks.conftest import theirs
 from wmdd.base.errors import WmddError
-from wmdd.networks.checkpoint_file import check
 from wmdd.networks.foreign_checkpoint import of_file, weights_of
+from wmdd.networks.foreign_weights import check
 from wmdd.settings.teacher import TeacherSettings
 
 

@@ -10,7 +10,8 @@ from wmdd.base.errors import WmddError
 from wmdd.report import intervals
 from wmdd.report.compare import Side, render
 from wmdd.settings.match import MatchSettings
-from wmdd.settings.recover import RecoverSettings, SelectSettings
+from wmdd.settings.recover import RecoverSettings
+from wmdd.settings.select import SelectSettings
 from wmdd.settings.student import RelabelSettings, StudentSettings
 
 

@@ -21,7 +21,8 @@ from wmdd.settings.data import DataSettings
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.latent import AutoencoderSettings, GeneratorSettings
 from wmdd.settings.match import ExpertSettings, MatchSettings
-from wmdd.settings.recover import RecoverSettings, SelectSettings
+from wmdd.settings.recover import RecoverSettings
+from wmdd.settings.select import SelectSettings
 from wmdd.settings.student import AugmentationSettings, LabelSettings, RelabelSettings, StudentSettings
 from wmdd.settings.teacher import AdoptedSettings, TeacherSettings
 from wmdd.workflow.experiment import Experiment

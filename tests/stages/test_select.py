@@ -11,7 +11,7 @@ from wmdd.networks.engine import plain
 from wmdd.networks.models import build, normalise
 from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.settings.network import NetworkSettings
-from wmdd.settings.recover import SelectSettings
+from wmdd.settings.select import SelectSettings
 from wmdd.stages.point_clouds import Cloud, Confident
 from wmdd.stages.select import kmeans_medoid, masses, mosaic, patches, random, select
 

@@ -34,7 +34,7 @@ DISABLED = """
 from pathlib import Path
 from wmdd.tracking import tracker as tracking
 from wmdd.jobs.job import job
-from wmdd.settings.recover import SelectSettings
+from wmdd.settings.select import SelectSettings
 
 tracker = tracking.start(Path("x.h5"), "select", {"a": 1})
 tracker.log({"loss": 1.0}, 3)
@@ -216,7 +216,7 @@ TERMINATED = """
 import os, signal
 from pathlib import Path
 from wmdd.jobs.job import job
-from wmdd.settings.recover import SelectSettings
+from wmdd.settings.select import SelectSettings
 
 with job("select", Path("killed.h5"), [SelectSettings()], {}, seed=0) as stage_job:
     stage_job.tracker.log({"loss": 0.125}, 7)

@@ -169,7 +169,7 @@ def test_a_protocol_has_the_last_word_on_weights():
     names = {"dataset": "cifar10", "method": "ddoq", "student": "resnet18"}
     weights = [ours.resolve("student", protocol=protocol, **names).weights for protocol in ("paper", "equal")]
     assert weights == ["variance-reduced", "uniform"]
-    assert ours.labelled("cifar10", "ddoq", "equal") == "paper"
+    assert ours.protocol_of_labels("cifar10", "ddoq", "equal") == "paper"
 
 
 def test_settings_of_other_objectives_rerun_nothing():

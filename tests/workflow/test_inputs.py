@@ -33,8 +33,8 @@ def test_a_method_that_asks_no_teacher_has_no_such_input():
     assert tiny.teacher_if_confident(SET.parts()) == []
     assert tiny.features_if_compared(SET.having(method="random").parts()) == []
     assert tiny.features_if_compared(SET.having(method="kmeans-medoid").parts()) == path_of("features", SET)
-    assert tiny.barycenter_if_matched(SET.having(method="sre2l").parts()) == []
-    assert tiny.barycenter_if_matched(SET.parts()) == path_of("barycenter", SET)
+    assert tiny.barycenter_if_feature_term(SET.having(method="sre2l").parts()) == []
+    assert tiny.barycenter_if_feature_term(SET.parts()) == path_of("barycenter", SET)
 
 
 def test_the_teacher_judges_patches_and_confidence():

@@ -104,7 +104,7 @@ def edit(path: Path, old: str, new: str) -> None:
         ("stages/recover.py", "iterations // 100", "iterations // 50", {"recover", *LATER}),
         ("transport/seeding.py", "2 + int(math.log(k))", "3 + int(math.log(k))", {"barycenter", "select", "recover", *LATER}),
         ("cli/student.py", 'cost["bytes_per_image"] = ', 'cost["bytes"] = ', {"relabel", "student", *REPORT}),
-        ("report/report.py", '"# Results"', '"# The results"', REPORT),
+        ("report/markdown.py", '"# Results"', '"# The results"', REPORT),
     ],
 )  # fmt: skip
 def test_code_reruns_the_stages_that_run_it(run: Workspace, file: str, old: str, new: str, rules: set[str]) -> None:

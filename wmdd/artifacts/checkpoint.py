@@ -49,7 +49,10 @@ class Checkpoint:
         self._begun = self._last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """Return the state to go on from, or None for a fresh start (said on the log when a file was set aside)."""
+        """Return the state to go on from, or None for a fresh start (said on the log when a file was set aside).
+
+        From here on a scheduler's warning waits for the next `save`.
+        """
         self.notice.keeps = True
         if not self.path.exists():
             return None

@@ -138,12 +138,12 @@ def _measures(
     import pandas as pd
 
     from wmdd.report import distances as measured
-    from wmdd.report import report
+    from wmdd.report import markdown
 
     maps = {cell_of(path): pd.DataFrame(read_json(path)) for path in embeddings}
     quality = [(path, read_quality(path)[0]) for path in atoms]
     return {
-        "barycenters": report.barycenter_summary([(path, *read_quality(path)) for path in barycenters]),
+        "barycenters": markdown.barycenter_summary([(path, *read_quality(path)) for path in barycenters]),
         "distances": measured.summary([(path, read_json(path)) for path in distances], quality),
         "decays": measured.decays([(path, read_json(path)) for path in decays]),
         "maps": {(str(cell.dataset), str(cell.teacher)): points for cell, points in maps.items()},

@@ -15,7 +15,7 @@ from wmdd.jobs.job import StageJob, job
 from wmdd.jobs.node_cache import staged
 from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.settings.engine import EngineSettings
-from wmdd.settings.recover import SelectSettings
+from wmdd.settings.select import SelectSettings
 
 if TYPE_CHECKING:
     from torch import Tensor

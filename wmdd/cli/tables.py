@@ -33,8 +33,7 @@ def report(
     threads: Threads = 1,
 ) -> None:
     """Gather all runs into tables: mean, standard deviation and seeds of each cell, and its gain over random real images."""
-    from wmdd.report import accuracy_tables, results
-    from wmdd.report import report as texts
+    from wmdd.report import accuracy_tables, markdown, results
     from wmdd.report.render import render
 
     contents = [(path, read_json(path)) for path in students]
@@ -42,16 +41,16 @@ def report(
     teacher_metas = {str(path): read_meta(path) for path in teachers}
     cost_contents = [(path, read_json(path)) for path in costs]
     summary = results.summary(results.rows(contents, families))
-    solved = texts.barycenter_summary([(path, *read_quality(path)) for path in barycenters or []])
+    solved = markdown.barycenter_summary([(path, *read_quality(path)) for path in barycenters or []])
     atomic_files.write_text(csv, render(accuracy_tables.results(summary), "csv"))
-    atomic_files.write_text(cost_table, texts.cost_markdown(results.jobs(cost_contents)))
+    atomic_files.write_text(cost_table, markdown.cost_markdown(results.jobs(cost_contents)))
     atomic_files.write_text(barycenter_csv, solved.to_csv(index=False))
-    atomic_files.write_text(barycenter_table, texts.barycenter_markdown(solved))
+    atomic_files.write_text(barycenter_table, markdown.barycenter_markdown(solved))
     data_metas = [(path.stem, hdf5.load_meta(path)) for path in datasets]
-    atomic_files.write_text(dataset_table, texts.dataset_markdown(data_metas))
+    atomic_files.write_text(dataset_table, markdown.dataset_markdown(data_metas))
     atomic_files.write_json(runs, results.raw(contents, families, teacher_metas, cost_contents))
     held_out = [name for name, meta in data_metas if meta.get("settings", {}).get("held_out")]
-    text = texts.markdown(summary, teacher_metas, held_out)
+    text = markdown.markdown(summary, teacher_metas, held_out)
     atomic_files.write_text(table, text)
     print(text)
 

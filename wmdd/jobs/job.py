@@ -69,7 +69,8 @@ def job(
 ) -> Iterator[StageJob]:
     """Run a stage: what is yielded carries the provenance, and on success the cost is written and the checkpoint removed.
 
-    A scheduler's warning ends it: at once as long as it keeps nothing, then with its next checkpoint (`wmdd.base.preemption`).
+    A scheduler's warning ends a stage that has not asked for its checkpoint yet at once, any other at its next checkpoint
+    (`wmdd.base.preemption`).
 
     Args:
         stage: name of the command.

@@ -16,7 +16,7 @@ from torch import Tensor
 from wmdd.artifacts.atomic_files import sha256_of
 from wmdd.artifacts.hdf5_writer import digest_of
 from wmdd.base.errors import WmddError, first_sentence
-from wmdd.networks.checkpoint_file import check
+from wmdd.networks.foreign_weights import check
 from wmdd.networks.library_weights import timm_config, torchvision_entry
 
 if TYPE_CHECKING:

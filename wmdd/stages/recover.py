@@ -188,7 +188,11 @@ def _optimise(
     resumed: dict[str, Any] | None,
     keep: Callable[[dict[str, Any]], None],
 ) -> Tensor:
-    """Run Adam on one batch of normalised images [B, 3, R, R] and return them."""
+    """Run Adam on one batch of normalised images [B, 3, R, R] and return them.
+
+    A batch that was interrupted ends in the same bits: what is kept is the images, Adam's state and the iteration, and of
+    the iteration alone follow the views (keyed by seed and iteration) and the learning rate.
+    """
     settings, context, engine = run.settings, run.context, run.context.engine
     iterations = settings.iterations
     target = target.to(engine.device)

@@ -99,7 +99,9 @@ def loss_terms(
         logits = network.head(embedded).to(target.weights.dtype)
         labels = target.labels.repeat_interleave(k)
         terms["cross_entropy"] = beta * F.cross_entropy(logits, labels, reduction="sum") / k
-    if lambda_ := weights.get("batchnorm"):
+    if lambda_ := weights.get(
+        "batchnorm"
+    ):  # C times the mean: the sum over classes, or a batch's one value on that scale
         terms["batchnorm"] = lambda_ * classes * statistics_loss(last_moments(), target, settings).mean()
     return terms
 

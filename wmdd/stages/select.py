@@ -26,7 +26,7 @@ from wmdd.transport.measure import squared_distances
 
 if TYPE_CHECKING:
     from wmdd.settings.barycenter import BarycenterSettings, TransportSettings
-    from wmdd.settings.recover import SelectSettings
+    from wmdd.settings.select import SelectSettings
 
 Chosen = tuple[Tensor, Tensor]  # positions within the class [n], weights [n]
 

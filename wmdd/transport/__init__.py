@@ -1,4 +1,7 @@
-"""Optimal transport: barycenters of one or several measures, with free or uniform weights."""
+"""Optimal transport: barycenters of one or several measures, with free or uniform weights; intrinsic dimension and decay.
+
+Usable on its own. Imports `base` alone.
+"""
 
 from wmdd.transport.cuturi_doucet import cuturi_doucet
 from wmdd.transport.dimension import decay, intrinsic_dimension

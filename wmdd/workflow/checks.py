@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from wmdd.base.errors import WmddError
 from wmdd.generators import pipeline_folder
-from wmdd.networks import checkpoint_file
+from wmdd.networks import foreign_weights
 from wmdd.settings.latent import GeneratorSettings
 from wmdd.settings.student import RelabelSettings, StudentSettings
 from wmdd.settings.teacher import TeacherSettings
@@ -65,7 +65,7 @@ def _check_names(experiment: "Experiment") -> None:
 def _check_teacher(settings: TeacherSettings, where: str) -> None:
     """Refuse weights that are not there, as far as that can be known without a download."""
     if settings.weights:
-        _prefixed(where, checkpoint_file.check, settings)
+        _prefixed(where, foreign_weights.check, settings)
 
 
 def _check_method(experiment: "Experiment", dataset: str, method: str) -> None:

@@ -2,7 +2,7 @@
 
 Precedence, weakest first: a setting's default; the presets that come with the package (`presets.yaml` and the datasets of
 `datasets.yaml`); the user's file. Within presets and within the file: the stage's own section < the dataset's < the
-teacher's < the method's (its base first) < the protocol's (its base first) < the student's.
+teacher's < the generator's < the experts' < the method's < the protocol's < the student's, each entry's base before it.
 """
 
 import difflib
@@ -99,7 +99,7 @@ class Experiment:
     # ---- what entries say of the workflow
 
     def names(self, kind: str) -> list[str]:
-        """Return the known names of a kind: datasets, teachers, methods, protocols or students."""
+        """Return the known names of a kind of entry, such as datasets."""
         return sorted(set().union(*(layer.entries(kind) for layer in self._layers)))
 
     def entry_value(self, kind: str, name: str, key: str) -> Any:
@@ -157,7 +157,7 @@ class Experiment:
         settings = self.resolve("generator", dataset=dataset, generator=generator)
         return settings.encoder if settings.kind == "latent-diffusion" else generator
 
-    def labelled(self, dataset: str, method: str, protocol: str) -> str:
+    def protocol_of_labels(self, dataset: str, method: str, protocol: str) -> str:
         """Return the protocol whose soft labels students of another learn from: the first of its bases that makes the same."""
         wanted = self.resolve("relabel", dataset=dataset, method=method, protocol=protocol)
         return next(

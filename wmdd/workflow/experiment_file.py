@@ -238,7 +238,7 @@ def read(path: Path) -> dict[str, Any]:
 
 @cache
 def presets() -> Any:
-    """Return the datasets, teachers, methods, protocols and students that come with the package."""
+    """Return the entries that come with the package: datasets, teachers, generators, experts, methods, protocols, students."""
     path = Path(__file__).with_name("presets.yaml")
     datasets = {name: entry.settings() for name, entry in catalogue.table().items() if entry.data}
     return parse(yaml.safe_load(path.read_text()) | {"datasets": datasets}, f"{path.name}, datasets.yaml")

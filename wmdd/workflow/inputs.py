@@ -86,7 +86,7 @@ class Inputs:
         """Return the cell of a distillation's teacher."""
         return cell.having(seed=self.experiment.teacher_seed(cell.seed))
 
-    def weights(self, wildcards: Any) -> Paths:
+    def teacher_checkpoint(self, wildcards: Any) -> Paths:
         """Return the checkpoint that a teacher's weights are taken from, where they are a file."""
         return self.experiment.settings("teacher", Cell.of(wildcards)).checkpoint or []
 
@@ -117,7 +117,7 @@ class Inputs:
     def _only_confident(self, cell: Cell) -> bool:
         return bool(self.experiment.settings("barycenter", cell).confident < 1)
 
-    def barycenter_if_matched(self, wildcards: Any) -> Paths:
+    def barycenter_if_feature_term(self, wildcards: Any) -> Paths:
         """Return the barycenter of a block, for methods whose loss has the feature term."""
         cell = Cell.of(wildcards)
         return path_of("barycenter", cell) if self._has_feature_term(cell) else []
@@ -188,7 +188,7 @@ class Inputs:
         cell = Cell.of(wildcards)
         if self.label_source(cell) not in ("stored", "pruned"):
             return []
-        protocol = self.experiment.labelled(cell.dataset, cell.method, cell.protocol)
+        protocol = self.experiment.protocol_of_labels(cell.dataset, cell.method, cell.protocol)
         return path_of("labels", cell.having(protocol=protocol))
 
     def teacher_if_online(self, wildcards: Any) -> Paths:

@@ -22,7 +22,8 @@ from wmdd.settings.latent import (
     QuantizeSettings,
 )
 from wmdd.settings.match import ExpertSettings, MatchSettings
-from wmdd.settings.recover import RecoverSettings, SelectSettings
+from wmdd.settings.recover import RecoverSettings
+from wmdd.settings.select import SelectSettings
 from wmdd.settings.student import RelabelSettings, StudentSettings
 from wmdd.settings.teacher import FeaturesSettings, TeacherSettings
 from wmdd.workflow.layout import FILES, log_of, wildcards_of

@@ -25,7 +25,7 @@ class Material:
     files: list[tuple[str, Meta]]  # path and meta data of every artifact, the students' results included
     datasets: list[tuple[str, Meta]]  # by name
     teachers: dict[str, Meta]  # by path
-    barycenters: pd.DataFrame  # `report.barycenter_summary`
+    barycenters: pd.DataFrame  # `markdown.barycenter_summary`
     distances: pd.DataFrame  # `distances.summary`
     decays: pd.DataFrame  # `distances.decays`
     maps: dict[tuple[str, str], pd.DataFrame]  # of datasets and teachers, for `charts.embedding`

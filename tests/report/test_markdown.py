@@ -13,8 +13,7 @@ from tests.report.test_results import result
 from wmdd.base.errors import WmddError
 from wmdd.report import results as frames
 from wmdd.report.accuracy_tables import across
-from wmdd.report.render import render
-from wmdd.report.report import (
+from wmdd.report.markdown import (
     QUALITY,
     barycenter_markdown,
     barycenter_summary,
@@ -22,6 +21,7 @@ from wmdd.report.report import (
     dataset_markdown,
     markdown,
 )
+from wmdd.report.render import render
 from wmdd.workflow.layout import FILES, REPORT, Cell, cost_of, path_of
 from wmdd.workflow.stages import STAGES
 
