@@ -90,8 +90,8 @@ def test_a_map_shows_the_largest_set_of_each_method():
 
 
 def test_blocks_are_joined_in_the_order_of_their_classes():
-    big = Inputs(Experiment({"matrix": [{"datasets": ["cifar100"], "methods": ["wmdd"], "ipc": [1]}],
-                             "datasets": {"cifar100": {"classes_per_block": 5}}}))  # fmt: skip
+    entry = {"datasets": ["cifar100"], "methods": ["wmdd"], "ipc": [1]}
+    big = inputs(matrix=[entry], datasets={"cifar100": {"classes_per_block": 5}})
     blocks = [f"classes{first}-{first + 4}" for first in range(0, 100, 5)]
     run = big.runs[0]
     assert big.blocks(run.parts()) == [path_of("recover", run.having(block=block)) for block in blocks]
