@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ CONFIG = TINY | {
         ENTRY | {"methods": ["dm", "datadam", "mtt", "random"], "students": ["small"], "protocols": ["own"]},
     ],
     "experts": {"convnet3": SMALL | {"epochs": 3, "batch_size": 40}},
-    "methods": {"dm": MATCH, "datadam": MATCH, "mtt": {"match": MTT}},
+    "methods": {"dm": MATCH, "datadam": deepcopy(MATCH), "mtt": {"match": MTT}},
     "students": {"small": SMALL | {"norm": "instance"}},
     "protocols": {"own": {"base": "dsa", "student": {"epochs": 6, "evaluate_every": 6}}},
 }

@@ -5,8 +5,6 @@ A number is rounded before its unit is chosen: 999,999 bytes are 1 MB, 119.7 sec
 """
 
 import math
-from collections.abc import Callable
-from functools import wraps
 
 BYTES = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
@@ -17,38 +15,39 @@ def _first(value: float, *formats: tuple[float, str]) -> str | None:
     return next((text for limit, text in texts if float(text.replace(",", "")) < limit), None)
 
 
-def _unless_unknown_or_zero(write: Callable[[float], str]) -> Callable[[float], str]:
-    @wraps(write)
-    def written(value: float) -> str:
-        return "?" if math.isnan(value) else write(value) if value else ""
-
-    return written
+def _unknown_or_zero(value: float) -> str | None:
+    """Return how a number that is not known, or 0, is written; None for any other."""
+    return "?" if math.isnan(value) else None if value else ""
 
 
-@_unless_unknown_or_zero
 def count(value: float) -> str:
     """Write a number: whole with commas below ten million, above as 1.45e17."""
+    if (special := _unknown_or_zero(value)) is not None:
+        return special
     return _first(value, (1e7, ",.0f")) or f"{value:.2e}".replace("e+", "e")
 
 
-@_unless_unknown_or_zero
 def seconds(value: float) -> str:
     """Write a time in s, min or h, of which the last two begin at 2."""
+    if (special := _unknown_or_zero(value)) is not None:
+        return special
     if text := _first(value, (10, ".2g"), (120, ".0f")):
         return f"{text} s"
     text = _first(value / 60, (10, ".1f"), (120, ".0f"))
     return f"{text} min" if text else f"{hours(value)} h"
 
 
-@_unless_unknown_or_zero
 def hours(value: float) -> str:
     """Write a time in seconds as hours, without the unit."""
+    if (special := _unknown_or_zero(value)) is not None:
+        return special
     return _first(value / 3600, (1, ".2g"), (100, ".1f")) or f"{value / 3600:,.0f}"
 
 
-@_unless_unknown_or_zero
 def size(value: float) -> str:
     """Write bytes in units of powers of a thousand, three digits at most."""
+    if (special := _unknown_or_zero(value)) is not None:
+        return special
     for power, unit in enumerate(BYTES):
         if text := _first(value / 1000**power, (1000, ".3g")):
             return f"{text} {unit}"
