@@ -33,10 +33,10 @@ report: "rules/report.rst"
 # Snakemake prints the docstring of a rule at each of its jobs, its log, and what it asks a scheduler for.
 for documented in workflow.modifier.rules:
     if documented.docstring:
-        asked = [
+        requests = [
             f"{name}={{resources.{name}}}" for name in ("mem_mb", "runtime", "gpu") if name in documented.resources
         ]
-        resources = ", ".join(["threads={threads}", *asked])
+        resources = ", ".join(["threads={threads}", *requests])
         documented.message = f"{documented.docstring}\n    log: {{log}}\n    resources: {resources}"
 
 

@@ -190,7 +190,8 @@ def images(*, blocks: Paths, output: Path, threads: Threads = 1) -> None:
         if labels.tolist() != list(range(len(first["classes"]))):
             raise WmddError(f"the blocks of {output} hold the classes {labels.tolist()}, not each class once in order")
         with hdf5_writer.writing(output) as writer:
-            inputs = {name: [meta["inputs"][name] for meta in metas] for name in first["inputs"]}  # delete_blocks
+            # The lineage needs them where the blocks themselves are deleted.
+            inputs = {name: [meta["inputs"][name] for meta in metas] for name in first["inputs"]}
             facts = {name: first[name] for name in ("settings", "identity", "code")} | {"inputs": inputs}
             provenance = {first["stage"]: facts}
             writer.meta = stage_job.meta | provenance | data_facts(first)
