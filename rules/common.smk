@@ -65,6 +65,8 @@ REQUESTS = Requests(experiment)
 os.environ.setdefault("WANDB_MODE", experiment.file.tracking.mode)
 os.environ.setdefault("WANDB_PROJECT", experiment.file.tracking.project)
 os.environ.setdefault("WANDB_RUN_GROUP", experiment.file.experiment)
+if experiment.file.tracking.stages is not None:
+    os.environ.setdefault("WMDD_TRACKED_STAGES", " ".join(experiment.file.tracking.stages))
 
 
 def request(rule):

@@ -307,3 +307,13 @@ def test_the_mode_is_offline_unless_set(monkeypatch):
     monkeypatch.setattr(tracking, "WandbTracker", lambda *arguments: arguments)
     assert start(Path("x"), "recover", {"a": 1}) == (Path("x"), "recover", {"a": 1})
     assert os.environ["WANDB_MODE"] == "offline"
+
+
+def test_only_jobs_of_the_tracked_stages_are_runs(monkeypatch):
+    monkeypatch.setattr(tracking, "WandbTracker", lambda output, stage, settings: stage)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WMDD_TRACKED_STAGES", "teacher student")
+    assert start(Path("x"), "student", {}) == "student"
+    assert isinstance(start(Path("x"), "recover", {}), tracking.NullTracker)
+    monkeypatch.setenv("WMDD_TRACKED_STAGES", "")
+    assert isinstance(start(Path("x"), "student", {}), tracking.NullTracker)

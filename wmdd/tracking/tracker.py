@@ -1,7 +1,8 @@
 """A run of wandb, or of nobody: both have the same methods, so that no stage asks which it has.
 
-wandb's own environment variables decide: WANDB_MODE (offline unless set), WANDB_PROJECT, WANDB_RUN_GROUP. With
-WANDB_MODE=disabled wandb is not even imported. What wandb can't do is said in one line and never ends a job.
+wandb's own environment variables decide: WANDB_MODE (offline unless set), WANDB_PROJECT, WANDB_RUN_GROUP. WMDD_TRACKED_STAGES
+names the stages whose jobs are runs; unset, all are. A job that is no run, and any with WANDB_MODE=disabled, does not even
+import wandb. What wandb can't do is said in one line and never ends a job.
 """
 
 import hashlib
@@ -139,7 +140,8 @@ def run_id(group: str, output: Path) -> str:
 def start(output: Path, stage: str, settings: dict[str, Any]) -> NullTracker:
     """Return the tracker that the environment asks for."""
     os.environ.setdefault("WANDB_MODE", "offline")
-    if os.environ["WANDB_MODE"] == "disabled":
+    tracked_stages = os.environ.get("WMDD_TRACKED_STAGES", stage).split()
+    if os.environ["WANDB_MODE"] == "disabled" or stage not in tracked_stages:
         return NullTracker()
     try:
         return WandbTracker(output, stage, settings)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from wmdd.base.errors import WmddError
 from wmdd.settings import catalogue
@@ -22,7 +22,7 @@ from wmdd.settings.network import NetworkSettings
 from wmdd.settings.student import WeightsSettings
 from wmdd.settings.teacher import TeacherSettings
 from wmdd.workflow.mistakes import as_json, first_mistake
-from wmdd.workflow.stages import KEYS, SETTINGS, Family
+from wmdd.workflow.stages import KEYS, SETTINGS, STAGES, Family
 
 NAME_LENGTH = 200  # of the 255 characters that a file system allows, what is left beside suffixes
 Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=NAME_LENGTH)]
@@ -159,6 +159,15 @@ class Tracking(_Entry):
 
     mode: Literal["offline", "online", "disabled"] = "offline"
     project: str = "wmdd"
+    stages: list[str] | None = Field(None, description="the stages whose jobs are runs; null: all of them")
+
+    @field_validator("stages")
+    @classmethod
+    def _are_stages(cls, names: list[str] | None) -> list[str] | None:
+        for name in names or []:
+            if name not in STAGES:
+                raise ValueError(f"there is no stage {name!r}; stages are {', '.join(STAGES)}")
+        return names
 
 
 def _engine(value: Any) -> Any:
