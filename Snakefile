@@ -3,10 +3,6 @@ from snakemake.utils import min_version
 
 min_version("9.14")
 
-if not config:
-
-    configfile: "config/config.yaml"
-
 
 include: "rules/common.smk"
 
@@ -69,5 +65,6 @@ onstart:
 
 onsuccess:
     if workflow.is_main_process:
-        tables = [table for table in TABLES if table.endswith(".md")]
-        print("Results:", rules.page.output.page, *tables, f"{REPORT}/images/", file=sys.stderr)
+        results = [*rules.page.output, *(table for table in TABLES if table.endswith(".md")), f"{REPORT}/images"]
+        if there := [path for path in results if Path(path).exists()]:
+            print("Results:", *there, file=sys.stderr)

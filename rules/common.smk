@@ -15,6 +15,19 @@ from snakemake.settings.types import DeploymentMethod
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
 # Jobs find the interpreter that runs this workflow and the package beside the Snakefile, wherever they are started.
 sys.path.insert(0, str(ROOT))
+
+# Of a job, from the folder of its rule; Snakemake would take braces in the sources' own path for a field to fill in.
+ENVIRONMENT = "../envs/wmdd.yaml"
+if "{" in str(ROOT):
+    ENVIRONMENT = str(ROOT / "envs/wmdd.yaml").replace("{", "{{").replace("}", "}}")
+
+# Without --configfile the demo runs: that of the working folder, or the one beside the Snakefile.
+DEMO = "config/config.yaml"
+if not workflow.config_settings.configfiles:
+
+    configfile: DEMO if Path(DEMO).is_file() else str(ROOT / DEMO)
+
+
 for variable, place in ("PATH", Path(sys.executable).parent), ("PYTHONPATH", ROOT):
     os.environ[variable] = os.pathsep.join([str(place), *filter(None, [os.environ.get(variable)])])
 
@@ -93,9 +106,11 @@ def joined_later(path):
 
 def optional(*names):
     """The flags of inputs of these names; nothing of one that the job does not have."""
-    return lambda wildcards, input: " ".join(
-        f"--{name.replace('_', '-')} {input[name]}" for name in names if input[name]
-    )
+
+    def flag(name, paths):
+        return f"--{name.replace('_', '-')} {shlex.join([paths] if isinstance(paths, str) else paths)}"
+
+    return lambda wildcards, input: " ".join(flag(name, input[name]) for name in names if input[name])
 
 
 @cache
@@ -118,3 +133,8 @@ def source(name):
     """
     is_module = workflow.modifier.parent_modifier is not None
     return str(ROOT / name) if is_module or not Path(name).is_file() else name
+
+
+def tracked(*paths):
+    """Those files of the sources as inputs, without any that is missing or has braces, which Snakemake takes for a wildcard."""
+    return [path for path in paths if Path(path).is_file() and "{" not in path]

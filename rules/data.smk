@@ -10,7 +10,7 @@ rule data:
     log:
         STAGES["data"].log,
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("data"),
     params:

@@ -14,7 +14,7 @@ rule autoencoder:
     log:
         STAGES["autoencoder"].log,
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("autoencoder"),
     params:
@@ -42,7 +42,7 @@ rule encode:
     log:
         STAGES["encode"].log,
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("encode"),
     params:
@@ -73,7 +73,7 @@ rule diffusion:
     log:
         STAGES["diffusion"].log,
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("diffusion"),
     params:
@@ -101,7 +101,7 @@ rule quantize:
     log:
         STAGES["quantize"].log,
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("quantize"),
     params:
@@ -132,7 +132,7 @@ rule decode:
     log:
         STAGES["decode"].log,
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("decode"),
     params:
@@ -164,7 +164,7 @@ rule distance:
     log:
         STAGES["distance"].log,
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("distance"),
     params:
@@ -191,7 +191,7 @@ rule decay:
     log:
         STAGES["decay"].log,
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("decay"),
     params:

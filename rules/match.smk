@@ -13,7 +13,7 @@ rule expert:
     log:
         STAGES["expert"].log,
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("expert"),
     params:
@@ -40,7 +40,7 @@ rule match:
     log:
         STAGES["match"].log,
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("match"),
     params:

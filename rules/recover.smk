@@ -13,7 +13,7 @@ rule barycenter:
     log:
         STAGES["barycenter"].log,
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("barycenter"),
     params:
@@ -46,7 +46,7 @@ rule recover:
     log:
         STAGES["recover"].log,
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("recover"),
     params:
@@ -81,7 +81,7 @@ rule images:
     wildcard_constraints:
         method=inputs.methods_of("recover", "latent", "match"),
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("images"),
     params:

@@ -20,7 +20,7 @@ rule grid:
     log:
         STAGES["grid"].log,
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("grid"),
     params:
@@ -49,7 +49,7 @@ rule report:
     log:
         STAGES["report"].log,
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("report"),
     params:
@@ -85,7 +85,7 @@ rule distances:
     log:
         STAGES["distances"].log,
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("distances"),
     params:
@@ -115,7 +115,7 @@ rule embedding:
     log:
         STAGES["embedding"].log,
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("embedding"),
     params:
@@ -144,9 +144,9 @@ rule page:
         atoms=inputs.quantized(),
         decays=inputs.decays(),
         embeddings=inputs.maps(),
-        published=PUBLISHED,
-        circles=CIRCLES if Path(CIRCLES).is_file() else [],
-        templates=TEMPLATES,
+        published=tracked(PUBLISHED),
+        circles=tracked(CIRCLES),
+        templates=tracked(*TEMPLATES),
         tables=TABLES,
     output:
         page=result("index.html"),
@@ -154,11 +154,12 @@ rule page:
     log:
         STAGES["page"].log,
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("page"),
     params:
         optional=optional("barycenters", "distances", "atoms", "decays", "embeddings", "circles"),
+        published=lambda wildcards: shlex.quote(PUBLISHED),
         experiment=experiment.file.experiment,
         code=code_digest("page"),
     shell:
@@ -170,8 +171,8 @@ rule page:
         " --teachers {input.teachers}"
         " --images {input.images}"
         " {params.optional}"
-        " --published {input.published}"
-        " --links {input.tables}"
+        " --published {params.published}"
+        " --links {input.tables:q}"
         " --output {output.page}"
         " --figures {output.figures}"
         " > {log} 2>&1"
@@ -183,7 +184,7 @@ rule table:
     input:
         students=lambda wildcards: inputs.students(experiment.named()[wildcards.table]),
         images=lambda wildcards: inputs.files_of("images", experiment.named()[wildcards.table]),  # as in `report`
-        published=PUBLISHED,
+        published=tracked(PUBLISHED),
     output:
         table=f"{REPORT}/tables/{{table}}.md",
         csv=f"{REPORT}/tables/{{table}}.csv",
@@ -191,15 +192,16 @@ rule table:
     log:
         log_of("table", f"{REPORT}/tables/{{table}}.md"),
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("table"),
     params:
+        published=lambda wildcards: shlex.quote(PUBLISHED),
         code=code_digest("table"),
     shell:
         "python -m wmdd table"
         " --students {input.students}"
-        " --published {input.published}"
+        " --published {params.published}"
         " --table {output.table}"
         " --csv {output.csv}"
         " --latex {output.latex}"

@@ -15,7 +15,7 @@ rule select:
     wildcard_constraints:
         method=inputs.methods_of("select"),
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("select"),
     params:

@@ -13,7 +13,7 @@ rule relabel:
     log:
         STAGES["relabel"].log,
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("relabel"),
     params:
@@ -49,7 +49,7 @@ for runs in experiment.runs_of_jobs():
         log:
             of_run(STAGES["student"].log, runs[0]),
         conda:
-            "../envs/wmdd.yaml"
+            ENVIRONMENT
         resources:
             **request("student"),
         params:

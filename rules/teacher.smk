@@ -14,7 +14,7 @@ rule teacher:
     log:
         STAGES["teacher"].log,
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("teacher"),
     params:
@@ -46,7 +46,7 @@ rule features:
     wildcard_constraints:
         dataset=inputs.datasets_with(shared=False),
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("features"),
     params:
@@ -74,7 +74,7 @@ rule features_part:
     log:
         STAGES["features_part"].log,
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("features_part"),
     params:
@@ -104,7 +104,7 @@ rule gather:
     wildcard_constraints:
         dataset=inputs.datasets_with(shared=True),
     conda:
-        "../envs/wmdd.yaml"
+        ENVIRONMENT
     resources:
         **request("gather"),
     params:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 
@@ -157,6 +158,20 @@ use rule * from wmdd as w_*
     arguments = ("--dry-run", "--snakefile", f"{folder}/Module", "--directory", folder, "out/results/report/index.html")
     result = fresh.snakemake(*arguments)
     assert re.search(r"^w_student +5$", result.stdout + result.stderr, re.MULTILINE)
+
+
+def test_any_folder_may_have_the_sources_and_the_demo_runs_where_no_file_is_named(fresh: Workspace) -> None:
+    sources = fresh.root.with_name("it's {my} repo")
+    fresh.root.rename(sources)
+    work = Workspace(sources.with_name("elsewhere"))
+    work.root.mkdir()
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(sources / "Snakefile"), "--cores", "1"]
+    dry_run = [*command, "--config", "experiment=mine", "--dry-run", "--printshellcmds"]
+    result = subprocess.run(dry_run, cwd=work.root, env=work.environment, capture_output=True, text=True, check=True)
+    (page,) = [line for line in (result.stdout + result.stderr).splitlines() if "-m wmdd page" in line]
+    flags = shlex.split(page.partition("Shell command: ")[2])
+    assert flags[flags.index("--experiment") + 1] == "mine"
+    assert flags[flags.index("--published") + 1] == str(sources / "config/published.yaml")
 
 
 def test_rules_pass_the_linter(fresh: Workspace) -> None:
