@@ -1,7 +1,13 @@
-"""Reading an HDF5 artifact: arrays, and `meta`, which says how it was made: settings, seeds, versions, classes, digests."""
+"""Reading an HDF5 artifact: arrays, and `meta`, which says how it was made: settings, seeds, versions, classes, digests.
+
+What is read is checked against the checksums that were written with it (`wmdd.artifacts.checksums`).
+"""
 
 import json
-from collections.abc import Iterator
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,12 +15,27 @@ from typing import Any
 import h5py
 import numpy as np
 
+from wmdd.artifacts.checksums import CHECKSUMS, SEAL, SIZE, Described, checksum_of, rows_of_block, seal_of
 from wmdd.base.errors import WmddError, one_line
 
 META = "meta"
 LEARNED = "labels_learned"  # [C, K, C] of an images.h5: probabilities
+AGAIN = "delete it and run again to rebuild it"
+MOST = 1100  # times what an array takes in the file; gzip makes it 1,032 times as small at most
+SMALL = 2**24  # bytes that an array may have whatever it takes in the file
 
 Arrays = dict[str, np.ndarray]
+
+
+class Meta(dict[str, Any]):
+    """The meta data of a file; asking for what it does not say names the file."""
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        super().__init__(content)
+        self._path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise WmddError(f"{self._path} says nothing of its {key}, so it is of another stage or no artifact; {AGAIN}")
 
 
 @contextmanager
@@ -22,39 +43,223 @@ def opened(path: Path) -> Iterator[h5py.File]:
     """Open any HDF5 file to read.
 
     Raises:
-        WmddError: it is missing or cut short.
+        WmddError: it is missing, locked, not to be read, no file or cut short.
     """
+    check_file(path, "run the stage that makes it first")
     try:
         file = h5py.File(path, "r", locking=False)
-    except FileNotFoundError:
-        raise WmddError(f"{path} does not exist; run the stage that makes it first") from None
     except OSError as error:
-        raise WmddError(
-            f"{path} is not a whole HDF5 file ({one_line(error)}); delete it and run again to rebuild it"
-        ) from None
+        raise WmddError(f"{path} is not a whole HDF5 file ({one_line(error)}); {AGAIN}") from None
     with file:
         try:
             yield file
-        except (OSError, json.JSONDecodeError) as error:
-            if getattr(error, "errno", None) is not None:  # not of HDF5, which has none once the file is open
+        except OSError as error:
+            if error.errno is not None:  # not of HDF5, which has none once the file is open
                 raise
-            raise WmddError(f"{path} is damaged ({error}); delete it and run again to rebuild it") from None
+            raise WmddError(f"{path} is damaged ({error}); {AGAIN}") from None
+
+
+def check_file(path: Path, remedy: str) -> None:
+    """Refuse what cannot be read as a file, before anything waits for it.
+
+    Raises:
+        WmddError: it is missing (`remedy` says what to do), a folder, a pipe or a device, or may not be read.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise WmddError(f"{path} does not exist; {remedy}") from None
+    except OSError as error:
+        raise WmddError(f"{path} cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        raise WmddError(
+            f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'a pipe or a device'}, not a file; name a file"
+        )
+    if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise WmddError(f"there is no permission to read {path}; ask its owner for `chmod g+r`, or copy it")
+
+
+def dataset_of(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
+    """Return an array that lies in the file itself and is no larger than the file can hold.
+
+    Raises:
+        WmddError: there is none of that name, or its content lies elsewhere (links, external and virtual storage).
+    """
+    for end in range(1, len(parts := name.strip("/").split("/")) + 1):
+        link = file.get("/".join(parts[:end]), getlink=True)
+        if link is not None and not isinstance(link, h5py.HardLink):
+            raise WmddError(f"{name} of {path} is a link, which is not followed; write the array into the file")
+    dataset = file.get(name)
+    if not isinstance(dataset, h5py.Dataset):
+        raise WmddError(f"{path} lacks {name}; {AGAIN}")
+    if dataset.external or dataset.is_virtual:
+        raise WmddError(f"{name} of {path} lies in other files, which are not read; write the array into the file")
+    if dataset.nbytes > max(SMALL, MOST * dataset.id.get_storage_size()):
+        size = dataset.id.get_storage_size()
+        raise WmddError(f"{name} of {path} claims {dataset.nbytes:,} bytes, of which the file has {size:,}; {AGAIN}")
+    return dataset
+
+
+class Array:
+    """An array of an artifact, read as one of h5py is. What is read is checked, each block of rows once.
+
+    Attributes:
+        path: of the file.
+        name: of the array.
+    """
+
+    def __init__(self, path: Path, name: str, dataset: h5py.Dataset, checksums: np.ndarray | None) -> None:
+        self.path, self.name = path, name
+        self._dataset, self._checksums = dataset, checksums
+        self.shape, self.dtype = tuple(dataset.shape), dataset.dtype
+        self.ndim, self.nbytes = len(self.shape), int(dataset.nbytes)
+        self._rows = rows_of_block(self.dtype, self.shape[1:])
+        self._checked = np.zeros(0 if checksums is None else len(checksums), bool)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return a part, as h5py does: `[()]` is all of it.
+
+        Raises:
+            WmddError: it has changed since it was written.
+        """
+        if self._checksums is None or self._checked.all():
+            return self._dataset[key]
+        if _is_all(key):
+            values = self._dataset[()]
+            for block in range(len(self._checked)):
+                self._check(block, values)
+            return values
+        for block in self._blocks(key):
+            if not self._checked[block]:
+                first = block * self._rows
+                self._check(block, self._dataset[first : first + self._rows], first)
+        return self._dataset[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[row] for row in range(len(self)))
+
+    def _blocks(self, key: Any) -> Iterable[int]:
+        """Return the blocks that hold the rows of a key."""
+        rows = key[0] if isinstance(key, tuple) else key
+        if _is_all(rows):
+            return range(len(self._checked))
+        if isinstance(rows, slice):
+            chosen = range(len(self))[rows]
+            ends = sorted((chosen[0], chosen[-1])) if chosen else (0, -self._rows)
+            return range(ends[0] // self._rows, ends[1] // self._rows + 1)
+        index = np.asarray(rows)
+        index = np.flatnonzero(index) if index.dtype == bool else index % len(self)
+        return np.unique(index // self._rows).tolist()
+
+    def _check(self, block: int, values: np.ndarray, first: int = 0) -> None:
+        """Check a block that lies among the values of rows from `first` on."""
+        begin = block * self._rows - first
+        rows = np.atleast_1d(values)[begin : begin + self._rows]
+        if self._checksums is None or checksum_of(rows) != self._checksums[block].tobytes():
+            raise WmddError(f"{self.name} of {self.path} has changed since it was written; {AGAIN}")
+        self._checked[block] = True
+
+
+def _is_all(key: Any) -> bool:
+    return key is Ellipsis or (isinstance(key, tuple) and key == ()) or (isinstance(key, slice) and key == slice(None))
+
+
+class Artifact:
+    """An open HDF5 artifact.
+
+    Attributes:
+        path: of the file.
+        meta: what it says of itself, with its digest.
+    """
+
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        self.path, self._file = path, file
+        text = bytes(dataset_of(path, file, META)[()].tobytes())
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("its meta data are no mapping")
+        self.meta = Meta(path, content | {"digest": str(file.attrs["digest"])})
+        self._checksums: dict[str, np.ndarray | None]
+        if SEAL in file.attrs:
+            self._checksums = {**self._sealed(text)}
+        else:
+            self._checksums = dict.fromkeys(self._names())
+            print(
+                f"warning: {path} has no checksums, as an earlier version wrote it; it is not checked", file=sys.stderr
+            )
+
+    def _sealed(self, meta: bytes) -> dict[str, np.ndarray]:
+        """Return the checksums of each array, once the seal is seen to be theirs."""
+        checksums = {
+            name: dataset_of(self.path, self._file, f"{CHECKSUMS}/{name}")[()] for name in self._names(CHECKSUMS)
+        }
+        arrays = {}
+        for name, blocks in checksums.items():
+            dataset = dataset_of(self.path, self._file, name)
+            rows = rows_of_block(dataset.dtype, dataset.shape[1:])
+            expected = -(-dataset.shape[0] // rows) if dataset.shape else 1
+            if blocks.shape != (expected, SIZE):
+                raise ValueError(f"{name} has {len(blocks)} checksums instead of {expected}")
+            arrays[name] = Described(dataset.dtype, tuple(dataset.shape), blocks)
+        if seal_of(self.meta["digest"], meta, arrays) != self._file.attrs[SEAL]:
+            raise ValueError("what it says of itself has changed since it was written")
+        return checksums
+
+    def _names(self, group: str = "/") -> list[str]:
+        names: list[str] = []
+        if isinstance(folder := self._file.get(group), h5py.Group):
+            folder.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+        return names
+
+    @property
+    def names(self) -> list[str]:
+        """The names of its arrays, in order."""
+        return sorted(self._checksums.keys() - {META})
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._checksums
+
+    def __getitem__(self, name: str) -> Array:
+        """Return an array.
+
+        Raises:
+            WmddError: it lacks the array.
+        """
+        if name not in self._checksums:
+            raise WmddError(f"{self.path} lacks {name}; {AGAIN}")
+        return Array(self.path, name, dataset_of(self.path, self._file, name), self._checksums[name])
 
 
 @contextmanager
-def reading(path: Path, *needed: str) -> Iterator[h5py.File]:
+def reading(path: Path, *needed: str) -> Iterator[Artifact]:
     """Open an HDF5 artifact that has the needed arrays.
 
     Raises:
-        WmddError: it is missing, cut short, not an artifact of this package, or lacks an array.
+        WmddError: it is missing, damaged, changed, not an artifact of this package, or lacks an array.
     """
     with opened(path) as file:
         if not is_artifact(file):
-            raise WmddError(f"{path} was not written by wmdd (no provenance); delete it and run again to rebuild it")
-        missing = sorted(name for name in needed if name not in file)
+            raise WmddError(f"{path} was not written by wmdd (no provenance); {AGAIN}")
+        artifact = artifact_in(path, file)
+        missing = sorted(name for name in needed if name not in artifact)
         if missing:
-            raise WmddError(f"{path} lacks {', '.join(missing)}; delete it and run again to rebuild it")
-        yield file
+            raise WmddError(f"{path} lacks {', '.join(missing)}; {AGAIN}")
+        yield artifact
+
+
+def artifact_in(path: Path, file: h5py.File) -> Artifact:
+    """Return the artifact of an open file.
+
+    Raises:
+        WmddError: it is damaged, or has changed since it was written.
+    """
+    try:
+        return Artifact(path, file)
+    except (ValueError, TypeError, AttributeError, RuntimeError, KeyError) as error:
+        raise WmddError(f"{path} is damaged ({one_line(error)}); {AGAIN}") from None
 
 
 def is_artifact(file: h5py.File) -> bool:
@@ -62,27 +267,19 @@ def is_artifact(file: h5py.File) -> bool:
     return META in file and "digest" in file.attrs
 
 
-def load(path: Path, *names: str) -> tuple[Arrays, dict[str, Any]]:
+def load(path: Path, *names: str) -> tuple[Arrays, Meta]:
     """Read the named arrays (all of them when none is named) and the meta data, with the digest added to it."""
     with reading(path, *names) as file:
-        every: list[str] = []
-        file.visititems(lambda name, item: every.append(name) if isinstance(item, h5py.Dataset) else None)
-        every.remove(META)
-        return {name: file[name][()] for name in names or every}, meta_of(file)
+        return {name: file[name][()] for name in names or file.names}, file.meta
 
 
-def load_meta(path: Path) -> dict[str, Any]:
+def load_meta(path: Path) -> Meta:
     """Read the meta data alone."""
     with reading(path) as file:
-        return meta_of(file)
+        return file.meta
 
 
-def meta_of(file: h5py.File) -> dict[str, Any]:
-    """Return the meta data of an open artifact, with the digest added to it."""
-    return dict(json.loads(file[META][()].tobytes()), digest=str(file.attrs["digest"]))
-
-
-def learned_labels(path: Path, file: h5py.File) -> np.ndarray | None:
+def learned_labels(path: Path, file: Artifact) -> np.ndarray | None:
     """Return the labels [N, C] float32 that the method of a distilled set learned, or None.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Writing an HDF5 artifact: arrays, `meta` (JSON), and a digest (SHA-256 of the arrays) by which later artifacts name it."""
+"""Writing an HDF5 artifact: arrays, `meta` (JSON), checksums, and a digest (SHA-256 of the arrays) by which others name it."""
 
 import errno
 import hashlib
@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from wmdd.artifacts.atomic_files import atomic
+from wmdd.artifacts.checksums import CHECKSUMS, SEAL, Blocks, Described, seal_of
 from wmdd.artifacts.hdf5 import META
 
 CHUNK = 2**20  # bytes that are read and written at once in an array that grows
@@ -34,6 +35,10 @@ class _Content:
     scalar: bool = False
     rows: int = 0
     total: Any = field(default_factory=hashlib.sha256)
+    blocks: Blocks = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.blocks = Blocks(self.dtype, self.row)
 
     @classmethod
     def of(cls, array: np.ndarray) -> "_Content":
@@ -45,10 +50,14 @@ class _Content:
         self.rows += len(rows)
         if rows.size:
             self.total.update(np.asarray(rows, order="C").data)
+        self.blocks.add(rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return () if self.scalar else (self.rows, *self.row)
 
     def describe(self, name: str) -> str:
-        shape = () if self.scalar else (self.rows, *self.row)
-        return f"{name} {self.dtype} {shape} {self.total.hexdigest()}\n"
+        return f"{name} {self.dtype} {self.shape} {self.total.hexdigest()}\n"
 
 
 def _digest_of_parts(contents: Mapping[str, _Content]) -> str:
@@ -154,12 +163,20 @@ class Writer:
         self._sink.check()
 
     def finish(self) -> None:
-        """Write what is left, the meta data and the digest."""
+        """Write what is left, the meta data, the digest, checksums and the seal."""
         for name in self._pending:
             self._flush(name, all_of_it=True)
-        text = json.dumps(dict(self.meta), sort_keys=True)
-        self._file[META] = np.frombuffer(text.encode(), np.uint8)  # too large for an attribute
-        self._file.attrs["digest"] = _digest_of_parts(self._contents)
+        meta = json.dumps(dict(self.meta), sort_keys=True).encode()
+        digest = _digest_of_parts(self._contents)
+        arrays = {
+            name: Described(content.dtype, content.shape, content.blocks.checksums())
+            for name, content in self._contents.items()
+        }
+        self._file[META] = np.frombuffer(meta, np.uint8)  # too large for an attribute
+        self._file.attrs["digest"] = digest
+        for name, array in arrays.items():
+            self._file[f"{CHECKSUMS}/{name}"] = array.checksums
+        self._file.attrs[SEAL] = seal_of(digest, meta, arrays)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 
 from wmdd.artifacts import atomic_files, hdf5, hdf5_writer
@@ -77,9 +76,9 @@ class Pieces:
         """Yield all rows, one [1, ...] at a time of each array."""
         for path in self.whole():
             with hdf5.reading(path) as file:
-                names = [name for name, item in file.items() if isinstance(item, h5py.Dataset) and name != hdf5.META]
-                for row in range(hdf5.meta_of(file)["count"]):
-                    yield {name: file[name][row : row + 1] for name in names}
+                arrays = {name: file[name] for name in file.names}
+                for row in range(file.meta["count"]):
+                    yield {name: array[row : row + 1] for name, array in arrays.items()}
 
     def whole(self) -> list[Path]:
         """Return the files.

@@ -63,7 +63,7 @@ def export(
     torch.set_num_threads(threads)
     with hdf5.reading(images) if h5py.is_hdf5(images) else _no_set(images) as file:
         check_images(images, file)
-        meta = hdf5.meta_of(file)
+        meta = file.meta
         soft, soft_facts, labels_meta = _soft_labels(images, file, labels, temperature)
         manifest = Manifest(
             layout=to,
@@ -87,17 +87,17 @@ def export(
     )
 
 
-def _no_set(path: Path) -> nullcontext[h5py.File]:
+def _no_set(path: Path) -> nullcontext[hdf5.Artifact]:
     if not path.exists():
         raise WmddError(f"{path} does not exist; give the images.h5 of a run")
     raise WmddError(f"{path} is no whole HDF5 file; give the images.h5 of a run")
 
 
 def _soft_labels(
-    images: Path, file: h5py.File, labels: Path | None, temperature: float
+    images: Path, file: hdf5.Artifact, labels: Path | None, temperature: float
 ) -> tuple[np.ndarray | None, SoftLabels | None, dict[str, Any] | None]:
     """Return soft labels [N, C] where there are any: what the manifest says of them, and the meta data of their file."""
-    meta, (classes, k) = hdf5.meta_of(file), file["weights"].shape
+    meta, (classes, k) = file.meta, file["weights"].shape
     if labels is not None:
         if LEARNED in file:
             print(f"wmdd export: {labels} takes the place of the labels that {images} learned", file=sys.stderr)
@@ -116,7 +116,7 @@ def _mean_labels(
     from wmdd.stages import labels
 
     with hdf5.reading(path, "seeds") as file:
-        epochs, meta = len(file["seeds"]), hdf5.meta_of(file)
+        epochs, meta = len(file["seeds"]), file.meta
         calibrated = meta["settings"].get("temperature") if "rest" in file else None
     if meta["inputs"].get("images") != images["digest"]:
         raise WmddError(f"{path} labels other images than those given; run the relabel stage again")

@@ -86,7 +86,7 @@ def _latents(paths: list[Path]) -> "Iterator[tuple[list[tuple[Cloud, range]], li
         clouds, metas = list[tuple[Cloud, range]](), list[dict[str, Any]]()
         for path in paths:
             file = files.enter_context(hdf5.reading(path, "latents", "labels"))
-            meta, labels = hdf5.meta_of(file), file["labels"][()]
+            meta, labels = file.meta, file["labels"][()]
             metas.append(meta)
             if meta["classes"] != metas[0]["classes"]:
                 raise WmddError(f"{path} is of other classes than {paths[0]}; encode the data again")

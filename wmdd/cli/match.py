@@ -5,7 +5,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
 from wmdd.artifacts import hdf5, hdf5_writer
@@ -63,17 +62,17 @@ def expert(
 @contextmanager
 def _experts(
     paths: list[Path], data: dict[str, Any]
-) -> Iterator[tuple[Sequence[h5py.Dataset], ExpertSettings, dict[str, str]]]:
+) -> Iterator[tuple[Sequence[hdf5.Array], ExpertSettings, dict[str, str]]]:
     """Open trajectories; yield their rows, the settings that all were trained with, and their digests.
 
     Raises:
         WmddError: one is of other data, or of another network or training than the first.
     """
     with ExitStack() as files:
-        trajectories, metas = list[h5py.Dataset](), list[dict[str, Any]]()
+        trajectories, metas = list[hdf5.Array](), list[dict[str, Any]]()
         for path in paths:
             file = files.enter_context(hdf5.reading(path, "parameters"))
-            meta = hdf5.meta_of(file)
+            meta = file.meta
             metas.append(meta)
             settings, shared = meta["settings"], metas[0]["settings"]
             if meta["inputs"]["data"] != data["digest"]:
@@ -145,7 +144,7 @@ def _match(
     real_images: "Real",
     k: int,
     meta: dict[str, Any],
-    trajectories: Sequence[h5py.Dataset],
+    trajectories: Sequence[hdf5.Array],
     trained: ExpertSettings | None,
     settings: MatchSettings,
     seed: int,

@@ -75,7 +75,7 @@ def embedding(*, images: Paths, teacher: Teacher, features: Features, output: Pa
     points = [{"name": names[c], "method": ""} for c, sample in zip(classes, rows, strict=True) for _ in sample]
     for path in images:
         with hdf5.reading(path, "images") as file:
-            check_classes(teacher_meta["classes"], hdf5.meta_of(file)["classes"], str(teacher), str(path))
+            check_classes(teacher_meta["classes"], file.meta["classes"], str(teacher), str(path))
             pictures = torch.from_numpy(file["images"][classes, : stage.MADE])
         normalisation = teacher_meta["mean"], teacher_meta["std"]
         parts.append(embed(network, pictures.flatten(0, 1), *normalisation, quiet(plain())))
@@ -91,7 +91,7 @@ def grid(*, images: Path, output: Path, per_class: int = 10, rows: int = 20, thr
     from wmdd.report.grid import draw
 
     with hdf5.reading(images, "images") as file:
-        meta = hdf5.meta_of(file)
+        meta = file.meta
         classes = np.unique(np.linspace(0, len(meta["classes"]) - 1, rows).round().astype(int))
         pictures = file["images"][classes, :per_class]
     with atomic_files.atomic(output) as part:

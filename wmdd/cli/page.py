@@ -161,7 +161,7 @@ def _strips(images: list[Path]) -> "list[Strip]":
     for cell, path in first_seeds.items():
         place = str(cell.dataset), str(cell.teacher), str(cell.method), int(cell.ipc or 0)
         with hdf5.reading(path, "images") as file:
-            names = hdf5.meta_of(file)["names"]
+            names = file.meta["names"]
             for label in thumbnails.chosen(len(names)):
                 shown = file["images"][label, : thumbnails.SHOWN]
                 source, side = thumbnails.strip(shown)

@@ -14,7 +14,6 @@ from wmdd.jobs.node_cache import staged
 from wmdd.settings.network import NetworkSettings
 
 if TYPE_CHECKING:
-    import h5py
     import numpy as np
     from torch import Tensor
 
@@ -97,10 +96,10 @@ def check_teacher(path: Path, meta: Meta, teacher: Path, teacher_meta: Meta) -> 
 
 
 @contextmanager
-def reading_features(path: Path, teacher: Path, teacher_meta: Meta) -> "Iterator[tuple[h5py.File, Meta]]":
+def reading_features(path: Path, teacher: Path, teacher_meta: Meta) -> Iterator[tuple[hdf5.Artifact, Meta]]:
     """Open the features of a teacher; yield the file, which has `features` [N, D] and `labels` [N], and its meta data."""
     with hdf5.reading(path, "features", "labels") as file:
-        meta = hdf5.meta_of(file)
+        meta = file.meta
         check_teacher(path, meta, teacher, teacher_meta)
         yield file, meta
 
@@ -112,7 +111,7 @@ def read_statistics(path: Path, classes: range) -> "Statistics":
     from wmdd.networks.batchnorm import Statistics
 
     with hdf5.reading(path) as file:
-        layers = hdf5.meta_of(file)["layers"]
+        layers = file.meta["layers"]
         mean, variance = (
             {name: torch.from_numpy(file[f"{kind}/{name}"][classes.start : classes.stop]) for name in layers}
             for kind in ("mean", "variance")
@@ -143,7 +142,7 @@ def confident_points(
 def read_quality(path: Path) -> "tuple[dict[str, np.ndarray], list[float]]":
     """Read how good the barycenters of a block are, and the seconds of each from the cost file beside it."""
     with hdf5.reading(path) as file:
-        if "quality" not in file:
-            raise WmddError(f"{path} lacks the quality of its barycenters; delete it and run again to rebuild it")
-        quality = {name: values[()] for name, values in file["quality"].items()}
+        quality = {name.removeprefix("quality/"): file[name][()] for name in file.names if name.startswith("quality/")}
+    if not quality:
+        raise WmddError(f"{path} lacks the quality of its barycenters; delete it and run again to rebuild it")
     return quality, read_json(cost_path(path)).get("seconds_per_class", [float("nan")])

@@ -167,7 +167,7 @@ def _start(path: Path, teacher_meta: dict[str, Any], classes: range, ipc: int) -
     import torch
 
     with hdf5.reading(path, "images") as file:
-        meta = hdf5.meta_of(file)
+        meta = file.meta
         check_classes(teacher_meta["classes"], meta["classes"], "the teacher", str(path))
         if file["images"].shape[1] != ipc or meta["resolution"] != teacher_meta["resolution"]:
             raise WmddError(

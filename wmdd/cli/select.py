@@ -59,7 +59,7 @@ def select(
             inputs["teacher"] = teacher_meta["digest"]
         if features is not None:
             file = files.enter_context(hdf5.reading(features, "features", "labels"))
-            features_meta = hdf5.meta_of(file)
+            features_meta = file.meta
             if features_meta["inputs"]["data"] != meta["digest"]:
                 raise WmddError(f"{features} is of other data than {data}; run the features stage again")
             inputs["features"] = features_meta["digest"]

@@ -11,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -53,14 +52,16 @@ class Streamed:
     Threads, not processes: both libraries decode without Python's lock, and nothing has to be copied between processes.
     """
 
-    def __init__(self, file: h5py.File, split: str, resolution: int) -> None:
-        group = file[split]
+    def __init__(self, file: hdf5.Artifact, split: str, resolution: int) -> None:
         self.resolution = resolution
-        self.labels = torch.from_numpy(group["labels"][()])
-        self._path = file.filename
-        self._images = group.get("images")
-        if self._images is None:
-            self._bytes, self._offsets, self._plain = group["bytes"], group["offsets"][()], group["plain"][()]
+        self.labels = torch.from_numpy(file[f"{split}/labels"][()])
+        self._path = file.path
+        self._images = None
+        if f"{split}/images" in file:
+            self._images = file[f"{split}/images"]
+        else:
+            self._bytes = file[f"{split}/bytes"]
+            self._offsets, self._plain = (file[f"{split}/{name}"][()] for name in ("offsets", "plain"))
 
     def batches(self, positions: Iterable[Tensor]) -> Iterator[Tensor]:
         """Yield the pictures at each batch of positions."""
@@ -112,7 +113,7 @@ def opened(
         WmddError: the file is damaged, cut short or not of the data stage.
     """
     with hdf5.reading(path) as file:
-        meta = hdf5.meta_of(file)
+        meta = file.meta
         if f"{split}/labels" not in file or "resolution" not in meta:
             raise WmddError(f"{path} has no split {split!r}; delete it and run again to rebuild it")
         if f"{split}/images" not in file and f"{split}/plain" not in file:

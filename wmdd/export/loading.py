@@ -83,7 +83,7 @@ def _from_images(path: Path, transform: Callable[[Tensor], Any] | None) -> Disti
         raise WmddError(f"{path} is no distilled set; give the folder that `wmdd export` wrote, or images.h5")
     with hdf5.reading(path) as file:
         check_images(path, file)
-        meta = hdf5.meta_of(file)
+        meta = file.meta
         images, weights = (torch.from_numpy(file[name][()]) for name in ("images", "weights"))
         learned = hdf5.learned_labels(path, file)
     labels = torch.arange(len(images)).repeat_interleave(images.shape[1])

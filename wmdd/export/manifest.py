@@ -18,11 +18,10 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-import h5py
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from wmdd.artifacts import hdf5
+from wmdd.artifacts.hdf5 import Artifact
 from wmdd.base.errors import WmddError
 
 Layout = Literal["imagefolder", "hdf5", "webdataset", "parquet"]
@@ -143,16 +142,16 @@ def digest(array: np.ndarray) -> str:
     return sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
-def check_images(path: Path, file: h5py.File) -> None:
+def check_images(path: Path, file: Artifact) -> None:
     """Refuse an open artifact that is no images.h5 with all its classes.
 
     Raises:
         WmddError: says what it is instead.
     """
-    shape: tuple[int, ...] = tuple(file["images"].shape) if isinstance(file.get("images"), h5py.Dataset) else ()
-    if len(shape) != 5 or not isinstance(file.get("weights"), h5py.Dataset):
+    shape: tuple[int, ...] = file["images"].shape if "images" in file else ()
+    if len(shape) != 5 or "weights" not in file:
         raise WmddError(f"{path} is no distilled set; give the images.h5 of a run, or the folder of an export")
-    classes = len(hdf5.meta_of(file)["classes"])
+    classes = len(file.meta["classes"])
     if shape[0] != classes or file["weights"].shape != shape[:2]:
         raise WmddError(
             f"{path} has the images of {shape[0]} classes and weights of {file['weights'].shape[0]}, but names {classes} "

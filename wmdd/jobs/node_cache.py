@@ -7,6 +7,7 @@ file itself is read, and one line says so. Nothing is ever deleted but what a ki
 import fcntl
 import glob
 import hashlib
+import json
 import os
 import shutil
 import stat
@@ -76,8 +77,7 @@ def _own_folder(scratch: Path) -> Path:
 def _digest(path: Path) -> str:
     """Return the SHA-256 of what an artifact says of itself: the digest of its arrays, and its meta data."""
     with hdf5.reading(path) as file:
-        digest = str(file.attrs["digest"]).encode()
-        return hashlib.sha256(digest + file[hdf5.META][()].tobytes()).hexdigest()
+        return hashlib.sha256(json.dumps(file.meta, sort_keys=True).encode()).hexdigest()
 
 
 def _is_whole(copy: Path, digest: str, size: int) -> bool:

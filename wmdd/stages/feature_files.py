@@ -40,7 +40,7 @@ def taken_up(pieces: Pieces) -> tuple[int, ClassMoments | None]:
     with hdf5.reading(pieces.files[-1], "moments/classes", "moments/count", "moments/sums") as file:
         classes, count = (file[f"moments/{name}"][()].tolist() for name in ("classes", "count"))
         sums = dict(zip(classes, torch.from_numpy(file["moments/sums"][()]), strict=True))
-        widths = dict(hdf5.meta_of(file)["widths"])
+        widths = dict(file.meta["widths"])
     return stop, ClassMoments(dict(zip(classes, count, strict=True)), sums, widths).last()
 
 

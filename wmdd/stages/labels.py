@@ -29,7 +29,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -138,7 +137,7 @@ class Renormalised(nn.Module):
         return cast(Tensor, self.network(images * self.scale + self.shift))
 
 
-def stored(logits: "Sequence[Any] | Tensor | h5py.Dataset", seeds: list[int]) -> Labels:
+def stored(logits: "Sequence[Any] | Tensor | hdf5.Array", seeds: list[int]) -> Labels:
     """Return the labels of logits [E, N, C], in memory or in an open file, of which an epoch is read at a time."""
     return Labels(seeds.__getitem__, lambda epoch: torch.as_tensor(logits[epoch]), epochs=len(seeds))
 
@@ -182,7 +181,7 @@ def opened(path: Path) -> Iterator[tuple[Labels, dict[str, Any]]]:
         WmddError: the file is damaged, cut short or not of the relabel stage.
     """
     with hdf5.reading(path, "seeds") as file:
-        meta = hdf5.meta_of(file)
+        meta = file.meta
         seeds = file["seeds"][()].tolist()
         if "logits" in file:
             yield stored(file["logits"], seeds), meta
@@ -193,5 +192,5 @@ def opened(path: Path) -> Iterator[tuple[Labels, dict[str, Any]]]:
             raise WmddError(f"{path} lacks logits; delete it and run again to rebuild it")
 
 
-def _read(file: h5py.File, epoch: int) -> Pruned:
+def _read(file: hdf5.Artifact, epoch: int) -> Pruned:
     return Pruned(**{f.name: torch.from_numpy(file[f.name][epoch]) for f in fields(Pruned) if f.name in file})

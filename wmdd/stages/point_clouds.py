@@ -155,7 +155,7 @@ def reading(path: Path, dataset: str | None = None, labels: str | None = None) -
     elif begin == b"\x89HDF\r\n\x1a\n" or h5py.is_hdf5(path):
         with hdf5.opened(path) as file:
             ours = hdf5.is_artifact(file) and dataset is None and labels is None
-            yield _features(file, path) if ours else _any(file, path, dataset, labels)
+            yield _features(hdf5.artifact_in(path, file), path) if ours else _any(file, path, dataset, labels)
     else:
         raise WmddError(f"{path} is neither an HDF5 file nor an array of numpy.save (.npy)")
 
@@ -181,10 +181,10 @@ def _mapped(path: Path) -> np.ndarray:
     return _checked(array, str(path))
 
 
-def _features(file: h5py.File, path: Path) -> Source:
+def _features(file: hdf5.Artifact, path: Path) -> Source:
     """Return the features of an artifact."""
-    meta = hdf5.meta_of(file)
-    missing = {"features", "labels"} - set(file)
+    meta = file.meta
+    missing = {"features", "labels"} - {*file.names}
     if missing:
         raise WmddError(
             f"{path} lacks {', '.join(sorted(missing))}; give the features.h5 of the features stage, or a --dataset of it"
@@ -212,14 +212,13 @@ def _dataset(file: h5py.File, path: Path, name: str | None) -> h5py.Dataset:
     if name is None and "features" in tables:
         name = "features"
     if name is not None:
-        if not isinstance(file.get(name), h5py.Dataset):
-            there = ", ".join(_datasets(file, lambda _: True)) or "none"
-            raise WmddError(f"{path} has no dataset {name!r}; it has: {there}")
-        return _checked(file[name], f"{name} of {path}")
+        if name not in (names := _datasets(file, lambda _: True)):
+            raise WmddError(f"{path} has no dataset {name!r}; it has: {', '.join(names) or 'none'}")
+        return _checked(hdf5.dataset_of(path, file, name), f"{name} of {path}")
     if len(tables) != 1:
         several = f"several 2-D datasets: {', '.join(tables)}; choose one with --dataset NAME"
         raise WmddError(f"{path} has {several if tables else 'no 2-D dataset of numbers, so no points [N, D]'}")
-    return _checked(file[tables[0]], f"{tables[0]} of {path}")
+    return _checked(hdf5.dataset_of(path, file, tables[0]), f"{tables[0]} of {path}")
 
 
 def _datasets(file: h5py.File, wanted: Any) -> list[str]:
@@ -230,7 +229,8 @@ def _datasets(file: h5py.File, wanted: Any) -> list[str]:
 
 def _labels(file: h5py.File, path: Path, points: h5py.Dataset, name: str | None) -> np.ndarray | None:
     """Return the class of each point, or None where the file tells no classes."""
-    item = points.parent.get("labels") if name is None else file.get(name)
+    wanted = f"{points.parent.name}/labels".lstrip("/") if name is None else name
+    item = hdf5.dataset_of(path, file, wanted) if isinstance(file.get(wanted), h5py.Dataset) else None
     count = len(points)
     if isinstance(item, h5py.Dataset) and item.shape == (count,) and (item.dtype.kind in "iubS" or _is_text(item)):
         return np.asarray(item[()])
