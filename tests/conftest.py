@@ -4,6 +4,7 @@ import io
 import re
 import shlex
 import shutil
+import socket
 import sys
 from typing import Any
 
@@ -73,6 +74,19 @@ class DyingKeeper:
 @pytest.fixture
 def dying_keeper():
     return DyingKeeper
+
+
+@pytest.fixture
+def closed(monkeypatch):
+    """Let no connection be made; return the addresses that were tried."""
+    tried = []
+
+    def connect(_, address):
+        tried.append(address)
+        raise ConnectionRefusedError("no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    return tried
 
 
 @pytest.fixture

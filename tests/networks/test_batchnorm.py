@@ -66,7 +66,7 @@ def inputs(tiny_teacher, images) -> dict[str, Tensor]:
     return inputs
 
 
-@pytest.mark.parametrize("size", [1, 3, 5, 7, COUNT])
+@pytest.mark.parametrize("size", [1, 3, COUNT])
 def test_class_moments_are_the_direct_ones_whatever_the_batches_and_their_order(inputs, size):
     found = gathered(inputs, torch.randperm(COUNT, generator=generator("order", size)), size)
     for name, x in inputs.items():
@@ -78,23 +78,11 @@ def test_class_moments_are_the_direct_ones_whatever_the_batches_and_their_order(
 
 def test_variance_between_the_images_of_a_class_counts():
     # Pictures of one colour each: no variance within any of them, all of it between them.
-    colours = torch.tensor([0.0, 2.0, 7.0])
     found = ClassMoments()
-    for colour in colours:
+    for colour in torch.tensor([0.0, 2.0, 7.0]):
         add(found, {"layer": colour.expand(1, 1, 4, 4)}, 0)
     assert float(found.statistics().mean["layer"]) == pytest.approx(3)
     assert float(found.statistics().variance["layer"]) == pytest.approx((9 + 1 + 16) / 3)
-
-
-def test_the_published_mean_of_variances_within_batches_is_lower(inputs):
-    mine = torch.arange(COUNT)[LABELS == 0]
-    found = gathered(inputs, torch.arange(COUNT), COUNT)
-    ratios = []
-    for name, x in inputs.items():
-        within = torch.stack([direct(x[index])[1] for index in mine.split(1)]).mean(0)
-        assert bool((within <= found.variance[name][0] * (1 + 1e-6)).all())
-        ratios.append(float((within / found.variance[name][0]).min()))
-    assert min(ratios) < 0.9
 
 
 def test_sums_survive_a_mean_far_from_zero():
@@ -107,7 +95,7 @@ def test_sums_survive_a_mean_far_from_zero():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
-@pytest.mark.parametrize("side", [1, 5, 90])
+@pytest.mark.parametrize("side", [5, 90])
 def test_moments_are_exact_in_every_layout_and_type(dtype, form, side):
     x = torch.randn(9, 6, side, side, generator=generator("layout", side)) * 3 + 5
     x = x.to(dtype).contiguous(memory_format=form)

@@ -42,11 +42,10 @@ def refused(weights, architecture: str = "resnet18") -> str:
 )
 def test_a_state_dict_is_found_wherever_it_is(file, wrap):
     state = theirs("mnasnet0_5").state_dict()
-    for suffix in ".pt", ".pth.tar", ".bin":
-        weights = of_file(file(wrap(state), f"weights{suffix}"))
-        assert weights.state.keys() == state.keys()
-        assert all(torch.allclose(weights.state[k].float(), v.float(), atol=1e-3) for k, v in state.items())
-        assert (weights.mean, weights.std, weights.meta) == (None, None, {})
+    weights = of_file(file(wrap(state), "weights.pth.tar"))
+    assert weights.state.keys() == state.keys()
+    assert all(torch.allclose(weights.state[k].float(), v.float(), atol=1e-3) for k, v in state.items())
+    assert (weights.mean, weights.std, weights.meta) == (None, None, {})
 
 
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
@@ -73,7 +72,7 @@ def cut(share: float, zipped: bool) -> bytes:
 @pytest.mark.parametrize(
     "content",
     [
-        *(cut(share, zipped) for share in (0.01, 0.3, 0.9) for zipped in (True, False)),
+        *(cut(share, zipped) for share in (0.01, 0.9) for zipped in (True, False)),
         b"",
         b"<!DOCTYPE html><html>Not found</html>",
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00",

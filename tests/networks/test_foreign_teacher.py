@@ -1,10 +1,7 @@
 """Weights from outside compute in our networks what they compute in their own; what does not fit is refused in a line."""
 
 import hashlib
-import json
 import re
-import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +14,6 @@ from torch import nn
 from torchvision import models
 
 from tests.networks.conftest import shaken, theirs
-from wmdd.__main__ import main
 from wmdd.artifacts.hdf5_writer import save
 from wmdd.artifacts.model_files import load_model, save_model
 from wmdd.base.errors import WmddError
@@ -32,9 +28,8 @@ from wmdd.settings.teacher import TeacherSettings
 from wmdd.workflow.experiment import Experiment
 
 CLASSES = ["ant", "bee", "cat"]
-FAMILIES = ["mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_x_400mf", "convnext_tiny"]
-FAMILIES += ["swin_t", "vit_b_32", "efficientnet_b0"]
-SMALL_OF_TIMM = ["test_resnet", "test_vit", "test_efficientnet", "test_convnext", "test_maxvit", "test_mambaout"]
+FAMILIES = ["mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5", "swin_t"]
+SMALL_OF_TIMM = ["test_resnet", "test_vit", "test_efficientnet", "test_maxvit"]
 
 
 def small(stride: int = 1) -> nn.Module:
@@ -74,7 +69,7 @@ def wnids(*rows: int) -> list[str]:
 # The same numbers
 
 
-@pytest.mark.parametrize(("name", "resolution"), [("resnet18", 64), ("resnet18", 224), ("resnet50", 64)])
+@pytest.mark.parametrize(("name", "resolution"), [("resnet18", 64), ("resnet50", 64)])
 def test_a_resnet_of_torchvision_computes_the_same_here(file, name, resolution):
     other = theirs(name)
     state = {k: v for k, v in other.state_dict().items() if "num_batches" not in k}  # torchvision's oldest have none
@@ -181,10 +176,9 @@ def test_a_network_that_refuses_the_size_of_the_pictures(file):
 # Classes
 
 
-@pytest.mark.parametrize("classes", [CLASSES, ["zebra", "yak", "ape"]])
-def test_as_many_rows_as_classes_are_taken_in_order(file, classes):
+def test_as_many_rows_as_classes_are_taken_in_order(file):
     other = theirs()
-    teacher = taken(file(other.state_dict()), classes=classes)
+    teacher = taken(file(other.state_dict()), classes=["zebra", "yak", "ape"])
     assert teacher.about["head_rows"] is None
     same(teacher.network, other, 64)
 
@@ -195,14 +189,6 @@ def test_of_a_thousand_rows_those_of_the_classes_are_taken(file):
     teacher = taken(file(other.state_dict()), classes=wnids(*rows))
     assert teacher.about["head_rows"] == rows
     same(teacher.network, other, 64, rows)
-    chance = logits(other, 64).softmax(1)[:, rows]
-    torch.testing.assert_close(logits(teacher.network, 64).softmax(1), chance / chance.sum(1, keepdim=True))
-
-
-def test_a_head_without_bias_is_restricted_too(file):
-    other, rows = theirs("maxvit_t", classes=1000, input_size=(224, 224)), [7, 8]
-    assert "classifier.5.bias" not in other.state_dict()
-    same(taken(file(other.state_dict()), "torchvision:maxvit_t", wnids(*rows), 224).network, other, 224, rows)
 
 
 def test_all_of_imagenet_is_taken_as_it_is(file):
@@ -215,7 +201,7 @@ def test_all_of_imagenet_is_taken_as_it_is(file):
         assert taken(path, "torchvision:mnasnet0_5", classes).about["head_rows"] == rows
 
 
-@pytest.mark.parametrize(("rows", "classes"), [(1000, CLASSES), (4, CLASSES), (4, imagenet_classes.wnids()[:3])])
+@pytest.mark.parametrize(("rows", "classes"), [(1000, CLASSES), (4, imagenet_classes.wnids()[:3])])
 def test_another_number_of_classes_is_refused_with_both(file, rows, classes):
     said = refused(file(theirs(classes=rows).state_dict()), classes=classes)
     assert f"has {rows} classes but the data have 3;" in said
@@ -274,8 +260,8 @@ def test_a_teacher_of_ours_is_of_the_same_classes(tmp_path):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A folder with data of three classes at 32 px."""
+def data(tmp_path, monkeypatch):
+    """Work in a folder with data of three classes at 32 px; return their validation images and labels."""
     monkeypatch.chdir(tmp_path)
     labels = np.repeat(np.arange(3), 20)
     draws = np.random.default_rng(0)
@@ -285,26 +271,11 @@ def here(tmp_path, monkeypatch):
     return arrays["val/images"], labels
 
 
-@pytest.fixture
-def wmdd(monkeypatch):
-    """Run a command line as `python -m wmdd` does."""
-
-    def run(line: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["wmdd", *shlex.split(line)])
-        try:
-            main()
-        except SystemExit as end:
-            if end.code:
-                raise
-
-    return run
-
-
 TEACHER = "teacher --data data.h5 --output model.safetensors --seed 0 --device cpu --precision fp32"
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "ours/model.safetensors"])
-def test_a_teacher_from_outside_is_measured_gated_and_says_where_it_is_from(here, wmdd, file, tmp_path, name):
+def test_a_teacher_from_outside_is_measured_gated_and_says_where_it_is_from(data, run, mistake, file, tmp_path, name):
     (tmp_path / "ours").mkdir()
     if name == "weights.pt":
         other, width, mean, std = theirs(), 64, [0.4, 0.5, 0.6], [0.2, 0.2, 0.3]
@@ -312,13 +283,12 @@ def test_a_teacher_from_outside_is_measured_gated_and_says_where_it_is_from(here
     else:
         other, width, mean, std = artifact(tmp_path / name), 4, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
     line = f"{TEACHER} --architecture resnet18 --width {width} --weights {name} --epochs 7"
-    with pytest.raises(SystemExit, match=r"wmdd teacher: error: the teacher reaches .* below min_accuracy 99\.0%"):
-        wmdd(f"{line} --min-accuracy 0.99")
+    assert mistake(f"{line} --min-accuracy 0.99", begun=True).endswith("lower teacher.min_accuracy")
     assert not (tmp_path / "model.safetensors").exists()
-    wmdd(line)
+    assert run(line)[0] == 0
     _, meta = load_model(tmp_path / "model.safetensors")
     digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
-    images, labels = here
+    images, labels = data
     with torch.no_grad():
         guesses = other.eval()(normalise(torch.from_numpy(images), mean, std)).argmax(1).numpy()
     top1 = float((guesses == labels).mean())
@@ -333,16 +303,14 @@ def test_a_teacher_from_outside_is_measured_gated_and_says_where_it_is_from(here
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "torchvision:mnasnet0_5", "timm:test_resnet"])
-def test_the_artifact_is_rebuilt_from_itself_alone(here, wmdd, file, tmp_path, closed, architecture):
+def test_the_artifact_is_rebuilt_from_itself_alone(data, run, file, tmp_path, closed, architecture):
     kind, _, name = architecture.rpartition(":")
     other = shaken(timm.create_model(name, num_classes=3)) if kind == "timm" else theirs(name)
     path = file(other.state_dict())
-    wmdd(f"{TEACHER} --architecture {architecture} --weights {path.name}")
+    assert run(f"{TEACHER} --architecture {architecture} --weights {path.name}")[0] == 0
     path.unlink()
-    network, _ = read_teacher(tmp_path / "model.safetensors")
-    same(network, other, 32)
-    wmdd("features --data data.h5 --teacher model.safetensors --output f.h5 --statistics s.h5 --device cpu")
-    assert json.loads((tmp_path / "f.cost.json").read_text())["stage"] == "features"
+    same(read_teacher(tmp_path / "model.safetensors")[0], other, 32)
+    assert closed == []
 
 
 # The experiment file
@@ -368,8 +336,3 @@ def test_settings_of_a_training_that_there_is_not_change_no_flag(file):
     assert flags_of(weights=weights, width=3) != flags_of(weights=weights)
     assert flags_of(weights=weights, min_accuracy=0.5) != flags_of(weights=weights)
     assert flags_of(epochs=3) != flags_of()
-
-
-def test_a_file_is_told_from_a_name():
-    files = {"": "", "pretrained": "", "ResNet18_Weights.DEFAULT": "", "a.pt": "a.pt", "b/c": "b/c"}
-    assert {weights: TeacherSettings(weights=weights).checkpoint for weights in files} == files

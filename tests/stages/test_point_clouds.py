@@ -44,7 +44,7 @@ def kept(path, cloud_of=None, **chosen):
 # A class at a time
 
 
-@pytest.mark.parametrize("labels", [SORTED, MIXED, MIXED[::-1], SORTED.astype(np.uint8)])
+@pytest.mark.parametrize("labels", [SORTED.astype(np.uint8), MIXED], ids=["sorted", "mixed"])
 @pytest.mark.parametrize("kind", ["array", "tensor", "hdf5"])
 def test_a_class_is_its_rows_in_order(tmp_path, monkeypatch, labels, kind):
     monkeypatch.setattr(point_clouds, "PIECE", 7 * D * 4)
@@ -60,12 +60,11 @@ def test_a_class_is_its_rows_in_order(tmp_path, monkeypatch, labels, kind):
 
 
 @pytest.mark.parametrize("piece", [1, 100, 10**9])
-@pytest.mark.parametrize("labels", [SORTED, MIXED])
-def test_the_variance_does_not_depend_on_the_pieces(monkeypatch, piece, labels):
+def test_the_variance_does_not_depend_on_the_pieces(monkeypatch, piece):
     monkeypatch.setattr(point_clouds, "PIECE", piece)
-    cloud = Cloud(VALUES + 100, labels)
+    cloud = Cloud(VALUES + 100, MIXED)
     for label in range(4):
-        mine = (VALUES + 100)[labels == label].astype(np.float64)
+        mine = (VALUES + 100)[label == MIXED].astype(np.float64)
         assert cloud.variance(cloud.rows(label)) == pytest.approx(mine.var(0).sum(), rel=1e-9)
 
 
@@ -83,9 +82,8 @@ def test_only_the_rows_of_a_class_are_in_memory(tmp_path):
 
 
 @pytest.mark.parametrize(("share", "count"), [(1.0, 50), (0.3, 15), (0.31, 16), (1e-6, 1)])
-@pytest.mark.parametrize("labels", [SORTED, np.arange(N) % 4])
-def test_the_confident_rows_are_those_of_least_loss(share, count, labels):
-    head = torch.nn.Linear(D, 4)
+def test_the_confident_rows_are_those_of_least_loss(share, count):
+    head, labels = torch.nn.Linear(D, 4), np.arange(N) % 4
     cloud = Confident(Cloud(VALUES, labels, list("ABCD")), head.weight.detach(), head.bias.detach(), share)
     for label in range(4):
         rows = np.asarray(cloud.rows(label))
@@ -108,20 +106,12 @@ def test_a_class_without_points_is_named():
 
 @pytest.mark.parametrize(
     ("kind", "read"),
-    [
-        ("<f4", "float32"),
-        (">f4", "float32"),
-        (">f8", "float64"),
-        ("f2", "float16"),
-        (">i2", "float64"),
-        ("u1", "float64"),
-    ],
-)
+    [("<f4", "float32"), (">f4", "float32"), (">f8", "float64"), ("f2", "float16"), (">i2", "float64"), ("u1", "float64")],
+)  # fmt: skip
 def test_numbers_of_any_kind(here, kind, read):
-    values = (10 * VALUES).round().astype(kind) if kind != "u1" else (MIXED[:, None] + np.arange(D)).astype(kind)
-    for path in (write(here / "x.h5", x=values), here / "x.npy"):
-        if path.suffix == ".npy":
-            np.save(path, values)
+    values = np.abs(10 * VALUES).round().astype(kind)
+    np.save("x.npy", values)
+    for path in write(here / "x.h5", x=values), here / "x.npy":
         (found,) = kept(path)[0].values()
         assert found.dtype == read
         np.testing.assert_array_equal(found, values.astype(found.dtype))
