@@ -7,10 +7,11 @@ from torch import Tensor
 from wmdd.base.rng import generator
 from wmdd.networks.batchnorm import ClassMoments, inputs_of, layers, moments, running, sums_of, watchable, watched
 from wmdd.networks.models import normalise
+from wmdd.networks.normalisation import Normalisation
 
 CLASSES, COUNT = 3, 14
 LABELS = torch.tensor([0, 2, 1, 0, 0, 2, 1, 1, 0, 2, 0, 1, 0, 0])  # 7, 4 and 3 images
-MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
+NORMALISATION = Normalisation([0.5, 0.4, 0.6], [0.2, 0.3, 0.25])
 
 
 def uniform(*shape: int, key: str = "") -> Tensor:
@@ -58,7 +59,7 @@ def inputs(tiny_teacher, images) -> dict[str, Tensor]:
         if isinstance(module, torch.nn.BatchNorm2d)
     ]
     with torch.no_grad():
-        tiny_teacher(normalise(images, MEAN, STD))
+        tiny_teacher(normalise(images, NORMALISATION))
     for handle in handles:
         handle.remove()
     assert list(inputs) == list(layers(tiny_teacher))
@@ -136,10 +137,10 @@ def test_running_statistics_are_copies_with_one_row(tiny_teacher):
 
 def test_hooks_are_gone_afterwards(tiny_teacher, images):
     with inputs_of(tiny_teacher) as seen:
-        tiny_teacher(normalise(images, MEAN, STD))
+        tiny_teacher(normalise(images, NORMALISATION))
         assert list(seen) == list(layers(tiny_teacher))
     seen.clear()
-    tiny_teacher(normalise(images, MEAN, STD))
+    tiny_teacher(normalise(images, NORMALISATION))
     assert not seen
 
 

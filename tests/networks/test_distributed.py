@@ -33,13 +33,14 @@ from wmdd.jobs.torchrun import check_gpus
 from wmdd.networks.context import Forgetful, quiet
 from wmdd.networks.distributed import ALONE, SharedBatchNorm2d, World, parts_of, shared_statistics, unsent, world
 from wmdd.networks.engine import plain
+from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.training import evaluate
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.teacher import TeacherSettings
 from wmdd.stages import teacher
 
 ROOT = Path(__file__).parents[2]
-MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
+NORMALISATION = Normalisation([0.5, 0.5, 0.5], [0.25, 0.25, 0.25])
 COUNT = 47  # images in three steps of 16, 16 and 15, the last of which two processes share unevenly
 SETTINGS = TeacherSettings(
     architecture="convnet3", width=8, epochs=2, batch_size=16, lr=0.02, evaluate_every=1, ema=0.5, accumulate=2
@@ -59,7 +60,7 @@ def coloured(key: str) -> tuple[Tensor, Tensor]:
 
 def taught(context, settings: TeacherSettings = SETTINGS) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     network, history = teacher.train(
-        Resident(*coloured("train")), Resident(*coloured("val")), 3, MEAN, STD, settings, 0, context
+        Resident(*coloured("train")), Resident(*coloured("val")), 3, NORMALISATION, settings, 0, context
     )
     assert not any(isinstance(layer, SharedBatchNorm2d) for layer in network.modules())
     return network.state_dict(), history
@@ -112,7 +113,9 @@ class Table(nn.Module):
 
 def scored(among: World, count: int) -> dict[str, float]:
     pixels = (torch.arange(count) % 3).to(torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
-    return evaluate(Table(), Resident(pixels, torch.arange(count) % 2), [0] * 3, [1] * 3, plain(), 2, among)
+    return evaluate(
+        Table(), Resident(pixels, torch.arange(count) % 2), Normalisation([0] * 3, [1] * 3), plain(), 2, among
+    )
 
 
 class Kept(Forgetful):
@@ -306,7 +309,7 @@ def here(tmp_path_factory) -> Path:
         arrays |= {f"{split}/images": images.numpy(), f"{split}/labels": labels.numpy()}
     names = ["ant", "bee", "cat"]
     counts = {split: np.bincount(arrays[f"{split}/labels"]).tolist() for split in ("train", "val")}
-    meta = {"classes": names, "names": names, "resolution": 16, "mean": MEAN, "std": STD, "storage": "pixels"}
+    meta = {"classes": names, "names": names, "resolution": 16, "storage": "pixels"} | NORMALISATION._asdict()
     save(folder / "data.h5", arrays, meta | {"counts": counts, "inputs": {}})
     return folder
 

@@ -22,6 +22,7 @@ from wmdd.cli.readers import read_teacher
 from wmdd.datasets import imagenet_classes
 from wmdd.networks.foreign_teacher import names_outside, pretrained, translated
 from wmdd.networks.models import ResNet, build, normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.base import flags
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.teacher import TeacherSettings
@@ -290,7 +291,7 @@ def test_a_teacher_from_outside_is_measured_gated_and_says_where_it_is_from(data
     digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
     images, labels = data
     with torch.no_grad():
-        guesses = other.eval()(normalise(torch.from_numpy(images), mean, std)).argmax(1).numpy()
+        guesses = other.eval()(normalise(torch.from_numpy(images), Normalisation(mean, std))).argmax(1).numpy()
     top1 = float((guesses == labels).mean())
     assert 0 < top1 < 1
     assert meta["accuracy"] == {"top1": pytest.approx(top1), "top5": 1.0}

@@ -7,6 +7,7 @@ from torch import nn
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.networks.models import bounds_of, build, normalise, to_pixels
+from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.state_dicts import restore
 from wmdd.settings.network import NetworkSettings
 
@@ -182,22 +183,23 @@ def test_another_network_is_refused_and_the_origin_named(wanted, resolution):
 
 # ---- normalisation
 
+NORMALISATION = Normalisation([0.0, 0.2, 0.5], [1.0, 0.1, 0.25])
+
 
 def test_pixels_are_normalised_per_channel():
     images = torch.tensor([0, 51, 255], dtype=torch.uint8)[:, None, None, None].expand(3, 3, 2, 2)
-    found = normalise(images, [0.0, 0.2, 0.5], [1.0, 0.1, 0.25])
+    found = normalise(images, NORMALISATION)
     assert found.dtype == torch.float32
     expected = torch.tensor([[0.0, -2.0, -2.0], [0.2, 0.0, -1.2], [1.0, 8.0, 2.0]])
     torch.testing.assert_close(found, expected[..., None, None].expand(3, 3, 2, 2))
 
 
 def test_pixels_come_back_from_normalised_ones_rounded_and_within_range():
-    mean, std = [0.0, 0.2, 0.5], [1.0, 0.1, 0.25]
     images = torch.arange(256, dtype=torch.uint8)[:, None, None, None].expand(256, 3, 2, 2)
-    normalised = normalise(images, mean, std)
-    assert torch.equal(to_pixels(normalised, mean, std), images)
-    step = torch.tensor(std).view(3, 1, 1).reciprocal() / 255
-    assert torch.equal(to_pixels(normalised + 0.4 * step, mean, std), images)
-    assert torch.equal(to_pixels(normalised[[0, 255]] * 2, mean, std)[:, 0], images[[0, 255], 0])
-    for bound, extreme in zip(bounds_of(mean, std, torch.device("cpu")), normalised[[0, 255], :, :1, :1], strict=True):
+    normalised = normalise(images, NORMALISATION)
+    step = torch.tensor(NORMALISATION.std).view(3, 1, 1).reciprocal() / 255
+    assert torch.equal(to_pixels(normalised + 0.4 * step, NORMALISATION), images)
+    assert torch.equal(to_pixels(normalised[[0, 255]] * 2, NORMALISATION)[:, 0], images[[0, 255], 0])
+    bounds = bounds_of(NORMALISATION, torch.device("cpu"))
+    for bound, extreme in zip(bounds, normalised[[0, 255], :, :1, :1], strict=True):
         torch.testing.assert_close(bound, extreme)

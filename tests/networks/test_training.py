@@ -16,10 +16,11 @@ from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import plain
+from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.training import Batch, batches_of, cross_entropy, distillation, evaluate, fit, learning_rate
 from wmdd.settings.network import TrainingSettings
 
-MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
+NORMALISATION = Normalisation([0.5, 0.5, 0.5], [0.25, 0.25, 0.25])
 
 
 def normal(*shape: int, key: str = "") -> Tensor:
@@ -117,7 +118,9 @@ def test_accuracy_by_hand(size):
     def accuracy(logits: Tensor, labels: list[int]) -> dict[str, float]:
         images = torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
         network = Table(logits).train()
-        scores = evaluate(network, Resident(images, torch.tensor(labels)), [0] * 3, [1] * 3, plain(), size)
+        scores = evaluate(
+            network, Resident(images, torch.tensor(labels)), Normalisation([0] * 3, [1] * 3), plain(), size
+        )
         assert network.training
         return scores
 
@@ -137,7 +140,7 @@ def test_evaluation_normalises():
 
     images = torch.tensor([100, 160], dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
     below_and_above_the_mean = Resident(images, torch.tensor([1, 0]))
-    assert evaluate(Mean(), below_and_above_the_mean, MEAN, STD, plain())["top1"] == 1
+    assert evaluate(Mean(), below_and_above_the_mean, NORMALISATION, plain())["top1"] == 1
 
 
 # ---- the loop

@@ -14,13 +14,14 @@ from wmdd.networks import siamese, whitening
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import plain
 from wmdd.networks.models import build, normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.training import batches_of, evaluate
 from wmdd.networks.whitening import Whitened
 from wmdd.settings.match import ExpertSettings
 from wmdd.stages.expert import flat, train
 
 CLASSES, SIDE, EACH = 3, 8, 6
-MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
+NORMALISATION = Normalisation([0.5, 0.4, 0.6], [0.2, 0.3, 0.25])
 STEPS = 4  # of an epoch, and its end: five chances to keep something
 
 
@@ -38,13 +39,13 @@ def settings(**changes):
 
 def trained(seed=0, context=None, white=None, **changes):
     return train(
-        pictures(), pictures(1), CLASSES, MEAN, STD, white, settings(**changes), seed, context or quiet(plain())
+        pictures(), pictures(1), CLASSES, NORMALISATION, white, settings(**changes), seed, context or quiet(plain())
     )
 
 
 @pytest.mark.parametrize(("views", "whiten"), [("none", False), ("dsa", True)])
 def test_rows_are_the_parameters_after_each_epoch_and_the_first_is_the_fresh_network(views, whiten):
-    white = whitening.fit(pictures(), MEAN, STD) if whiten else None
+    white = whitening.fit(pictures(), NORMALISATION) if whiten else None
     found, history = trained(2, white=white, views=views)
     network, labels = build(settings(), CLASSES, SIDE, generator("expert", "weights", 2)), pictures().labels
     assert found.shape == (4, sum(p.numel() for p in network.parameters()))
@@ -54,7 +55,7 @@ def test_rows_are_the_parameters_after_each_epoch_and_the_first_is_the_fresh_net
         order = torch.randperm(len(labels), generator=generator("expert", "order", 2, epoch))
         losses = []
         for index in batches_of(order, 5):
-            x = normalise(pictures().images[index], MEAN, STD)
+            x = normalise(pictures().images[index], NORMALISATION)
             x = white.apply(x) if white else x
             x = siamese.apply(x, how.of(index)) if views == "dsa" else x
             loss = F.cross_entropy(network(x), labels[index])
@@ -68,12 +69,12 @@ def test_rows_are_the_parameters_after_each_epoch_and_the_first_is_the_fresh_net
 
 
 def test_the_history_is_the_accuracy_of_the_rows():
-    white = whitening.fit(pictures(), MEAN, STD)
+    white = whitening.fit(pictures(), NORMALISATION)
     rows, history = trained(white=white)
     for row, entry in zip(rows[1:], history, strict=True):
         network = build(settings(), CLASSES, SIDE, generator("any"))
         torch.nn.utils.vector_to_parameters(row, network.parameters())
-        found = evaluate(Whitened(network, white), pictures(1), MEAN, STD, plain())
+        found = evaluate(Whitened(network, white), pictures(1), NORMALISATION, plain())
         assert {"top1": entry["top1"], "top5": entry["top5"]} == found
 
 

@@ -19,6 +19,7 @@ from wmdd.datasets.loader import Resident, batches_by_class
 from wmdd.networks.batchnorm import statistics_of
 from wmdd.networks.engine import Engine, plain
 from wmdd.networks.models import normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.teacher import FeaturesSettings
 from wmdd.stages.feature_files import keep, taken_up
@@ -26,7 +27,7 @@ from wmdd.stages.features import Shard, extract
 
 COUNT = [7, 1, 4, 12, 3]
 LABELS = torch.arange(5).repeat_interleave(torch.tensor(COUNT))
-MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
+NORMALISATION = Normalisation([0.5, 0.4, 0.6], [0.2, 0.3, 0.25])
 SETTINGS = FeaturesSettings(batch_size=4, exact=True)
 ENGINE = EngineSettings(device="cpu", precision="fp32")
 
@@ -45,13 +46,14 @@ def pictures() -> Resident:
 
 
 def passed(network, pictures, settings=SETTINGS, engine=None, **options) -> list[Shard]:
-    return list(extract(network, pictures, MEAN, STD, settings, engine or plain(), **options))
+    return list(extract(network, pictures, NORMALISATION, settings, engine or plain(), **options))
 
 
 def in_double(network, pictures) -> tuple[Tensor, dict[str, Tensor]]:
     """Features of all pictures, and the input of every BatchNorm layer, in double precision."""
     network, found = network.double(), {}
-    x = (pictures.images.double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMALISATION)
+    x = (pictures.images.double() / 255 - mean) / std
     layers = {n: m for n, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
     handles = [m.register_forward_pre_hook(lambda _, a, n=n: found.update({n: a[0]})) for n, m in layers.items()]
     with torch.no_grad():
@@ -106,7 +108,7 @@ def test_precision(tiny_teacher, pictures, exact):
     engine = Engine(torch.device("cpu"), torch.bfloat16)
     (shard,) = passed(tiny_teacher, pictures, FeaturesSettings(exact=exact), engine)
     with torch.no_grad():
-        reference = tiny_teacher.embed(normalise(pictures.images, MEAN, STD))
+        reference = tiny_teacher.embed(normalise(pictures.images, NORMALISATION))
     off = float((shard.features - reference).norm() / reference.norm())
     assert shard.features.dtype == torch.float32
     assert off < 1e-5 if exact else 1e-5 < off < 0.05
@@ -149,7 +151,7 @@ def test_threads_change_no_bit(tiny_teacher, pictures):
 def files(tiny_teacher, pictures, tmp_path) -> Path:
     """data.h5 and model.safetensors in a folder."""
     names = list("abcde")
-    manifest = {"classes": names, "names": names, "resolution": 16, "mean": MEAN, "std": STD}
+    manifest = {"classes": names, "names": names, "resolution": 16} | NORMALISATION._asdict()
     arrays = {f"{s}/images": pictures.images.numpy() for s in ("train", "val")}
     arrays |= {f"{s}/labels": LABELS.numpy() for s in ("train", "val")}
     hdf5_writer.save(tmp_path / "data.h5", arrays, manifest)

@@ -19,6 +19,7 @@ from wmdd.networks import augment
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import plain
 from wmdd.networks.models import normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.student import AugmentationSettings, RelabelSettings, StudentSettings
 from wmdd.stages import student
 from wmdd.stages.labels import Renormalised, append, hard, online, opened, prune, pruned, restore, rows_of, stored
@@ -185,7 +186,7 @@ def test_a_file_of_another_stage_is_refused(tmp_path, name, says):
 # The student of a store
 
 COUNT, CLASSES = 8, 5
-MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+NORMALISATION = Normalisation([0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
 VIEWS = AugmentationSettings(crop_scale=(0.3, 1))
 SETTINGS = StudentSettings(
     architecture="convnet3", width=8, norm="instance", epochs=3, batch_size=3, temperature=2, optimizer="sgd", lr=0.1
@@ -200,7 +201,7 @@ def images() -> Tensor:
 def studied(images, labels, settings=SETTINGS):
     of = torch.arange(COUNT) % CLASSES
     ((network, history),) = student.train(
-        images, of, torch.ones(COUNT), labels, Resident(images, of), CLASSES, MEAN, STD, settings, VIEWS, 0, [0],
+        images, of, torch.ones(COUNT), labels, Resident(images, of), CLASSES, NORMALISATION, settings, VIEWS, 0, [0],
         quiet(plain()),
     )  # fmt: skip
     return torch.cat([value.flatten() for value in network.state_dict().values()]), [entry["loss"] for entry in history]
@@ -208,7 +209,7 @@ def studied(images, labels, settings=SETTINGS):
 
 def labelled(teacher, images, epochs=3):
     seeds = seeds_of(0, epochs)
-    return torch.stack(list(relabel(teacher, images, MEAN, STD, seeds, VIEWS, 4, quiet(plain())))), seeds
+    return torch.stack(list(relabel(teacher, images, NORMALISATION, seeds, VIEWS, 4, quiet(plain())))), seeds
 
 
 def test_asked_and_stored_labels_make_the_same_student(tiny_teacher, images):
@@ -267,12 +268,12 @@ def test_labels_for_fewer_epochs_than_the_student_trains(images):
 
 
 def test_a_teacher_of_another_normalisation_sees_the_same_pictures(tiny_teacher, images):
-    own, spread = [0.1, 0.2, 0.3], [0.3, 0.2, 0.1]
-    adapted = Renormalised(tiny_teacher, own, spread, MEAN, STD)
+    own = Normalisation([0.1, 0.2, 0.3], [0.3, 0.2, 0.1])
+    adapted = Renormalised(tiny_teacher, own, NORMALISATION)
     views, index = views_of(VIEWS, COUNT, 1), torch.arange(COUNT)
     given, expected, unadapted = (
-        network(augment.apply(normalise(images, mean, std), views, index)).detach()
-        for network, mean, std in ((adapted, MEAN, STD), (tiny_teacher, own, spread), (tiny_teacher, MEAN, STD))
+        network(augment.apply(normalise(images, by), views, index)).detach()
+        for network, by in ((adapted, NORMALISATION), (tiny_teacher, own), (tiny_teacher, NORMALISATION))
     )
     torch.testing.assert_close(given, expected, rtol=1e-3, atol=1e-4)
     assert float((unadapted - expected).abs().max()) > 0.05

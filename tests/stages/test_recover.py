@@ -21,6 +21,7 @@ from wmdd.networks.batchnorm import Statistics, inputs_of, layers
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import Engine, plain
 from wmdd.networks.models import build
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.recover import RecoverSettings
 from wmdd.stages.recover import batches, noise, recover, to_pixels
@@ -29,7 +30,7 @@ from wmdd.stages.recover_loss import Target, loss_terms, observed
 from wmdd.stages.recover_views import drawn, view
 
 CLASSES, K, SIDE, FEATURES = 5, 3, 16, 32
-MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
+NORMALISATION = Normalisation([0.5, 0.4, 0.6], [0.2, 0.3, 0.25])
 MILD = {"crop_scale": (0.3, 1.0), "jitter": 3}
 STILL = {"crop_scale": (1.0, 1.0), "jitter": 0, "flip": False}
 
@@ -275,7 +276,7 @@ def recovered(network, settings, seed=3, keeper=None, block=slice(0, 4), k=2, en
     target, context = targets(network, uniform=False, k=k), quiet(engine)
     return recover(
         network, target.labels[block], target.atoms[block], target.weights[block],
-        target.statistics.of(target.labels[block]), SIDE, MEAN, STD, settings, seed,
+        target.statistics.of(target.labels[block]), SIDE, NORMALISATION, settings, seed,
         replace(context, keeper=keeper or context.keeper), start,
     )  # fmt: skip
 
@@ -284,7 +285,7 @@ SHORT = {**MILD, "iterations": 5, "batch_size": 4}
 
 
 def test_images_are_pixels_of_their_seed_and_every_batch_is_optimised(tiny_teacher):
-    start = to_pixels(noise(torch.arange(4), 2, SIDE, 3), MEAN, STD)
+    start = to_pixels(noise(torch.arange(4), 2, SIDE, 3), NORMALISATION)
     for options in ({}, {"statistics": "global"}, {"statistics": "global", "composition": "across"}):
         settings = RecoverSettings(**SHORT, **options)
         one = recovered(tiny_teacher, settings)
@@ -340,12 +341,12 @@ def test_a_block_of_several_batches_is_what_blocks_of_one_are(tiny_teacher, coup
 
 
 def test_pixels_stay_valid_after_each_step(tiny_teacher, dying_keeper):
-    low, high = ((v - torch.tensor(MEAN)) / torch.tensor(STD) for v in (0.0, 1.0))
+    mean, std = map(torch.tensor, NORMALISATION)
     keeper = dying_keeper(4)
     recovered(tiny_teacher, RecoverSettings(**SHORT | {"batch_size": 8}, lr=0.5), keeper=keeper)
     x = keeper.load()["optimizer"]["x"]
-    torch.testing.assert_close(x.amin((0, 2, 3)), low)  # some are at the bounds
-    torch.testing.assert_close(x.amax((0, 2, 3)), high)
+    torch.testing.assert_close(x.amin((0, 2, 3)), -mean / std)  # some are at the bounds
+    torch.testing.assert_close(x.amax((0, 2, 3)), (1 - mean) / std)
 
 
 KILLS = {
@@ -398,7 +399,8 @@ def test_images_may_go_through_jpeg_files(tiny_teacher):
 
 
 def normalised(pixels: Tensor) -> Tensor:
-    return (pixels / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMALISATION)
+    return (pixels / 255 - mean) / std
 
 
 @pytest.fixture
@@ -413,7 +415,16 @@ def history_of(network, real: Tensor, settings: RecoverSettings, engine=PLAIN) -
     target, history = matched(network, real, torch.full((3, 2), 0.5)), []
     context = replace(quiet(engine), log=lambda metrics, _: history.append(metrics))
     found = recover(
-        network, target.labels, target.atoms, target.weights, target.statistics, SIDE, MEAN, STD, settings, 0, context
+        network,
+        target.labels,
+        target.atoms,
+        target.weights,
+        target.statistics,
+        SIDE,
+        NORMALISATION,
+        settings,
+        0,
+        context,
     )
     return history, found
 
@@ -488,7 +499,7 @@ def test_each_term_falls_on_its_own(tiny_teacher, real, term):
 def test_no_atoms_are_needed_where_no_term_uses_them(tiny_teacher):
     target = targets(tiny_teacher, k=2)
     settings = RecoverSettings(**SHORT, feature_weight=0, cross_entropy=1)
-    arguments = (target.weights, target.statistics, SIDE, MEAN, STD, settings, 0, quiet(plain()))
+    arguments = (target.weights, target.statistics, SIDE, NORMALISATION, settings, 0, quiet(plain()))
     without = recover(tiny_teacher, target.labels, None, *arguments)
     assert torch.equal(without, recover(tiny_teacher, target.labels, target.atoms, *arguments))
 
@@ -509,8 +520,8 @@ def test_a_loss_that_can_not_be_is_refused(tiny_teacher, overrides, atoms, says)
     settings = RecoverSettings(**SHORT | overrides)
     with pytest.raises(WmddError, match=says):
         recover(
-            tiny_teacher, target.labels, target.atoms if atoms else None, target.weights, target.statistics, SIDE, MEAN,
-            STD, settings, 0, quiet(PLAIN),
+            tiny_teacher, target.labels, target.atoms if atoms else None, target.weights, target.statistics, SIDE,
+            NORMALISATION, settings, 0, quiet(PLAIN),
         )  # fmt: skip
 
 
@@ -519,5 +530,5 @@ def test_a_teacher_without_batchnorm_needs_no_regularisation():
     with pytest.raises(WmddError, match="no BatchNorm layers to match"):
         recover(
             network, torch.arange(2), torch.zeros(2, 1, network.head.in_features), torch.ones(2, 1), Statistics({}, {}),
-            SIDE, MEAN, STD, RecoverSettings(iterations=3), 0, quiet(plain()),
+            SIDE, NORMALISATION, RecoverSettings(iterations=3), 0, quiet(plain()),
         )  # fmt: skip

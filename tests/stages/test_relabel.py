@@ -11,12 +11,13 @@ from wmdd.networks import augment, siamese, whitening
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import plain
 from wmdd.networks.models import normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.student import AugmentationSettings
 from wmdd.stages.relabel import relabel, seed_of_views, seeds_of, seen, views_of
 
 COUNT = 9
 CUTMIX = AugmentationSettings()
-MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+NORMALISATION = Normalisation([0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
 KINDS = pytest.mark.parametrize(
     "settings",
     [CUTMIX, AugmentationSettings(crop_scale=(1, 1), flip=False, mix="none")],
@@ -30,7 +31,7 @@ def images() -> Tensor:
 
 
 def epochs_of(network, images: Tensor, seeds: list[int], settings=CUTMIX, size: int = 4, engine=None):
-    return relabel(network, images, MEAN, STD, seeds, settings, size, quiet(engine or plain()))
+    return relabel(network, images, NORMALISATION, seeds, settings, size, quiet(engine or plain()))
 
 
 def labels(*arguments, **options) -> Tensor:
@@ -47,20 +48,20 @@ def test_labels_are_the_logits_of_the_replayed_views(tiny_teacher, images, setti
         draws = torch.Generator().manual_seed(seed)
         views = augment.draw(draws, COUNT, settings.crop_scale, settings.flip, settings.mix)
         with torch.no_grad():
-            expected = tiny_teacher(augment.apply(normalise(images, MEAN, STD), views, torch.arange(COUNT)))
+            expected = tiny_teacher(augment.apply(normalise(images, NORMALISATION), views, torch.arange(COUNT)))
         torch.testing.assert_close(found[epoch].float(), expected, rtol=2e-3, atol=1e-4)
 
 
 @KINDS
 @pytest.mark.parametrize("whitened", [False, True])
 def test_a_batch_that_is_prepared_with_its_partners_is_that_of_the_whole_set(images, settings, whitened):
-    white = whitening.fit(Resident(images, torch.zeros(COUNT, dtype=torch.int64)), MEAN, STD) if whitened else None
-    x = normalise(images, MEAN, STD)
+    white = whitening.fit(Resident(images, torch.zeros(COUNT, dtype=torch.int64)), NORMALISATION) if whitened else None
+    x = normalise(images, NORMALISATION)
     x = white.apply(x) if white else x
     views = views_of(settings, COUNT, seed_of_views(1, 0))
     for index in ([8, 3, 5, 0], [4]):
         expected = augment.apply(x, views, torch.tensor(index))
-        found = seen(images, views, torch.tensor(index), MEAN, STD, white)
+        found = seen(images, views, torch.tensor(index), NORMALISATION, white)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 if whitened else 0)
 
 
@@ -73,7 +74,7 @@ def test_distorted_views_are_replayed_too(tiny_teacher, images):
     for epoch, seed in enumerate(seeds):
         how = siamese.draw(torch.Generator().manual_seed(seed), COUNT)
         with torch.no_grad():
-            expected = tiny_teacher(siamese.apply(normalise(images, MEAN, STD), how))
+            expected = tiny_teacher(siamese.apply(normalise(images, NORMALISATION), how))
         torch.testing.assert_close(found[epoch].float(), expected, rtol=2e-3, atol=1e-4)
     torch.testing.assert_close(labels(tiny_teacher, images, seeds, DSA, size=2), found, rtol=2e-3, atol=1e-4)
     unheeded = {"crop_scale": (0.5, 0.6), "flip": False, "mix": "none"}

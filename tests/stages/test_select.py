@@ -9,6 +9,7 @@ from wmdd.base.rng import generator
 from wmdd.networks import augment
 from wmdd.networks.engine import plain
 from wmdd.networks.models import build, normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.select import SelectSettings
@@ -126,13 +127,13 @@ def test_masses_of_mosaics_are_the_sums_of_their_pictures():
 
 
 CROPS = SelectSettings(strategy="patches", tiles=2, candidates=12, crops=3, crop_scale=(0.3, 1.0))
-MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
+NORMALISATION = Normalisation([0.5, 0.4, 0.3], [0.2, 0.3, 0.25])
 
 
 def cropped(seed: int = 0, count: int = 12, settings: SelectSettings = CROPS):
     network = build(NetworkSettings(width=4), 3, 16, generator("select network")).eval()
     images = torch.randint(0, 256, (12, 3, 16, 16), generator=generator("candidates"), dtype=torch.uint8)
-    return network, images, patches(network, images, 1, count, MEAN, STD, settings, seed, plain())
+    return network, images, patches(network, images, 1, count, NORMALISATION, settings, seed, plain())
 
 
 def test_patches_are_the_crops_that_the_teacher_is_surest_of():
@@ -143,7 +144,7 @@ def test_patches_are_the_crops_that_the_teacher_is_surest_of():
     def loss(image: int, box: Tensor) -> float:
         view = augment.identity(1)
         view.crop.copy_(box)
-        seen = augment.apply(normalise(images[image : image + 1], MEAN, STD), view, torch.tensor([0]))
+        seen = augment.apply(normalise(images[image : image + 1], NORMALISATION), view, torch.tensor([0]))
         return float(-network(seen).log_softmax(1)[0, 1].detach())
 
     kept = [loss(i, box) for i, box in zip(found.images.tolist(), found.boxes, strict=True)]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.stages.test_teacher import MEAN, STD, coloured, equal
+from tests.stages.test_teacher import NORMALISATION, coloured, equal
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
 from wmdd.networks import augment, siamese, whitening
@@ -37,7 +37,7 @@ def normal(*shape: int) -> Tensor:
 def trained(images, own, weights, labels, runs, augmentation=STILL, context=None, white=None, **changes):
     """Train students on images with labels [N] or [N, C] of their own, and what else they are told."""
     return student.train(
-        images, own, torch.as_tensor(weights), labels, Resident(*coloured(30, "val")), 3, MEAN, STD,
+        images, own, torch.as_tensor(weights), labels, Resident(*coloured(30, "val")), 3, NORMALISATION,
         SMALL.model_copy(update=changes), augmentation, 0, runs, context or quiet(plain()), white,
     )  # fmt: skip
 
@@ -90,7 +90,7 @@ def test_soft_labels_belong_to_their_epoch_view_and_image(augmentation):
     logits = torch.empty(3, 7, 3)
     with torch.no_grad():
         for epoch, seed in enumerate(seeds_of(0, 3)):
-            draws, x = torch.Generator().manual_seed(seed), normalise(images, MEAN, STD)
+            draws, x = torch.Generator().manual_seed(seed), normalise(images, NORMALISATION)
             if augmentation == DSA:
                 shown = siamese.apply(x, siamese.draw(draws, 7))
             else:
@@ -131,7 +131,7 @@ def test_hard_labels_that_a_method_learned_are_mixed_as_classes_are():
     (seed,) = seeds_of(0, 1)
     views = augment.draw(torch.Generator().manual_seed(seed), 6, (0.5, 1), True, "cutmix")
     with torch.no_grad():
-        logits = network(augment.apply(normalise(images, MEAN, STD), views, torch.arange(6)))
+        logits = network(augment.apply(normalise(images, NORMALISATION), views, torch.arange(6)))
     kept = views.kept(16, 16)[:, None]
     expected = F.cross_entropy(logits, kept * learned + (1 - kept) * learned[views.partner])
     assert history[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
@@ -140,7 +140,7 @@ def test_hard_labels_that_a_method_learned_are_mixed_as_classes_are():
 @pytest.mark.parametrize("augmentation", [CUT, DSA], ids=["cut", "dsa"])
 def test_a_student_of_whitened_images_sees_them_and_its_teacher_does_not(monkeypatch, augmentation):
     images, own = coloured(6, "distilled")
-    white = whitening.fit(Resident(*coloured(40, "train")), MEAN, STD)
+    white = whitening.fit(Resident(*coloured(40, "train")), NORMALISATION)
     asked, shown = [], []
 
     class Teacher(nn.Module):
@@ -160,9 +160,9 @@ def test_a_student_of_whitened_images_sees_them_and_its_teacher_does_not(monkeyp
     trained(images, own, torch.ones(6), online(0, Teacher()), [0], augmentation, white=white, batch_size=6)
     order = torch.randperm(6, generator=generator("student", "order", 0, 0, 0))
     views = views_of(augmentation, 6, seeds_of(0, 1)[0])
-    torch.testing.assert_close(asked[0], seen(images, views, order, MEAN, STD))
-    torch.testing.assert_close(shown[0], seen(images, views, order, MEAN, STD, white))
-    torch.testing.assert_close(shown[-1], white.apply(normalise(coloured(30, "val")[0], MEAN, STD)))
+    torch.testing.assert_close(asked[0], seen(images, views, order, NORMALISATION))
+    torch.testing.assert_close(shown[0], seen(images, views, order, NORMALISATION, white))
+    torch.testing.assert_close(shown[-1], white.apply(normalise(coloured(30, "val")[0], NORMALISATION)))
 
 
 # ---- weights of images
@@ -235,7 +235,7 @@ def test_the_average_of_a_student_is_what_is_scored():
     ((other, _),) = several([0])
     assert not equal(network, other)
     pictures = Resident(*coloured(30, "val"))
-    assert evaluate(network, pictures, MEAN, STD, FAST)["top1"] == history[-1]["top1"]
+    assert evaluate(network, pictures, NORMALISATION, FAST)["top1"] == history[-1]["top1"]
 
 
 # ---- engines

@@ -14,11 +14,12 @@ from wmdd.networks import augment
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import plain
 from wmdd.networks.models import Network
+from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.training import Batch, evaluate
 from wmdd.settings.teacher import TeacherSettings
 from wmdd.stages import teacher
 
-MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
+NORMALISATION = Normalisation([0.5, 0.5, 0.5], [0.25, 0.25, 0.25])
 EASY = TeacherSettings(
     architecture="resnet18", width=4, epochs=6, batch_size=16, lr=0.05, crop="pad", pad=2, min_accuracy=0.9
 )
@@ -38,7 +39,7 @@ def equal(a: nn.Module, b: nn.Module) -> bool:
 def taught(seed: int = 0, keeper=None, **changes) -> tuple[Network, list[dict[str, float]]]:
     context = quiet(plain())
     return teacher.train(
-        Resident(*coloured(72, "train")), Resident(*coloured(30, "val")), 3, MEAN, STD,
+        Resident(*coloured(72, "train")), Resident(*coloured(30, "val")), 3, NORMALISATION,
         EASY.model_copy(update=changes), seed, replace(context, keeper=keeper or context.keeper),
     )  # fmt: skip
 
@@ -48,7 +49,7 @@ def test_a_teacher_learns_a_separable_problem():
     assert len(history) == 6
     assert history[-1]["top1"] > 0.9
     assert history[-1]["loss"] < history[0]["loss"]
-    assert evaluate(network, Resident(*coloured(30, "val")), MEAN, STD, plain())["top1"] == history[-1]["top1"]
+    assert evaluate(network, Resident(*coloured(30, "val")), NORMALISATION, plain())["top1"] == history[-1]["top1"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wmdd.base.errors import WmddError, one_line
 from wmdd.networks.architectures import CONVNETS, RESNETS, stem_of
+from wmdd.networks.normalisation import Normalisation
 
 if TYPE_CHECKING:
     from wmdd.settings.network import NetworkSettings
@@ -235,10 +236,10 @@ def build(settings: "NetworkSettings", classes: int, resolution: int, generator:
     raise WmddError(f"unknown architecture {name!r}; known: {names}")
 
 
-def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """Turn uint8 images [B, 3, H, W] into normalised float32: (x / 255 - mean) / std per channel."""
-    centre, spread = _per_channel(tuple(mean), images.device), _per_channel(tuple(std), images.device)
-    return (images.float() / 255 - centre) / spread
+def normalise(images: Tensor, normalisation: Normalisation) -> Tensor:
+    """Turn uint8 images [B, 3, H, W] into normalised float32."""
+    mean, std = (_per_channel(tuple(values), images.device) for values in normalisation)
+    return (images.float() / 255 - mean) / std
 
 
 @cache  # a copy to a GPU waits for all that it is at
@@ -246,12 +247,13 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device).view(3, 1, 1)
 
 
-def bounds_of(mean: list[float], std: list[float], device: torch.device) -> list[Tensor]:
+def bounds_of(normalisation: Normalisation, device: torch.device) -> list[Tensor]:
     """Return black and white as normalised pixels, [3, 1, 1] each."""
-    return [((value - torch.tensor(mean)) / torch.tensor(std)).view(3, 1, 1).to(device) for value in (0.0, 1.0)]
+    mean, std = map(torch.tensor, normalisation)
+    return [((value - mean) / std).view(3, 1, 1).to(device) for value in (0.0, 1.0)]
 
 
-def to_pixels(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
+def to_pixels(images: Tensor, normalisation: Normalisation) -> Tensor:
     """Return uint8 images of normalised ones [..., 3, R, R], rounded; stored as they are (WMDD's released code saves JPEG)."""
-    pixels = images * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
-    return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation)
+    return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

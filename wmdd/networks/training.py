@@ -15,6 +15,7 @@ from wmdd.networks.context import Context
 from wmdd.networks.distributed import ALONE, World
 from wmdd.networks.engine import Engine
 from wmdd.networks.models import normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.steps import Epoch, LossOf, Trained, side_by_side, stepper
 
 if TYPE_CHECKING:
@@ -63,8 +64,7 @@ def batches_of(order: Tensor, size: int) -> tuple[Tensor, ...]:
 def evaluate(
     network: nn.Module,
     pictures: "Pictures",
-    mean: list[float],
-    std: list[float],
+    normalisation: Normalisation,
     engine: Engine,
     size: int = 500,
     world: World = ALONE,
@@ -77,7 +77,7 @@ def evaluate(
 
     def guesses(images: Tensor) -> Tensor:  # classes [B, 5], the likeliest first
         with torch.inference_mode(), engine.autocast():
-            logits = network(normalise(engine.arranged(images, network), mean, std))
+            logits = network(normalise(engine.arranged(images, network), normalisation))
         return logits.float().topk(min(5, logits.shape[1]), 1).indices
 
     labels = pictures.labels.to(engine.device)

@@ -12,6 +12,7 @@ from wmdd.datasets.loader import Pictures, batches_by_class
 from wmdd.networks.batchnorm import ClassMoments, sums_of_inputs, within
 from wmdd.networks.engine import Engine
 from wmdd.networks.models import Network, normalise
+from wmdd.networks.normalisation import Normalisation
 
 if TYPE_CHECKING:
     from wmdd.settings.teacher import FeaturesSettings
@@ -41,8 +42,7 @@ class Shard:
 def extract(
     network: Network,
     pictures: Pictures,
-    mean: list[float],
-    std: list[float],
+    normalisation: Normalisation,
     settings: "FeaturesSettings",
     engine: Engine,
     classes: range | None = None,
@@ -60,8 +60,7 @@ def extract(
     Args:
         network: the teacher.
         pictures: of the training split.
-        mean: per channel, of the normalisation.
-        std: per channel.
+        normalisation: of the pixels.
         settings: batch size, precision.
         engine: device; its precision is used unless the features are to be exact.
         classes: what to pass over; None for all.
@@ -80,7 +79,7 @@ def extract(
 
         def forward(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             with torch.inference_mode(), nullcontext() if settings.exact else engine.autocast():
-                x = normalise(engine.arranged(images, network), mean, std)
+                x = normalise(engine.arranged(images, network), normalisation)
                 embedded, sums = network.embed(x).float().cpu(), sums_of_last_pass()
             if settings.variance == "batches":
                 sums = {layer: within(values, len(x)) for layer, values in sums.items()}

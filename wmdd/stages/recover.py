@@ -23,6 +23,7 @@ from wmdd.networks.batchnorm import Statistics, layers, running
 from wmdd.networks.context import Context
 from wmdd.networks.engine import Engine, flop, resume, set_rate
 from wmdd.networks.models import Network, bounds_of, normalise, to_pixels
+from wmdd.networks.normalisation import Normalisation
 from wmdd.stages.recover_loss import Target, loss_terms, loss_weights, observed
 from wmdd.stages.recover_views import drawn, sampled, view
 
@@ -82,8 +83,7 @@ def recover(
     weights: Tensor,
     statistics: Statistics,
     resolution: int,
-    mean: list[float],
-    std: list[float],
+    normalisation: Normalisation,
     settings: "RecoverSettings",
     seed: int,
     context: Context,
@@ -98,8 +98,7 @@ def recover(
         weights: [C, K], each row sums to 1.
         statistics: per class of the block, [C, ch] by layer; not used with `statistics: global`.
         resolution: R.
-        mean: per channel, of the normalisation.
-        std: per channel.
+        normalisation: of the pixels.
         settings: the loss and its optimisation.
         seed: of the distillation.
         context: engine, checkpoints, log, progress.
@@ -117,14 +116,14 @@ def recover(
     state = context.keeper.load()
     if state is None:
         k = weights.shape[1]
-        images = noise(labels, k, resolution, seed) if start is None else normalise(start, mean, std)
+        images = noise(labels, k, resolution, seed) if start is None else normalise(start, normalisation)
         if start is not None and atoms is not None:
             images = matched(network, images, atoms, engine)
         at_once = _at_once(network, target, resolution, settings, engine)
         state = {"part": 0, "images": images, "at_once": at_once}
-    run = _Run(network, settings, seed, context, bounds_of(mean, std, engine.device))
+    run = _Run(network, settings, seed, context, bounds_of(normalisation, engine.device))
     images = _optimise_batches(run, target, state)
-    return through_jpeg(to_pixels(images, mean, std), settings.jpeg)
+    return through_jpeg(to_pixels(images, normalisation), settings.jpeg)
 
 
 def _optimise_batches(run: _Run, target: Target, state: dict[str, Any]) -> Tensor:

@@ -20,6 +20,7 @@ from wmdd.base.rng import generator
 from wmdd.networks import augment
 from wmdd.networks.engine import Engine
 from wmdd.networks.models import Network, normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.stages.point_clouds import Cloud
 from wmdd.transport import quantize
 from wmdd.transport.measure import squared_distances
@@ -120,8 +121,7 @@ def patches(
     images: Tensor,
     label: int,
     count: int,
-    mean: list[float],
-    std: list[float],
+    normalisation: Normalisation,
     settings: "SelectSettings",
     seed: int,
     engine: Engine,
@@ -137,8 +137,7 @@ def patches(
         images: candidates, uint8 [n, 3, R, R].
         label: their class c.
         count: how many to choose, at most n.
-        mean: per channel, of the teacher's normalisation.
-        std: per channel.
+        normalisation: the teacher's.
         settings: crops of an image, and their sizes.
         seed: of the distillation.
         engine: where the teacher is.
@@ -150,7 +149,7 @@ def patches(
     whose = torch.arange(n).repeat_interleave(settings.crops)
 
     def score(index: Tensor) -> Tensor:
-        seen = augment.apply(normalise(images[whose[index]], mean, std).to(device), *_these(views, index, device))
+        seen = augment.apply(normalise(images[whose[index]], normalisation).to(device), *_these(views, index, device))
         with engine.autocast():
             logits = network(engine.arranged(seen, network)).float()
         return F.cross_entropy(logits, torch.full((len(index),), label, device=device), reduction="none").cpu()

@@ -13,13 +13,14 @@ from wmdd.networks import siamese
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import plain
 from wmdd.networks.models import bounds_of, build, normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.match import MatchSettings
 from wmdd.stages.match import real, start
 from wmdd.stages.match.distributions import attention, loss, match, means
 from wmdd.stages.select import random
 
 CLASSES, K, SIDE, EACH = 3, 2, 8, 9
-MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
+NORMALISATION = Normalisation([0.5, 0.4, 0.6], [0.2, 0.3, 0.25])
 NAMES = ["a", "b", "c"]
 DM = MatchSettings(objective="dm", architecture="convnet2", width=4, iterations=3, lr=2.0, real_batch=4)
 DATADAM = DM.model_copy(update={"objective": "datadam", "lr": 50.0})
@@ -37,7 +38,7 @@ def found_of(block=range(CLASSES), least=4):
 
 
 def matched(settings, block=range(CLASSES), context=None):
-    return match(found_of(block), CLASSES, K, MEAN, STD, settings, 0, context or quiet(plain())).images
+    return match(found_of(block), CLASSES, K, NORMALISATION, settings, 0, context or quiet(plain())).images
 
 
 def network(settings):
@@ -82,18 +83,19 @@ def test_one_step_is_that_of_the_gradient_of_the_equation(settings):
     """A step of the whole stage, against its parts put together by hand: network, real images, distortion, momentum, range."""
     settings = settings.model_copy(update={"iterations": 1})
     found, net = found_of(), build(settings, CLASSES, SIDE, generator("match", "network", 0, 0))
-    x = start(found, K, MEAN, STD, settings, 0).requires_grad_()
+    x = start(found, K, NORMALISATION, settings, 0).requires_grad_()
     total = torch.zeros(())
     for c in range(CLASSES):
         order = torch.randperm(EACH, generator=generator("match", "real", 0, 0, c))[:4]
-        truth = normalise(pictures().images[EACH * c + order], MEAN, STD)
+        truth = normalise(pictures().images[EACH * c + order], NORMALISATION)
         how = siamese.draw(generator("match", "view", 0, 0, c), 1)
         target = means(net, siamese.apply(truth, how.repeated(4)), 1, settings, plain())
         total = total + loss(net, siamese.apply(x[c], how.repeated(K))[None], target, settings, plain()).sum()
     total.backward()
-    low, high = bounds_of(MEAN, STD, torch.device("cpu"))
+    low, high = bounds_of(NORMALISATION, torch.device("cpu"))
     wanted = torch.minimum(torch.maximum(x - settings.lr * x.grad, low), high)
-    pixels = (wanted * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMALISATION)
+    pixels = (wanted * std + mean) * 255
     assert (matched(settings).float() - pixels).abs().max() <= 0.51
     assert (matched(settings) != matched(settings.model_copy(update={"lr": 1e-9}))).any()
 
@@ -108,11 +110,11 @@ def test_the_loss_falls(settings):
 
 
 def test_real_starts_are_the_images_of_random_under_the_same_seed():
-    begun = start(found_of(), K, MEAN, STD, DM, 3)
+    begun = start(found_of(), K, NORMALISATION, DM, 3)
     for c in range(CLASSES):
         chosen, _ = random(EACH, K, 3, c)
-        torch.testing.assert_close(begun[c], normalise(pictures().images[EACH * c + chosen], MEAN, STD))
-    noise = start(found_of(), K, MEAN, STD, DM.model_copy(update={"init": "noise"}), 3)
+        torch.testing.assert_close(begun[c], normalise(pictures().images[EACH * c + chosen], NORMALISATION))
+    noise = start(found_of(), K, NORMALISATION, DM.model_copy(update={"init": "noise"}), 3)
     assert not torch.equal(begun, noise)
 
 

@@ -14,6 +14,7 @@ from wmdd.networks import siamese, whitening
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import flop, plain
 from wmdd.networks.models import build
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.match import ExpertSettings, MatchSettings
 from wmdd.stages.expert import flat
 from wmdd.stages.match import real
@@ -21,7 +22,7 @@ from wmdd.stages.match.trajectories import match
 from wmdd.stages.match.unrolling import Step, gradient_of, unrolled
 
 CLASSES, K, SIDE = 3, 2, 8
-MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
+NORMALISATION = Normalisation([0.5, 0.4, 0.6], [0.2, 0.3, 0.25])
 TRAINED = ExpertSettings(architecture="convnet2", width=4)
 MTT = MatchSettings(
     objective="mtt",
@@ -63,7 +64,7 @@ def matched(settings=MTT, context=None, white=None, trained=TRAINED, given=None)
     source = pictures()
     found = real(source, list(range(CLASSES)), ["a", "b", "c"], 1)
     return match(
-        found, CLASSES, K, MEAN, STD, given or experts(), trained, white, settings, 0, context or quiet(plain())
+        found, CLASSES, K, NORMALISATION, given or experts(), trained, white, settings, 0, context or quiet(plain())
     )
 
 
@@ -135,7 +136,7 @@ def test_it_goes_on_after_any_kill_with_the_same_bits(dying_keeper):
 
 
 def test_whitened_images_come_back_as_pictures():
-    white = whitening.fit(pictures(), MEAN, STD)
+    white = whitening.fit(pictures(), NORMALISATION)
     still = MTT.model_copy(update={"iterations": 1, "lr": 1e-12})
     found = matched(still, white=white)
     begun = matched(still)
