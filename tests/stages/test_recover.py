@@ -462,10 +462,11 @@ def test_bfloat16_goes_down_as_far(tiny_teacher, real):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch needs a C++ compiler")
-def test_the_compiled_loss_is_that_of_the_reference(tiny_teacher, real, capsys):
+def test_the_compiled_loss_is_that_of_the_reference(real, capsys):
+    network = build(NetworkSettings(architecture="convnet1", width=4), CLASSES, SIDE, generator("compiled"))
     settings = RecoverSettings(**MILD, iterations=4, cross_entropy=1)
-    expected, images = history_of(tiny_teacher, real, settings)
-    found, others = history_of(tiny_teacher, real, settings, replace(FAST, mode="compile", images_at_once=6))
+    expected, images = history_of(network, real, settings)
+    found, others = history_of(network, real, settings, replace(FAST, mode="compile", images_at_once=6))
     assert "not compiled" not in capsys.readouterr().err
     for a, b in zip(expected, found, strict=True):
         assert b == pytest.approx(a, rel=1e-4)

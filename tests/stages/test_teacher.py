@@ -56,7 +56,8 @@ def test_a_teacher_learns_a_separable_problem():
     ("optimizer", "save_at", "die_at"), [("sgd", 6, 7), ("sgd", 1, 2), ("adamw", 9, 9 + 4)]
 )  # 5 steps and an end an epoch
 def test_a_killed_teacher_goes_on_to_the_same_bits(dying_keeper, monkeypatch, optimizer, save_at, die_at):
-    changes = {"epochs": 3, "min_accuracy": 0.0, "ema": 0.9, "accumulate": 3, "optimizer": optimizer, "crop": "resized"}
+    changes = {"epochs": 3, "min_accuracy": 0.0, "ema": 0.9, "accumulate": 3, "crop": "resized"}
+    changes |= {"optimizer": optimizer, "architecture": "convnet3"}
     whole, history = taught(**changes)
     keeper, again, decoded = dying_keeper(save_at, die_at), dying_keeper(), []
     with pytest.raises(dying_keeper.Killed):
