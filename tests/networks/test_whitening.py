@@ -33,17 +33,12 @@ def test_the_covariance_is_shrunk_by_eps_and_the_axes_stay():
     torch.testing.assert_close(white.matrix, white.matrix.T, rtol=0, atol=1e-6)  # zero phase
 
 
-def test_what_was_whitened_comes_back():
+def test_what_was_whitened_comes_back_and_a_whitened_network_is_given_pictures():
     found = pictures()
     white = whitening.fit(found, NORMALISATION)
     x = normalise(found.images[:5], NORMALISATION)
     torch.testing.assert_close(white.undo(white.apply(x)), x, rtol=0, atol=1e-5)
-
-
-def test_a_whitened_network_is_given_pictures():
-    white = whitening.fit(pictures(), NORMALISATION)
     network = whitening.Whitened(torch.nn.Flatten(), white)
-    x = normalise(pictures().images[:3], NORMALISATION)
     torch.testing.assert_close(network(x), white.apply(x).flatten(1))
 
 

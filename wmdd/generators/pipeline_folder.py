@@ -177,11 +177,7 @@ class Model:
 
 
 def check(settings: "GeneratorSettings", resolution: int) -> None:
-    """Refuse a model before anything runs, as far as its folder tells; a hub is not asked.
-
-    Args:
-        settings: of the generator.
-        resolution: side in pixels of the images that come and go.
+    """Refuse a model for images of a side, in pixels, before anything runs, as far as its folder tells; a hub is not asked.
 
     Raises:
         WmddError: as of `model_in` and `Model.image_side`.

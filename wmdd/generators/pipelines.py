@@ -222,12 +222,7 @@ def steps_done(how: "DecodeSettings") -> int:
 
 
 def autoencoder(settings: "GeneratorSettings", resolution: int, engine: Engine) -> Autoencoder:
-    """Load a pipeline's autoencoder and nothing else of it.
-
-    Args:
-        settings: of the generator.
-        resolution: side in pixels of the images that come and go.
-        engine: where and how precisely it runs.
+    """Load a pipeline's autoencoder and nothing else of it; images of the side `resolution`, in pixels, come and go.
 
     Raises:
         WmddError: as of `find`; it can't be loaded, or can't divide the images.
@@ -252,15 +247,9 @@ def load(
     settings: "GeneratorSettings", resolution: int, engine: Engine,
     classes: list[str], names: list[str], how: "DecodeSettings",
 ) -> Autoencoder | Guided:  # fmt: skip
-    """Load a pipeline, to decode latents; with strength 0 its autoencoder alone.
+    """Load a pipeline, to decode latents as `how` says; with strength 0 its autoencoder alone.
 
-    Args:
-        settings: of the generator.
-        resolution: side in pixels of the images that come and go.
-        engine: where and how precisely it runs.
-        classes: folder names of the data, in the order of their labels.
-        names: readable names of the classes.
-        how: settings of the decoding.
+    `classes` are the folder names of the data in the order of their labels, `names` the readable ones.
 
     Raises:
         WmddError: as of `autoencoder`; the prompt has a placeholder other than {name}, or the classes are not DiT's.

@@ -154,14 +154,11 @@ def sums_of_inputs(network: nn.Module) -> Iterator[Callable[[], dict[str, Tensor
         yield lambda: dict(vars(local))
 
 
-def moments(x: Tensor, weights: Tensor | None, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor, weights: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     r"""Return mean and variance per channel and class, [C, ch] each, of x [C * K, ch, H, W] with image weights [C, K].
 
-    mu_c = \sum_j w_cj m_cj and sigma^2_c = \sum_j w_cj (v_cj + (m_cj - mu_c)^2), m and v the moments of each image; with
-    `weights` None all images are one group with equal weights ([1, ch]).
+    mu_c = \sum_j w_cj m_cj and sigma^2_c = \sum_j w_cj (v_cj + (m_cj - mu_c)^2), m and v the moments of each image.
     """
-    if weights is None:
-        weights = torch.full((1, len(x)), 1 / len(x), dtype=dtype, device=x.device)
     variance, mean = torch.var_mean(x.to(dtype), (2, 3), correction=0)
     return _of_classes(mean, variance, weights)
 

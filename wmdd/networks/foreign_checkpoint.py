@@ -16,8 +16,7 @@ from torch import Tensor
 from wmdd.artifacts.atomic_files import sha256_of
 from wmdd.artifacts.hdf5_writer import digest_of
 from wmdd.base.errors import WmddError, first_sentence
-from wmdd.networks.foreign_weights import check
-from wmdd.networks.library_weights import timm_config, torchvision_entry
+from wmdd.networks.foreign_weights import check, timm_config, torchvision_entry
 
 if TYPE_CHECKING:
     from wmdd.settings.teacher import TeacherSettings

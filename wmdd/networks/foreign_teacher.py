@@ -41,16 +41,11 @@ class Pretrained:
 
 
 def pretrained(settings: "TeacherSettings", classes: list[str], resolution: int) -> Pretrained:
-    """Build the teacher that `settings.weights` names for these classes.
+    """Build the teacher that `settings.weights` names for these classes, folder names in the order of their labels.
 
     Of weights for the 1,000 classes of ImageNet and data of some of them, the rows of these are taken from the last layer:
     with W, b the layer and S the classes, logits(x) = W[S] h(x) + b[S]. So softmax(logits) is the distribution of the
     original network given that the class is in S. `about["head_rows"]` is S, or None where all rows are taken in order.
-
-    Args:
-        settings: of the teacher stage.
-        classes: folder names of the data, in the order of their labels.
-        resolution: of the data, in pixels.
 
     Raises:
         WmddError: the weights can't be had or read, or are of another network, other classes or another size of pictures.

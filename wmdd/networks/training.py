@@ -128,17 +128,11 @@ def fit_all(
     epoch only: several are in the middle of different steps, and of several processes each has BatchNorm statistics of its
     own until then. At that point the processes also agree whether one of them was told to end.
 
-    Args:
-        networks: on the engine's device.
-        epochs_of: of each network; must depend on the epoch's number alone, so that a resumed job is the same.
-        steps: optimiser steps an epoch.
-        loss_of: the loss of each image.
-        validate: gives the accuracy of a network.
-        settings: the optimisation.
-        context: engine, checkpoints, log, progress, and the processes that train together (one network only).
-        ema: decay of the moving average of weights and buffers that is validated, and put into the network at the end; 0: off.
-        work: FLOP of a network's training, by which the engine decides whether to compile it.
-        each: is given every network after each epoch, before that is kept.
+    Of each network a function gives the batches of an epoch, of `steps` optimiser steps, by the epoch's number alone, so that a
+    resumed job is the same. `loss_of` gives the loss of each image, `validate` the accuracy of a network. With a decay `ema`
+    above 0 a moving average of weights and buffers is validated, and put into the network at the end. By `work`, the FLOP of
+    a network's training, the engine decides whether to compile it. `each` is given every network after each epoch, before
+    that is kept. Only one network can be trained by several processes together.
 
     Raises:
         WmddError: a loss is not a number.

@@ -35,11 +35,7 @@ def features(network: Network, images: Tensor, normalisation: Normalisation, con
 def distances(embedded: Tensor, weights: Tensor, cloud: Cloud, context: Context) -> dict[str, list[float]]:
     """Return of each class W2^2 to the real features, with the images' weights and with equal ones, and the features' variance.
 
-    Args:
-        embedded: features of the distilled images, [C, K, D].
-        weights: [C, K].
-        cloud: features of the real images.
-        context: progress.
+    Of the distilled images `embedded` are the features [C, K, D] and `weights` the masses [C, K]; `cloud` are the real ones.
     """
     table: dict[str, list[float]] = {"cost": [], "uniform_cost": [], "variance": []}
     for label in context.progress(range(len(embedded)), "distances", len(embedded), 0, "class"):

@@ -58,17 +58,9 @@ def train(
     seed: int,
     context: Context,
 ) -> tuple[Tensor, list[dict[str, float]]]:
-    """Train an expert and return its trajectory [E + 1, P] and its history.
+    """Train an expert, the network of number `seed`, and return its trajectory [E + 1, P] and its history.
 
-    Args:
-        pictures: the training split.
-        val_pictures: the validation split, which is only looked at.
-        classes: C.
-        normalisation: of the pixels.
-        whitening: of the training images, if the network sees whitened ones.
-        settings: network and optimisation.
-        seed: the expert's number.
-        context: engine, checkpoints, log, progress.
+    The validation pictures are only looked at. `whitening` is that of the training images, if the network sees whitened ones.
 
     Raises:
         WmddError: the network normalises by batches, or the loss is not a number.

@@ -54,20 +54,12 @@ def extract(
     """Yield the features before the last layer, [N, D] in all, and the exact BatchNorm statistics of each class.
 
     One forward pass an image, in eval mode and without augmentation. A batch never holds two classes, so what is
-    computed for a class does not depend on which other classes the job was given, nor on where it was interrupted. On CPU
-    every thread runs passes of its own, of few pictures: twice as fast as sharing each, and the same for any number of them.
+    computed for a class does not depend on which other classes the job was given (None: all), nor on where it was
+    interrupted. On CPU every thread runs passes of its own, of few pictures: twice as fast as sharing each, and the same for
+    any number of them. The engine's precision is used unless the features are to be `exact`.
 
-    Args:
-        network: the teacher.
-        pictures: of the training split.
-        normalisation: of the pixels.
-        settings: batch size, precision.
-        engine: device; its precision is used unless the features are to be exact.
-        classes: what to pass over; None for all.
-        start: position behind the last one that an earlier job has done.
-        moments: of the class that it was at then.
-        due: whether to hand over what there is.
-        progress: shows how far it is.
+    The pass goes on from the position `start`, behind what an earlier job has done, with the `moments` of the class that it
+    was at then, and hands over what there is when it is `due`.
     """
     network.eval()
     first, last = (0, None) if classes is None else (classes[0], classes[-1])

@@ -89,20 +89,11 @@ def recover(
     context: Context,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Return the images of a block of classes, [C, K, 3, R, R] uint8.
+    """Return the images [C, K, 3, R, R] uint8 of the classes `labels` [C].
 
-    Args:
-        network: the teacher.
-        labels: [C], the classes of the block.
-        atoms: [C, K, D], or None where no term needs them.
-        weights: [C, K], each row sums to 1.
-        statistics: per class of the block, [C, ch] by layer; not used with `statistics: global`.
-        resolution: R.
-        normalisation: of the pixels.
-        settings: the loss and its optimisation.
-        seed: of the distillation.
-        context: engine, checkpoints, log, progress.
-        start: images to begin with, uint8 [C, K, 3, R, R]; None for noise.
+    They are to match atoms [C, K, D] (None where no term needs them) of weights [C, K], rows of sum 1, and the statistics of
+    each class [C, ch] by layer, which `statistics: global` does not use. They begin at the uint8 images `start`
+    [C, K, 3, R, R], or (None) as noise.
 
     Raises:
         WmddError: a term of the loss has nothing to match, there is no term, or the loss is not a number.

@@ -90,15 +90,8 @@ def relabel(
 ) -> Iterator[Tensor]:
     """Yield the teacher's logits on the views of one epoch after the other, each [N, C] float16 on the engine's device.
 
-    Args:
-        network: the teacher, in eval mode throughout.
-        images: the distilled set, uint8 [N, 3, R, R].
-        normalisation: the teacher's.
-        seeds: one an epoch, [E].
-        settings: what is random in a view.
-        batch_size: images a forward pass; the result does not depend on it beyond rounding.
-        context: engine, progress.
-        start: epochs that an earlier job has done.
+    The views are of the distilled images [N, 3, R, R] uint8, from one of the `seeds` [E] an epoch; `start` epochs are done.
+    The result does not depend on the batch size, beyond rounding.
 
     Raises:
         WmddError: a logit is no number, or too large for float16.

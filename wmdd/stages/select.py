@@ -75,10 +75,9 @@ def select(
         labels: [N], sorted.
         classes: their names.
         k: images per class.
-        features: of the training set, for the strategy `kmeans-medoid`, or those that count (`Confident`). One class is in
-            memory at a time.
+        features: of the training set, for the strategy `kmeans-medoid`, or those that count (`Confident`), a class at a time.
         settings: the strategy.
-        solver: settings of the barycenter behind `kmeans-medoid`.
+        solver: of the barycenter behind `kmeans-medoid`.
         seed: of the distillation.
 
     Raises:
@@ -132,15 +131,7 @@ def patches(
     score). RDED's code scores a crop at its place in the mosaic's size within a frame of zeros; here it is scored at full size,
     as a student sees it that crops the mosaic.
 
-    Args:
-        network: the teacher.
-        images: candidates, uint8 [n, 3, R, R].
-        label: their class c.
-        count: how many to choose, at most n.
-        normalisation: the teacher's.
-        settings: crops of an image, and their sizes.
-        seed: of the distillation.
-        engine: where the teacher is.
+    The candidates are uint8 [n, 3, R, R], all of the class c = `label`; at most n can be chosen.
     """
     n, device = len(images), engine.device
     draws = generator("select", "crops", seed, label)

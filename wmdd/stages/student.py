@@ -70,22 +70,11 @@ def train(
     r"""Train students of one distilled set side by side and return each with its history.
 
     The loss is 1/B \sum_i w_i KL(softmax(t_i / T) || softmax(s_i / T)) over the views of a batch, t the teacher's logits, or
-    the cross-entropy with hard labels. The weights w have mean 1 over the set.
+    the cross-entropy with hard labels. The weights w [N], given on any scale, have mean 1 over the set.
 
-    Args:
-        images: the distilled set, uint8 [N, 3, R, R].
-        own: the class of each image, [N], or probabilities of the classes that a method learned, [N, C].
-        weights: [N], not negative, of any scale.
-        labels: the seed of each epoch's views, and where their labels come from.
-        val_pictures: of the real validation split.
-        classes: C.
-        normalisation: of the pixels.
-        settings: the optimisation.
-        augmentation: what is random in a view; the relabel stage's.
-        seed: of the distillation.
-        runs: tell the students apart, which do not depend on each other.
-        context: engine, checkpoints, log, progress.
-        whitening: of the real training images, if students see whitened ones.
+    The set is uint8 images [N, 3, R, R]; `own` are their classes [N], or probabilities [N, C] that a method learned. `labels`
+    hold the seed of each epoch's views. `whitening` is that of the real training images, if students see whitened ones; the
+    numbers `runs` tell the students apart, which do not depend on each other.
 
     Raises:
         WmddError: there are labels for fewer epochs than the student trains, or the loss is not a number.

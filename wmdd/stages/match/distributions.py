@@ -90,16 +90,7 @@ def match(
     seed: int,
     context: Context,
 ) -> Matched:
-    """Return the images of a block of classes.
-
-    Args:
-        real: the real images of the block's classes.
-        classes: how many the dataset has, for the networks' last layer, which is not used.
-        k: images per class.
-        normalisation: of the pixels.
-        settings: the objective and its optimisation.
-        seed: of the distillation.
-        context: engine, checkpoints, log, progress.
+    """Return the images of a block of classes, K each; `classes` of the whole dataset have a place in the last layer, unused.
 
     Raises:
         WmddError: the network is not one of these, or the loss is not a number.

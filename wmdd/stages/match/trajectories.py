@@ -113,19 +113,10 @@ def match(
     seed: int,
     context: Context,
 ) -> Matched:
-    """Return the images of all classes, the learned rate and, if they are learned, labels [C, K, C] (probabilities).
+    """Return the images of all C classes, the learned rate and, if they are learned, labels [C, K, C] (probabilities).
 
-    Args:
-        real: the real images.
-        classes: C.
-        k: images per class.
-        normalisation: of the pixels.
-        experts: trajectories [E + 1, P], rows of which are read.
-        trained: their settings; the student is the same network.
-        whitening: of the training images, if the experts saw whitened ones; X is then whitened, and the result is not.
-        settings: the student and the optimisation.
-        seed: of the distillation.
-        context: engine, checkpoints, log, progress.
+    Experts are trajectories [E + 1, P], of which rows are read; their settings `trained` are those of the student too. With a
+    `whitening`, that of the training images, the experts saw whitened ones: X is then whitened, and the result is not.
 
     Raises:
         WmddError: the experts are too short, or a student's step leads to no number.
