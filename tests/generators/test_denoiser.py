@@ -86,6 +86,11 @@ def unet(seed=0, **settings):
     return build(DiffusionSettings(width=8, layers=1, **settings), (2, 4, 4), 3, generator("unet", seed)).eval()
 
 
+def test_latents_that_can_t_be_halved_are_refused():
+    with pytest.raises(WmddError, match=r"latents of 7 x 7 can't be halved.*autoencoder.factor"):
+        build(DiffusionSettings(width=8), (2, 7, 7), 3, generator("unet"))
+
+
 @torch.no_grad()
 def test_the_unet_knows_angle_and_class_and_mixes_no_images():
     network, z = unet(), normal().float()
@@ -97,8 +102,3 @@ def test_the_unet_knows_angle_and_class_and_mixes_no_images():
         assert (other - found).abs().amax((1, 2, 3)).min() > 1e-6
     assert not torch.equal(unet(1)(z, angle, classes), found)
     assert torch.equal(unet()(z, angle, classes), found)
-
-
-def test_latents_that_can_t_be_halved_are_refused():
-    with pytest.raises(WmddError, match=r"latents of 7 x 7 can't be halved.*autoencoder.factor"):
-        build(DiffusionSettings(width=8), (2, 7, 7), 3, generator("unet"))

@@ -91,19 +91,6 @@ def test_scales_and_shifts_are_the_pipelines_and_undone_in_decoding(copied, conf
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["sd", "dit"])
-def test_with_strength_0_a_latent_is_decoded_as_it_is(made, kind):
-    found = loaded(made(kind), classes=imagenet_classes.wnids()[:3], strength=0)
-    assert isinstance(found, ldm.Autoencoder)
-    theirs = AutoencoderKL.from_pretrained(made(kind), subfolder="vae")
-    got = found.decode(latents(), torch.tensor([0, 1, 2]), draws(0, 1, 2))
-    assert got.shape == (3, 3, SIDE, SIDE)
-    assert got.dtype == torch.uint8
-    assert got.float().std() > 5
-    assert torch.equal(got, to_pixels(theirs.decode(latents() / theirs.config.scaling_factor).sample))
-
-
-@torch.no_grad()
 def test_images_are_resized_on_the_way_in_and_out(made):
     found, at_size = encoder(made("sd"), 40, size=SIDE), encoder(made("sd"))
     shrunk = F.interpolate(scaled(images(side=40)), (SIDE, SIDE), mode="bicubic", antialias=True)
@@ -166,9 +153,10 @@ def test_images_are_those_of_the_librarys_own_call(made, kind, negative):
     assert differ(got, found.autoencoder.decode(start, torch.arange(2), []))
 
 
-def test_the_number_of_steps_is_rounded_up():
+def test_the_number_of_steps_is_rounded_up_and_with_none_the_autoencoder_is_all_there_is(made):
     cases = {(0, 9): 0, (1e-4, 9): 1, (0.3, 9): 3, (0.29, 100): 29, (0.07, 100): 7, (0.58, 50): 29, (1 / 49, 49): 1}
     assert {(share, n): ldm.steps_done(how(strength=share, steps=n)) for share, n in cases} == cases
+    assert isinstance(loaded(made("dit3"), strength=0), ldm.Autoencoder)
 
 
 @pytest.mark.parametrize("kind", ["sd", "xl", "sd3", "dit3"])

@@ -208,12 +208,10 @@ def test_load_refuses_a_damaged_picture_and_a_split_that_is_not_there(root: Path
 # Faults
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_a_class_without_pictures_or_a_readable_one(root: Path, split: str) -> None:
-    folder = root / split / "dog"
-    for path in folder.iterdir():
+def test_a_class_without_a_readable_picture(root: Path) -> None:
+    for path in (root / "val/dog").iterdir():
         path.write_bytes(b"junk")
-    refusal(f"{split}/dog", str(root), "none of the", call=lambda: collect(root, on_corrupt="skip"))
+    refusal("val/dog", str(root), "none of the", call=lambda: collect(root, on_corrupt="skip"))
 
 
 def damaged(path: Path, fault: str) -> Path:

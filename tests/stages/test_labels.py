@@ -68,15 +68,10 @@ def test_what_is_left_out_keeps_its_mass_at_the_temperature(classes, k, temperat
     code = prune(logits, k, temperature)
     found = restore(code, classes).double()
     left = torch.ones_like(found, dtype=torch.bool).scatter_(1, code.classes.long(), False)
-    assert left.sum(1).tolist() == [classes - k] * 20
+    assert torch.equal(found[left], code.rest.double().repeat_interleave(classes - k))
     # r in float16 is off by at most 2^-11 |r|
     mass, kept = (torch.where(left, each / temperature, -math.inf).logsumexp(1) for each in (logits, found))
     assert ((mass - kept).abs() <= 2**-11 * code.rest.double().abs() / temperature + 1e-6).all()
-    assert torch.equal(found[left], code.rest.double().repeat_interleave(classes - k))
-    # and at another temperature it does not
-    other = temperature / 4
-    mass, kept = (torch.where(left, each / other, -math.inf).logsumexp(1) for each in (logits, found))
-    assert classes - k < 2 or ((mass - kept).abs() > 0.01).any()
 
 
 @given(st.integers(1, 12), st.integers(0, 14), st.integers(0, 2**31), st.booleans())

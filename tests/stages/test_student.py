@@ -102,20 +102,6 @@ def test_soft_labels_belong_to_their_epoch_view_and_image(augmentation):
     assert min(entry["loss"] for entry in history) > 1e-7
 
 
-def test_hard_labels_of_mixed_views_are_shares_of_the_area():
-    views = augment.draw(generator(0), 20, (1, 1), False, "cutmix")
-    labels = torch.arange(20) % 3
-    mixed = student.mixed(F.one_hot(labels, 3).float(), views, 16)
-    kept = views.kept(16, 16)
-    for i in range(20):
-        expected = torch.zeros(3)
-        expected[labels[i]] += float(kept[i])
-        expected[labels[views.partner[i]]] += 1 - float(kept[i])
-        torch.testing.assert_close(mixed[i], expected)
-    own = torch.rand(20, 3, generator=generator("own"))
-    assert student.mixed(own, siamese.draw(generator("views"), 20), 16) is own  # no pixel is another image's
-
-
 def test_classes_are_probabilities_of_one():
     images, own = coloured(6, "distilled")
     one, first = studied(images, own, augmentation=CUT)
