@@ -6,6 +6,7 @@ import shlex
 import shutil
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,15 @@ class DyingKeeper:
         self.save_at, self.die_at = save_at, die_at
         self.chances = 0
         self.content: bytes | None = None
+
+    @classmethod
+    def after(cls, run: Callable[["DyingKeeper"], Any], save_at: int, die_at: int) -> "DyingKeeper":
+        """Return the keeper of a job that goes on with what `run` had kept when it was killed."""
+        keeper, again = cls(save_at, die_at), cls()
+        with pytest.raises(Killed):
+            run(keeper)
+        again.content = keeper.content
+        return again
 
     def load(self):
         return None if self.content is None else torch.load(io.BytesIO(self.content), weights_only=True)

@@ -45,7 +45,7 @@ def test_a_state_dict_is_found_wherever_it_is(file, wrap):
     weights = of_file(file(wrap(state), "weights.pth.tar"))
     assert weights.state.keys() == state.keys()
     assert all(torch.allclose(weights.state[k].float(), v.float(), atol=1e-3) for k, v in state.items())
-    assert (weights.mean, weights.std, weights.meta) == (None, None, {})
+    assert (weights.normalisation, weights.meta) == (None, {})
 
 
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
@@ -149,7 +149,7 @@ def test_a_file_in_the_hub_folder_is_taken(hub, entry, file, closed, name):
     assert all(torch.equal(weights.state[k], v) for k, v in state.items())
     assert weights.digest == digest
     assert weights.origin == f"torchvision ResNet18_Weights.IMAGENET1K_V1 (sha256 {digest[:12]})"
-    assert (weights.mean, weights.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert weights.normalisation == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 def test_a_file_of_torchvision_that_is_missing_or_another(hub, entry, file):

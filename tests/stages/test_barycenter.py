@@ -58,8 +58,8 @@ def test_settings_reach_the_solver(solver, weights):
         return [b.cost for b, _ in solved(k=5, solver=solver, weights=weights, **settings)]
 
     usual = costs(exchanges=0)
-    assert all(a <= b + 1e-9 for a, b in zip(costs(exchanges=0, restarts=4), usual, strict=True))
-    assert sum(costs(exchanges=0, restarts=4)) < sum(usual)
+    assert all(a <= b + 1e-9 for a, b in zip(costs(exchanges=0, restarts=3), usual, strict=True))
+    assert sum(costs(exchanges=0, restarts=3)) < sum(usual)
     if solver != "released":  # which has numbers of its own
         assert max(len(b.trace) for b, _ in solved(k=5, solver=solver, weights=weights, max_iterations=2)) <= 3
         assert sum(costs(exchanges=0, max_iterations=1)) > sum(usual) - 1e-9
@@ -127,7 +127,7 @@ def test_explained_share_of_the_variance():
 @ALL
 def test_other_starts_change_no_atoms_and_give_a_gap(solver, weights):
     plain = solved(k=6, solver=solver, weights=weights, exchanges=0)
-    compared = solved(k=6, solver=solver, weights=weights, exchanges=0, compare_restarts=4)
+    compared = solved(k=6, solver=solver, weights=weights, exchanges=0, compare_restarts=3)
     assert all(torch.equal(a, b) for a, b in zip(atoms(plain), atoms(compared), strict=True))
     assert {q.restarts_gap for _, q in plain} == {None}
     assert all(q.restarts_gap >= 0 for _, q in compared)

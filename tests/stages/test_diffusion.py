@@ -21,10 +21,11 @@ def latents(count=64):
     return POINTS[labels].view(-1, 1, 1, 1) + spread, labels
 
 
-def run(context=None, seed=0, **changes):
+def run(keeper=None, seed=0, **changes):
     usual = {"width": 8, "layers": 1, "epochs": 3, "batch_size": 32, "lr": 4e-3, "ema": 0.9}
-    x, y = latents()
-    return train(x, y, x, y, 2, DiffusionSettings(**usual | changes), seed, context or quiet(plain()))
+    (x, y), context = latents(), quiet(plain())
+    context = replace(context, keeper=keeper or context.keeper)
+    return train(x, y, x, y, 2, DiffusionSettings(**usual | changes), seed, context)
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +59,7 @@ def test_a_class_that_is_always_hidden_is_not_learnt_and_none_is_only_where_some
 
 def test_a_killed_job_goes_on_to_the_same_bits(dying_keeper):
     whole, history = run()
-    keeper = dying_keeper(save_at=3, die_at=5)
-    context = replace(quiet(plain()), keeper=keeper)
-    with pytest.raises(keeper.Killed):
-        run(context)
-    again, same = run(context)
+    again, same = run(dying_keeper.after(run, save_at=3, die_at=5))
     assert same == history
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in whole.state_dict().items())
     assert not torch.equal(run(seed=1)[0].unet.conv_in.weight, whole.unet.conv_in.weight)

@@ -141,7 +141,7 @@ def test_some_classes_from_first_to_last():
 
 # Tables
 
-ROWS = {"atoms": [1, 2, 4], "cost": [8.0, 4.0, 2.0], "fitted": 2.0, "twonn": 3.0, "mle": 4.0}
+ROWS = {"atoms": [1, 2, 4], "cost": [8.0, 4.0, 2.0], "fitted": 2.0, "twonn": float("nan"), "mle": 4.0}
 DECAY = Path("results/digits/latent/vae/seed0/decay.json")
 
 
@@ -178,7 +178,8 @@ def test_the_text_says_what_the_numbers_are_and_leaves_out_what_there_is_not(tab
     assert "Decay" not in text
     alone = table[table["method"] == "random"]
     assert "latents W2^2" not in build.markdown(alone, build.decays([])).split("\n\n")[-1]
-    text = build.markdown(table, build.decays([(DECAY, {"decay": [ROWS, ROWS | {"cost": [10.0, 6.0, 4.0]}]})]))
+    rows = ROWS | {"twonn": 3.0}
+    text = build.markdown(table, build.decays([(DECAY, {"decay": [rows, rows | {"cost": [10.0, 6.0, 4.0]}]})]))
     assert "|       9 |       5 |       3 |        2 |       3 |     4 |" in text
 
 

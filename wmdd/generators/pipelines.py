@@ -53,21 +53,13 @@ LARGE = 512  # side in pixels from which one image alone keeps a device busy, an
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """A pipeline's autoencoder alone: a latent is decoded as it is.
+    """A pipeline's autoencoder alone: a latent is decoded as it is."""
 
-    Attributes:
-        model: the pipeline.
-        network: its vae, on the device.
-        size: side of the images that it takes.
-        resolution: side of those that come and go; bicubic with antialiasing between the two.
-        engine: where and how precisely it runs; its parameters are of the engine's type, too.
-    """
-
-    model: Model
-    network: Any
-    size: int
-    resolution: int
-    engine: Engine
+    model: Model  # the pipeline
+    network: Any  # its vae, on the device
+    size: int  # side of the images that it takes
+    resolution: int  # side of those that come and go; bicubic with antialiasing between the two
+    engine: Engine  # of whose type its parameters are, too
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
@@ -123,18 +115,11 @@ def _resized(images: Tensor, side: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Guided:
-    """A pipeline: a latent is moved through its diffusion, and then decoded.
-
-    Attributes:
-        autoencoder: of the pipeline.
-        pipeline: the whole of it, on the device.
-        conditions: one for each class of the data: prompts, or classes of DiT.
-        settings: of the decoding.
-    """
+    """A pipeline: a latent is moved through its diffusion, and then decoded."""
 
     autoencoder: Autoencoder
-    pipeline: Any
-    conditions: list[Any]
+    pipeline: Any  # the whole of it, on the device
+    conditions: list[Any]  # one for each class of the data: prompts, or classes of DiT
     settings: "DecodeSettings"
 
     def encode(self, images: Tensor) -> Tensor:

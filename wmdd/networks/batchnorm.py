@@ -78,16 +78,11 @@ class ClassMoments:
 
     (law of total variance: all pixels of all images of the class). The sums are kept in float64. The published code averages
     the variances within batches instead, which leaves the variance between batches out.
-
-    Attributes:
-        count: images of each class so far, by label.
-        sums: of each class, [2, all channels] float64: the sums of n m and of n (v + m^2).
-        widths: channels of each layer, in their order in the sums.
     """
 
-    count: dict[int, int] = field(default_factory=dict)
-    sums: dict[int, Tensor] = field(default_factory=dict)
-    widths: dict[str, int] = field(default_factory=dict)
+    count: dict[int, int] = field(default_factory=dict)  # images of each class so far, by label
+    sums: dict[int, Tensor] = field(default_factory=dict)  # of n m and of n (v + m^2), [2, all channels] float64
+    widths: dict[str, int] = field(default_factory=dict)  # channels of each layer, in their order in the sums
 
     def add(self, label: int, count: int, sums: dict[str, Tensor]) -> None:
         """Add the sums [2, ch] by layer (`sums_of`) over `count` images of a class."""

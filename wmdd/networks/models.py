@@ -137,27 +137,34 @@ def _pool(name: str) -> nn.Module:
     return {"avg": nn.AvgPool2d(2), "max": nn.MaxPool2d(2), "none": nn.Identity()}[name]
 
 
-class Timm(Network):
-    """A network of the timm library, without its classifier."""
+class Library(Network):
+    """A network of a library, without its last layer, whose name in the library is `classifier`."""
+
+    body: nn.Module
+    classifier: str
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return what the library's last layer is given, [B, D]."""
+        return cast(Tensor, self.body(x))
+
+
+class Timm(Library):
+    """A network of the timm library."""
 
     def __init__(self, name: str, classes: int, **options: Any) -> None:
         super().__init__()
         import timm
 
         try:
-            self.body = timm.create_model(name, pretrained=False, num_classes=0, **options)
+            body: Any = timm.create_model(name, pretrained=False, num_classes=0, **options)
         except RuntimeError as error:
             raise WmddError(f"timm has no network {name!r} ({error}); see timm.list_models()") from None
-        width = getattr(self.body, "head_hidden_size", None) or self.body.num_features  # some widen after pooling
-        self.head = nn.Linear(cast(int, width), classes)
-        self.classifier = cast(dict[str, Any], self.body.pretrained_cfg).get("classifier")  # where timm has its head
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Return timm's pooled features, [B, D]."""
-        return cast(Tensor, self.body(x))
+        width = getattr(body, "head_hidden_size", None) or body.num_features  # some widen after pooling
+        self.body, self.classifier = body, body.pretrained_cfg.get("classifier")
+        self.head = nn.Linear(width, classes)
 
 
-class Torchvision(Network):
+class Torchvision(Library):
     """A classifier of torchvision whose last linear layer is taken out as the head."""
 
     def __init__(self, name: str, classes: int, resolution: int) -> None:
@@ -176,13 +183,9 @@ class Torchvision(Network):
         linear = [place for place, module in self.body.named_modules() if isinstance(module, nn.Linear)]
         if not linear:
             raise WmddError(f"{name} of torchvision does not end in a linear layer; take another network")
-        self.classifier = linear[-1]  # where torchvision has its head
-        self.head = self.body.get_submodule(self.classifier)
+        self.classifier = linear[-1]
+        self.head = cast(nn.Linear, self.body.get_submodule(self.classifier))
         self.body.set_submodule(self.classifier, nn.Identity())
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Return what torchvision's last layer is given, [B, D]."""
-        return cast(Tensor, self.body(x))
 
 
 def _size_of(name: str, resolution: int) -> dict[str, Any]:

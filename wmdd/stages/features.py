@@ -25,17 +25,13 @@ CACHED = 2**19  # pixels of a forward pass on CPU; more of them do not fit into 
 class Shard:
     """A run of the pass.
 
-    Attributes:
-        first: position of its first image in the split.
-        features: [n, D] float32.
-        labels: [n] int64.
-        moments: of its classes; those of the first class count from where the class begins, in an earlier shard perhaps, and
-            those of the last class are not whole unless it ends here.
+    The moments of its first class count from where the class begins, in an earlier shard perhaps, and those of its last class
+    are not whole unless it ends here.
     """
 
-    first: int
-    features: Tensor
-    labels: Tensor
+    first: int  # position of its first image in the split
+    features: Tensor  # [n, D] float32
+    labels: Tensor  # [n] int64
     moments: ClassMoments
 
 

@@ -37,8 +37,9 @@ def found_of(block=range(CLASSES), least=4):
     return real(pictures(), list(block), NAMES, least)
 
 
-def matched(settings, block=range(CLASSES), context=None):
-    return match(found_of(block), CLASSES, K, NORMALISATION, settings, 0, context or quiet(plain())).images
+def matched(settings, block=range(CLASSES), **changes):
+    context = replace(quiet(plain()), **changes)
+    return match(found_of(block), CLASSES, K, NORMALISATION, settings, 0, context).images
 
 
 def network(settings):
@@ -103,9 +104,8 @@ def test_one_step_is_that_of_the_gradient_of_the_equation(settings):
 @BOTH
 def test_the_loss_falls(settings):
     losses = []
-    context = replace(quiet(plain()), log=lambda metrics, step: losses.append(metrics["loss"]))
-    still = {"iterations": 60, "init": "noise", "pool": 1, "views": "none"}
-    matched(settings.model_copy(update=still), context=context)
+    still = {"iterations": 100, "init": "noise", "pool": 1, "views": "none"}
+    matched(settings.model_copy(update=still), log=lambda metrics, step: losses.append(metrics["loss"]))
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
@@ -120,10 +120,8 @@ def test_real_starts_are_the_images_of_random_under_the_same_seed():
 
 @BOTH
 def test_it_goes_on_after_any_kill_with_the_same_bits(settings, dying_keeper):
-    whole, keeper = matched(settings), dying_keeper(2, 3)
-    with pytest.raises(keeper.Killed):
-        matched(settings, context=replace(quiet(plain()), keeper=keeper))
-    assert torch.equal(matched(settings, context=replace(quiet(plain()), keeper=keeper)), whole)
+    again = dying_keeper.after(lambda keeper: matched(settings, keeper=keeper), 2, 3)
+    assert torch.equal(matched(settings, keeper=again), matched(settings))
 
 
 def test_networks_of_a_pool_come_again():
@@ -150,7 +148,6 @@ def test_networks_that_tie_images_together_are_refused():
             matched(DM.model_copy(update=change))
 
 
-def test_a_loss_that_is_no_number_stops_with_the_remedy(dying_keeper):
-    keeper = dying_keeper(1)
+def test_a_loss_that_is_no_number_stops_with_the_remedy():
     with pytest.raises(WmddError, match=r"the loss is not a number at iteration \d+; lower match.lr"):
-        matched(DM.model_copy(update={"lr": float("inf")}), context=replace(quiet(plain()), keeper=keeper))
+        matched(DM.model_copy(update={"lr": float("inf")}))

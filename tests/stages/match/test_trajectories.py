@@ -60,12 +60,9 @@ def experts(epochs=3):
     return found
 
 
-def matched(settings=MTT, context=None, white=None, trained=TRAINED, given=None):
-    source = pictures()
-    found = real(source, list(range(CLASSES)), ["a", "b", "c"], 1)
-    return match(
-        found, CLASSES, K, NORMALISATION, given or experts(), trained, white, settings, 0, context or quiet(plain())
-    )
+def matched(settings=MTT, white=None, given=None, **changes):
+    found, context = real(pictures(), list(range(CLASSES)), ["a", "b", "c"], 1), replace(quiet(plain()), **changes)
+    return match(found, CLASSES, K, NORMALISATION, given or experts(), TRAINED, white, settings, 0, context)
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -106,10 +103,9 @@ def test_the_gradient_of_the_parameters_is_the_networks_own():
 
 def test_the_student_comes_nearer_to_the_experts():
     losses = []
-    context = replace(quiet(plain()), log=lambda metrics, step: losses.append(metrics["loss"]))
     changes = {"iterations": 60, "views": "none", "lr": 20.0, "start_epochs": 1, "trajectories": 1}
     settings = MTT.model_copy(update=changes)
-    matched(settings, context, given=experts()[:1])
+    matched(settings, given=experts()[:1], log=lambda metrics, step: losses.append(metrics["loss"]))
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
@@ -126,10 +122,7 @@ def test_images_rate_and_labels_are_what_is_learned():
 def test_it_goes_on_after_any_kill_with_the_same_bits(dying_keeper):
     settings = MTT.model_copy(update={"labels": "learned", "student_batch": 4})
     whole = matched(settings)
-    keeper = dying_keeper(2, 3)
-    with pytest.raises(keeper.Killed):
-        matched(settings, replace(quiet(plain()), keeper=keeper))
-    resumed = matched(settings, replace(quiet(plain()), keeper=keeper))
+    resumed = matched(settings, keeper=dying_keeper.after(lambda keeper: matched(settings, keeper=keeper), 2, 3))
     assert torch.equal(whole.images, resumed.images)
     assert whole.rate == resumed.rate
     assert torch.equal(whole.labels, resumed.labels)
