@@ -25,6 +25,7 @@ from wmdd.datasets.loader import Resident
 from wmdd.networks import models
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import Engine
+from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.state_dicts import restore
 from wmdd.stages import labels, relabel, student, teacher
 
@@ -85,7 +86,7 @@ class Taught:
         kinds = torch.tensor([c for c, files in enumerate(tree.train) for _ in files])
         pictures = Resident(decoded([file for part in tree.train for file in part], tree.resolution), kinds)
         network, history = teacher.train(
-            pictures, tree.val, len(tree.train), published.MEAN, published.STD, made, 0, quiet(engine)
+            pictures, tree.val, len(tree.train), Normalisation(published.MEAN, published.STD), made, 0, quiet(engine)
         )
         print(f"teacher: trained here for {epochs} epochs, top-1 {history[-1]['top1']:.3f}", flush=True)
         return cls(network.eval().cpu(), published.MEAN, published.STD)
@@ -164,8 +165,8 @@ class Lesson:
     def logits(self, engine: Engine) -> Iterator[Tensor]:
         """Relabel our way, an epoch at a time."""
         return relabel.relabel(
-            copy.deepcopy(self.taught.network), decoded(self.files, self.tree.resolution), self.taught.mean, self.taught.std,
-            self.seeds, settings("AugmentationSettings"), 256, quiet(engine),
+            copy.deepcopy(self.taught.network), decoded(self.files, self.tree.resolution),
+            Normalisation(self.taught.mean, self.taught.std), self.seeds, settings("AugmentationSettings"), 256, quiet(engine),
         )  # fmt: skip
 
     def ours(self, engine: Engine, store: labels.Labels, runs: Sequence[int] = (0,)) -> list[Run]:
@@ -176,8 +177,8 @@ class Lesson:
         synchronise()
         start = time.perf_counter()
         trained = student.train(
-            pixels, own, torch.ones(len(own)), store, watched, classes, self.taught.mean, self.taught.std, self.student,
-            settings("AugmentationSettings"), self.seed, runs, quiet(engine),
+            pixels, own, torch.ones(len(own)), store, watched, classes, Normalisation(self.taught.mean, self.taught.std),
+            self.student, settings("AugmentationSettings"), self.seed, runs, quiet(engine),
         )  # fmt: skip
         synchronise()
         assert watched.since, "the validation pictures were not asked for"

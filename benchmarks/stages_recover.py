@@ -20,6 +20,7 @@ from wmdd.networks import models
 from wmdd.networks.batchnorm import Statistics, layers
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import flop
+from wmdd.networks.normalisation import Normalisation
 from wmdd.stages import recover
 
 CLASSES, PER_CLASS = 10, 10  # of a batch
@@ -91,7 +92,8 @@ class Problem:
         recover.recover(
             copy.deepcopy(self.network), torch.arange(len(self.atoms)), self.atoms,
             torch.full(self.atoms.shape[:2], 1 / self.atoms.shape[1]), self.statistics, self.resolution,
-            published.MEAN, published.STD, settings("RecoverSettings", feature_loss="squared", **changes), 0, context,
+            Normalisation(published.MEAN, published.STD),
+            settings("RecoverSettings", feature_loss="squared", **changes), 0, context,
         )  # fmt: skip
         return losses
 

@@ -16,6 +16,7 @@ from wmdd.cli.readers import block_classes, both_splits, data_facts
 from wmdd.cli.writers import save_history, save_images
 from wmdd.jobs.job import job
 from wmdd.jobs.node_cache import staged
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.match import ExpertSettings, MatchSettings
 
@@ -48,11 +49,11 @@ def expert(
         job("expert", output, [settings], {"data": meta["digest"]}, engine, threads, seed=seed) as stage_job,
         both_splits(data, stage_job.engine) as (pictures, val_pictures),
     ):
-        white = whitening.fit(pictures, meta["mean"], meta["std"]) if settings.whiten else None
+        normalisation = Normalisation.of(meta)
+        white = whitening.fit(pictures, normalisation) if settings.whiten else None
         trajectory, history = train(
-            pictures, val_pictures, len(meta["classes"]), meta["mean"], meta["std"], white, settings, seed,
-            stage_job.context,
-        )  # fmt: skip
+            pictures, val_pictures, len(meta["classes"]), normalisation, white, settings, seed, stage_job.context
+        )
         save_history(output, history)
         accuracy = {name: history[-1][name] for name in ("top1", "top5")}
         with hdf5_writer.writing(output) as writer:
@@ -156,8 +157,10 @@ def _match(
     from wmdd.stages.match import distributions
     from wmdd.stages.match import trajectories as following
 
-    classes, mean, std = len(meta["classes"]), meta["mean"], meta["std"]
+    classes, normalisation = len(meta["classes"]), Normalisation.of(meta)
     if trained is None:
-        return distributions.match(real_images, classes, k, mean, std, settings, seed, context)
-    white = whitening.fit(real_images.pictures, mean, std) if trained.whiten else None
-    return following.match(real_images, classes, k, mean, std, trajectories, trained, white, settings, seed, context)
+        return distributions.match(real_images, classes, k, normalisation, settings, seed, context)
+    white = whitening.fit(real_images.pictures, normalisation) if trained.whiten else None
+    return following.match(
+        real_images, classes, k, normalisation, trajectories, trained, white, settings, seed, context
+    )

@@ -9,6 +9,7 @@ from wmdd.artifacts.hdf5 import check_classes, load
 from wmdd.cli.app import ENGINE, Features, Paths, Teacher, Threads, app
 from wmdd.cli.readers import read_teacher, reading_features
 from wmdd.jobs.job import job
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.engine import EngineSettings
 from wmdd.workflow.layout import cell_of
 
@@ -43,8 +44,8 @@ def distance(
         with job("distance", output, [], inputs, engine, threads) as stage_job:
             pixels, weights = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["weights"])
             cloud = Cloud(file["features"], file["labels"][()], features_meta["names"])
-            normalisation = teacher_meta["mean"], teacher_meta["std"]
-            embedded = stage.features(network, pixels.flatten(0, 1), *normalisation, stage_job.context)
+            normalisation = Normalisation.of(teacher_meta)
+            embedded = stage.features(network, pixels.flatten(0, 1), normalisation, stage_job.context)
             distances = stage.distances(embedded.unflatten(0, pixels.shape[:2]), weights, cloud, stage_job.context)
             stage_job.tracker.log({f"mean/{name}": float(np.mean(values)) for name, values in distances.items()})
             atomic_files.write_json(output, stage_job.meta | {"distance": distances, "classes": meta["classes"]})
@@ -77,8 +78,7 @@ def embedding(*, images: Paths, teacher: Teacher, features: Features, output: Pa
         with hdf5.reading(path, "images") as file:
             check_classes(teacher_meta["classes"], hdf5.meta_of(file)["classes"], str(teacher), str(path))
             pictures = torch.from_numpy(file["images"][classes, : stage.MADE])
-        normalisation = teacher_meta["mean"], teacher_meta["std"]
-        parts.append(embed(network, pictures.flatten(0, 1), *normalisation, quiet(plain())))
+        parts.append(embed(network, pictures.flatten(0, 1), Normalisation.of(teacher_meta), quiet(plain())))
         method = cell_of(path).method
         points += [{"name": names[c], "method": method} for c in classes for _ in range(pictures.shape[1])]
     places = stage.plane(torch.cat(parts)).round(3).tolist()

@@ -21,6 +21,7 @@ from wmdd.cli.readers import (
 )
 from wmdd.cli.writers import save_atoms, save_images
 from wmdd.jobs.job import StageJob, job
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.recover import RecoverSettings
@@ -140,8 +141,8 @@ def recover(
         images, inputs["start"] = _start(start, teacher_meta, classes, ipc)
     with job("recover", output, [settings], inputs, engine, threads, block=block, ipc=ipc, seed=seed) as stage_job:
         images = run(
-            network, labels, atoms, weights, statistics, teacher_meta["resolution"], teacher_meta["mean"],
-            teacher_meta["std"], settings, seed, stage_job.context, images,
+            network, labels, atoms, weights, statistics, teacher_meta["resolution"], Normalisation.of(teacher_meta),
+            settings, seed, stage_job.context, images,
         )  # fmt: skip
         save_images(stage_job, images, weights, labels.tolist(), teacher_meta)
 

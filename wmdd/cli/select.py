@@ -13,6 +13,7 @@ from wmdd.cli.readers import confident_points, read_teacher
 from wmdd.cli.writers import save_images
 from wmdd.jobs.job import StageJob, job
 from wmdd.jobs.node_cache import staged
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.select import SelectSettings
@@ -127,8 +128,8 @@ def _patches(
     images, positions, boxes = [], [], []
     for label, rows in enumerate(candidates):
         best = patches(
-            network, read(pictures, rows), label, count, teacher_meta["mean"], teacher_meta["std"], settings, seed, engine
-        )  # fmt: skip
+            network, read(pictures, rows), label, count, Normalisation.of(teacher_meta), settings, seed, engine
+        )
         positions.append(rows[best.images].tolist())
         boxes.append(best.boxes.tolist())
         images.append(mosaic(best.pixels, settings.tiles))

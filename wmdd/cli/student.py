@@ -16,6 +16,7 @@ from wmdd.cli.readers import data_facts, read_teacher
 from wmdd.cli.writers import save_history
 from wmdd.jobs.job import StageJob, job
 from wmdd.jobs.node_cache import staged
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.student import LabelSettings, RelabelSettings, StudentSettings
 
@@ -59,8 +60,7 @@ def relabel(
         done = pieces.restore()
         checkpoint.begin(pieces.seconds)
         logits = run(
-            network, pixels, teacher_meta["mean"], teacher_meta["std"], seeds, settings, settings.batch_size,
-            stage_job.context, done,
+            network, pixels, Normalisation.of(teacher_meta), seeds, settings, settings.batch_size, stage_job.context, done
         )  # fmt: skip
         for rows in gathered((rows_of(part, settings) for part in logits), checkpoint.due):
             count = len(next(iter(rows.values())))
@@ -125,15 +125,15 @@ def student(
         )
         near = staged(data, make=False)
         val_pictures, _ = files.enter_context(opened(near, "val", device=stage_job.engine.device))
-        white = None
+        normalisation, white = Normalisation.of(data_meta), None
         if settings.whiten:
             pictures, _ = files.enter_context(opened(near, "train", once=True))
-            white = whitening.fit(pictures, data_meta["mean"], data_meta["std"])
+            white = whitening.fit(pictures, normalisation)
         weights = torch.from_numpy(arrays["weights"])  # [C, K]
         students = train(
             torch.from_numpy(arrays["images"]).flatten(0, 1), _own_labels(images, *weights.shape),
             weighted(weights, settings.weights).flatten(), labels, val_pictures, len(weights),
-            data_meta["mean"], data_meta["std"], settings, augmentation, seed, run, stage_job.context, white,
+            normalisation, settings, augmentation, seed, run, stage_job.context, white,
         )  # fmt: skip
         stage_job.cost["students"] = len(run)
         for place, (_, history) in enumerate(students):
@@ -200,9 +200,8 @@ def _online_teacher(path: Path, images: dict[str, Any], data: dict[str, Any]) ->
 
     network, meta = read_teacher(path)
     check_classes(images["classes"], meta["classes"], "the distilled set", str(path))
-    if (meta["mean"], meta["std"]) == (data["mean"], data["std"]):
-        return network, meta["digest"]
-    return Renormalised(network, meta["mean"], meta["std"], data["mean"], data["std"]), meta["digest"]
+    own, given = Normalisation.of(meta), Normalisation.of(data)
+    return (network if own == given else Renormalised(network, own, given)), meta["digest"]
 
 
 def _check_labels(

@@ -12,6 +12,7 @@ from wmdd.cli.readers import block_classes, both_splits, class_rows, data_facts,
 from wmdd.cli.writers import save_history
 from wmdd.jobs.job import job
 from wmdd.jobs.node_cache import staged
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.teacher import FeaturesSettings, TeacherSettings
 
@@ -53,8 +54,8 @@ def teacher(
         both_splits(data, stage_job.engine) as (pictures, val_pictures),
     ):
         network, history = train(
-            pictures, val_pictures, len(facts["classes"]), facts["mean"], facts["std"], settings, seed, stage_job.context
-        )  # fmt: skip
+            pictures, val_pictures, len(facts["classes"]), Normalisation.of(facts), settings, seed, stage_job.context
+        )
         stage_job.cost["processes"] = together.size
         if together.main:
             save_history(output, history)
@@ -82,7 +83,7 @@ def _adopt(
         opened(staged(data, make=False), "val", once=True) as (pictures, _),
     ):
         network = stage_job.engine.place(foreign.network)
-        accuracy = evaluate(network, pictures, facts["mean"], facts["std"], stage_job.engine)
+        accuracy = evaluate(network, pictures, Normalisation.of(facts), stage_job.engine)
         gate(accuracy["top1"], settings.min_accuracy)
         save_history(output, [{"epoch": 0} | accuracy])
         save_model(output, network.state_dict(), stage_job.meta | facts | {"accuracy": accuracy})
@@ -130,8 +131,8 @@ def features(
         classes = None if block is None else block_classes(block, teacher_meta["classes"])
         first, end = class_rows(pictures.labels, classes)
         for shard in extract(
-            stage_job.engine.place(network), pictures, teacher_meta["mean"], teacher_meta["std"], settings, stage_job.engine,
-            classes, start, moments, checkpoint.due, stage_job.context.progress,
+            stage_job.engine.place(network), pictures, Normalisation.of(teacher_meta), settings, stage_job.engine, classes,
+            start, moments, checkpoint.due, stage_job.context.progress,
         ):  # fmt: skip
             keep(pieces, shard, checkpoint.spent())
             checkpoint.save({}, shard.first + len(shard.labels) - first, end - first, "picture")

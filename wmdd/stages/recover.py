@@ -23,6 +23,7 @@ from wmdd.networks.batchnorm import Statistics, layers, running
 from wmdd.networks.context import Context
 from wmdd.networks.engine import Engine, flop, resume, set_rate
 from wmdd.networks.models import Network, bounds_of, normalise, to_pixels
+from wmdd.networks.normalisation import Normalisation
 from wmdd.stages.recover_loss import Target, loss_terms, loss_weights, observed
 from wmdd.stages.recover_views import drawn, sampled, view
 
@@ -82,28 +83,17 @@ def recover(
     weights: Tensor,
     statistics: Statistics,
     resolution: int,
-    mean: list[float],
-    std: list[float],
+    normalisation: Normalisation,
     settings: "RecoverSettings",
     seed: int,
     context: Context,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Return the images of a block of classes, [C, K, 3, R, R] uint8.
+    """Return the images [C, K, 3, R, R] uint8 of the classes `labels` [C].
 
-    Args:
-        network: the teacher.
-        labels: [C], the classes of the block.
-        atoms: [C, K, D], or None where no term needs them.
-        weights: [C, K], each row sums to 1.
-        statistics: per class of the block, [C, ch] by layer; not used with `statistics: global`.
-        resolution: R.
-        mean: per channel, of the normalisation.
-        std: per channel.
-        settings: the loss and its optimisation.
-        seed: of the distillation.
-        context: engine, checkpoints, log, progress.
-        start: images to begin with, uint8 [C, K, 3, R, R]; None for noise.
+    They are to match atoms [C, K, D] (None where no term needs them) of weights [C, K], rows of sum 1, and the statistics of
+    each class [C, ch] by layer, which `statistics: global` does not use. They begin at the uint8 images `start`
+    [C, K, 3, R, R], or (None) as noise.
 
     Raises:
         WmddError: a term of the loss has nothing to match, there is no term, or the loss is not a number.
@@ -117,14 +107,14 @@ def recover(
     state = context.keeper.load()
     if state is None:
         k = weights.shape[1]
-        images = noise(labels, k, resolution, seed) if start is None else normalise(start, mean, std)
+        images = noise(labels, k, resolution, seed) if start is None else normalise(start, normalisation)
         if start is not None and atoms is not None:
             images = matched(network, images, atoms, engine)
         at_once = _at_once(network, target, resolution, settings, engine)
         state = {"part": 0, "images": images, "at_once": at_once}
-    run = _Run(network, settings, seed, context, bounds_of(mean, std, engine.device))
+    run = _Run(network, settings, seed, context, bounds_of(normalisation, engine.device))
     images = _optimise_batches(run, target, state)
-    return through_jpeg(to_pixels(images, mean, std), settings.jpeg)
+    return through_jpeg(to_pixels(images, normalisation), settings.jpeg)
 
 
 def _optimise_batches(run: _Run, target: Target, state: dict[str, Any]) -> Tensor:
