@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from wmdd.artifacts.atomic_files import atomic
 from wmdd.base import units
 from wmdd.base.errors import WmddError
@@ -87,6 +85,8 @@ class Checkpoint:
         Raises:
             Preempted: the job was told to end.
         """
+        import torch
+
         progress = {"done": float(done), "total": float(total), "unit": unit}
         with atomic(self.path) as part, part.open("wb") as file:
             torch.save({"key": self.key, "state": state, "seconds": self.spent(), "progress": progress}, file)
@@ -113,6 +113,8 @@ def peek(path: Path) -> Progress | None:
 
 
 def _content(path: Path, mmap: bool = False) -> dict[str, Any]:
+    import torch
+
     content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
     return content
 

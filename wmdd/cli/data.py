@@ -4,12 +4,12 @@ import sys
 from pathlib import Path
 
 from wmdd.artifacts import hdf5, hdf5_writer
-from wmdd.cli.app import Threads, app
+from wmdd.cli.arguments import Threads, command
 from wmdd.jobs.job import job
 from wmdd.settings.data import DataSettings
 
 
-@app.command
+@command
 def data(*, name: str, output: Path, threads: Threads = 1, settings: DataSettings = DataSettings()) -> None:
     """Read the pictures of a dataset once and write them as one file, sorted by class."""
     from wmdd.stages.data import pack

@@ -16,7 +16,7 @@ from wmdd.artifacts.atomic_files import read_json
 from wmdd.artifacts.hdf5 import LEARNED, check_classes, learned_labels
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
-from wmdd.cli.app import Paths, Threads, app
+from wmdd.cli.arguments import Paths, Threads, command
 from wmdd.export.dataset_card import Origin
 from wmdd.export.manifest import Layout, Manifest, SoftLabels, check_images, manifest_classes, provenance
 from wmdd.workflow.layout import Cell, place_of
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Temperature = Annotated[float, Parameter(validator=Number(gt=0))]
 
 
-@app.command
+@command
 def export(
     *,
     images: Path,

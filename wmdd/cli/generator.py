@@ -9,7 +9,7 @@ import numpy as np
 from wmdd.artifacts import hdf5
 from wmdd.artifacts.hdf5 import check_classes, load
 from wmdd.base.errors import WmddError
-from wmdd.cli.app import ENGINE, Data, Paths, Threads, app
+from wmdd.cli.arguments import ENGINE, Data, Paths, Threads, command
 from wmdd.cli.readers import both_splits, data_facts, numbered
 from wmdd.cli.writers import save_history
 from wmdd.jobs.job import job
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from wmdd.networks.engine import Engine
 
 
-@app.command
+@command
 def autoencoder(
     *,
     data: Data,
@@ -53,7 +53,7 @@ def autoencoder(
         save_model(output, network.state_dict(), stage_job.meta | data_facts(meta) | {"psnr": history[-1]["psnr"]})
 
 
-@app.command
+@command
 def diffusion(
     *,
     latents: Paths,

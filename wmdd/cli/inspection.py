@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 from wmdd.base.errors import WmddError
-from wmdd.cli.app import Positive, app
+from wmdd.cli.arguments import Positive, command
 from wmdd.cli.readers import read_meta
 
 
-@app.command
+@command
 def manifest(file: Path) -> None:
     """Print the classes of any artifact: index, folder, readable name; and of a dataset how many pictures each has."""
     meta = read_meta(file)
@@ -20,7 +20,7 @@ def manifest(file: Path) -> None:
         print(index, *row, sep="\t")
 
 
-@app.command
+@command
 def config(file: Path, *, stage: str | None = None) -> None:
     """Print the merged, resolved settings of every run of an experiment file, as YAML."""
     import yaml
@@ -34,7 +34,7 @@ def config(file: Path, *, stage: str | None = None) -> None:
     print(yaml.safe_dump(resolved(experiment, stage), sort_keys=False, width=120), end="")
 
 
-@app.command
+@command
 def schema() -> None:
     """Print the JSON schema of experiment files, for editors that complete and check YAML."""
     from wmdd.workflow import experiment_file
@@ -42,7 +42,7 @@ def schema() -> None:
     print(json.dumps(experiment_file.schema(), indent=1))
 
 
-@app.command
+@command
 def plan(
     *,
     configfile: Path,
@@ -78,7 +78,7 @@ def plan(
     print(costs.render(planned, configfile.name, parallel), "", requests, sep="\n")
 
 
-@app.command
+@command
 def status(*, configfile: Path = Path("config/config.yaml"), detail: bool = False) -> None:
     """Print what is done, runs, waits, has failed or stopped, from the current folder; also while the workflow runs.
 

@@ -10,7 +10,7 @@ import numpy as np
 from wmdd.artifacts import atomic_files, hdf5, hdf5_writer
 from wmdd.artifacts.hdf5 import load
 from wmdd.base.errors import WmddError
-from wmdd.cli.app import ENGINE, Block, Data, Paths, Positive, Seed, Threads, app
+from wmdd.cli.arguments import ENGINE, Block, Data, Paths, Positive, Seed, Threads, command
 from wmdd.cli.generator import generator_of
 from wmdd.cli.readers import block_classes, class_rows, data_facts, numbered
 from wmdd.cli.writers import save_atoms, save_images
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from wmdd.stages.quantize import Quantized
 
 
-@app.command
+@command
 def encode(
     *,
     data: Data,
@@ -95,7 +95,7 @@ def _latents(paths: list[Path]) -> "Iterator[tuple[list[tuple[Cloud, range]], li
         yield clouds, metas
 
 
-@app.command
+@command
 def quantize(
     *,
     latents: Paths,
@@ -148,7 +148,7 @@ def _save(stage_job: StageJob, quantized: "list[Quantized]", labels: range, meta
     save_atoms(stage_job, atoms, weights, labels, quality, seconds, data_facts(meta) | {"shape": meta["shape"]})
 
 
-@app.command
+@command
 def decode(
     *,
     atoms: Path,
@@ -188,7 +188,7 @@ def decode(
         save_images(stage_job, images, torch.from_numpy(arrays["weights"]), labels.tolist(), meta)
 
 
-@app.command
+@command
 def decay(*, latents: Paths, output: Path, threads: Threads = 1, settings: DecaySettings = DecaySettings()) -> None:
     """Measure how fast W2 falls with the number of atoms, beside the intrinsic dimension of the latents.
 

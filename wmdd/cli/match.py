@@ -11,7 +11,7 @@ import numpy as np
 from wmdd.artifacts import hdf5, hdf5_writer
 from wmdd.artifacts.hdf5 import LEARNED, check_classes
 from wmdd.base.errors import WmddError
-from wmdd.cli.app import ENGINE, Block, Data, Ipc, Paths, Seed, Threads, app
+from wmdd.cli.arguments import ENGINE, Block, Data, Ipc, Paths, Seed, Threads, command
 from wmdd.cli.readers import block_classes, both_splits, data_facts
 from wmdd.cli.writers import save_history, save_images
 from wmdd.jobs.job import job
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from wmdd.stages.match import Matched, Real
 
 
-@app.command
+@command
 def expert(
     *,
     data: Data,
@@ -89,7 +89,7 @@ def _experts(
         yield trajectories, ExpertSettings(**known), {f"expert{i}": meta["digest"] for i, meta in enumerate(metas)}
 
 
-@app.command
+@command
 def match(
     *,
     data: Data,

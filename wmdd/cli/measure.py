@@ -6,14 +6,14 @@ import numpy as np
 
 from wmdd.artifacts import atomic_files, hdf5
 from wmdd.artifacts.hdf5 import check_classes, load
-from wmdd.cli.app import ENGINE, Features, Paths, Teacher, Threads, app
+from wmdd.cli.arguments import ENGINE, Features, Paths, Teacher, Threads, command
 from wmdd.cli.readers import read_teacher, reading_features
 from wmdd.jobs.job import job
 from wmdd.settings.engine import EngineSettings
 from wmdd.workflow.layout import cell_of
 
 
-@app.command
+@command
 def distance(
     *,
     images: Path,
@@ -50,7 +50,7 @@ def distance(
             atomic_files.write_json(output, stage_job.meta | {"distance": distances, "classes": meta["classes"]})
 
 
-@app.command
+@command
 def embedding(*, images: Paths, teacher: Teacher, features: Features, output: Path, threads: Threads = 1) -> None:
     """Put real and distilled images into one map, near where the teacher's features are near.
 
@@ -85,7 +85,7 @@ def embedding(*, images: Paths, teacher: Teacher, features: Features, output: Pa
     atomic_files.write_json(output, [point | {"x": x, "y": y} for point, (x, y) in zip(points, places, strict=True)])
 
 
-@app.command
+@command
 def grid(*, images: Path, output: Path, per_class: int = 10, rows: int = 20, threads: Threads = 1) -> None:
     """Draw the distilled images, a row a class; of more classes than `rows`, some from first to last."""
     from wmdd.report.grid import draw

@@ -11,7 +11,7 @@ from wmdd.artifacts import atomic_files, hdf5
 from wmdd.artifacts.atomic_files import read_json
 from wmdd.base import units
 from wmdd.base.errors import WmddError
-from wmdd.cli.app import Paths, app
+from wmdd.cli.arguments import Paths, command
 from wmdd.cli.readers import read_meta, read_quality
 from wmdd.jobs.job import cost_path
 from wmdd.workflow.layout import CELL, Cell, cell_of
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from wmdd.report.thumbnails import Strip
 
 
-@app.command
+@command
 def page(
     *,
     students: Paths,

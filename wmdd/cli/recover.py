@@ -9,7 +9,7 @@ from wmdd.artifacts import hdf5, hdf5_writer
 from wmdd.artifacts.hdf5 import LEARNED, check_classes, load
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
-from wmdd.cli.app import ENGINE, Block, Ipc, Paths, Positive, Seed, Teacher, Threads, app
+from wmdd.cli.arguments import ENGINE, Block, Ipc, Paths, Positive, Seed, Teacher, Threads, command
 from wmdd.cli.readers import (
     block_classes,
     check_teacher,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from wmdd.transport import Barycenter
 
 
-@app.command
+@command
 def barycenter(
     *,
     features: Path,
@@ -94,7 +94,7 @@ def _save(stage_job: StageJob, solved: "list[tuple[Barycenter, Quality]]", label
     save_atoms(stage_job, atoms, weights, labels, quality, seconds, origin)
 
 
-@app.command
+@command
 def recover(
     *,
     teacher: Teacher,
@@ -177,7 +177,7 @@ def _start(path: Path, teacher_meta: dict[str, Any], classes: range, ipc: int) -
         return torch.from_numpy(file["images"][classes.start : classes.stop]), str(meta["digest"])
 
 
-@app.command
+@command
 def images(*, blocks: Paths, output: Path, threads: Threads = 1) -> None:
     """Join the blocks of a distilled set into one file, every class once and in order; one block is in memory at a time."""
     parts = [load(path, "weights", "labels") for path in blocks]

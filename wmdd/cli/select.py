@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from wmdd.artifacts import hdf5
 from wmdd.artifacts.hdf5 import check_classes
 from wmdd.base.errors import WmddError
-from wmdd.cli.app import ENGINE, Data, Ipc, Seed, Threads, app
+from wmdd.cli.arguments import ENGINE, Data, Ipc, Seed, Threads, command
 from wmdd.cli.readers import confident_points, read_teacher
 from wmdd.cli.writers import save_images
 from wmdd.jobs.job import StageJob, job
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from wmdd.networks.models import Network
 
 
-@app.command
+@command
 def select(
     *,
     data: Data,

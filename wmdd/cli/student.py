@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from wmdd.artifacts import atomic_files, hdf5, hdf5_writer
 from wmdd.artifacts.hdf5 import check_classes, learned_labels, load
 from wmdd.base.errors import WmddError
-from wmdd.cli.app import ENGINE, Data, Paths, Seed, Teacher, Threads, app
+from wmdd.cli.arguments import ENGINE, Data, Paths, Seed, Teacher, Threads, command
 from wmdd.cli.readers import data_facts, read_teacher
 from wmdd.cli.writers import save_history
 from wmdd.jobs.job import StageJob, job
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LABELS = LabelSettings()
 
 
-@app.command
+@command
 def relabel(
     *,
     images: Path,
@@ -78,7 +78,7 @@ def relabel(
         stage_job.cost["bytes_per_image_and_epoch"] = round(bytes_per_image / settings.epochs, 2)
 
 
-@app.command
+@command
 def student(
     *,
     images: Path,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from wmdd.artifacts import atomic_files, hdf5
 from wmdd.artifacts.atomic_files import read_json
 from wmdd.base.errors import WmddError
-from wmdd.cli.app import Paths, Threads, app
+from wmdd.cli.arguments import Paths, Threads, command
 from wmdd.cli.readers import read_meta, read_quality
 from wmdd.workflow.layout import wildcards_of
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@app.command
+@command
 def report(
     *,
     students: Paths,
@@ -55,7 +55,7 @@ def report(
     print(text)
 
 
-@app.command
+@command
 def table(*, students: Paths, published: Path, table: Path, csv: Path, latex: Path) -> None:
     """Write some results as a table, a row a method and a column a dataset and number of images per class.
 
@@ -72,7 +72,7 @@ def table(*, students: Paths, published: Path, table: Path, csv: Path, latex: Pa
     _write_table(cells, published, table, csv, latex)
 
 
-@app.command
+@command
 def study_table(
     *,
     runs: Path,
@@ -143,7 +143,7 @@ def _write_table(
     print(render(wide, "markdown"))
 
 
-@app.command
+@command
 def distances(
     *,
     distances: Paths,

@@ -7,7 +7,7 @@ from typing import Any
 from wmdd.artifacts import hdf5
 from wmdd.artifacts.hdf5 import check_classes
 from wmdd.base.errors import WmddError
-from wmdd.cli.app import ENGINE, Data, Paths, Positive, Teacher, Threads, app
+from wmdd.cli.arguments import ENGINE, Data, Paths, Positive, Teacher, Threads, command
 from wmdd.cli.readers import block_classes, both_splits, class_rows, data_facts, numbered, read_teacher
 from wmdd.cli.writers import save_history
 from wmdd.jobs.job import job
@@ -16,7 +16,7 @@ from wmdd.settings.engine import EngineSettings
 from wmdd.settings.teacher import FeaturesSettings, TeacherSettings
 
 
-@app.command
+@command
 def teacher(
     *,
     data: Data,
@@ -88,7 +88,7 @@ def _adopt(
         save_model(output, network.state_dict(), stage_job.meta | facts | {"accuracy": accuracy})
 
 
-@app.command
+@command
 def features(
     *,
     data: Data,
@@ -150,7 +150,7 @@ def _join(files: list[Path], output: Path, statistics: Path, meta: dict[str, Any
     join_features(files, output, meta)
 
 
-@app.command
+@command
 def gather(*, parts: Paths, output: Path, statistics: Path, threads: Threads = 1) -> None:
     """Join the features that several jobs have made, each of a block of classes: the bits of one job that made them all."""
     from wmdd.stages.feature_files import check_parts

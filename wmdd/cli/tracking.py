@@ -5,10 +5,10 @@ from pathlib import Path
 
 from wmdd.base import units
 from wmdd.base.errors import WmddError
-from wmdd.cli.app import app
+from wmdd.cli.arguments import command
 
 
-@app.command
+@command
 def sync(*, folder: Path = Path("wandb"), dry_run: bool = False) -> None:
     """Upload the offline wandb runs, from a machine with a network, and draw their lineage; again, to go on or for new ones.
 
@@ -39,7 +39,7 @@ def sync(*, folder: Path = Path("wandb"), dry_run: bool = False) -> None:
     print(f"uploaded {len(waiting)} runs, linked {edges} inputs")
 
 
-@app.command
+@command
 def dashboard(*, entity: str = "", project: str = "", save: bool = False) -> None:
     """Print the wandb workspace and report that compare the runs, as JSON, or save them to wandb.
 
@@ -58,7 +58,7 @@ def dashboard(*, entity: str = "", project: str = "", save: bool = False) -> Non
         print(json.dumps(dashboard.dump(entity, project), indent=1))
 
 
-@app.command
+@command
 def compare(*results: Path) -> None:
     """Print how students differ in settings and accuracy: mean, standard deviation, difference to the first with its interval.
 

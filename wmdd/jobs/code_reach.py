@@ -65,7 +65,7 @@ class Module:
 
     def _is_handed_on(self, node: ast.stmt) -> bool:
         """Return whether it is given to a decorator of this package, by which it may be reached without its name."""
-        decorators = [each for each in getattr(node, "decorator_list", ()) if not _registers(each)]
+        decorators = [each for each in getattr(node, "decorator_list", ()) if not _is_mark(each)]
         names = {part.id for decorator in decorators for part in ast.walk(decorator) if isinstance(part, ast.Name)}
         own = {bound for bound, module, _ in self.imports if module.split(".")[0] == self.name.split(".")[0]}
         return bool(names & {*own, *self.definitions})
@@ -97,7 +97,7 @@ class Package:
         return [statement.node for statement in self.module(place.module).definitions.get(place.name, ())]
 
     def commands(self, name: str) -> list[Definition]:
-        """Return the functions of a name that are registered as commands."""
+        """Return the functions of a name that are commands."""
         return [place for place in self.named(name) if any(map(is_command, self.nodes(place)))]
 
     def find(self, module: str, path: list[str]) -> list[tuple[Definition | None, str]]:
@@ -181,7 +181,7 @@ class _Reader:
                 case ast.Raise(exc=ast.Call(func=ast.Name(id=name))) if name == ERROR:
                     self.tokens.append(f"raise {ERROR}")
                 case ast.FunctionDef() | ast.AsyncFunctionDef():
-                    decorators = [each for each in code.decorator_list if not _registers(each)]
+                    decorators = [each for each in code.decorator_list if not _is_mark(each)]
                     self.read(f"def {code.name}", decorators, code.args, code.body)
                 case ast.ClassDef():
                     self._class(code)
@@ -221,13 +221,13 @@ class _Reader:
 
 
 def is_command(node: ast.AST) -> bool:
-    """Return whether it is a function that is registered as a command."""
-    return any(map(_registers, getattr(node, "decorator_list", ())))
+    """Return whether it is a function that is marked as a command."""
+    return any(map(_is_mark, getattr(node, "decorator_list", ())))
 
 
-def _registers(decorator: ast.expr) -> bool:
-    """Return whether a decorator makes a function a command: `@app.command`."""
-    return getattr(getattr(decorator, "func", decorator), "attr", "") == "command"
+def _is_mark(decorator: ast.expr) -> bool:
+    """Return whether a decorator marks a command: `@command`."""
+    return isinstance(decorator, ast.Name) and decorator.id == "command"
 
 
 def _imports(code: ast.AST, package: str) -> Imports:

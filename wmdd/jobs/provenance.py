@@ -49,7 +49,7 @@ def code_digest(stage: str, root: Path = PACKAGE) -> str:
     package = _package(root)
     commands = package.commands(stage)
     if len(commands) != 1:
-        raise WmddError(f"{len(commands)} functions {stage} are decorated as a command in {root}; a stage needs one")
+        raise WmddError(f"{len(commands)} functions {stage} are marked as a command in {root}; a stage needs one")
     return package.digest(package.reached(commands[0], GROUND, HANDED))[:16]
 
 

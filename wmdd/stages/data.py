@@ -6,12 +6,13 @@ Each picture is read and decoded once, checked, and written; memory does not gro
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch.nn.functional import interpolate
 
 from wmdd.artifacts.hdf5_writer import Writer
@@ -231,7 +232,10 @@ def _arranged(labels: np.ndarray, images: np.ndarray, limit: int | None, side: i
 
 def digits(seed: int) -> tuple[cifar.Arrays, cifar.Arrays, list[str]]:
     """Read scikit-learn's digits, 8 px and 0..16; a fifth of each class, drawn by `seed`, validates."""
-    images, labels = load_digits(return_X_y=True)
+    package = find_spec("sklearn")  # whose import takes a second
+    assert package is not None and package.origin is not None
+    rows = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
+    images, labels = rows[:, :-1], rows[:, -1].astype(int)
     images = images.reshape(-1, 1, 8, 8).repeat(3, axis=1) * (255 / 16)
     held_out = np.zeros(len(labels), bool)
     for label in range(10):
