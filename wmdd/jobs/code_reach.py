@@ -10,6 +10,7 @@ and where a reference can't be followed, the whole module is taken in.
 
 import ast
 import hashlib
+import re
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -87,9 +88,15 @@ class Package:
         path, folder = self.files[name], name.rpartition(".")[0]
         return Module(name, self.texts[name], name if path.name == "__init__.py" else folder)
 
+    @cached_property
+    def source_digest(self) -> str:
+        """A digest of all sources."""
+        return _hash(f"{module}\n{text}" for module, text in self.texts.items())
+
     def named(self, name: str) -> list[Definition]:
         """Return the definitions of a name."""
-        likely = [module for module, text in self.texts.items() if name in text]
+        line = re.compile(rf"^(def |class |async def )?{name}\b", re.MULTILINE)
+        likely = [module for module, text in self.texts.items() if line.search(text)]
         return [Definition(module, name) for module in likely if name in self.module(module).definitions]
 
     def nodes(self, place: Definition) -> list[ast.stmt]:
