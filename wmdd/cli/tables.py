@@ -1,18 +1,22 @@
-"""The commands that write tables of results."""
+"""The commands that write tables of results, and compare some of them."""
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from wmdd.artifacts import atomic_files, hdf5
 from wmdd.artifacts.atomic_files import read_json
 from wmdd.base.errors import WmddError
 from wmdd.cli.arguments import Paths, Threads, command
 from wmdd.cli.readers import read_meta, read_quality
+from wmdd.report import accuracy_tables, markdown, results
+from wmdd.report import compare as comparison
+from wmdd.report import distances as measured
+from wmdd.report import published as numbers
+from wmdd.report.render import Form, render
+from wmdd.workflow.experiment import Experiment
 from wmdd.workflow.layout import wildcards_of
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @command
@@ -33,9 +37,6 @@ def report(
     threads: Threads = 1,
 ) -> None:
     """Gather all runs into tables: mean, standard deviation and seeds of each cell, and its gain over random real images."""
-    from wmdd.report import accuracy_tables, markdown, results
-    from wmdd.report.render import render
-
     contents = [(path, read_json(path)) for path in students]
     families = results.families_beside(students)
     teacher_metas = {str(path): read_meta(path) for path in teachers}
@@ -66,9 +67,7 @@ def table(*, students: Paths, published: Path, table: Path, csv: Path, latex: Pa
         csv: the same as numbers, a row a mean.
         latex: the same for a paper, with booktabs.
     """
-    from wmdd.report.results import families_beside, rows
-
-    cells = rows([(path, read_json(path)) for path in students], families_beside(students))
+    cells = results.rows([(path, read_json(path)) for path in students], results.families_beside(students))
     _write_table(cells, published, table, csv, latex)
 
 
@@ -94,10 +93,8 @@ def study_table(
         csv: the same as numbers, a row a mean.
         latex: the same for a paper, with booktabs.
     """
-    from wmdd.report.results import of_raw
-
     try:
-        cells = of_raw(read_json(runs))
+        cells = results.of_raw(read_json(runs))
     except (AttributeError, KeyError, TypeError):
         raise WmddError(f"{runs} does not hold the runs of a report; give its runs.json") from None
     if name is not None:
@@ -105,10 +102,8 @@ def study_table(
     _write_table(cells, published, table, csv, latex)
 
 
-def _named(cells: "pd.DataFrame", runs: Path, configfile: Path | None, name: str) -> "pd.DataFrame":
+def _named(cells: pd.DataFrame, runs: Path, configfile: Path | None, name: str) -> pd.DataFrame:
     """Return the students of a named entry of a matrix."""
-    from wmdd.workflow.experiment import Experiment
-
     if configfile is None:
         raise WmddError(f"--name {name} is of an experiment; give its --configfile")
     entries = Experiment.read(configfile).named()
@@ -127,15 +122,11 @@ def _named(cells: "pd.DataFrame", runs: Path, configfile: Path | None, name: str
 
 
 def _write_table(
-    cells: "pd.DataFrame", published: Path, table: Path | None, csv: Path | None, latex: Path | None
+    cells: pd.DataFrame, published: Path, table: Path | None, csv: Path | None, latex: Path | None
 ) -> None:
     """Print a table of students beside published numbers, and write it in each form that has a path."""
-    from wmdd.report import published as numbers
-    from wmdd.report.accuracy_tables import across
-    from wmdd.report.render import Form, render
-    from wmdd.report.results import summary
-
-    wide = across("table", numbers.beside(summary(cells), numbers.read(published)), ["dataset", "ipc"])
+    rows = numbers.beside(results.summary(cells), numbers.read(published))
+    wide = accuracy_tables.across("table", rows, ["dataset", "ipc"])
     files: dict[Form, Path | None] = {"csv": csv, "latex": latex, "markdown": table}
     for form, path in files.items():
         if path is not None:
@@ -163,8 +154,6 @@ def distances(
         atoms: of the quantize stage.
         decays: of the decay stage.
     """
-    from wmdd.report import distances as measured
-
     summary = measured.summary(
         [(path, read_json(path)) for path in distances], [(path, read_quality(path)[0]) for path in atoms or []]
     )
@@ -175,3 +164,15 @@ def distances(
     text = measured.markdown(summary, decay)
     atomic_files.write_text(table, text)
     print(text)
+
+
+@command
+def compare(*results: Path) -> None:
+    """Print how students differ in settings and accuracy: mean, standard deviation, difference to the first with its interval.
+
+    Args:
+        results: two or more; each a result file of a student or a folder of them, as results/digits/resnet18-w8/wmdd/ipc10.
+    """
+    if len(results) < 2:
+        raise WmddError("compare takes two results or more; name folders or run*.json of students")
+    print(comparison.render([comparison.Side.read(path) for path in results]))

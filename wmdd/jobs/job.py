@@ -140,7 +140,8 @@ def _checkpoint(output: Path, meta: dict[str, Any], world: "World | None") -> Ch
     settings = {name: value for name, value in meta["settings"].items() if name != "min_accuracy"}  # changes no result
     key = sha256(json.dumps(meta | {"settings": settings}, sort_keys=True).encode()).hexdigest()
     path = output.with_name(f".{output.name}.checkpoint")
-    together = world is not None and world.size > 1  # of several processes none ends but with the others, at a place on which they agree
+    # of several processes none ends but with the others, at a place on which they agree
+    together = world is not None and world.size > 1
     notice = Notice(RESUMABLE if path.exists() else NOTHING, keeps=together, together=together)
     return Checkpoint(path, key, seconds_between(), notice)
 

@@ -6,9 +6,8 @@ Each picture is read and decoded once, checked, and written; memory does not gro
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -232,9 +231,8 @@ def _arranged(labels: np.ndarray, images: np.ndarray, limit: int | None, side: i
 
 def digits(seed: int) -> tuple[cifar.Arrays, cifar.Arrays, list[str]]:
     """Read scikit-learn's digits, 8 px and 0..16; a fifth of each class, drawn by `seed`, validates."""
-    package = find_spec("sklearn")  # whose import takes a second
-    assert package is not None and package.origin is not None
-    rows = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
+    file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")  # its import takes a second
+    rows = np.loadtxt(str(file), delimiter=",")
     images, labels = rows[:, :-1], rows[:, -1].astype(int)
     images = images.reshape(-1, 1, 8, 8).repeat(3, axis=1) * (255 / 16)
     held_out = np.zeros(len(labels), bool)
