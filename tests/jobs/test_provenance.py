@@ -109,7 +109,7 @@ def test_every_rule_has_a_digest_of_its_own_name(before):
     )
     assert all(re.fullmatch(r"[0-9a-f]{16}", value) for value in before.values())
     assert len(set(before.values())) == len(before)
-    with pytest.raises(WmddError, match="0 functions recovery are decorated as a command"):
+    with pytest.raises(WmddError, match="0 functions recovery are marked as a command"):
         code_digest("recovery")
     code = "import sys; from wmdd.jobs.provenance import code_digest; print(code_digest('recover'), 'torch' in sys.modules)"
     said = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=PACKAGE.parent)
@@ -246,7 +246,7 @@ def test_no_stage_has_settings_of_its_own():
 
 # What is followed, in a package of a few lines
 
-STAGE = "@app.command\ndef stage():\n    "
+STAGE = "@command\ndef stage():\n    "
 SAME = [
     f"from wmdd.extra import one\n{STAGE}return one()",
     f"from .extra import one as two\n{STAGE}return two()",
@@ -262,8 +262,8 @@ FOLLOWED = [
     f"from wmdd.extra import One\nclass A(Settings):\n    x: One = 1\n{STAGE}return A()",
     f"class A:\n    from wmdd.extra import one\n{STAGE}return A.one()",
     f"from wmdd.extra import one\nclass A:\n    one = one\n{STAGE}return A.one()",
-    "from wmdd.extra import One\n@app.command\ndef stage(x: One):\n    pass",
-    "from wmdd.extra import one\n@app.command(name='stage')\n@one\ndef stage():\n    pass",
+    "from wmdd.extra import One\n@command\ndef stage(x: One):\n    pass",
+    "from wmdd.extra import one\n@command\n@one\ndef stage():\n    pass",
     f"from wmdd.extra import one\n@one\ndef other():\n    pass\n{STAGE}pass",  # which may register it
     f"from wmdd.extra import *\n{STAGE}return one()",
     f"from wmdd import extra\n{STAGE}return getattr(extra, name)()",

@@ -13,9 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
@@ -42,6 +40,8 @@ def noise(labels: Tensor, k: int, resolution: int, seed: int) -> Tensor:
 @torch.no_grad()
 def matched(network: Network, images: Tensor, atoms: Tensor, engine: Engine) -> Tensor:
     """Return normalised images [C, K, 3, R, R], those of each class in the order that suits its atoms [C, K, D] best."""
+    from scipy.optimize import linear_sum_assignment
+
     ordered = []
     for images_of_class, atoms_of_class in zip(images, atoms, strict=True):
         with engine.autocast():
@@ -247,5 +247,7 @@ def through_jpeg(images: Tensor, quality: int) -> Tensor:
     """Return uint8 images [..., 3, R, R] as they are read from JPEG files (4:2:0) of this quality, or (0) as they are."""
     if not quality:
         return images
+    from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
+
     read = [decode_jpeg(encode_jpeg(image, quality), ImageReadMode.RGB) for image in images.flatten(0, -4)]
     return torch.stack(read).view(images.shape)

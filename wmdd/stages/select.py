@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from wmdd.base.errors import WmddError
@@ -48,6 +47,8 @@ def random(count: int, k: int, seed: int, label: int) -> Chosen:
 
 def kmeans_medoid(features: Tensor, k: int, settings: "TransportSettings", seed: int, label: int) -> Chosen:
     """Choose the K distinct images nearest in all to the atoms of the free-weights barycenter; weights = cell masses."""
+    from scipy.optimize import linear_sum_assignment
+
     barycenter = quantize(
         features, k, generator=generator("select", seed, label), max_iterations=settings.max_iterations,
         tolerance=settings.tolerance, restarts=settings.restarts, exchanges=settings.exchanges,
