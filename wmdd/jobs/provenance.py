@@ -58,7 +58,9 @@ def code_digest(stage: str, root: Path = PACKAGE) -> str:
     if stage not in digests:
         commands = package.commands(stage)
         if len(commands) != 1:
-            raise WmddError(f"{len(commands)} functions {stage} are decorated as a command in {root}; a stage needs one")
+            raise WmddError(
+                f"{len(commands)} functions {stage} are decorated as a command in {root}; a stage needs one"
+            )
         digests[stage] = package.digest(package.reached(commands[0], GROUND, HANDED))[:16]
         if root == PACKAGE and not sys.dont_write_bytecode:
             _keep(package.sources, digests)
@@ -68,7 +70,7 @@ def code_digest(stage: str, root: Path = PACKAGE) -> str:
 @cache
 def _kept(sources: str) -> dict[str, str]:
     """Return the digests of stages that were computed from these sources before."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, TypeError, KeyError):  # not there, or damaged
         kept = json.loads(KEPT.read_text())
         if kept["sources"] == sources:
             return dict(kept["digests"])
