@@ -81,17 +81,13 @@ class Package:
             parts = path.relative_to(root.parent).with_suffix("").parts
             self.files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
         self.texts = {name: "" if path.is_dir() else path.read_text() for name, path in self.files.items()}
+        self.sources = _hash([f"{name} {text}" for name, text in self.texts.items()])
         self.module = cache(self._module)
         self.text = cache(self._text)
 
     def _module(self, name: str) -> Module:
         path, folder = self.files[name], name.rpartition(".")[0]
         return Module(name, self.texts[name], name if path.name == "__init__.py" else folder)
-
-    @cached_property
-    def source_digest(self) -> str:
-        """A digest of all sources."""
-        return _hash(f"{module}\n{text}" for module, text in self.texts.items())
 
     def named(self, name: str) -> list[Definition]:
         """Return the definitions of a name."""

@@ -8,13 +8,14 @@ import sys
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import cache_from_source
 from pathlib import Path
 
-from wmdd.artifacts.atomic_files import write_json
 from wmdd.base.errors import WmddError
 from wmdd.jobs.code_reach import Package
 
 PACKAGE = Path(__file__).parents[1]
+KEPT = Path(cache_from_source(str(PACKAGE / "code_digests.py"))).with_suffix(".json")  # beside the compiled modules
 # The functions and classes that decide no number, nor does what only they reach; each name stands once in the package.
 GROUND = {
     "job": "what a command does around its stage: provenance, checkpoint, tracker, cost; makes the StageJob that it hands out",
@@ -48,32 +49,38 @@ def code_digest(stage: str, root: Path = PACKAGE) -> str:
     as flags. It leaves out names of modules, imports, docstrings, comments, annotations, the words of errors, and files that
     are not Python: what of them decides a number is an input or another param of the stage's rule.
 
-    Finding it takes 0.3 s, so it is kept until a source changes.
+    Finding it takes 0.3 s. As long as no source changes, later processes read it from `KEPT`, where that can be written.
 
     Raises:
         WmddError: there is no such command, or more than one.
     """
     package = _package(root)
-    kept = root / "__pycache__" / f"code-{package.source_digest}.json"
-    digests: dict[str, str] = json.loads(kept.read_text()) if kept.exists() else {}
+    digests = _kept(package.sources) if root == PACKAGE else {}
     if stage not in digests:
         commands = package.commands(stage)
         if len(commands) != 1:
             raise WmddError(f"{len(commands)} functions {stage} are marked as a command in {root}; a stage needs one")
         digests[stage] = package.digest(package.reached(commands[0], GROUND, HANDED))[:16]
-        _keep(kept, digests)
+        if root == PACKAGE and not sys.dont_write_bytecode:
+            _keep(package.sources, digests)
     return digests[stage]
 
 
-def _keep(path: Path, digests: dict[str, str]) -> None:
-    """Keep digests beside what Python has compiled, if that is kept; those of other sources go."""
-    if sys.dont_write_bytecode:
-        return
+@cache
+def _kept(sources: str) -> dict[str, str]:
+    """Return the digests of stages that were computed from these sources before."""
+    with suppress(OSError, ValueError, TypeError, KeyError):  # not there, or damaged
+        kept = json.loads(KEPT.read_text())
+        if kept["sources"] == sources:
+            return dict(kept["digests"])
+    return {}
+
+
+def _keep(sources: str, digests: dict[str, str]) -> None:
+    part = KEPT.with_suffix(f".{os.getpid()}.part")
     with suppress(OSError):
-        write_json(path, digests)
-        for old in path.parent.glob("code-*.json"):
-            if old != path:
-                old.unlink(missing_ok=True)
+        part.write_text(json.dumps({"sources": sources, "digests": digests}))
+        part.replace(KEPT)
 
 
 @cache
