@@ -56,7 +56,8 @@ def hidden(folder: Path) -> list[str]:
 
 def complaints(err: str) -> list[str]:
     """The lines on stderr that are neither the job's first and last nor its progress."""
-    usual = r"wmdd \w+: \S+ on cpu with|wmdd \w+: done|(training|features|relabelling|matching|barycenters|batch \d+ of \d+): |$"
+    bars = r"(training|features|relabelling|matching|barycenters|batch \d+ of \d+): "
+    usual = rf"wmdd \w+: \S+ on cpu with|wmdd \w+: done|{bars}|$"
     return [line for line in err.splitlines() if not re.match(usual, line)]
 
 
