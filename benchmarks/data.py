@@ -29,7 +29,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from benchmarks.machine import processor
-from benchmarks.published import MEAN, STD
+from benchmarks.published_students import MEAN, STD
 from wmdd.artifacts import hdf5, hdf5_writer
 from wmdd.artifacts.partial_output import Pieces
 from wmdd.datasets.loader import Resident, opened, read

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from inspect import unwrap
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -65,7 +66,11 @@ class Engine:
         torch.set_num_threads(threads)
         if not use_gpu:  # the same switch as use_deterministic_algorithms, which takes a second to import a compiler
             torch.set_deterministic_debug_mode("error")
+            # new memory is written before it is read; to fill all of it with NaN first costs a twentieth of an iteration
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         dtype = _dtype(settings, use_gpu)
+        if dtype == torch.bfloat16 and not has_fast_bf16(use_gpu):
+            _warn_of_slow_bf16()
         exact = settings.precision == "fp32" or (dtype == torch.float32 and settings.precision == "auto")
         rounding = "ieee" if exact else "tf32"  # of what stays float32 beside bfloat16, too
         torch.backends.cuda.matmul.fp32_precision = rounding
@@ -162,6 +167,17 @@ def has_fast_bf16(gpu: bool) -> bool:
     if gpu:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+@cache
+def _warn_of_slow_bf16() -> None:
+    """Say once a process that bfloat16 is emulated here."""
+    print(
+        "engine: precision bf16 is slow here, because the hardware has no instructions for it (on CPU: AVX512-BF16); "
+        "set engine.precision: auto or fp32",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
