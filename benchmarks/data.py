@@ -29,13 +29,14 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from benchmarks.machine import processor
-from benchmarks.published import MEAN, STD
+from benchmarks.published_students import MEAN, STD
 from wmdd.artifacts import hdf5, hdf5_writer
 from wmdd.artifacts.partial_output import Pieces
 from wmdd.datasets.loader import Resident, opened, read
 from wmdd.networks.batchnorm import layers
 from wmdd.networks.engine import Engine, plain
 from wmdd.networks.models import Network, build
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.data import DataSettings
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.teacher import FeaturesSettings
@@ -104,7 +105,7 @@ def our_pass(network: Network, path: Path, settings: FeaturesSettings, engine: E
     """The features stage, as its command runs it."""
     pieces = Pieces(folder / "ours.h5", "benchmark")
     with opened(path, "train", once=True) as (pictures, _):
-        for shard in extract(network, pictures, MEAN, STD, settings, engine):
+        for shard in extract(network, pictures, Normalisation(MEAN, STD), settings, engine):
             keep(pieces, shard)
     classes = len(hdf5.load_meta(path)["classes"])
     join_statistics(pieces.files, folder / "statistics.h5", {}, classes)
@@ -120,7 +121,7 @@ def parts(network: Network, path: Path, settings: FeaturesSettings, engine: Engi
         images = read(pictures, torch.arange(len(pictures.labels)))
         decode = time.perf_counter() - start
         start = time.perf_counter()
-        found = list(extract(network, Resident(images, pictures.labels), MEAN, STD, settings, engine))
+        found = list(extract(network, Resident(images, pictures.labels), Normalisation(MEAN, STD), settings, engine))
         forward = time.perf_counter() - start
     start = time.perf_counter()
     pieces = Pieces(folder / "parts.h5", "benchmark")

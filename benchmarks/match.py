@@ -31,6 +31,7 @@ from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
 from wmdd.networks.context import quiet
 from wmdd.networks.models import build
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.match import ExpertSettings, MatchSettings
 from wmdd.stages.expert import flat
 from wmdd.stages.match import real
@@ -38,7 +39,7 @@ from wmdd.stages.match.distributions import match
 from wmdd.stages.match.unrolling import Step, gradient_of, unrolled
 
 SIDE, TIMED = 32, 4
-MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
+NORMALISATION = Normalisation([0.5, 0.5, 0.5], [0.25, 0.25, 0.25])
 Row = dict[str, Any]
 
 
@@ -71,7 +72,7 @@ def time_pixels(options: argparse.Namespace, objective: str, k: int, classes: in
                 torch.cuda.synchronize()
             marks.append(time.perf_counter())
 
-    match(found, classes, k, MEAN, STD, settings, 0, type(context)(engine, context.keeper, context.log, progress))
+    match(found, classes, k, NORMALISATION, settings, 0, type(context)(engine, context.keeper, context.log, progress))
     spans = [b - a for a, b in itertools.pairwise(marks[1:])]
     return {
         "objective": objective, "ipc": k, "classes": classes,

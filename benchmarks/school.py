@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks import published
+from benchmarks import published_students
 from benchmarks.machine import as_installed, engine_of, seconds, settings, synchronise, unchecked
 from benchmarks.rows import Row
 from wmdd.artifacts import model_files
@@ -25,6 +25,7 @@ from wmdd.datasets.loader import Resident
 from wmdd.networks import models
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import Engine
+from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.state_dicts import restore
 from wmdd.stages import labels, relabel, student, teacher
 
@@ -85,10 +86,16 @@ class Taught:
         kinds = torch.tensor([c for c, files in enumerate(tree.train) for _ in files])
         pictures = Resident(decoded([file for part in tree.train for file in part], tree.resolution), kinds)
         network, history = teacher.train(
-            pictures, tree.val, len(tree.train), published.MEAN, published.STD, made, 0, quiet(engine)
+            pictures,
+            tree.val,
+            len(tree.train),
+            Normalisation(published_students.MEAN, published_students.STD),
+            made,
+            0,
+            quiet(engine),
         )
         print(f"teacher: trained here for {epochs} epochs, top-1 {history[-1]['top1']:.3f}", flush=True)
-        return cls(network.eval().cpu(), published.MEAN, published.STD)
+        return cls(network.eval().cpu(), published_students.MEAN, published_students.STD)
 
 
 @cache
@@ -164,8 +171,8 @@ class Lesson:
     def logits(self, engine: Engine) -> Iterator[Tensor]:
         """Relabel our way, an epoch at a time."""
         return relabel.relabel(
-            copy.deepcopy(self.taught.network), decoded(self.files, self.tree.resolution), self.taught.mean, self.taught.std,
-            self.seeds, settings("AugmentationSettings"), 256, quiet(engine),
+            copy.deepcopy(self.taught.network), decoded(self.files, self.tree.resolution),
+            Normalisation(self.taught.mean, self.taught.std), self.seeds, settings("AugmentationSettings"), 256, quiet(engine),
         )  # fmt: skip
 
     def ours(self, engine: Engine, store: labels.Labels, runs: Sequence[int] = (0,)) -> list[Run]:
@@ -176,8 +183,8 @@ class Lesson:
         synchronise()
         start = time.perf_counter()
         trained = student.train(
-            pixels, own, torch.ones(len(own)), store, watched, classes, self.taught.mean, self.taught.std, self.student,
-            settings("AugmentationSettings"), self.seed, runs, quiet(engine),
+            pixels, own, torch.ones(len(own)), store, watched, classes, Normalisation(self.taught.mean, self.taught.std),
+            self.student, settings("AugmentationSettings"), self.seed, runs, quiet(engine),
         )  # fmt: skip
         synchronise()
         assert watched.since, "the validation pictures were not asked for"
@@ -191,19 +198,21 @@ class Lesson:
         draws = generator("student", "weights", self.seed, 0)
         network = models.build(made, len(self.tree.train), self.tree.resolution, draws)
         train = seconds(
-            lambda: published.student(
+            lambda: published_students.student(
                 network, self.files, folder, made, self.taught.mean, self.taught.std, self.seed, device, workers
             )
         )
-        data = published.Files(self.tree.val_files, self.tree.val.labels.tolist(), self.taught.mean, self.taught.std)
+        data = published_students.Files(
+            self.tree.val_files, self.tree.val.labels.tolist(), self.taught.mean, self.taught.std
+        )
         start = time.perf_counter()
-        top1 = published.evaluate(network, data, device, workers)
+        top1 = published_students.evaluate(network, data, device, workers)
         return Run(train, time.perf_counter() - start, top1)
 
     def write(self, folder: Path) -> None:
         """Relabel the published way."""
         as_installed(self.options)
-        published.relabel(
+        published_students.relabel(
             copy.deepcopy(self.taught.network), self.files, folder, self.epochs, self.student.batch_size,
             settings("AugmentationSettings"), self.taught.mean, self.taught.std, self.seed, torch.device(self.options.device),
         )  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import published
+from benchmarks import published_students
 from benchmarks.machine import engine_of, seconds, settings
 from benchmarks.rows import Row, report, spread
 from benchmarks.school import Lesson, Run, accuracy, school_of
@@ -43,16 +43,18 @@ def read_all(path: Path, epochs: int) -> None:
 def write_batches(folder: Path, logits: Sequence[Tensor], size: int = 100) -> None:
     """Write labels in a file for each batch, the published way."""
     for epoch, whole in enumerate(logits):
-        for batch, index in enumerate(published.batches_in(len(whole), size, 0, epoch)):
-            mix = published.drawn(len(index), 32, generator("published", "mix", 0, epoch, batch))
+        for batch, index in enumerate(published_students.batches_in(len(whole), size, 0, epoch)):
+            mix = published_students.drawn(len(index), 32, generator("published", "mix", 0, epoch, batch))
             crop, flip = torch.rand(len(index), 4), torch.rand(len(index)) < 0.5
-            published.write_labels(published.file_of(folder, epoch, batch), crop, flip, mix, whole[index])
+            published_students.write_labels(
+                published_students.file_of(folder, epoch, batch), crop, flip, mix, whole[index]
+            )
 
 
 def read_batches(folder: Path) -> None:
     """Read what `write_batches` wrote."""
     for file in sorted(folder.glob("*/*")):
-        published.read_labels(file)
+        published_students.read_labels(file)
 
 
 def made_up(images: int, classes: int, epochs: int) -> list[Tensor]:

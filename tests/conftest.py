@@ -4,7 +4,9 @@ import io
 import re
 import shlex
 import shutil
+import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,15 @@ class DyingKeeper:
         self.chances = 0
         self.content: bytes | None = None
 
+    @classmethod
+    def after(cls, run: Callable[["DyingKeeper"], Any], save_at: int, die_at: int) -> "DyingKeeper":
+        """Return the keeper of a job that goes on with what `run` had kept when it was killed."""
+        keeper, again = cls(save_at, die_at), cls()
+        with pytest.raises(Killed):
+            run(keeper)
+        again.content = keeper.content
+        return again
+
     def load(self):
         return None if self.content is None else torch.load(io.BytesIO(self.content), weights_only=True)
 
@@ -73,6 +84,19 @@ class DyingKeeper:
 @pytest.fixture
 def dying_keeper():
     return DyingKeeper
+
+
+@pytest.fixture
+def closed(monkeypatch):
+    """Let no connection be made; return the addresses that were tried."""
+    tried = []
+
+    def connect(_, address):
+        tried.append(address)
+        raise ConnectionRefusedError("no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    return tried
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from wmdd.cost.rates import read
 from wmdd.networks import augment
 from wmdd.networks.batchnorm import layers
 from wmdd.networks.models import build, normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.student import AugmentationSettings, StudentSettings
 from wmdd.stages import relabel
@@ -81,7 +82,7 @@ def test_published_views_are_ours(tmp_path, side):
     picture = (127.5 * (1 + waves)).round().to(torch.uint8)
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "x.png")
     views = relabel.views_of(AugmentationSettings(mix="none"), 12, 5)
-    images = normalise(picture.expand(12, -1, -1, -1), MEAN, STD)
+    images = normalise(picture.expand(12, -1, -1, -1), Normalisation(MEAN, STD))
     expected = augment.apply(images, views, torch.arange(12))
     parameters = zip(views.crop.tolist(), views.flip.tolist(), strict=True)
     found = torch.stack([published.view_of(tmp_path / "x.png", crop, flip, MEAN, STD) for crop, flip in parameters])

@@ -52,14 +52,14 @@ def test_version_and_help(run):
 
 
 def test_a_bug_keeps_its_trace_and_an_interrupt_is_no_mistake(here, run, monkeypatch):
-    monkeypatch.setattr("wmdd.stages.recover.recover", lambda *_: 1 / 0)
+    monkeypatch.setattr("wmdd.cli.recover.optimise", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(COMMANDS["recover"])
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("wmdd.stages.recover.recover", interrupt)
+    monkeypatch.setattr("wmdd.cli.recover.optimise", interrupt)
     code, _, err = run(COMMANDS["recover"])
     assert code == 130
     assert "Traceback" not in err

@@ -26,6 +26,7 @@ from wmdd.export.layouts import png
 from wmdd.export.loading import load
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import plain
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.student import AugmentationSettings, StudentSettings
 from wmdd.stages import labels
 from wmdd.stages.student import train, weighted
@@ -108,7 +109,7 @@ def test_a_student_of_the_export_is_the_student_of_the_run(run):
     def history(images, own, weights, mean, std):
         val = Resident(real, torch.arange(30) % 3)
         students = train(
-            images, own, weighted(weights, settings.weights).flatten(), labels.hard(0), val, 3, mean, std,
+            images, own, weighted(weights, settings.weights).flatten(), labels.hard(0), val, 3, Normalisation(mean, std),
             settings, AugmentationSettings(), 0, [0], quiet(plain()),
         )  # fmt: skip
         return students[0][1]

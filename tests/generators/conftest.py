@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
@@ -29,6 +28,7 @@ from wmdd.settings.latent import DecodeSettings, GeneratorSettings
 
 NAMES = ["ant", "bee", "great white shark"]
 SIDE, FACTOR = 16, 2  # of the images, and over that of the latents
+PLACES = {"index": INDEX, "scheduler": "scheduler/scheduler_config.json"}
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -78,14 +78,10 @@ def stable_diffusion() -> StableDiffusionPipeline:
 
 
 def stable_diffusion_xl() -> StableDiffusionXLPipeline:
-    added = {
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 4,
-        "projection_class_embeddings_input_dim": 6 * 4 + 16,
-    }
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
     return StableDiffusionXLPipeline(
-        vae=vae(), unet=unet(32, **added), text_encoder=text(), tokenizer=tokenizer(), tokenizer_2=tokenizer(),
-        text_encoder_2=text(CLIPTextModelWithProjection),
+        vae=vae(), unet=unet(32, **added, projection_class_embeddings_input_dim=6 * 4 + 16), text_encoder=text(),
+        tokenizer=tokenizer(), text_encoder_2=text(CLIPTextModelWithProjection), tokenizer_2=tokenizer(),
         scheduler=PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1),
     )  # fmt: skip
 
@@ -114,9 +110,8 @@ def dit(classes: int = 1000) -> DiTPipeline:
     )
 
 
-KINDS = {
-    "sd": stable_diffusion, "xl": stable_diffusion_xl, "sd3": stable_diffusion_3, "dit": dit, "dit3": lambda: dit(3),
-}  # fmt: skip
+TEXT = {"sd": stable_diffusion, "xl": stable_diffusion_xl, "sd3": stable_diffusion_3}
+KINDS = TEXT | {"dit": dit, "dit3": lambda: dit(3)}
 
 
 @pytest.fixture(scope="package")
@@ -145,24 +140,12 @@ def copied(made, tmp_path):
         if not place.exists():
             shutil.copytree(made(kind), place)
         for file, entries in changes.items():
-            path = place / {"index": INDEX, "scheduler": "scheduler/scheduler_config.json"}.get(
-                file, f"{file}/config.json"
-            )
+            path = place / PLACES.get(file, f"{file}/config.json")
             content = json.loads(path.read_text()) | entries
             path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
         return place
 
     return folder
-
-
-@pytest.fixture
-def closed(monkeypatch):
-    """No connection at all."""
-
-    def connect(*_):
-        raise AssertionError("asked the network")
-
-    monkeypatch.setattr(socket.socket, "connect", connect)
 
 
 def settings(folder, **changes) -> GeneratorSettings:

@@ -38,7 +38,7 @@ def normal(count=3, name="latents"):
     return torch.randn(count, 2, 4, 4, generator=generator(name), dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("strength", "steps", "done"), [(1.0, 10, 10), (0.7, 10, 7), (0.31, 10, 4), (0.05, 10, 1)])
+@pytest.mark.parametrize(("strength", "steps", "done"), [(1.0, 10, 10), (0.31, 10, 4)])
 def test_the_reverse_process_of_one_point_a_class_ends_there(exact, strength, steps, done):
     classes = torch.tensor([2, 0, 1])
     found = reverse(exact, normal(), normal(name="noise"), classes, strength, 1.0, steps)
@@ -47,12 +47,7 @@ def test_the_reverse_process_of_one_point_a_class_ends_there(exact, strength, st
     assert len(exact.asked) == done
     assert exact.asked[0] == pytest.approx(strength * QUARTER)
     assert all(a > b > 0 for a, b in zip(exact.asked, exact.asked[1:], strict=False))
-
-
-def test_without_strength_nothing_is_changed(exact):
-    latents = normal()
-    assert torch.equal(reverse(exact, latents, normal(name="noise"), torch.zeros(3).long(), 0.0, 1.0, 10), latents)
-    assert exact.asked == []
+    assert torch.equal(reverse(exact, normal(), normal(name="noise"), classes, 0.0, 1.0, steps), normal())
 
 
 def test_the_reverse_process_of_standard_normal_latents_is_the_identity_in_the_limit():
@@ -91,6 +86,11 @@ def unet(seed=0, **settings):
     return build(DiffusionSettings(width=8, layers=1, **settings), (2, 4, 4), 3, generator("unet", seed)).eval()
 
 
+def test_latents_that_can_t_be_halved_are_refused():
+    with pytest.raises(WmddError, match=r"latents of 7 x 7 can't be halved.*autoencoder.factor"):
+        build(DiffusionSettings(width=8), (2, 7, 7), 3, generator("unet"))
+
+
 @torch.no_grad()
 def test_the_unet_knows_angle_and_class_and_mixes_no_images():
     network, z = unet(), normal().float()
@@ -102,8 +102,3 @@ def test_the_unet_knows_angle_and_class_and_mixes_no_images():
         assert (other - found).abs().amax((1, 2, 3)).min() > 1e-6
     assert not torch.equal(unet(1)(z, angle, classes), found)
     assert torch.equal(unet()(z, angle, classes), found)
-
-
-def test_latents_that_can_t_be_halved_are_refused():
-    with pytest.raises(WmddError, match=r"latents of 7 x 7 can't be halved.*autoencoder.factor"):
-        build(DiffusionSettings(width=8), (2, 7, 7), 3, generator("unet"))

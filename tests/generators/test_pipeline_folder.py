@@ -19,10 +19,9 @@ def said_of(folder, side: int = SIDE, **changes) -> str:
     return refused(check, settings(folder, **changes), side)
 
 
-@pytest.mark.parametrize("module", ["pipelines", "pipeline_folder"])
-def test_importing_it_takes_no_library_along(module):
-    libraries = ("diffusers", "transformers", "timm", *(["torch"] if module == "pipeline_folder" else []))
-    code = f"import sys, wmdd.generators.{module}; sys.exit(any(n in sys.modules for n in {libraries}))"
+def test_importing_it_takes_no_library_along():
+    code = "import sys, wmdd.generators.pipeline_folder as _; assert not {'torch', 'diffusers'} & {*sys.modules}\n"
+    code += "import wmdd.generators.pipelines; assert not {'diffusers', 'transformers', 'timm'} & {*sys.modules}"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -64,7 +63,7 @@ def test_the_digest_is_of_all_that_is_loaded(copied, tmp_path):
 # Refused
 
 
-@pytest.mark.parametrize("model", ["./nowhere", "../nowhere", "/nowhere/at/all", "~/nowhere", "nowhere", "a/b/c"])
+@pytest.mark.parametrize("model", ["./nowhere", "~/nowhere", "nowhere", "a/b/c"])
 def test_a_folder_that_is_not_there(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     expected = f"model: there is no folder {model} (paths are from {tmp_path}); put model_index.json and"

@@ -33,7 +33,7 @@ def test_without_a_network_it_is_said_what_to_put_where(hub):
     check(settings("someone/something"), SIDE)  # asks nobody
 
 
-@pytest.mark.parametrize("revision", ["", "main", COMMIT])
+@pytest.mark.parametrize("revision", ["", COMMIT])
 def test_what_was_fetched_before_is_taken_without_asking(hub, made, revision, capfd, monkeypatch, closed):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     place = hub / "models--someone--something"
@@ -41,6 +41,7 @@ def test_what_was_fetched_before_is_taken_without_asking(hub, made, revision, ca
     (place / "refs").mkdir()
     (place / "refs/main").write_text(COMMIT)
     model = find(settings("someone/something", revision=revision))
+    assert closed == []
     assert model.describe() | {"model": "someone/something", "revision": COMMIT} == model.describe()
     assert model.digest() == model_in(settings(made("sd"))).digest()
     assert capfd.readouterr() == ("", "")
@@ -50,37 +51,28 @@ def test_what_was_fetched_before_is_taken_without_asking(hub, made, revision, ca
     assert capfd.readouterr().err == "generator: fetching someone/something from the Hugging Face hub\n"
 
 
-@pytest.fixture
-def listed(hub, tmp_path, monkeypatch):
-    """A hub that has a list of parts, of a class of pipelines; what is downloaded is up to the test."""
+@pytest.mark.parametrize("pipeline", ["FluxPipeline", "DiTPipeline"])
+def test_of_a_hub_id_neither_other_pipelines_nor_pickled_weights_are_downloaded(hub, monkeypatch, capfd, pipeline):
+    index, offers = hub / COMMIT / INDEX, []
+    index.parent.mkdir(parents=True)
+    parts = {part: ["diffusers", part] for part in FAMILIES["DiTPipeline"].parts}
+    index.write_text(json.dumps(parts | {"_class_name": pipeline}))
 
-    def serve(pipeline: str, download) -> None:
-        index = tmp_path / "snapshots" / COMMIT / INDEX
-        index.parent.mkdir(parents=True)
-        parts = {part: ["diffusers", part] for part in FAMILIES["DiTPipeline"].parts}
-        index.write_text(json.dumps(parts | {"_class_name": pipeline}))
-        monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(index))
-        monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
-
-    return serve
-
-
-def test_of_a_hub_id_a_pipeline_that_is_not_supported_is_not_downloaded(listed):
-    listed("FluxPipeline", lambda *_, **__: pytest.fail("was downloaded"))
-    assert refused(find, settings("someone/something")).startswith("someone/something is a FluxPipeline; ")
-
-
-def test_of_a_hub_id_no_pickled_weights_are_downloaded(listed, capfd):
     def download(_, revision, use_safetensors, **__):
-        assert (revision, use_safetensors) == (COMMIT, True)
-        raise OSError(
-            "Could not find the necessary `safetensors` weights in {'transformer/diffusion_pytorch_model.bin'}"
-        )
+        offers.append((revision, use_safetensors))
+        raise OSError("Could not find the necessary `safetensors` weights in {'transformer/diffusion.bin'}")
 
-    listed("DiTPipeline", download)
-    assert refused(find, settings("someone/something")) == (
-        "someone/something has no .safetensors on the hub; pickled weights can run any code and are not read: where you trust "
-        "them, diffusers.DiTPipeline.from_pretrained('someone/something').save_pretrained(FOLDER) makes a folder that can be "
-        "named in model"
-    )
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(index))
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
+    said = refused(find, settings("someone/something"))
+    if pipeline == "FluxPipeline":
+        assert said.startswith("someone/something is a FluxPipeline; ")
+        assert offers == []
+    else:
+        assert said == (
+            "someone/something has no .safetensors on the hub; pickled weights can run any code and are not read: where you "
+            "trust them, diffusers.DiTPipeline.from_pretrained('someone/something').save_pretrained(FOLDER) makes a folder "
+            "that can be named in model"
+        )
+        assert offers == [(COMMIT, True)]
     assert capfd.readouterr().err == "generator: fetching someone/something from the Hugging Face hub\n"

@@ -10,7 +10,7 @@ import diffusers
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, UNet2DConditionModel
 
 from tests.generators.conftest import BETAS, FACTOR, NAMES, SIDE, how, refused, settings
 from wmdd.base.errors import WmddError
@@ -23,7 +23,6 @@ from wmdd.networks.engine import Engine, plain
 
 SCHEDULERS = {
     "PNDMScheduler": {"skip_prk_steps": True},
-    "EulerDiscreteScheduler": {},
     "EulerAncestralDiscreteScheduler": {},
     "DPMSolverMultistepScheduler": {"algorithm_type": "sde-dpmsolver++"},
     "HeunDiscreteScheduler": {},
@@ -92,19 +91,6 @@ def test_scales_and_shifts_are_the_pipelines_and_undone_in_decoding(copied, conf
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["sd", "dit"])
-def test_with_strength_0_a_latent_is_decoded_as_it_is(made, kind):
-    found = loaded(made(kind), classes=imagenet_classes.wnids()[:3], strength=0)
-    assert isinstance(found, ldm.Autoencoder)
-    theirs = AutoencoderKL.from_pretrained(made(kind), subfolder="vae")
-    got = found.decode(latents(), torch.tensor([0, 1, 2]), draws(0, 1, 2))
-    assert got.shape == (3, 3, SIDE, SIDE)
-    assert got.dtype == torch.uint8
-    assert got.float().std() > 5
-    assert torch.equal(got, to_pixels(theirs.decode(latents() / theirs.config.scaling_factor).sample))
-
-
-@torch.no_grad()
 def test_images_are_resized_on_the_way_in_and_out(made):
     found, at_size = encoder(made("sd"), 40, size=SIDE), encoder(made("sd"))
     shrunk = F.interpolate(scaled(images(side=40)), (SIDE, SIDE), mode="bicubic", antialias=True)
@@ -114,8 +100,6 @@ def test_images_are_resized_on_the_way_in_and_out(made):
     grown = F.interpolate(scaled(sharp), (SIDE, SIDE), mode="bicubic", antialias=True)
     assert grown.abs().max() > 1.05
     close(found.encode(sharp), theirs.encode(grown.clamp(-1, 1)).latent_dist.mode() * theirs.config.scaling_factor)
-    uniform = images(3)[:, :, :1, :1]
-    close(found.encode(uniform.expand(3, 3, 40, 40)), at_size.encode(uniform.expand(3, 3, SIDE, SIDE)))
     small = at_size.decode(latents(), torch.arange(3), draws(0, 1, 2))
     large = found.decode(latents(), torch.arange(3), draws(0, 1, 2))
     assert large.shape == (3, 3, 40, 40)
@@ -147,36 +131,7 @@ def test_latents_and_images_that_are_not_finite_are_refused(made, dtype, remedy)
             act()
 
 
-@torch.no_grad()
-def reference(folder, start: torch.Tensor, texts: list[str], drawn, strength: float, guidance: float, steps: int):
-    """Image to image under prompts with DDIM, written out."""
-    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-    under, without = pipe.encode_prompt(texts, "cpu", 1, True, [""] * len(texts))
-    times = list(range(0, 1000, 1000 // steps))[: round(strength * steps)][::-1]
-    alphas = pipe.scheduler.alphas_cumprod
-    noise = torch.stack([torch.randn(start.shape[1:], generator=one) for one in drawn])
-    z = alphas[times[0] + 1].sqrt() * start + (1 - alphas[times[0] + 1]).sqrt() * noise
-    for time in times:
-        time = time + 1  # steps_offset
-        e_0, e_y = (pipe.unet(z, time, encoder_hidden_states=hidden).sample for hidden in (without, under))
-        e = e_0 + guidance * (e_y - e_0)
-        x = (z - (1 - alphas[time]).sqrt() * e) / alphas[time].sqrt()
-        past = alphas[max(time - 1000 // steps, 0)]
-        z = past.sqrt() * x + (1 - past).sqrt() * e
-    return z
-
-
-def test_stable_diffusion_is_image_to_image_from_the_latent(made):
-    found = loaded(made("sd"), strength=0.6, steps=5, guidance=3.0)
-    assert found.conditions == ["a ant", "a bee", "a great white shark"]
-    expected = reference(made("sd"), latents(), found.conditions, draws(0, 1, 2), 0.6, 3.0, 5)
-    close(moved(found, latents()), expected)
-    decoded = found.decode(latents(), torch.tensor([0, 1, 2]), draws(0, 1, 2))
-    assert torch.equal(decoded, found.autoencoder.decode(expected, torch.arange(3), []))
-
-
-@pytest.mark.parametrize("negative", ["cat", ""])
-@pytest.mark.parametrize("kind", ["sd", "xl", "sd3"])
+@pytest.mark.parametrize(("kind", "negative"), [("sd", "cat"), ("xl", ""), ("sd3", "")])
 def test_images_are_those_of_the_librarys_own_call(made, kind, negative):
     side = 2 * SIDE
     found = loaded(made(kind), resolution=side, strength=0.5, guidance=3.0, negative_prompt=negative)
@@ -198,9 +153,10 @@ def test_images_are_those_of_the_librarys_own_call(made, kind, negative):
     assert differ(got, found.autoencoder.decode(start, torch.arange(2), []))
 
 
-def test_the_number_of_steps_is_rounded_up():
+def test_the_number_of_steps_is_rounded_up_and_with_none_the_autoencoder_is_all_there_is(made):
     cases = {(0, 9): 0, (1e-4, 9): 1, (0.3, 9): 3, (0.29, 100): 29, (0.07, 100): 7, (0.58, 50): 29, (1 / 49, 49): 1}
     assert {(share, n): ldm.steps_done(how(strength=share, steps=n)) for share, n in cases} == cases
+    assert isinstance(loaded(made("dit3"), strength=0), ldm.Autoencoder)
 
 
 @pytest.mark.parametrize("kind", ["sd", "xl", "sd3", "dit3"])
@@ -209,11 +165,10 @@ def test_so_many_steps_are_done(made, kind):
     start = latents(1, found.autoencoder.network.config.latent_channels)
     network = found.pipeline.unet if kind in ("sd", "xl") else found.pipeline.transformer
     network.register_forward_hook(lambda *_: done.append(1))
-    for steps in (1, 3, 7):
-        for count in range(1, steps + 1):
-            done.clear()
-            moved(replace(found, settings=how(strength=count / steps, steps=steps, guidance=1.0)), start, (0,), (0,))
-            assert len(done) == count + (kind == "xl" and steps > 1)  # PNDM's one more
+    for steps, count in (1, 1), (3, 1), (3, 2), (7, 6), (7, 7):
+        done.clear()
+        moved(replace(found, settings=how(strength=count / steps, steps=steps, guidance=1.0)), start, (0,), (0,))
+        assert len(done) == count + (kind == "xl" and steps > 1)  # PNDM's one more
 
 
 @pytest.mark.parametrize("kind", ["sd", "dit3"])
@@ -243,18 +198,17 @@ def test_a_pipeline_heeds_its_settings(made, kind):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_dit_from_pure_noise_is_the_librarys_own_call(copied, guidance):
+def test_dit_from_pure_noise_is_the_librarys_own_call(copied):
     """Where all of the latent is drowned in noise, at strength 1 and a signal-to-noise ratio of 0, the two are the same."""
     folder = copied("dit", scheduler={
         "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction",
     })  # fmt: skip
     classes = [imagenet_classes.wnids()[index] for index in (7, 3, 999)]
-    found = loaded(folder, classes, strength=1.0, guidance=guidance)
+    found = loaded(folder, classes, strength=1.0, guidance=4.0)
     assert found.conditions == [7, 3, 999]
     pipe = DiTPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
-    theirs = pipe([7, 999], guidance, draws(0, 1), num_inference_steps=4, output_type="pt").images
+    theirs = pipe([7, 999], 4.0, draws(0, 1), num_inference_steps=4, output_type="pt").images
     got = found.decode(torch.zeros(2, 4, 8, 8), torch.tensor([0, 2]), draws(0, 1))
     assert (got.int() - to_pixels(2 * theirs - 1).int()).abs().max() <= 1
     assert differ(got, found.decode(torch.zeros(2, 4, 8, 8), torch.tensor([1, 0]), draws(0, 1)))
@@ -267,11 +221,11 @@ def test_dit_begins_at_the_noised_latent(made):
     noised = torch.stack([torch.randn(4, 8, 8, generator=one) for one in draws(5, 6)])
     a = scheduler.alphas_cumprod[1]
     z = a.sqrt() * z + (1 - a).sqrt() * noised
-    both = [
-        found.pipeline.transformer(z, timestep=torch.ones(2), class_labels=torch.tensor(c)).sample[:, :4]
-        for c in ([3, 3], [2, 0])
-    ]
-    e = both[0] + 4 * (both[1] - both[0])
+    without, under = (
+        found.pipeline.transformer(z, timestep=torch.ones(2), class_labels=torch.tensor(classes)).sample[:, :4]
+        for classes in ([3, 3], [2, 0])
+    )
+    e = without + 4 * (under - without)
     close(moved(found, latents(2), (2, 0), (5, 6)), (z - (1 - a).sqrt() * e) / a.sqrt())
 
 
@@ -297,7 +251,6 @@ class Gaussian(torch.nn.Module):
     [
         ("DDIMScheduler", 35, None),
         ("PNDMScheduler", 36, None),
-        ("EulerDiscreteScheduler", 35, 15),
         ("EulerAncestralDiscreteScheduler", 35, 15),
         ("HeunDiscreteScheduler", 69, 30),
         ("DPMSolverMultistepScheduler", 35, 15),
@@ -325,27 +278,21 @@ def test_a_dit_under_the_hubs_older_names_is_the_same(copied, made):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
-@pytest.mark.parametrize("kind", ["sd", "dit3"])
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize(("kind", "scheduler"), [*(("dit3", s) for s in SCHEDULERS), ("sd", "PNDMScheduler")])
 def test_an_image_depends_on_its_latent_its_class_and_its_draws_alone(copied, kind, scheduler, capsys):
     folder = copied(kind, index={"scheduler": ["diffusers", scheduler]})
     copied(kind, scheduler={"_class_name": scheduler} | SCHEDULERS[scheduler])
-    found, labels = loaded(folder), torch.tensor([0, 1, 2])
+    found = loaded(folder)
     stands_in = "DPMSolverSDEScheduler draws for all images of a batch at once; DDIM stands in for it"
     assert (stands_in in capsys.readouterr().err) == (scheduler == "DPMSolverSDEScheduler")
     assert type(found.pipeline.scheduler).__name__ == found.autoencoder.model.scheduler
     assert not found.pipeline.scheduler.config.get("clip_sample")
     together = moved(found, latents())
     assert torch.isfinite(together).all()
-    assert torch.equal(moved(found, latents()), together)
-    for index in (2, 0):
-        alone = moved(found, latents()[index : index + 1], (index,), (index,))
-        close(alone, together[index : index + 1], atol=1e-3)
+    close(moved(found, latents()[2:], (2,), (2,)), together[2:], atol=1e-3)
     turned = moved(found, latents().flip(0), (2, 1, 0), (2, 1, 0))
     close(turned.flip(0), together, atol=1e-3)
     assert differ(moved(found, latents(), keys=(3, 4, 5)), together)
-    pixels = found.decode(latents(), labels, draws(0, 1, 2))
-    assert (pixels[1:2].int() - found.decode(latents()[1:2], labels[1:2], draws(1)).int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["sd", "dit3"])
@@ -367,6 +314,7 @@ def test_nothing_is_drawn_on_the_terminal_and_nothing_asked_from_the_net(copied,
     checker = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
     found = loaded(copied(index=checker, scheduler={"steps_offset": 0}))  # of which the library warns
     found.decode(latents(), torch.tensor([0, 1, 2]), draws(0, 1, 2))
+    assert closed == []
     assert capfd.readouterr() == ("", "generator: safety checker off: it would blank images\n")
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
 
@@ -402,7 +350,7 @@ def test_weights_in_pieces_are_looked_for_one_by_one(copied, made):
 
 
 @pytest.mark.parametrize("part", ["vae", "unet"])
-def test_weights_that_are_damaged_or_of_another_network(copied, part):
+def test_weights_that_are_damaged(copied, part):
     folder = copied()
     path = folder / part / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])

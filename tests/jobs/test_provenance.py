@@ -1,6 +1,7 @@
 """A stage's digest follows the code that decides its numbers and nothing else; what made a file is on record."""
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -38,8 +39,8 @@ DECIDES = {
 
 def digests(root, stages=STAGES):
     """The digests of the files as they are now."""
-    code_digest.cache_clear()
-    provenance._package.cache_clear()
+    for cached in (code_digest, provenance._package, provenance._kept):
+        cached.cache_clear()
     return {stage: code_digest(stage, root) for stage in stages}
 
 
@@ -109,7 +110,7 @@ def test_every_rule_has_a_digest_of_its_own_name(before):
     )
     assert all(re.fullmatch(r"[0-9a-f]{16}", value) for value in before.values())
     assert len(set(before.values())) == len(before)
-    with pytest.raises(WmddError, match="0 functions recovery are decorated as a command"):
+    with pytest.raises(WmddError, match="0 functions recovery are marked as a command"):
         code_digest("recovery")
     code = "import sys; from wmdd.jobs.provenance import code_digest; print(code_digest('recover'), 'torch' in sys.modules)"
     said = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=PACKAGE.parent)
@@ -246,7 +247,7 @@ def test_no_stage_has_settings_of_its_own():
 
 # What is followed, in a package of a few lines
 
-STAGE = "@app.command\ndef stage():\n    "
+STAGE = "@command\ndef stage():\n    "
 SAME = [
     f"from wmdd.extra import one\n{STAGE}return one()",
     f"from .extra import one as two\n{STAGE}return two()",
@@ -262,8 +263,8 @@ FOLLOWED = [
     f"from wmdd.extra import One\nclass A(Settings):\n    x: One = 1\n{STAGE}return A()",
     f"class A:\n    from wmdd.extra import one\n{STAGE}return A.one()",
     f"from wmdd.extra import one\nclass A:\n    one = one\n{STAGE}return A.one()",
-    "from wmdd.extra import One\n@app.command\ndef stage(x: One):\n    pass",
-    "from wmdd.extra import one\n@app.command(name='stage')\n@one\ndef stage():\n    pass",
+    "from wmdd.extra import One\n@command\ndef stage(x: One):\n    pass",
+    "from wmdd.extra import one\n@command\n@one\ndef stage():\n    pass",
     f"from wmdd.extra import one\n@one\ndef other():\n    pass\n{STAGE}pass",  # which may register it
     f"from wmdd.extra import *\n{STAGE}return one()",
     f"from wmdd import extra\n{STAGE}return getattr(extra, name)()",
@@ -297,6 +298,22 @@ def test_what_a_command_refers_to_counts_and_the_way_to_import_does_not(tmp_path
     assert [command for command in FOLLOWED if small(tmp_path, command) == small(tmp_path, command, 2)] == []
     assert [command for command in LEFT_OUT if small(tmp_path, command) != small(tmp_path, command, 2)] == []
     assert len({small(tmp_path, command) for command in SAME}) == 1
+
+
+def test_a_digest_is_read_where_it_was_kept_as_long_as_no_source_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "wmdd")
+    monkeypatch.setattr(provenance, "KEPT", kept := tmp_path / "kept.json")
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    digest = small(tmp_path, SAME[0])
+    whole = kept.read_text()
+    assert json.loads(whole)["digests"] == {"stage": digest}
+    kept.write_text(whole.replace(digest, "as it was kept"))
+    assert small(tmp_path, SAME[0]) == "as it was kept"
+    assert small(tmp_path, SAME[0], 2) not in (digest, "as it was kept")
+    for damaged in (whole[:-1], "[]", '{"sources": 1}'):
+        kept.write_text(damaged)
+        assert small(tmp_path, SAME[0]) == digest
+    assert [path.name for path in tmp_path.glob("kept*")] == ["kept.json"]
 
 
 def test_the_same_name_of_something_else_changes_it(tmp_path):

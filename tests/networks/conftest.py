@@ -1,6 +1,5 @@
 """Shared by the tests of weights from outside: networks of torchvision with random weights, files, and no network."""
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -54,13 +53,3 @@ def hub(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "home/hub/checkpoints"
     folder.mkdir(parents=True)
     return folder
-
-
-@pytest.fixture
-def closed(monkeypatch):
-    """No connection at all."""
-
-    def connect(*_):
-        raise ConnectionRefusedError("no network in this test")
-
-    monkeypatch.setattr(socket.socket, "connect", connect)

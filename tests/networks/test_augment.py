@@ -1,6 +1,7 @@
 """Views against slices, flips and shifts done by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -39,15 +40,6 @@ def close(found: Tensor, expected: Tensor) -> None:
 # ---- what a view shows
 
 
-@pytest.mark.parametrize("side", [8, 15, 32])
-@pytest.mark.parametrize("padded", [False, True])
-def test_the_identity_gives_the_images_back(side, padded):
-    images = noise(3, 3, side, side)
-    torch.testing.assert_close(
-        augment.apply(images, augment.identity(3), every(images), padded), images, rtol=0, atol=1e-5
-    )
-
-
 @quick
 @given(st.data())
 def test_a_crop_is_the_enlarged_cut(data):
@@ -75,7 +67,7 @@ def test_inside_its_edge_a_crop_of_any_picture_is_the_enlarged_cut():
     close(found[..., :-1], expected[..., :-1])  # but not beyond the picture
 
 
-@pytest.mark.parametrize(("down", "right"), [(0, 0), (3, 0), (-2, 0), (0, 1), (-4, 4), (2, -3)])
+@pytest.mark.parametrize(("down", "right"), [(0, 0), (-4, 4), (2, -3)])
 def test_a_shift_by_whole_pixels_fills_with_zeros(down, right):
     images = noise(2, 3, 8, 8)
     padded = F.pad(images, (4, 4, 4, 4))
@@ -101,31 +93,22 @@ def test_boxes_are_inside_and_of_the_area_and_aspect_asked_for(one, two, seed):
     assert bool((ratio <= 4 / 3 + 1e-12).all())
 
 
-def test_area_and_log_aspect_are_uniform_where_no_box_is_cut():
-    _, _, height, width = augment.resized_crop(generator("law"), 4000, (0.1, 0.7)).unbind(1)
-    assert kstest((height * width - 0.1) / 0.6, "uniform").pvalue > 0.01
-    low, high = math.log(3 / 4), math.log(4 / 3)
-    assert kstest(((width / height).log() - low) / (high - low), "uniform").pvalue > 0.01
-
-
-def test_places_are_uniform_and_half_the_views_are_mirrored():
-    found = augment.draw(generator("law"), 4000, (0.1, 0.7), flip=True)
+def test_area_log_aspect_and_places_are_uniform_and_half_the_views_are_mirrored():
+    found = augment.draw(generator("law"), 4000, (0.1, 0.7), flip=True)  # no box of these areas is cut
     top, left, height, width = found.crop.unbind(1)
-    assert kstest(top / (1 - height), "uniform").pvalue > 0.01
-    assert kstest(left / (1 - width), "uniform").pvalue > 0.01
+    low, high = math.log(3 / 4), math.log(4 / 3)
+    shares = [(height * width - 0.1) / 0.6, ((width / height).log() - low) / (high - low)]
+    for share in (*shares, top / (1 - height), left / (1 - width)):
+        assert kstest(share, "uniform").pvalue > 0.01
     assert 1900 < int(found.flip.sum()) < 2100
-
-
-def test_shifts_are_whole_pixels_up_to_the_limit_and_all_of_them():
-    offset = augment.shifted(generator(0), 2000, 2, 16)[:, :2] * 16
-    assert set(offset.flatten().tolist()) == {-2.0, -1.0, 0.0, 1.0, 2.0}
-    assert len(offset.unique(dim=0)) == 25
 
 
 def test_views_follow_from_the_seed_and_full_scale_is_no_crop():
     one, two, other = (augment.draw(generator(s), 20, (0.1, 1), True, "cutmix") for s in (3, 3, 4))
     assert all(torch.equal(getattr(one, f), getattr(two, f)) for f in ("crop", "flip", "partner", "paste"))
     assert not torch.equal(one.crop, other.crop)
+    offset = augment.shifted(generator(0), 2000, 2, 16)[:, :2] * 16
+    assert sorted(offset.unique(dim=0).tolist()) == [[a, b] for a in range(-2, 3) for b in range(-2, 3)]
     whole = augment.draw(generator(0), 50, (1.0, 1.0), flip=False)
     assert torch.equal(whole.crop, augment.identity(50).crop)
     assert not whole.flip.any()
@@ -168,23 +151,13 @@ def test_the_mixed_area_is_the_share_that_is_not_kept():
 def test_pasted_pixels_come_from_the_partners_own_view():
     images = noise(30, 3, 16, 16)
     drawn = augment.draw(generator(6), 30, (0.08, 1), True, "cutmix")
-    plain = augment.apply(images, Views(drawn.crop, drawn.flip, drawn.partner, torch.zeros(30, 4)), every(images))
+    assert sorted(drawn.partner.tolist()) == list(range(30))
+    plain = augment.apply(images, replace(drawn, mixed=False), every(images))
     seen = augment.apply(images, drawn, every(images))
-    top, left, bottom, right = drawn.pasted(16, 16).unbind(1)
-    for i in range(30):
+    for i, (top, left, bottom, right) in enumerate(drawn.pasted(16, 16).tolist()):
         expected = plain[i].clone()
-        rows, columns = slice(int(top[i]), int(bottom[i])), slice(int(left[i]), int(right[i]))
-        expected[:, rows, columns] = plain[drawn.partner[i]][:, rows, columns]
+        expected[:, top:bottom, left:right] = plain[drawn.partner[i]][:, top:bottom, left:right]
         assert torch.equal(seen[i], expected)
-
-
-def test_partners_are_a_permutation_and_boxes_lie_inside():
-    drawn = augment.draw(generator(7), 100, (0.08, 1), True, "cutmix")
-    assert sorted(drawn.partner.tolist()) == list(range(100))
-    assert bool((drawn.paste >= 0).all())
-    assert bool((drawn.paste[:, :2] + drawn.paste[:, 2:] <= 1 + 1e-12).all())
-    assert bool((drawn.kept(32, 32) >= 0).all())
-    assert bool((drawn.kept(32, 32) <= 1).all())
 
 
 def test_the_pasted_area_has_the_mean_of_its_law():

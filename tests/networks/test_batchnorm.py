@@ -7,10 +7,11 @@ from torch import Tensor
 from wmdd.base.rng import generator
 from wmdd.networks.batchnorm import ClassMoments, inputs_of, layers, moments, running, sums_of, watchable, watched
 from wmdd.networks.models import normalise
+from wmdd.networks.normalisation import Normalisation
 
 CLASSES, COUNT = 3, 14
 LABELS = torch.tensor([0, 2, 1, 0, 0, 2, 1, 1, 0, 2, 0, 1, 0, 0])  # 7, 4 and 3 images
-MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
+NORMALISATION = Normalisation([0.5, 0.4, 0.6], [0.2, 0.3, 0.25])
 
 
 def uniform(*shape: int, key: str = "") -> Tensor:
@@ -58,7 +59,7 @@ def inputs(tiny_teacher, images) -> dict[str, Tensor]:
         if isinstance(module, torch.nn.BatchNorm2d)
     ]
     with torch.no_grad():
-        tiny_teacher(normalise(images, MEAN, STD))
+        tiny_teacher(normalise(images, NORMALISATION))
     for handle in handles:
         handle.remove()
     assert list(inputs) == list(layers(tiny_teacher))
@@ -66,7 +67,7 @@ def inputs(tiny_teacher, images) -> dict[str, Tensor]:
     return inputs
 
 
-@pytest.mark.parametrize("size", [1, 3, 5, 7, COUNT])
+@pytest.mark.parametrize("size", [1, 3, COUNT])
 def test_class_moments_are_the_direct_ones_whatever_the_batches_and_their_order(inputs, size):
     found = gathered(inputs, torch.randperm(COUNT, generator=generator("order", size)), size)
     for name, x in inputs.items():
@@ -78,23 +79,11 @@ def test_class_moments_are_the_direct_ones_whatever_the_batches_and_their_order(
 
 def test_variance_between_the_images_of_a_class_counts():
     # Pictures of one colour each: no variance within any of them, all of it between them.
-    colours = torch.tensor([0.0, 2.0, 7.0])
     found = ClassMoments()
-    for colour in colours:
+    for colour in torch.tensor([0.0, 2.0, 7.0]):
         add(found, {"layer": colour.expand(1, 1, 4, 4)}, 0)
     assert float(found.statistics().mean["layer"]) == pytest.approx(3)
     assert float(found.statistics().variance["layer"]) == pytest.approx((9 + 1 + 16) / 3)
-
-
-def test_the_published_mean_of_variances_within_batches_is_lower(inputs):
-    mine = torch.arange(COUNT)[LABELS == 0]
-    found = gathered(inputs, torch.arange(COUNT), COUNT)
-    ratios = []
-    for name, x in inputs.items():
-        within = torch.stack([direct(x[index])[1] for index in mine.split(1)]).mean(0)
-        assert bool((within <= found.variance[name][0] * (1 + 1e-6)).all())
-        ratios.append(float((within / found.variance[name][0]).min()))
-    assert min(ratios) < 0.9
 
 
 def test_sums_survive_a_mean_far_from_zero():
@@ -106,8 +95,9 @@ def test_sums_survive_a_mean_far_from_zero():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
-@pytest.mark.parametrize("side", [1, 5, 90])
+@pytest.mark.parametrize(
+    ("form", "side"), [(torch.channels_last, 5), (torch.channels_last, 90), (torch.contiguous_format, 90)]
+)
 def test_moments_are_exact_in_every_layout_and_type(dtype, form, side):
     x = torch.randn(9, 6, side, side, generator=generator("layout", side)) * 3 + 5
     x = x.to(dtype).contiguous(memory_format=form)
@@ -137,21 +127,18 @@ def test_the_last_class_goes_on_without_touching_what_was():
 # ---- statistics of the teacher
 
 
-def test_running_statistics_are_copies_with_one_row(tiny_teacher):
+def test_running_statistics_are_copies_with_one_row_and_hooks_are_gone_afterwards(tiny_teacher, images):
     found = running(tiny_teacher)
     for name, layer in layers(tiny_teacher).items():
         assert torch.equal(found.mean[name], layer.running_mean[None])
         assert torch.equal(found.variance[name], layer.running_var[None])
         found.mean[name].zero_()
         assert bool((layer.running_mean != 0).any())
-
-
-def test_hooks_are_gone_afterwards(tiny_teacher, images):
     with inputs_of(tiny_teacher) as seen:
-        tiny_teacher(normalise(images, MEAN, STD))
+        tiny_teacher(normalise(images, NORMALISATION))
         assert list(seen) == list(layers(tiny_teacher))
     seen.clear()
-    tiny_teacher(normalise(images, MEAN, STD))
+    tiny_teacher(normalise(images, NORMALISATION))
     assert not seen
 
 
@@ -162,7 +149,7 @@ def normal(*shape: int) -> Tensor:
     return 3 + torch.randn(shape, generator=generator("normal", *shape), dtype=torch.float64)
 
 
-def exactly(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+def exactly(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return moments(x, weights, torch.float64)
 
 
@@ -176,34 +163,9 @@ def test_weights_are_shares_of_the_mass(weights):
     torch.testing.assert_close(variance, (share * (pixels - mu[:, None, :, None]).square()).sum((1, 3)))
 
 
-def test_an_image_of_twice_the_weight_is_an_image_shown_twice():
-    x = normal(2, 5, 6, 6)
-    found = exactly(x, torch.tensor([[2 / 3, 1 / 3]], dtype=torch.float64))
-    shown = exactly(x[[0, 0, 1]], torch.full((1, 3), 1 / 3, dtype=torch.float64))
-    torch.testing.assert_close(found, shown)
-
-
-def test_an_image_without_weight_has_no_influence():
-    x = normal(3, 5, 6, 6).requires_grad_()
-    weights = torch.tensor([[0.4, 0.0, 0.6]], dtype=torch.float64)
-    other = x.detach().clone()
-    other[1] = -50
-    torch.testing.assert_close(exactly(x, weights), exactly(other, weights))
-    sum(value.sum() for value in exactly(x, weights)).backward()
-    assert not x.grad[1].any()
-    assert x.grad[0].any()
-
-
-def test_without_weights_all_images_are_one_group():
-    x = normal(7, 5, 6, 6)
-    for value, expected in zip(exactly(x, None), direct(x), strict=True):
-        torch.testing.assert_close(value, expected[None])
-
-
-@pytest.mark.parametrize("weighted", [True, False])
-def test_the_gradient_is_that_of_finite_differences(weighted):
+def test_the_gradient_is_that_of_finite_differences():
     x = normal(4, 2, 3, 3).requires_grad_()
-    weights = torch.tensor([[0.7, 0.3], [0.4, 0.6]], dtype=torch.float64) if weighted else None
+    weights = torch.tensor([[0.7, 0.3], [0.4, 0.6]], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: exactly(x, weights), x)
     assert torch.autograd.gradcheck(lambda x: exactly(x, weights)[1], x)  # one of the two alone
 
@@ -251,9 +213,14 @@ def both_ways(network, x: Tensor, weights: Tensor) -> tuple[list[Tensor], list[T
 
 
 @pytest.mark.parametrize("uniform", [True, False], ids=["uniform", "free"])
-@pytest.mark.parametrize("side", [8, 72], ids=["images together", "an image in parts"])  # 72^2 > ROWS
-@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("side", "form", "dtype"),
+    [
+        (8, torch.contiguous_format, torch.float64),
+        (8, torch.channels_last, torch.float32),
+        (72, torch.channels_last, torch.float32),  # an image in parts: 72^2 > ROWS
+    ],
+)
 def test_watched_layers_find_what_hooks_find(tiny_teacher, uniform, side, form, dtype):
     weights = torch.full((3, 4), 0.25, dtype=dtype)
     if not uniform:
@@ -283,10 +250,9 @@ def test_a_network_is_the_same_before_and_after_it_was_watched(tiny_teacher):
     expected = tiny_teacher(x)
     with watched(tiny_teacher, torch.full((2, 2), 0.5)):
         torch.testing.assert_close(tiny_teacher(x), expected)
-    assert all(type(layer) is torch.nn.BatchNorm2d for layer in layers(tiny_teacher).values())
-    assert not any(
-        vars(layer).keys() & {"watched_moments", "called", "group"} for layer in layers(tiny_teacher).values()
-    )
+    for layer in layers(tiny_teacher).values():
+        assert type(layer) is torch.nn.BatchNorm2d
+        assert not vars(layer).keys() & {"watched_moments", "called", "group"}
     assert torch.equal(tiny_teacher(x), expected)
     assert all(torch.equal(v, before[k]) for k, v in tiny_teacher.state_dict().items())
 

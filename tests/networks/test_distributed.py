@@ -1,11 +1,11 @@
 """Several processes compute what one does, up to rounding; whatever ends one ends all; and nobody but the main one speaks."""
 
+import multiprocessing
 import os
 import re
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import time
 from contextlib import nullcontext
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch import multiprocessing as mp
 
 from tests.conftest import DyingKeeper
+from wmdd.__main__ import main
 from wmdd.artifacts.atomic_files import read_json
 from wmdd.artifacts.hdf5_writer import save
 from wmdd.artifacts.model_files import load_model
@@ -33,13 +34,14 @@ from wmdd.jobs.torchrun import check_gpus
 from wmdd.networks.context import Forgetful, quiet
 from wmdd.networks.distributed import ALONE, SharedBatchNorm2d, World, parts_of, shared_statistics, unsent, world
 from wmdd.networks.engine import plain
+from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.training import evaluate
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.teacher import TeacherSettings
 from wmdd.stages import teacher
 
 ROOT = Path(__file__).parents[2]
-MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
+NORMALISATION = Normalisation([0.5, 0.5, 0.5], [0.25, 0.25, 0.25])
 COUNT = 47  # images in three steps of 16, 16 and 15, the last of which two processes share unevenly
 SETTINGS = TeacherSettings(
     architecture="convnet3", width=8, epochs=2, batch_size=16, lr=0.02, evaluate_every=1, ema=0.5, accumulate=2
@@ -59,7 +61,7 @@ def coloured(key: str) -> tuple[Tensor, Tensor]:
 
 def taught(context, settings: TeacherSettings = SETTINGS) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     network, history = teacher.train(
-        Resident(*coloured("train")), Resident(*coloured("val")), 3, MEAN, STD, settings, 0, context
+        Resident(*coloured("train")), Resident(*coloured("val")), 3, NORMALISATION, settings, 0, context
     )
     assert not any(isinstance(layer, SharedBatchNorm2d) for layer in network.modules())
     return network.state_dict(), history
@@ -112,7 +114,9 @@ class Table(nn.Module):
 
 def scored(among: World, count: int) -> dict[str, float]:
     pixels = (torch.arange(count) % 3).to(torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
-    return evaluate(Table(), Resident(pixels, torch.arange(count) % 2), [0] * 3, [1] * 3, plain(), 2, among)
+    return evaluate(
+        Table(), Resident(pixels, torch.arange(count) % 2), Normalisation([0] * 3, [1] * 3), plain(), 2, among
+    )
 
 
 class Kept(Forgetful):
@@ -140,13 +144,11 @@ def averaged(among: World) -> Tensor:
     return layer.running_mean
 
 
-def work(rank: int, port: int, folder: str) -> None:
+def work(rank: int, port: int, folder: Path, state: dict) -> None:
     """Run as one of two processes: everything that the tests below look at."""
-    torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    state = torch.load(Path(folder) / "half", weights_only=True)
     with world("cpu") as among:
-        found = {
+        seen = {
             "share": among.share(torch.arange(7)),
             "sum": among.sum(torch.tensor([1.0, rank])),
             "mean": among.mean(torch.tensor([1.0, rank])),
@@ -161,27 +163,24 @@ def work(rank: int, port: int, folder: str) -> None:
                 replace(quiet(plain()), world=among), SETTINGS.model_copy(update={"sync_batchnorm": False})
             ),
         }
-    torch.save(found, Path(folder) / f"rank{rank}")
+    torch.save(seen, folder / f"rank{rank}")
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory, half) -> list[dict]:
     """What each of two processes has found."""
     folder = tmp_path_factory.mktemp("pair")
-    torch.save(half, folder / "half")
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
-    mp.start_processes(work, (port, str(folder)), 2, start_method="spawn")
+    mp.start_processes(work, (port, folder, half), 2, start_method="spawn" if torch.cuda.is_available() else "fork")
     return [torch.load(folder / f"rank{rank}", weights_only=True) for rank in (0, 1)]
 
 
 @pytest.fixture(scope="module")
 def half():
     """The state of one process after the first of two epochs."""
-    keeper = DyingKeeper(4, 5)  # of three steps and an end an epoch
-    with pytest.raises(DyingKeeper.Killed):
-        taught(replace(quiet(plain()), keeper=keeper))
-    return keeper.load()
+    keeper = DyingKeeper.after(lambda keeper: taught(replace(quiet(plain()), keeper=keeper)), 4, 5)
+    return keeper.load()  # of three steps and an end an epoch
 
 
 def test_shares_sums_and_means(pair):
@@ -277,14 +276,7 @@ def test_other_layers_with_statistics_of_the_batch_are_refused_by_name():
 
 @pytest.mark.parametrize(
     ("processes", "gpus", "device", "refused"),
-    [
-        (8, 0, "cpu", False),
-        (8, 4, "cpu", False),
-        (8, 0, "auto", False),
-        (8, 0, "cuda", True),
-        (4, 4, "auto", False),
-        (8, 4, "auto", True),
-    ],
+    [(8, 4, "cpu", False), (8, 0, "auto", False), (8, 0, "cuda", True), (4, 4, "auto", False), (8, 4, "auto", True)],
 )
 def test_more_processes_than_gpus_are_refused(monkeypatch, processes, gpus, device, refused):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
@@ -306,46 +298,66 @@ def here(tmp_path_factory) -> Path:
         arrays |= {f"{split}/images": images.numpy(), f"{split}/labels": labels.numpy()}
     names = ["ant", "bee", "cat"]
     counts = {split: np.bincount(arrays[f"{split}/labels"]).tolist() for split in ("train", "val")}
-    meta = {"classes": names, "names": names, "resolution": 16, "mean": MEAN, "std": STD, "storage": "pixels"}
+    meta = {"classes": names, "names": names, "resolution": 16, "storage": "pixels"} | NORMALISATION._asdict()
     save(folder / "data.h5", arrays, meta | {"counts": counts, "inputs": {}})
     return folder
 
 
-def start(here: Path, output: str, flags: str, processes: int) -> subprocess.Popen[str]:
-    """Start the command `teacher`."""
+FLAGS = "--epochs 20 --lr 0.02 --accumulate 2 --ema 0.9 --no-sync-batchnorm"
+FORK = multiprocessing.get_context(
+    "fork"
+)  # the launcher is a copy of this process, as another imports torch for seconds
+Launcher = multiprocessing.Process
+
+
+def command(here: Path, output: str, flags: str) -> None:
+    """Run the command `teacher` on two processes; what is printed goes to the files `out` and `err`."""
+    (here / output).mkdir(exist_ok=True)
+    for number, name in (1, "out"), (2, "err"):
+        os.dup2(os.open(here / output / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+    os.chdir(here)
+    os.environ |= {"PYTHONPATH": str(ROOT), "WMDD_REVISION": "test", "WMDD_CHECKPOINT_SECONDS": "0"}
     line = (
-        f"-m wmdd teacher --data data.h5 --output '{output}/model.safetensors' --seed 0 --architecture convnet3 --width 8"
-        f" --batch-size 16 --device cpu --precision fp32 --processes {processes} {flags}"
+        f"wmdd teacher --data data.h5 --output '{output}/model.safetensors' --seed 0 --architecture convnet3 --width 8"
+        f" --batch-size 16 --device cpu --precision fp32 --processes 2 {flags}"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "WMDD_REVISION": "test", "WMDD_CHECKPOINT_SECONDS": "0"}
-    return subprocess.Popen(
-        [sys.executable, *shlex.split(line)], cwd=here, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    sys.argv = shlex.split(line)
+    main()
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+def start(here: Path, output: str, flags: str = FLAGS) -> Launcher:
+    launcher = FORK.Process(target=command, args=(here, output, flags))
+    launcher.start()
+    return launcher
 
 
-def mistakes(err: str) -> list[str]:
-    """The lines that are neither the job's first and last nor its progress."""
+def finish(here: Path, output: str, launcher: Launcher) -> tuple[int, str, list[str]]:
+    """Wait; return the exit code, what was said, and the lines that are not usual: mistakes."""
+    launcher.join(120)
     usual = r"wmdd teacher: \S+ on cpu with|wmdd teacher: done|training: |$"
-    return [line for line in err.splitlines() if not re.match(usual, line)]
+    out, err = ((here / output / name).read_text() for name in ("out", "err"))
+    assert err.count("wmdd teacher: done") <= err.count(" on cpu with ") <= 1, "but one of the processes speaks"
+    return launcher.exitcode, out, [line for line in err.splitlines() if not re.match(usual, line)]
 
 
-def under_way(here: Path, output: str, process: subprocess.Popen[str]) -> list[psutil.Process]:
+def under_way(here: Path, output: str, launcher: Launcher) -> list[psutil.Process]:
     """Wait until a training has written its next checkpoint; return its processes."""
     checkpoint = here / output / ".model.safetensors.checkpoint"
     before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if checkpoint.exists() and checkpoint.stat().st_mtime_ns > before:
-            return psutil.Process(process.pid).children()
-        assert process.poll() is None, finish(process)
+            return psutil.Process(launcher.pid).children()
+        assert launcher.is_alive(), finish(here, output, launcher)
         time.sleep(0.005)
     raise AssertionError("no checkpoint in time")
+
+
+def two_children(_here: Path, _output: str, launcher: Launcher) -> list[psutil.Process]:
+    while len(children := psutil.Process(launcher.pid).children()) < 2:
+        time.sleep(0.01)
+    return children
 
 
 def ended(processes: list[psutil.Process]) -> bool:
@@ -358,70 +370,62 @@ def ended(processes: list[psutil.Process]) -> bool:
     return False
 
 
-def test_two_processes_train_the_network_of_one(here):
-    flags = "--epochs 2 --evaluate-every 1 --lr 0.02"
-    for processes in 1, 2:
-        code, out, err = finish(start(here, f"with{processes}", flags, processes))
-        assert (code, out, mistakes(err)) == (0, "", [])
-        assert err.count(" on cpu with ") == err.count("wmdd teacher: done") == 1
-    (one, about), (two, other) = (load_model(here / f"with{n}/model.safetensors") for n in (1, 2))
-    close(one, two, 1e-5)
-    assert about["accuracy"] == other["accuracy"]
-    assert (about.pop("processes"), other.pop("processes")) == (1, 2)
-    assert {k: v for k, v in about.items() if k != "digest"} == {k: v for k, v in other.items() if k != "digest"}
-    first, second = (pd.read_csv(here / f"with{n}/model.csv") for n in (1, 2))
-    pd.testing.assert_frame_equal(first, second, rtol=1e-5)
-    assert read_json(here / "with2/model.cost.json")["processes"] == 2
-    assert {path.name for path in (here / "with2").iterdir()} == {"model.safetensors", "model.csv", "model.cost.json"}
+def warn(*processes: int) -> None:
+    for process in processes:
+        os.kill(process, signal.SIGUSR1)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(here) -> Path:
+    """The folder of a training that nothing disturbed."""
+    assert finish(here, "undisturbed", start(here, "undisturbed")) == (0, "", [])
+    return here / "undisturbed"
+
+
+def test_a_training_on_two_processes_says_so_and_leaves_nothing_else(undisturbed):
+    _, meta = load_model(undisturbed / "model.safetensors")
+    assert meta["processes"] == read_json(undisturbed / "model.cost.json")["processes"] == 2
+    history = pd.read_csv(undisturbed / "model.csv")
+    assert history["epoch"].tolist() == list(range(1, 21))
+    assert meta["accuracy"]["top1"] == history["top1"].iloc[-1] > 0.9
+    expected = {"model.safetensors", "model.csv", "model.cost.json", "out", "err"}
+    assert {path.name for path in undisturbed.iterdir()} == expected
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", [False, True])
-def test_a_training_on_two_processes_survives_anything(here, group):
+def test_a_training_on_two_processes_survives_anything(here, undisturbed):
     """Whatever ends it, a kill of any process or a warning to some, it goes on to the bytes of an undisturbed run."""
-    flags = "--epochs 20 --lr 0.02 --accumulate 2 --ema 0.9 --no-sync-batchnorm"
-    killed, again = f"killed{group}", "going on from its last checkpoint when started again"
+    again = "going on from its last checkpoint when started again"
 
     def disturbed(disturb, wait=under_way) -> tuple[int, list[str]]:
         """Start, disturb the launcher and its processes once they run, and return how it ended."""
-        process = start(here, killed, flags, 2)
-        children = wait(here, killed, process)
-        disturb(process, children)
-        code, _, err = finish(process)
+        launcher = start(here, "killed")
+        children = wait(here, "killed", launcher)
+        disturb(launcher.pid, [child.pid for child in children])
+        code, _, lines = finish(here, "killed", launcher)
         assert ended(children), "a process outlives its launcher"
-        return code, mistakes(err)
+        return code, lines
 
-    def two_children(_here, _output, process) -> list[psutil.Process]:
-        while len(children := psutil.Process(process.pid).children()) < 2:
-            time.sleep(0.01)
-        return children
-
-    def warn(*told) -> None:
-        for process in told:
-            process.send_signal(signal.SIGUSR1)
-
-    code, lines = disturbed(lambda _, children: children[1].kill())
+    code, lines = disturbed(lambda _, children: os.kill(children[1], signal.SIGKILL))
     assert (code, len(lines)) == (1, 1)
     assert re.match(r"wmdd teacher: error: process [12] of 2 was killed by SIGKILL; run again", lines[0])
-    before_it_trains = disturbed(lambda process, _: process.terminate(), two_children)
+    before_it_trains = disturbed(lambda launcher, _: os.kill(launcher, signal.SIGTERM), two_children)
     assert before_it_trains == (AGAIN, [f"wmdd teacher: SIGTERM: {again}"])
-    all_or_launcher = disturbed(lambda process, children: warn(process, *(children if group else ())))
-    assert all_or_launcher == (AGAIN, [f"wmdd teacher: SIGUSR1: {again}"])
-    one_alone = disturbed(lambda _, children: warn(children[1]))
-    assert one_alone == (AGAIN, [f"wmdd teacher: a signal to a process: {again}"])
-    assert disturbed(lambda process, _: process.kill())[0] == -signal.SIGKILL
-    assert not (here / killed / "model.safetensors").exists()
+    to_all = disturbed(lambda launcher, children: warn(launcher, *children))
+    assert to_all == (AGAIN, [f"wmdd teacher: SIGUSR1: {again}"])
+    to_one = disturbed(lambda _, children: warn(children[1]))
+    assert to_one == (AGAIN, [f"wmdd teacher: a signal to a process: {again}"])
+    assert disturbed(lambda launcher, _: os.kill(launcher, signal.SIGKILL))[0] == -signal.SIGKILL
+    assert not (here / "killed/model.safetensors").exists()
 
-    code, out, err = finish(start(here, killed, flags, 2))
-    assert (code, out.count("going on from"), mistakes(err)) == (0, 1, [])
-    assert finish(start(here, f"undisturbed{group}", flags, 2))[0] == 0
+    code, out, lines = finish(here, "killed", start(here, "killed"))
+    assert (code, out.count("going on from"), lines) == (0, 1, [])
     for name in "model.safetensors", "model.csv":
-        assert (here / killed / name).read_bytes() == (here / f"undisturbed{group}" / name).read_bytes()
+        assert (here / "killed" / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
 def test_a_mistake_that_all_processes_meet_is_one_line(here):
-    code, out, err = finish(start(here, "weak", "--epochs 1 --min-accuracy 1 --lr 1e-9", 2))
-    assert (code, out) == (1, "")
-    assert len(mistakes(err)) == 1
-    assert re.match(r"wmdd teacher: error: the teacher reaches .* below min_accuracy", mistakes(err)[0])
+    code, out, lines = finish(here, "weak", start(here, "weak", "--epochs 1 --min-accuracy 1 --lr 1e-9"))
+    assert (code, out, len(lines)) == (1, "", 1)
+    assert re.match(r"wmdd teacher: error: the teacher reaches .* below min_accuracy", lines[0])
     assert not (here / "weak/model.safetensors").exists()

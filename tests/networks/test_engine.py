@@ -47,6 +47,19 @@ def test_the_type_that_is_computed_in(without_gpu, monkeypatch, precision, mode,
     assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == rounded
 
 
+def test_bf16_that_is_emulated_is_told_once_with_the_remedy(without_gpu, monkeypatch, capsys):
+    module._warn_of_slow_bf16.cache_clear()
+    for has_bf16, precision in ((True, "bf16"), (False, "auto"), (False, "fp32")):
+        monkeypatch.setattr(module, "has_fast_bf16", lambda gpu, has=has_bf16: has)
+        Engine.of(EngineSettings(precision=precision))
+        assert capsys.readouterr().err == ""
+    for _ in range(2):
+        Engine.of(EngineSettings(precision="bf16"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("engine: precision bf16 is slow here")
+    assert line.endswith("set engine.precision: auto or fp32")
+
+
 def test_a_gpu_that_is_not_there_is_missed(without_gpu):
     with pytest.raises(WmddError, match="no GPU is visible; run on a GPU node or set"):
         Engine.of(EngineSettings(device="cuda"))

@@ -42,11 +42,10 @@ def refused(weights, architecture: str = "resnet18") -> str:
 )
 def test_a_state_dict_is_found_wherever_it_is(file, wrap):
     state = theirs("mnasnet0_5").state_dict()
-    for suffix in ".pt", ".pth.tar", ".bin":
-        weights = of_file(file(wrap(state), f"weights{suffix}"))
-        assert weights.state.keys() == state.keys()
-        assert all(torch.allclose(weights.state[k].float(), v.float(), atol=1e-3) for k, v in state.items())
-        assert (weights.mean, weights.std, weights.meta) == (None, None, {})
+    weights = of_file(file(wrap(state), "weights.pth.tar"))
+    assert weights.state.keys() == state.keys()
+    assert all(torch.allclose(weights.state[k].float(), v.float(), atol=1e-3) for k, v in state.items())
+    assert (weights.normalisation, weights.meta) == (None, {})
 
 
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
@@ -73,7 +72,7 @@ def cut(share: float, zipped: bool) -> bytes:
 @pytest.mark.parametrize(
     "content",
     [
-        *(cut(share, zipped) for share in (0.01, 0.3, 0.9) for zipped in (True, False)),
+        *(cut(share, zipped) for share in (0.01, 0.9) for zipped in (True, False)),
         b"",
         b"<!DOCTYPE html><html>Not found</html>",
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00",
@@ -113,7 +112,6 @@ def test_a_checkpoint_without_weights(file, content):
         ("pretrain", "resnet18", "did you mean pretrained?"),
         ("pretrained", "resnet18", "needs architecture: timm:NAME, not resnet18"),
         ("pretrained", "timm:resnet_18", "timm has no network 'resnet_18'; did you mean timm:resnet18?"),
-        ("pretrained", "timm:resnet18.nobody", "timm has no weights for resnet18.nobody; see timm.list_pretrained()"),
         ("pretrained", "timm:vit_giant_patch14_224", "timm has no weights for vit_giant_patch14_224;"),
         ("pretrained", "timm:deit_tiny_distilled_patch16_224", "has several last layers"),
     ],
@@ -151,7 +149,7 @@ def test_a_file_in_the_hub_folder_is_taken(hub, entry, file, closed, name):
     assert all(torch.equal(weights.state[k], v) for k, v in state.items())
     assert weights.digest == digest
     assert weights.origin == f"torchvision ResNet18_Weights.IMAGENET1K_V1 (sha256 {digest[:12]})"
-    assert (weights.mean, weights.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert weights.normalisation == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 def test_a_file_of_torchvision_that_is_missing_or_another(hub, entry, file):

@@ -6,19 +6,13 @@ from torch import nn
 
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.networks.architectures import CONVNETS, RESNETS
 from wmdd.networks.models import bounds_of, build, normalise, to_pixels
+from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.state_dicts import restore
 from wmdd.settings.network import NetworkSettings
 
-EVERY = [
-    *RESNETS,
-    *list(CONVNETS)[:-1],
-    "vit-tiny",
-    "timm:test_resnet",
-    "timm:mobilenetv3_small_050",
-]  # convnet6: 64 px on
-EVERY += ["torchvision:mobilenet_v3_small", "torchvision:mnasnet0_5"]
+EVERY = ["resnet18", "resnet50", "convnet1", "convnet5", "vit-tiny"]
+EVERY += ["timm:test_resnet", "timm:mobilenetv3_small_050", "torchvision:mnasnet0_5"]
 
 
 def settings(architecture: str = "resnet18", **changes) -> NetworkSettings:
@@ -33,11 +27,10 @@ def count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-@pytest.mark.parametrize("resolution", [32, 64])
 @pytest.mark.parametrize("architecture", EVERY)
-def test_logits_are_the_head_of_the_embedding(architecture, resolution):
-    network = fresh(architecture, 7, resolution).eval()
-    x = torch.randn(2, 3, resolution, resolution, generator=generator("x"))
+def test_logits_are_the_head_of_the_embedding(architecture):
+    network = fresh(architecture).eval()
+    x = torch.randn(2, 3, 32, 32, generator=generator("x"))
     with torch.no_grad():
         features, logits = network.embed(x), network(x)
     assert features.shape == (2, network.head.in_features)
@@ -49,13 +42,12 @@ def test_logits_are_the_head_of_the_embedding(architecture, resolution):
 # ---- ConvNets
 
 
-@pytest.mark.parametrize("depth", range(1, 7))
+@pytest.mark.parametrize("depth", [1, 6])
 def test_a_convnet_halves_the_side_in_each_of_its_blocks(depth):
     network = fresh(f"convnet{depth}", resolution=64, norm="instance")
-    maps = network.maps(torch.zeros(1, 3, 64, 64))
-    assert [tuple(m.shape) for m in maps] == [(1, 4, 64 >> i, 64 >> i) for i in range(depth)] + [
-        (1, 4 * (64 >> depth) ** 2)
-    ]
+    *maps, last = (tuple(m.shape) for m in network.maps(torch.zeros(1, 3, 64, 64)))
+    assert maps == [(1, 4, 64 >> i, 64 >> i) for i in range(depth)]
+    assert last == (1, 4 * (64 >> depth) ** 2)
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance", "layer", "group", "none"])
@@ -91,13 +83,6 @@ def test_a_convnet_has_the_pooling_asked_for(pooling, wanted):
     assert network.head.in_features == 4 * (4 if pooling != "none" else 16)
 
 
-def test_without_norm_and_pooling_a_convnet_is_its_convolutions():
-    network = fresh("convnet2", resolution=8, norm="none", pooling="none")
-    first, second = (m for m in network.modules() if isinstance(m, nn.Conv2d))
-    x = torch.randn(2, 3, 8, 8, generator=generator("x"))
-    torch.testing.assert_close(network.embed(x), second(first(x).relu()).relu().flatten(1))
-
-
 def test_a_convnet_that_cannot_be_is_refused():
     with pytest.raises(WmddError, match=r"^convnet6 halves pictures of 32 px to nothing; take a shallower one$"):
         fresh("convnet6")
@@ -109,22 +94,9 @@ def test_a_convnet_that_cannot_be_is_refused():
         fresh("convnet3", norm="group", width=6)
 
 
-@pytest.mark.parametrize("norm", ["instance", "layer", "group", "none"])
-def test_an_image_does_not_know_of_the_others_of_its_batch(norm):
-    network = fresh("convnet2", resolution=8, norm=norm).train()
-    x = torch.randn(3, 3, 8, 8, generator=generator("x"))
-    torch.testing.assert_close(network(x)[:1], network(x[:1]))
-
-
 # Parameters as in torchvision's documentation.
 @pytest.mark.parametrize(
-    ("architecture", "features", "parameters"),
-    [
-        ("resnet18", 512, 11_689_512),
-        ("resnet34", 512, 21_797_672),
-        ("resnet50", 2048, 25_557_032),
-        ("resnet101", 2048, 44_549_160),
-    ],
+    ("architecture", "features", "parameters"), [("resnet18", 512, 11_689_512), ("resnet101", 2048, 44_549_160)]
 )
 def test_at_224_pixels_a_resnet_is_the_published_one(architecture, features, parameters):
     with torch.device("meta"):
@@ -133,13 +105,12 @@ def test_at_224_pixels_a_resnet_is_the_published_one(architecture, features, par
     assert count(network) == parameters
 
 
-@pytest.mark.parametrize("resolution", [28, 32, 48, 49, 64, 96, 112, 113, 128, 160, 224])
+@pytest.mark.parametrize("resolution", [28, 48, 49, 112, 113, 224])
 def test_the_stem_leaves_a_last_map_of_four_to_seven_pixels(resolution):
     network = fresh(resolution=resolution, width=1).eval()
     with torch.no_grad():
         last = network.blocks(network.stem(torch.zeros(1, 3, resolution, resolution)))
-    assert last.shape[2] == last.shape[3]
-    assert 4 <= last.shape[2] <= 7
+    assert 4 <= last.shape[2] == last.shape[3] <= 7
 
 
 def test_a_stem_can_be_asked_for():
@@ -148,9 +119,7 @@ def test_a_stem_can_be_asked_for():
     assert {stem: (c.kernel_size[0], c.stride[0]) for stem, c in stems.items()} == expected
 
 
-@pytest.mark.parametrize(
-    "architecture", ["resnet18", "convnet1", "convnet3", "vit-tiny", "timm:test_resnet", "torchvision:mnasnet0_5"]
-)
+@pytest.mark.parametrize("architecture", ["resnet18", "convnet3", "timm:test_resnet", "torchvision:mnasnet0_5"])
 def test_weights_are_those_of_the_generator_and_nobody_else_is_disturbed(architecture):
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -162,23 +131,11 @@ def test_weights_are_those_of_the_generator_and_nobody_else_is_disturbed(archite
     assert not all(torch.equal(v, other[name]) for name, v in one.items())
 
 
-@pytest.mark.parametrize(
-    "architecture",
-    [
-        "resnet19",
-        "convnet0",
-        "convnet7",
-        "timm:",
-        "timm:resnet_of_nobody",
-        "timm:hf-hub:timm/resnet18",
-        "torchvision:",
-        "torchvision:res",
-        "",
-    ],
-)
-def test_an_unknown_architecture_is_refused(architecture):
-    with pytest.raises(WmddError, match=r"unknown architecture|timm has no network|torchvision has no network"):
-        fresh(architecture)
+def test_an_unknown_architecture_is_refused():
+    unknown = ["resnet19", "convnet0", "convnet7", "", "timm:", "timm:resnet_of_nobody", "timm:hf-hub:timm/resnet18"]
+    for architecture in [*unknown, "torchvision:", "torchvision:res"]:
+        with pytest.raises(WmddError, match=r"unknown architecture|timm has no network|torchvision has no network"):
+            fresh(architecture)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +159,7 @@ def test_a_network_of_torchvision_that_will_not_do(name, said):
 # ---- restoring
 
 
-@pytest.mark.parametrize("architecture", ["resnet18", "convnet3", "timm:test_resnet", "torchvision:mnasnet0_5"])
+@pytest.mark.parametrize("architecture", ["resnet18", "timm:test_resnet", "torchvision:mnasnet0_5"])
 def test_a_restored_network_is_the_same(architecture):
     network = fresh(architecture).train()
     network(torch.randn(8, 3, 32, 32, generator=generator("x")))  # moves the running statistics
@@ -224,32 +181,25 @@ def test_another_network_is_refused_and_the_origin_named(wanted, resolution):
         restore(wanted, fresh().state_dict(), 10, resolution, "model.safetensors")
 
 
-@pytest.mark.parametrize("missing", ["head.weight", "head.bias", "stem.1.running_mean"])
-def test_a_checkpoint_that_lacks_something_is_refused(missing):
-    state = fresh().state_dict()
-    del state[missing]
-    with pytest.raises(WmddError, match="does not fit"):
-        restore(settings(), state, 7, 32, "model.safetensors")
-
-
 # ---- normalisation
+
+NORMALISATION = Normalisation([0.0, 0.2, 0.5], [1.0, 0.1, 0.25])
 
 
 def test_pixels_are_normalised_per_channel():
     images = torch.tensor([0, 51, 255], dtype=torch.uint8)[:, None, None, None].expand(3, 3, 2, 2)
-    found = normalise(images, [0.0, 0.2, 0.5], [1.0, 0.1, 0.25])
+    found = normalise(images, NORMALISATION)
     assert found.dtype == torch.float32
     expected = torch.tensor([[0.0, -2.0, -2.0], [0.2, 0.0, -1.2], [1.0, 8.0, 2.0]])
     torch.testing.assert_close(found, expected[..., None, None].expand(3, 3, 2, 2))
 
 
 def test_pixels_come_back_from_normalised_ones_rounded_and_within_range():
-    mean, std = [0.0, 0.2, 0.5], [1.0, 0.1, 0.25]
     images = torch.arange(256, dtype=torch.uint8)[:, None, None, None].expand(256, 3, 2, 2)
-    normalised = normalise(images, mean, std)
-    assert torch.equal(to_pixels(normalised, mean, std), images)
-    step = torch.tensor(std).view(3, 1, 1).reciprocal() / 255
-    assert torch.equal(to_pixels(normalised + 0.4 * step, mean, std), images)
-    assert torch.equal(to_pixels(normalised[[0, 255]] * 2, mean, std)[:, 0], images[[0, 255], 0])
-    for bound, extreme in zip(bounds_of(mean, std, torch.device("cpu")), normalised[[0, 255], :, :1, :1], strict=True):
+    normalised = normalise(images, NORMALISATION)
+    step = torch.tensor(NORMALISATION.std).view(3, 1, 1).reciprocal() / 255
+    assert torch.equal(to_pixels(normalised + 0.4 * step, NORMALISATION), images)
+    assert torch.equal(to_pixels(normalised[[0, 255]] * 2, NORMALISATION)[:, 0], images[[0, 255], 0])
+    bounds = bounds_of(NORMALISATION, torch.device("cpu"))
+    for bound, extreme in zip(bounds, normalised[[0, 255], :, :1, :1], strict=True):
         torch.testing.assert_close(bound, extreme)

@@ -55,25 +55,23 @@ def test_flip_mirrors_half_of_the_time(number, mirrored):
     torch.testing.assert_close(apply(x, one("flip", number, 0, 0)), x.flip(-1) if mirrored else x)
 
 
+RAMP = torch.linspace(-1, 1, SIDE + 1, dtype=torch.float64)
+MIDDLES = (RAMP[:-1] + RAMP[1:]) / 2
+ACROSS = MIDDLES.expand(1, 3, SIDE, SIDE).contiguous()  # each pixel is its own place across
+
+
 def test_scale_shrinks_and_enlarges_by_up_to_a_fifth():
-    ramp = torch.linspace(-1, 1, SIDE + 1, dtype=torch.float64)
-    middles = (ramp[:-1] + ramp[1:]) / 2
-    x = middles.expand(1, 3, SIDE, SIDE).contiguous()  # each pixel is its own place across
-    shrunk = apply(x, one("scale", 1.0, 1.0, 0.0, count=1))[0, 0, SIDE // 2]
-    inner = middles.abs() * 1.2 < 1 - 1 / SIDE
-    torch.testing.assert_close(shrunk[inner], middles[inner] * 1.2)
+    shrunk = apply(ACROSS, one("scale", 1.0, 1.0, 0.0, count=1))[0, 0, SIDE // 2]
+    inner = MIDDLES.abs() * 1.2 < 1 - 1 / SIDE
+    torch.testing.assert_close(shrunk[inner], MIDDLES[inner] * 1.2)
     assert shrunk[0].abs() < 1  # zeros come in
-    enlarged = apply(x, one("scale", 0.0, 0.0, 0.0, count=1))[0, 0, SIDE // 2]
-    torch.testing.assert_close(enlarged, middles / 1.2)
+    enlarged = apply(ACROSS, one("scale", 0.0, 0.0, 0.0, count=1))[0, 0, SIDE // 2]
+    torch.testing.assert_close(enlarged, MIDDLES / 1.2)
 
 
 def test_rotate_turns_by_up_to_fifteen_degrees():
-    ramp = torch.linspace(-1, 1, SIDE + 1, dtype=torch.float64)
-    middles = (ramp[:-1] + ramp[1:]) / 2
-    across = middles.expand(1, 3, SIDE, SIDE).contiguous()
-    found = apply(across, one("rotate", 0.9, 0, 0, count=1))[0, 0]
-    angle = math.radians(0.8 * 15)
-    y, x = middles[:, None], middles[None, :]
+    found = apply(ACROSS, one("rotate", 0.9, 0, 0, count=1))[0, 0]
+    angle, (y, x) = math.radians(0.8 * 15), (MIDDLES[:, None], MIDDLES[None, :])
     wanted = math.cos(angle) * x - math.sin(angle) * y
     inner = (x.abs() < 0.6) & (y.abs() < 0.6)
     torch.testing.assert_close(found[inner], wanted[inner])

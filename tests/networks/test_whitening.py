@@ -8,9 +8,10 @@ from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
 from wmdd.networks import whitening
 from wmdd.networks.models import normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.workflow import checks
 
-MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
+NORMALISATION = Normalisation([0.5, 0.4, 0.6], [0.2, 0.3, 0.25])
 
 
 def pictures(count=2000, side=4):
@@ -22,8 +23,8 @@ def pictures(count=2000, side=4):
 
 def test_the_covariance_is_shrunk_by_eps_and_the_axes_stay():
     found = pictures()
-    white = whitening.fit(found, MEAN, STD, eps=0.1)
-    x = normalise(found.images, MEAN, STD)
+    white = whitening.fit(found, NORMALISATION, eps=0.1)
+    x = normalise(found.images, NORMALISATION)
     z = white.apply(x).flatten(1).double()
     values, vectors = torch.linalg.eigh(torch.cov(x.flatten(1).double().T))
     wanted = (vectors * (values / (values + 0.1))) @ vectors.T
@@ -32,21 +33,16 @@ def test_the_covariance_is_shrunk_by_eps_and_the_axes_stay():
     torch.testing.assert_close(white.matrix, white.matrix.T, rtol=0, atol=1e-6)  # zero phase
 
 
-def test_what_was_whitened_comes_back():
+def test_what_was_whitened_comes_back_and_a_whitened_network_is_given_pictures():
     found = pictures()
-    white = whitening.fit(found, MEAN, STD)
-    x = normalise(found.images[:5], MEAN, STD)
+    white = whitening.fit(found, NORMALISATION)
+    x = normalise(found.images[:5], NORMALISATION)
     torch.testing.assert_close(white.undo(white.apply(x)), x, rtol=0, atol=1e-5)
-
-
-def test_a_whitened_network_is_given_pictures():
-    white = whitening.fit(pictures(), MEAN, STD)
     network = whitening.Whitened(torch.nn.Flatten(), white)
-    x = normalise(pictures().images[:3], MEAN, STD)
     torch.testing.assert_close(network(x), white.apply(x).flatten(1))
 
 
 def test_large_pictures_are_refused():
     assert checks.LARGEST_WHITENED == whitening.LARGEST
     with pytest.raises(WmddError, match="whitening takes images of at most 64 px, not of 65 px; set whiten: false"):
-        whitening.fit(pictures(2, 65), MEAN, STD)
+        whitening.fit(pictures(2, 65), NORMALISATION)

@@ -1,4 +1,4 @@
-"""What the files of jobs say: each state from folders made by hand, tails of logs, progress, hints; and what Snakemake says."""
+"""What the files of jobs say: each state from folders made by hand, tails of logs, progress, hints."""
 
 import json
 import os
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.workflow.test_dag import SNAKEFILE
 from wmdd.artifacts.checkpoint import Checkpoint
-from wmdd.base.errors import WmddError
 from wmdd.report.status import (
     HINTS,
     LINES,
@@ -25,7 +25,7 @@ from wmdd.report.status import (
     scheduled,
     tail,
 )
-from wmdd.workflow.dag import Job, jobs
+from wmdd.workflow.dag import Job
 from wmdd.workflow.layout import Cell
 from wmdd.workflow.lock import Holder
 
@@ -340,71 +340,10 @@ def test_who_runs_the_workflow():
     assert holder() == ""
 
 
-SNAKEFILE = """
-rule all:
-    input: "results/b.txt"
-rule a:
-    output: "results/{dataset}/a.txt", "results/{dataset}/a2.txt"
-    log: "logs/{dataset}/a.log"
-    params: config["value"]
-    shell: "touch {output}"
-rule b:
-    input: "results/d/a.txt"
-    output: "results/b.txt"
-    shell: "touch {output}"
-"""
-
-
-@pytest.fixture
-def small():
-    """A workflow of two jobs."""
-    Path("Snakefile").write_text(SNAKEFILE)
-    Path("mine.yaml").write_text("value: 1")
-    return Path("mine.yaml")
-
-
-def test_jobs_are_those_of_snakemake(small):
-    first, second = sorted(jobs(small), key=lambda job: job.rule)
-    outputs = (Path("results/d/a.txt"), Path("results/d/a2.txt"))
-    assert replace(first, reason="") == Job("a", outputs, Cell("d"), "d", log=Path("logs/d/a.log"))
-    assert "results/d/a.txt" in first.reason
-    assert replace(second, reason="") == Job("b", (Path("results/b.txt"),), inputs=1, needs=outputs[:1], waits=True)
-    for path in (*outputs, "results/b.txt"):
-        put(path, "")
-    assert [job.wanted for job in jobs(small)] == [False, False]
-    put("results/d/a.txt", "", -5)
-    first, second = sorted(jobs(small), key=lambda job: job.rule)
-    assert (first.wanted, second.wanted, second.waits) == (False, True, False)
-    assert second.reason == "Updated input files: results/d/a.txt"
-
-
-def test_looking_changes_nothing_and_needs_no_lock(small):
-    jobs(small)  # makes the empty folders of .snakemake where nothing has run yet
-    put(".snakemake/locks/0.output.lock", "results/b.txt\nresults/d/a.txt\n")
-    before = {path: path.stat().st_mtime_ns for path in Path(".").rglob("*")}
-    assert len(jobs(small)) == 2
-    assert {path: path.stat().st_mtime_ns for path in Path(".").rglob("*")} == before
-
-
-def test_a_workflow_that_snakemake_can_not_read(small, capfd):
-    for content, says in (
-        ("rule all:\n    input: 'missing.txt'\n", "missing.txt"),
-        ("raise WorkflowError('it is\\n wrong')\n", "it is wrong"),
-        ("rule all\n", ""),
-    ):
-        Path("Snakefile").write_text(f"from snakemake.exceptions import WorkflowError\n{content}")
-        with pytest.raises(WmddError) as error:
-            jobs(small)
-        assert str(error.value).startswith("snakemake can't read the workflow: ")
-        assert says in str(error.value)
-        assert "\n" not in str(error.value)
-        assert capfd.readouterr() == ("", "")
-
-
 # The command
 
 
-def test_the_command(small, run, mistake):
+def test_the_command(run, mistake):
     said = "cannot read the experiment file config/config.yaml"
     assert mistake("status").startswith(said)
     Path("Snakefile").write_text(SNAKEFILE.replace('"value"', '"experiment"'))

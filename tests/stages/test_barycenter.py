@@ -17,9 +17,7 @@ CLASSES = 4
 POINTS = torch.randn(80, 5, generator=generator("barycenter test"))
 MIXED = torch.arange(80) % CLASSES
 FREE = {"quantize": "free", "stream": "free", "cuturi-doucet": "free", "released": "uniform"}
-ALL = pytest.mark.parametrize(
-    ("solver", "weights"), [*FREE.items(), ("quantize", "uniform"), ("cuturi-doucet", "uniform")]
-)
+ALL = pytest.mark.parametrize(("solver", "weights"), [*FREE.items(), ("quantize", "uniform")])
 
 
 def solved(wanted=range(CLASSES), k=3, seed=7, labels=MIXED, points=POINTS, names=None, progress=None, **settings):
@@ -32,18 +30,13 @@ def atoms(found):
 
 
 @ALL
-def test_a_class_has_the_same_barycenter_in_every_block(solver, weights):
-    whole = solved(solver=solver, weights=weights)
-    block = solved(range(2, 4), solver=solver, weights=weights)
-    assert all(torch.equal(a, b) for a, b in zip(atoms(whole)[2:], atoms(block), strict=True))
-
-
-@ALL
-def test_points_that_stand_together_or_apart_give_the_same(solver, weights):
+def test_a_class_has_the_same_barycenter_in_every_block_and_however_its_points_are_stored(solver, weights):
+    whole = atoms(solved(solver=solver, weights=weights))
+    block = atoms(solved(range(2, 4), solver=solver, weights=weights))
+    assert all(torch.equal(a, b) for a, b in zip(whole[2:], block, strict=True))
     order = MIXED.argsort(stable=True)
-    apart = solved(solver=solver, weights=weights)
-    together = solved(solver=solver, weights=weights, labels=MIXED[order], points=POINTS[order])
-    assert all(torch.equal(a, b) for a, b in zip(atoms(apart), atoms(together), strict=True))
+    together = atoms(solved(solver=solver, weights=weights, labels=MIXED[order], points=POINTS[order]))
+    assert all(torch.equal(a, b) for a, b in zip(whole, together, strict=True))
 
 
 def test_each_solver_is_the_one_of_its_name():
@@ -65,30 +58,25 @@ def test_settings_reach_the_solver(solver, weights):
         return [b.cost for b, _ in solved(k=5, solver=solver, weights=weights, **settings)]
 
     usual = costs(exchanges=0)
-    assert all(a <= b + 1e-9 for a, b in zip(costs(exchanges=0, restarts=8), usual, strict=True))
-    assert sum(costs(exchanges=0, restarts=8)) < sum(usual)
+    assert all(a <= b + 1e-9 for a, b in zip(costs(exchanges=0, restarts=3), usual, strict=True))
+    assert sum(costs(exchanges=0, restarts=3)) < sum(usual)
     if solver != "released":  # which has numbers of its own
         assert max(len(b.trace) for b, _ in solved(k=5, solver=solver, weights=weights, max_iterations=2)) <= 3
         assert sum(costs(exchanges=0, max_iterations=1)) > sum(usual) - 1e-9
 
 
-def test_stream_has_no_uniform_weights():
-    with pytest.raises(WmddError, match=r"^the solver stream has free weights only"):
-        solved(solver="stream")
-
-
 @ALL
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_number_that_is_none_names_the_class(solver, weights, bad):
+def test_a_number_that_is_none_names_the_class(solver, weights):
     points = POINTS.clone()
-    points[6, 2] = bad  # of class 2
-    with pytest.raises(WmddError, match=r"^class 2 \('dog'\): .*NaN or infinity") as error:
+    points[6, 2] = math.nan  # of class 2
+    with pytest.raises(WmddError, match=r"^class 2 \('dog'\): .*NaN or infinity"):
         solved(solver=solver, weights=weights, points=points, names=["ant", "bee", "dog", "eel"])
-    assert "\n" not in str(error.value)
     assert len(solved(range(2), solver=solver, weights=weights, points=points)) == 2
 
 
-def test_a_class_without_features_is_named():
+def test_what_cannot_be_solved_is_refused():
+    with pytest.raises(WmddError, match=r"^the solver stream has free weights only"):
+        solved(solver="stream")
     with pytest.raises(WmddError, match=r"^class 4 has no features"):
         solved(range(3, 5))
 
@@ -139,7 +127,7 @@ def test_explained_share_of_the_variance():
 @ALL
 def test_other_starts_change_no_atoms_and_give_a_gap(solver, weights):
     plain = solved(k=6, solver=solver, weights=weights, exchanges=0)
-    compared = solved(k=6, solver=solver, weights=weights, exchanges=0, compare_restarts=4)
+    compared = solved(k=6, solver=solver, weights=weights, exchanges=0, compare_restarts=3)
     assert all(torch.equal(a, b) for a, b in zip(atoms(plain), atoms(compared), strict=True))
     assert {q.restarts_gap for _, q in plain} == {None}
     assert all(q.restarts_gap >= 0 for _, q in compared)

@@ -1,5 +1,7 @@
 """Decode: what an image depends on, whatever the batch, the block and how often the job was killed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -25,11 +27,12 @@ class Coder:
         return (seen * 16 + 128).round().clamp(0, 255).to(torch.uint8)
 
 
-def run(labels=(0, 1, 2), batch_size=16, seed=0, context=None, coder=None):
+def run(labels=(0, 1, 2), batch_size=16, seed=0, keeper=None, coder=None):
     atoms = torch.arange(4 * 3 * 4).view(4, 3, 4) / 16
     labels = torch.tensor(labels)
-    settings = DecodeSettings(batch_size=batch_size)
-    return decode(coder or Coder(), atoms[labels], labels, SHAPE, settings, seed, context or quiet(plain()))
+    settings, context = DecodeSettings(batch_size=batch_size), quiet(plain())
+    context = replace(context, keeper=keeper or context.keeper)
+    return decode(coder or Coder(), atoms[labels], labels, SHAPE, settings, seed, context)
 
 
 def test_every_atom_is_decoded_with_its_class():
@@ -42,12 +45,12 @@ def test_every_atom_is_decoded_with_its_class():
 
 
 def test_draws_belong_to_seed_class_and_number():
-    found = run()[:, :, 2]
-    assert len({tuple(image.flatten().tolist()) for image in found.flatten(0, 1)}) == 9
-    assert not torch.equal(run(seed=1)[:, :, 2], found)
+    drawn = run()[:, :, 2]
+    assert len({tuple(image.flatten().tolist()) for image in drawn.flatten(0, 1)}) == 9
+    assert not torch.equal(run(seed=1)[:, :, 2], drawn)
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("size", [1, 5])
 def test_neither_batch_nor_block_matters(size):
     whole = run()
     coder = Coder()
@@ -57,12 +60,6 @@ def test_neither_batch_nor_block_matters(size):
 
 
 def test_a_killed_job_goes_on_to_the_same_images(dying_keeper):
-    from dataclasses import replace
-
-    keeper = dying_keeper(save_at=2, die_at=3)
-    context = replace(quiet(plain()), keeper=keeper)
-    with pytest.raises(keeper.Killed):
-        run(batch_size=2, context=context)
-    coder = Coder()
-    assert torch.equal(run(batch_size=2, context=context, coder=coder), run())
+    coder, again = Coder(), dying_keeper.after(lambda keeper: run(batch_size=2, keeper=keeper), save_at=2, die_at=3)
+    assert torch.equal(run(batch_size=2, keeper=again, coder=coder), run())
     assert len(coder.sizes) == 3, "what was kept is decoded again"

@@ -1,6 +1,5 @@
 """Experts: what is kept are the parameters after each epoch of plain gradient descent, whatever became of the job meanwhile."""
 
-import io
 from contextlib import suppress
 from dataclasses import replace
 
@@ -15,13 +14,14 @@ from wmdd.networks import siamese, whitening
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import plain
 from wmdd.networks.models import build, normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.training import batches_of, evaluate
 from wmdd.networks.whitening import Whitened
 from wmdd.settings.match import ExpertSettings
 from wmdd.stages.expert import flat, train
 
 CLASSES, SIDE, EACH = 3, 8, 6
-MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
+NORMALISATION = Normalisation([0.5, 0.4, 0.6], [0.2, 0.3, 0.25])
 STEPS = 4  # of an epoch, and its end: five chances to keep something
 
 
@@ -39,20 +39,13 @@ def settings(**changes):
 
 def trained(seed=0, context=None, white=None, **changes):
     return train(
-        pictures(), pictures(1), CLASSES, MEAN, STD, white, settings(**changes), seed, context or quiet(plain())
+        pictures(), pictures(1), CLASSES, NORMALISATION, white, settings(**changes), seed, context or quiet(plain())
     )
 
 
-def network_of(row, **changes):
-    network = build(settings(**changes), CLASSES, SIDE, generator("any"))
-    torch.nn.utils.vector_to_parameters(row, network.parameters())
-    return network
-
-
-@pytest.mark.parametrize("views", ["none", "dsa"])
-@pytest.mark.parametrize("whiten", [False, True])
+@pytest.mark.parametrize(("views", "whiten"), [("none", False), ("dsa", True)])
 def test_rows_are_the_parameters_after_each_epoch_and_the_first_is_the_fresh_network(views, whiten):
-    white = whitening.fit(pictures(), MEAN, STD) if whiten else None
+    white = whitening.fit(pictures(), NORMALISATION) if whiten else None
     found, history = trained(2, white=white, views=views)
     network, labels = build(settings(), CLASSES, SIDE, generator("expert", "weights", 2)), pictures().labels
     assert found.shape == (4, sum(p.numel() for p in network.parameters()))
@@ -62,7 +55,7 @@ def test_rows_are_the_parameters_after_each_epoch_and_the_first_is_the_fresh_net
         order = torch.randperm(len(labels), generator=generator("expert", "order", 2, epoch))
         losses = []
         for index in batches_of(order, 5):
-            x = normalise(pictures().images[index], MEAN, STD)
+            x = normalise(pictures().images[index], NORMALISATION)
             x = white.apply(x) if white else x
             x = siamese.apply(x, how.of(index)) if views == "dsa" else x
             loss = F.cross_entropy(network(x), labels[index])
@@ -75,13 +68,13 @@ def test_rows_are_the_parameters_after_each_epoch_and_the_first_is_the_fresh_net
         assert history[epoch]["loss"] == pytest.approx(sum(losses) / STEPS, rel=1e-4)
 
 
-@pytest.mark.parametrize("whiten", [False, True])
-def test_the_history_is_the_accuracy_of_the_rows(whiten):
-    white = whitening.fit(pictures(), MEAN, STD) if whiten else None
+def test_the_history_is_the_accuracy_of_the_rows():
+    white = whitening.fit(pictures(), NORMALISATION)
     rows, history = trained(white=white)
     for row, entry in zip(rows[1:], history, strict=True):
-        network = network_of(row)
-        found = evaluate(Whitened(network, white) if white else network, pictures(1), MEAN, STD, plain())
+        network = build(settings(), CLASSES, SIDE, generator("any"))
+        torch.nn.utils.vector_to_parameters(row, network.parameters())
+        found = evaluate(Whitened(network, white), pictures(1), NORMALISATION, plain())
         assert {"top1": entry["top1"], "top5": entry["top5"]} == found
 
 
@@ -91,14 +84,10 @@ def test_an_expert_learns():
     assert history[-1]["top1"] > 0.8
 
 
-def test_more_epochs_go_on_where_fewer_end():
-    assert torch.equal(trained(epochs=4)[0][:3], trained(epochs=2)[0])
-
-
 @pytest.mark.parametrize(
     ("save_at", "rows"),
-    [(2, 1), (STEPS + 1, 2), (STEPS + 3, 2), (2 * STEPS + 2, 3), (3 * STEPS + 2, 3), (3 * STEPS + 3, 4)],
-    ids=["in the first epoch", "after it", "in the second", "after it", "in the last", "at the end"],
+    [(2, 1), (STEPS + 1, 2), (3 * STEPS + 2, 3), (3 * STEPS + 3, 4)],
+    ids=["in the first epoch", "after it", "in the last", "at the end"],
 )
 def test_it_goes_on_after_any_kill_with_the_same_bits(dying_keeper, save_at, rows):
     whole, history = trained()
@@ -106,8 +95,7 @@ def test_it_goes_on_after_any_kill_with_the_same_bits(dying_keeper, save_at, row
     context = replace(quiet(plain()), keeper=keeper)
     with suppress(keeper.Killed):  # at the end there is nothing left to kill
         trained(context=context)
-    kept = torch.load(io.BytesIO(keeper.content), weights_only=True)
-    assert len(kept["trajectory"]) == rows
+    assert len(keeper.load()["trajectory"]) == rows
     again, told = trained(context=context)
     assert torch.equal(again, whole)
     assert told == history

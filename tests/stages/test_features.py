@@ -1,11 +1,6 @@
 """One pass of the teacher: against double precision, the same bits however it is cut, interrupted or shared among jobs."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import Killed
 from wmdd.artifacts import hdf5, hdf5_writer, model_files
 from wmdd.artifacts.partial_output import Pieces
 from wmdd.base.errors import WmddError
@@ -23,6 +19,7 @@ from wmdd.datasets.loader import Resident, batches_by_class
 from wmdd.networks.batchnorm import statistics_of
 from wmdd.networks.engine import Engine, plain
 from wmdd.networks.models import normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.teacher import FeaturesSettings
 from wmdd.stages.feature_files import keep, taken_up
@@ -30,7 +27,7 @@ from wmdd.stages.features import Shard, extract
 
 COUNT = [7, 1, 4, 12, 3]
 LABELS = torch.arange(5).repeat_interleave(torch.tensor(COUNT))
-MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
+NORMALISATION = Normalisation([0.5, 0.4, 0.6], [0.2, 0.3, 0.25])
 SETTINGS = FeaturesSettings(batch_size=4, exact=True)
 ENGINE = EngineSettings(device="cpu", precision="fp32")
 
@@ -49,31 +46,32 @@ def pictures() -> Resident:
 
 
 def passed(network, pictures, settings=SETTINGS, engine=None, **options) -> list[Shard]:
-    return list(extract(network, pictures, MEAN, STD, settings, engine or plain(), **options))
+    return list(extract(network, pictures, NORMALISATION, settings, engine or plain(), **options))
 
 
-def inputs_by_hand(network, x: Tensor) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+def in_double(network, pictures) -> tuple[Tensor, dict[str, Tensor]]:
+    """Features of all pictures, and the input of every BatchNorm layer, in double precision."""
+    network, found = network.double(), {}
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMALISATION)
+    x = (pictures.images.double() / 255 - mean) / std
     layers = {n: m for n, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
     handles = [m.register_forward_pre_hook(lambda _, a, n=n: found.update({n: a[0]})) for n, m in layers.items()]
     with torch.no_grad():
-        network(x)
+        features = network.embed(x)
     for handle in handles:
         handle.remove()
-    return found
+    return features, found
 
 
-@pytest.mark.parametrize("size", [1, 4, 64])
+@pytest.mark.parametrize("size", [4, 64])
 def test_features_and_statistics_are_those_of_a_double_precision_pass(tiny_teacher, pictures, size):
-    (shard,) = passed(tiny_teacher, pictures, FeaturesSettings(batch_size=size))
+    (shard,) = passed(tiny_teacher.train(), pictures, FeaturesSettings(batch_size=size))
     assert shard.first == 0
     assert torch.equal(shard.labels, LABELS)
-    exact = tiny_teacher.double()
-    x = (pictures.images.double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    with torch.no_grad():
-        torch.testing.assert_close(shard.features.double(), exact.embed(x), rtol=1e-4, atol=1e-4)
+    features, exact = in_double(tiny_teacher, pictures)
+    torch.testing.assert_close(shard.features.double(), features, rtol=1e-4, atol=1e-4)
     statistics = shard.moments.statistics()
-    for name, inputs in inputs_by_hand(exact, x).items():
+    for name, inputs in exact.items():
         for c in range(5):
             pixels = inputs[c == LABELS].transpose(0, 1).flatten(1)
             torch.testing.assert_close(statistics.mean[name][c], pixels.mean(1), rtol=1e-4, atol=1e-4)
@@ -82,34 +80,20 @@ def test_features_and_statistics_are_those_of_a_double_precision_pass(tiny_teach
 
 def test_the_variance_within_batches_leaves_out_what_is_between_them(tiny_teacher, pictures):
     settings = FeaturesSettings(batch_size=4, variance="batches", exact=True)
-    engine = Engine(torch.device("cpu"), torch.float32, "eager")
-    (shard,) = passed(tiny_teacher, pictures, settings, engine)
-    exact = tiny_teacher.double()
-    x = (pictures.images.double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    batches = batches_by_class(LABELS, 4)
-    assert max(map(len, batches)) > 1
-    smaller = False
-    for name, inputs in inputs_by_hand(exact, x).items():
-        start = list(shard.moments.widths).index(name)
-        first = sum(list(shard.moments.widths.values())[:start])
+    (shard,) = passed(tiny_teacher, pictures, settings)
+    sums = torch.stack(list(shard.moments.sums.values())).split(list(shard.moments.widths.values()), 2)
+    batches, smaller = batches_by_class(LABELS, 4), False
+    for of_layer, inputs in zip(sums, in_double(tiny_teacher, pictures)[1].values(), strict=True):
+        mean, variance = statistics_of(of_layer, torch.tensor(COUNT), apart=True)
         for c in range(5):
             mine = [index for index in batches if int(LABELS[index[0]]) == c]
             parts = [len(i) * inputs[i].transpose(0, 1).flatten(1).var(1, correction=0) for i in mine]
-            sums = shard.moments.sums[c][:, first : first + shard.moments.widths[name]]
-            mean, variance = statistics_of(sums[None], torch.tensor([COUNT[c]]), apart=True)
-            torch.testing.assert_close(variance[0], sum(parts) / COUNT[c], rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(mean[0], inputs[c == LABELS].mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(variance[c], sum(parts) / COUNT[c], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(mean[c], inputs[c == LABELS].mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
             whole = inputs[c == LABELS].transpose(0, 1).flatten(1).var(1, correction=0)
-            assert (variance[0] < whole + 1e-6).all()
-            smaller |= bool((variance[0] < 0.99 * whole).any())
+            assert (variance[c] < whole + 1e-6).all()
+            smaller |= bool((variance[c] < 0.99 * whole).any())
     assert smaller
-
-
-def test_the_running_statistics_are_used_and_left(tiny_teacher, pictures):
-    before = {name: value.clone() for name, value in tiny_teacher.state_dict().items()}
-    tiny_teacher.train()
-    passed(tiny_teacher, pictures)
-    assert all(torch.equal(value, before[name]) for name, value in tiny_teacher.state_dict().items())
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -117,23 +101,22 @@ def test_precision(tiny_teacher, pictures, exact):
     engine = Engine(torch.device("cpu"), torch.bfloat16)
     (shard,) = passed(tiny_teacher, pictures, FeaturesSettings(exact=exact), engine)
     with torch.no_grad():
-        reference = tiny_teacher.embed(normalise(pictures.images, MEAN, STD))
+        reference = tiny_teacher.embed(normalise(pictures.images, NORMALISATION))
     off = float((shard.features - reference).norm() / reference.norm())
     assert shard.features.dtype == torch.float32
     assert off < 1e-5 if exact else 1e-5 < off < 0.05
 
 
-@pytest.mark.parametrize("every", [1, 2, 3, None])
+@pytest.mark.parametrize("every", [1, 3, None])
 def test_shards_cut_nothing_but_the_pass(tiny_teacher, pictures, monkeypatch, every):
     (whole,) = passed(tiny_teacher, pictures)
+    calls = iter(range(1000))
+    due = (lambda: next(calls) % every == every - 1) if every else lambda: False
     if every is None:  # where a shard is full
         monkeypatch.setattr("wmdd.stages.features.SHARD", 9 * whole.features[0].nbytes)
-        shards = passed(tiny_teacher, pictures)
-        assert all(len(shard.labels) <= 9 for shard in shards)
-    else:
-        calls = iter(range(1000))
-        shards = passed(tiny_teacher, pictures, due=lambda: next(calls) % every == every - 1)
+    shards = passed(tiny_teacher, pictures, due=due)
     assert len(shards) > 2
+    assert every or all(len(shard.labels) <= 9 for shard in shards)
     assert torch.equal(torch.cat([s.features for s in shards]), whole.features)
     assert torch.equal(torch.cat([s.labels for s in shards]), LABELS)
     assert [s.first for s in shards] == np.cumsum([0, *(len(s.labels) for s in shards)])[:-1].tolist()
@@ -143,13 +126,13 @@ def test_shards_cut_nothing_but_the_pass(tiny_teacher, pictures, monkeypatch, ev
         assert torch.equal(sums, whole.moments.sums[label])
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_threads_change_no_bit(tiny_teacher, pictures, threads):
+def test_threads_change_no_bit(tiny_teacher, pictures):
     (one,) = passed(tiny_teacher, pictures)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    (found,) = passed(tiny_teacher, pictures)
-    torch.set_num_threads(before)
+    torch.set_num_threads(3)
+    try:
+        (found,) = passed(tiny_teacher, pictures)
+    finally:
+        torch.set_num_threads(1)
     assert torch.equal(found.features, one.features)
     assert all(torch.equal(found.moments.sums[label], sums) for label, sums in one.moments.sums.items())
 
@@ -161,7 +144,7 @@ def test_threads_change_no_bit(tiny_teacher, pictures, threads):
 def files(tiny_teacher, pictures, tmp_path) -> Path:
     """data.h5 and model.safetensors in a folder."""
     names = list("abcde")
-    manifest = {"classes": names, "names": names, "resolution": 16, "mean": MEAN, "std": STD}
+    manifest = {"classes": names, "names": names, "resolution": 16} | NORMALISATION._asdict()
     arrays = {f"{s}/images": pictures.images.numpy() for s in ("train", "val")}
     arrays |= {f"{s}/labels": LABELS.numpy() for s in ("train", "val")}
     hdf5_writer.save(tmp_path / "data.h5", arrays, manifest)
@@ -246,45 +229,28 @@ def test_statistics_belong_to_the_whole_and_blocks_to_parts(files):
         make(files, block="classes0-1")
 
 
-SLOW = """
-import sys, time
-from wmdd.datasets import loader
-batches = loader.Streamed.batches
-def slowly(self, positions):
-    for images in batches(self, positions):
-        time.sleep(0.3)
-        yield images
-loader.Streamed.batches = slowly
-from wmdd.__main__ import main
-main()
-"""
-
-
-def test_a_killed_pass_goes_on_to_the_same_bytes(files):
+def test_a_killed_pass_goes_on_to_the_same_bytes(files, monkeypatch):
     make(files)
     whole = content(files)
     for name in whole:
         (files / name).unlink()
-    command = [sys.executable, "-c", SLOW, "features", "--batch-size", "4", "--device", "cpu", "--precision", "fp32"]
-    for flag, name in {
-        "data": "data.h5",
-        "teacher": "model.safetensors",
-        "output": "features.h5",
-        "statistics": "statistics.h5",
-    }.items():
-        command += [f"--{flag}", str(files / name)]
-    environment = os.environ | {"WMDD_CHECKPOINT_SECONDS": "0"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    while len(kept := sorted(files.glob(".features.h5.*.pieces/*.h5"))) < 3:
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    monkeypatch.setenv("WMDD_CHECKPOINT_SECONDS", "0")  # a shard a batch
+    add = Pieces.add
+    with monkeypatch.context() as patch:
+
+        def added(self, *arguments, **meta):
+            add(self, *arguments, **meta)
+            if len(self.files) == 3:
+                raise Killed
+
+        patch.setattr(Pieces, "add", added)
+        with pytest.raises(Killed):
+            make(files)
     assert not (files / "features.h5").exists()
     kept = sorted(files.glob(".features.h5.*.pieces/*.h5"))
+    assert len(kept) == 3
     kept[-1].write_bytes(kept[-1].read_bytes()[:500])  # one that the disk lost; it is made anew
     (kept[0].parent / ".000000000099.h5.1.part").write_text("half")
-    assert len(kept) >= 3
     restored = Pieces(files / "features.h5", hdf5.load_meta(kept[0])["key"])
     stop, _ = taken_up(restored)
     assert [path.name for path in restored.files] == [path.name for path in kept[:-1]]
@@ -294,23 +260,14 @@ def test_a_killed_pass_goes_on_to_the_same_bytes(files):
     assert not list(files.glob(".*"))
 
 
-def test_the_cost_counts_what_earlier_jobs_have_spent(files, tiny_teacher, pictures):
+def test_what_was_kept_goes_on_with_the_class_that_it_was_at_and_counts_what_was_spent(files, tiny_teacher, pictures):
     pieces = Pieces(files / "features.h5", "a key")
     for index, shard in enumerate(passed(tiny_teacher, pictures, due=lambda: True)):
         keep(pieces, shard, 1000.0 + index)
     again = Pieces(files / "features.h5", "a key")
-    again.restore()
+    stop, moments = taken_up(again)
+    assert (stop, moments.count) == (len(LABELS), {4: 3})
     assert again.seconds == 1000 + len(pieces.files) - 1
-    make(files)
-    assert json.loads((files / "features.cost.json").read_text())["seconds"] < 900
-
-
-def test_a_pass_goes_on_with_the_moments_of_the_class_that_it_was_at(files, tiny_teacher, pictures):
-    pieces = Pieces(files / "features.h5", "a key")
-    for shard in passed(tiny_teacher, pictures, due=lambda: True):
-        keep(pieces, shard)
-    stop, moments = taken_up(Pieces(files / "features.h5", "a key"))
-    assert stop == len(LABELS)
-    assert moments is not None
-    assert moments.count == {4: 3}
     assert taken_up(Pieces(files / "features.h5", "another")) == (0, None)
+    make(files)  # which is of another key, too
+    assert json.loads((files / "features.cost.json").read_text())["seconds"] < 900

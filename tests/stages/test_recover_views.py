@@ -79,15 +79,12 @@ def test_crops_see_every_part_of_the_image_and_only_of_it():
     settings = RecoverSettings(crop_scale=(0.08, 0.5), flip=False, jitter=0)
     seen = torch.stack([looked(rows, settings, 0, i)[0, 0, :, 0] for i in range(300)])
     assert bool((seen.diff(dim=1) >= 0).all())
-    assert float(seen.min()) == 0
-    assert float(seen.max()) == 15
+    assert (float(seen.min()), float(seen.max())) == (0, 15)
     assert bool((seen[:, -1] - seen[:, 0] < 15).all())  # no crop of half the area has the whole height
 
 
-@pytest.mark.parametrize("side", [2, 8, 32])
+@pytest.mark.parametrize("side", [2, 32])
 def test_even_the_smallest_crops_show_something(side):
     images, settings = pictures(1, side), RecoverSettings(crop_scale=(0.0, 1e-3), jitter=1)
-    for iteration in range(200):
-        seen = looked(images, settings, 0, iteration)
-        assert seen.shape == images.shape
-        assert bool(torch.isfinite(seen).all())
+    for iteration in range(50):
+        assert bool(torch.isfinite(looked(images, settings, 0, iteration)).all())

@@ -11,16 +11,17 @@ from wmdd.networks import augment, siamese, whitening
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import plain
 from wmdd.networks.models import normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.student import AugmentationSettings
 from wmdd.stages.relabel import relabel, seed_of_views, seeds_of, seen, views_of
 
 COUNT = 9
 CUTMIX = AugmentationSettings()
-MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+NORMALISATION = Normalisation([0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
 KINDS = pytest.mark.parametrize(
     "settings",
-    [CUTMIX, AugmentationSettings(mix="none"), AugmentationSettings(crop_scale=(1, 1), flip=False, mix="none")],
-    ids=["cutmix", "crops", "still"],
+    [CUTMIX, AugmentationSettings(crop_scale=(1, 1), flip=False, mix="none")],
+    ids=["cutmix", "still"],
 )
 
 
@@ -30,7 +31,7 @@ def images() -> Tensor:
 
 
 def epochs_of(network, images: Tensor, seeds: list[int], settings=CUTMIX, size: int = 4, engine=None):
-    return relabel(network, images, MEAN, STD, seeds, settings, size, quiet(engine or plain()))
+    return relabel(network, images, NORMALISATION, seeds, settings, size, quiet(engine or plain()))
 
 
 def labels(*arguments, **options) -> Tensor:
@@ -47,16 +48,21 @@ def test_labels_are_the_logits_of_the_replayed_views(tiny_teacher, images, setti
         draws = torch.Generator().manual_seed(seed)
         views = augment.draw(draws, COUNT, settings.crop_scale, settings.flip, settings.mix)
         with torch.no_grad():
-            expected = tiny_teacher(augment.apply(normalise(images, MEAN, STD), views, torch.arange(COUNT)))
+            expected = tiny_teacher(augment.apply(normalise(images, NORMALISATION), views, torch.arange(COUNT)))
         torch.testing.assert_close(found[epoch].float(), expected, rtol=2e-3, atol=1e-4)
 
 
 @KINDS
-@pytest.mark.parametrize("index", [[0, 1, 2], [8, 3, 5, 0], [4]])
-def test_a_batch_that_is_normalised_with_its_partners_is_that_of_the_whole_set(images, settings, index):
-    views, index = views_of(settings, COUNT, seed_of_views(1, 0)), torch.tensor(index)
-    expected = augment.apply(normalise(images, MEAN, STD), views, index)
-    assert torch.equal(seen(images, views, index, MEAN, STD), expected)
+@pytest.mark.parametrize("whitened", [False, True])
+def test_a_batch_that_is_prepared_with_its_partners_is_that_of_the_whole_set(images, settings, whitened):
+    white = whitening.fit(Resident(images, torch.zeros(COUNT, dtype=torch.int64)), NORMALISATION) if whitened else None
+    x = normalise(images, NORMALISATION)
+    x = white.apply(x) if white else x
+    views = views_of(settings, COUNT, seed_of_views(1, 0))
+    for index in ([8, 3, 5, 0], [4]):
+        expected = augment.apply(x, views, torch.tensor(index))
+        found = seen(images, views, torch.tensor(index), NORMALISATION, white)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 if whitened else 0)
 
 
 DSA = AugmentationSettings(views="dsa")
@@ -68,21 +74,11 @@ def test_distorted_views_are_replayed_too(tiny_teacher, images):
     for epoch, seed in enumerate(seeds):
         how = siamese.draw(torch.Generator().manual_seed(seed), COUNT)
         with torch.no_grad():
-            expected = tiny_teacher(siamese.apply(normalise(images, MEAN, STD), how))
+            expected = tiny_teacher(siamese.apply(normalise(images, NORMALISATION), how))
         torch.testing.assert_close(found[epoch].float(), expected, rtol=2e-3, atol=1e-4)
     torch.testing.assert_close(labels(tiny_teacher, images, seeds, DSA, size=2), found, rtol=2e-3, atol=1e-4)
-    other = AugmentationSettings(
-        views="dsa", crop_scale=(0.5, 0.6), flip=False, mix="none"
-    )  # of which nothing is looked at
-    assert torch.equal(labels(tiny_teacher, images, seeds, other), found)
-
-
-@KINDS
-def test_whitened_images_are_seen_as_the_pictures_are(images, settings):
-    white = whitening.fit(Resident(images, torch.zeros(COUNT, dtype=torch.int64)), MEAN, STD)
-    views, index = views_of(settings, COUNT, seed_of_views(1, 0)), torch.tensor([8, 3, 5])
-    expected = augment.apply(white.apply(normalise(images, MEAN, STD)), views, index)
-    torch.testing.assert_close(seen(images, views, index, MEAN, STD, white), expected)
+    unheeded = {"crop_scale": (0.5, 0.6), "flip": False, "mix": "none"}
+    assert torch.equal(labels(tiny_teacher, images, seeds, DSA.model_copy(update=unheeded)), found)
 
 
 def test_an_epoch_is_made_when_it_is_asked_for(tiny_teacher, images):
@@ -109,7 +105,7 @@ def test_views_are_those_of_float32_whatever_the_teacher_computes_in(images):
     assert torch.equal(rounded, exact)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e5])
+@pytest.mark.parametrize("value", [float("nan"), 1e5])
 def test_a_logit_that_is_no_number_is_refused(tiny_teacher, images, value):
     """Nor is one that is too large for float16."""
     with torch.no_grad():
@@ -118,16 +114,12 @@ def test_a_logit_that_is_no_number_is_refused(tiny_teacher, images, value):
         labels(tiny_teacher, images, seeds_of(0, 2))
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 100])
-def test_labels_do_not_depend_on_the_batch_size(tiny_teacher, images, size):
+def test_labels_do_not_depend_on_the_batch_size(tiny_teacher, images):
     # CutMix partners lie in other batches, so the views must be made of the whole set.
-    seeds = seeds_of(1, 2)
-    torch.testing.assert_close(
-        labels(tiny_teacher, images, seeds, size=size),
-        labels(tiny_teacher, images, seeds, size=COUNT),
-        rtol=2e-3,
-        atol=1e-4,
-    )
+    whole = labels(tiny_teacher, images, seeds_of(1, 2), size=COUNT)
+    for size in 1, 5:
+        found = labels(tiny_teacher, images, seeds_of(1, 2), size=size)
+        torch.testing.assert_close(found, whole, rtol=2e-3, atol=1e-4)
 
 
 def test_running_statistics_are_used_and_left(tiny_teacher, images):
@@ -142,5 +134,3 @@ def test_seeds_differ_by_epoch_and_by_seed():
     seeds = [seed for distillation in range(3) for seed in seeds_of(distillation, 300)]
     assert len(set(seeds)) == 900
     assert seeds == [seed_of_views(distillation, epoch) for distillation in range(3) for epoch in range(300)]
-    assert seeds_of(2, 300) == seeds[600:]
-    assert all(0 <= seed < 2**63 for seed in seeds)

@@ -9,6 +9,7 @@ from wmdd.base.rng import generator
 from wmdd.networks import augment
 from wmdd.networks.engine import plain
 from wmdd.networks.models import build, normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.select import SelectSettings
@@ -32,8 +33,8 @@ def chosen(strategy: str, k: int, seed: int = 0, labels: Tensor = LABELS) -> tup
 
 
 @STRATEGIES
-@pytest.mark.parametrize("k", [1, 3, 6])
-def test_images_are_distinct_and_of_their_class(strategy, k):
+@pytest.mark.parametrize("k", [1, 6])
+def test_images_are_distinct_of_their_class_and_of_their_seed(strategy, k):
     positions, weights = chosen(strategy, k)
     assert positions.shape == weights.shape == (3, k)
     assert weights.dtype == torch.float32
@@ -41,11 +42,7 @@ def test_images_are_distinct_and_of_their_class(strategy, k):
         assert len(positions[label].unique()) == k
         assert bool((LABELS[positions[label]] == label).all())
     torch.testing.assert_close(weights.sum(1), torch.ones(3))
-
-
-@STRATEGIES
-def test_a_choice_is_that_of_its_seed(strategy):
-    assert torch.equal(chosen(strategy, 3)[0], chosen(strategy, 3)[0])
+    assert torch.equal(chosen(strategy, k)[0], positions)
     many = torch.cat([LABELS] * 20).sort().values
     assert not torch.equal(chosen(strategy, 4, 0, many)[0], chosen(strategy, 4, 1, many)[0])
 
@@ -91,28 +88,22 @@ def test_medoids_stay_distinct_where_atoms_share_their_nearest_image():
 
 @STRATEGIES
 def test_a_class_with_too_few_images_is_named_with_both_counts(strategy):
-    with pytest.raises(WmddError, match=r"'bee' has 6 training images.* 7 images") as error:
+    with pytest.raises(WmddError, match=r"'bee' has 6 training images.* 7 images"):
         chosen(strategy, 7)
-    assert "\n" not in str(error.value)
-
-
-def test_a_class_without_images_is_named():
     with pytest.raises(WmddError, match=r"'cat' has 0"):
-        chosen("random", 1, labels=LABELS[:15])
+        chosen(strategy, 1, labels=LABELS[:15])
 
 
-def test_mosaics_take_four_times_as_many_and_their_classes_must_have_them():
-    for strategy in "random", "kmeans-medoid":
-        settings = SelectSettings(strategy=strategy, tiles=2)
-        cloud = Cloud(features(), LABELS)
-        positions, weights = select(LABELS, NAMES, 1, cloud, settings, SOLVER, 0)
-        assert positions.shape == (3, 4)
-        assert all(len(mine.unique()) == 4 for mine in positions)
-        torch.testing.assert_close(masses(weights, 2), torch.ones(3, 1))
-        with pytest.raises(
-            WmddError, match=r"'bee' has 6 .* 2 images per class of 2 x 2 tiles to select; lower ipc to 1"
-        ):
-            select(LABELS, NAMES, 2, cloud, settings, SOLVER, 0)
+@STRATEGIES
+def test_mosaics_take_four_times_as_many_and_their_classes_must_have_them(strategy):
+    settings, cloud = SelectSettings(strategy=strategy, tiles=2), Cloud(features(), LABELS)
+    positions, weights = select(LABELS, NAMES, 1, cloud, settings, SOLVER, 0)
+    assert positions.shape == (3, 4)
+    assert all(len(mine.unique()) == 4 for mine in positions)
+    torch.testing.assert_close(masses(weights, 2), torch.ones(3, 1))
+    too_few = r"'bee' has 6 .* 2 images per class of 2 x 2 tiles to select; lower ipc to 1"
+    with pytest.raises(WmddError, match=too_few):
+        select(LABELS, NAMES, 2, cloud, settings, SOLVER, 0)
 
 
 def test_a_mosaic_shows_its_pictures_row_by_row():
@@ -124,10 +115,9 @@ def test_a_mosaic_shows_its_pictures_row_by_row():
             assert found[image, :, top : top + 3, left : left + 3].unique().tolist() == [2 * place + image]
 
 
-@pytest.mark.parametrize(("side", "tiles"), [(7, 2), (8, 3), (32, 5)])
-def test_a_mosaic_covers_a_side_that_its_tiles_do_not_divide(side, tiles):
-    pictures = torch.full((tiles**2, 3, side, side), 200, dtype=torch.uint8)
-    assert mosaic(pictures, tiles).unique().tolist() == [200]
+def test_a_mosaic_covers_a_side_that_its_tiles_do_not_divide():
+    pictures = torch.full((9, 3, 8, 8), 200, dtype=torch.uint8)
+    assert mosaic(pictures, 3).unique().tolist() == [200]
     assert mosaic(pictures, 1) is pictures
 
 
@@ -137,61 +127,50 @@ def test_masses_of_mosaics_are_the_sums_of_their_pictures():
 
 
 CROPS = SelectSettings(strategy="patches", tiles=2, candidates=12, crops=3, crop_scale=(0.3, 1.0))
-MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
+NORMALISATION = Normalisation([0.5, 0.4, 0.3], [0.2, 0.3, 0.25])
 
 
-def cropped(seed: int = 0, label: int = 1, count: int = 4):
+def cropped(seed: int = 0, count: int = 12, settings: SelectSettings = CROPS):
     network = build(NetworkSettings(width=4), 3, 16, generator("select network")).eval()
     images = torch.randint(0, 256, (12, 3, 16, 16), generator=generator("candidates"), dtype=torch.uint8)
-    return network, images, patches(network, images, label, count, MEAN, STD, CROPS, seed, plain())
+    return network, images, patches(network, images, 1, count, NORMALISATION, settings, seed, plain())
 
 
 def test_patches_are_the_crops_that_the_teacher_is_surest_of():
-    network, images, found = cropped(count=12)
+    network, images, found = cropped()
     assert sorted(found.images.tolist()) == list(range(12)), "of each image one"
     boxes = augment.resized_crop(generator("select", "crops", 0, 1), 36, CROPS.crop_scale, (1.0, 1.0)).view(12, 3, 4)
 
     def loss(image: int, box: Tensor) -> float:
         view = augment.identity(1)
         view.crop.copy_(box)
-        seen = augment.apply(normalise(images[image : image + 1], MEAN, STD), view, torch.tensor([0]))
+        seen = augment.apply(normalise(images[image : image + 1], NORMALISATION), view, torch.tensor([0]))
         return float(-network(seen).log_softmax(1)[0, 1].detach())
 
-    losses = [[loss(i, box) for box in boxes[i]] for i in range(12)]
     kept = [loss(i, box) for i, box in zip(found.images.tolist(), found.boxes, strict=True)]
     assert kept == sorted(kept)
     for i, mine in zip(found.images.tolist(), kept, strict=True):
-        assert mine == pytest.approx(min(losses[i]), abs=1e-5)
+        assert mine == pytest.approx(min(loss(i, box) for box in boxes[i]), abs=1e-5)
     _, _, fewer = cropped(count=4)
     assert fewer.images.tolist() == found.images[:4].tolist()
     assert torch.equal(fewer.pixels, found.pixels[:4])
 
 
 def test_patches_are_squares_of_the_size_asked_for_and_depend_on_the_seed():
-    _, images, found = cropped(count=12)
+    _, images, found = cropped()
     _, _, height, width = found.boxes.unbind(1)
     torch.testing.assert_close(height, width)
     assert 0.3 <= float((height * width).min()) <= float((height * width).max()) <= 1
-    assert found.pixels.dtype == torch.uint8
-    assert found.pixels.shape == images.shape
-    _, _, again = cropped(count=12)
-    assert torch.equal(found.pixels, again.pixels)
-    _, _, other = cropped(seed=1, count=12)
-    assert not torch.equal(found.boxes, other.boxes)
-
-
-def test_a_whole_image_as_a_patch_is_the_image():
-    network = build(NetworkSettings(width=4), 3, 16, generator("select network")).eval()
-    images = torch.randint(0, 256, (5, 3, 16, 16), generator=generator("candidates"), dtype=torch.uint8)
-    whole = SelectSettings(strategy="patches", crop_scale=(1.0, 1.0))
-    found = patches(network, images, 0, 5, MEAN, STD, whole, 0, plain())
-    assert torch.equal(found.pixels, images[found.images])
+    assert (found.pixels.dtype, found.pixels.shape) == (torch.uint8, images.shape)
+    assert torch.equal(found.pixels, cropped()[2].pixels)
+    assert not torch.equal(found.boxes, cropped(seed=1)[2].boxes)
+    _, _, whole = cropped(settings=SelectSettings(strategy="patches", crop_scale=(1.0, 1.0)))
+    assert torch.equal(whole.pixels, images[whole.images])
 
 
 def test_candidates_of_patches():
     settings = SelectSettings(strategy="patches", tiles=1, candidates=5)
-    positions, _ = select(LABELS, NAMES, 3, None, settings, SOLVER, 0)
-    assert positions.shape == (3, 5)
+    assert select(LABELS, NAMES, 3, None, settings, SOLVER, 0)[0].shape == (3, 5)
     assert select(LABELS, NAMES, 3, None, settings.model_copy(update={"candidates": 99}), SOLVER, 0)[0].shape == (3, 6)
     with pytest.raises(WmddError, match=r"select.candidates 5 is fewer than the 6 patches of a class; raise it"):
         select(LABELS, NAMES, 6, None, settings, SOLVER, 0)

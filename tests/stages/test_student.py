@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.stages.test_teacher import MEAN, STD, coloured, equal
-from wmdd.base.errors import WmddError
+from tests.stages.test_teacher import NORMALISATION, coloured, equal
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
 from wmdd.networks import augment, siamese, whitening
@@ -26,7 +25,6 @@ from wmdd.stages.student import weighted
 STILL = AugmentationSettings(crop_scale=(1, 1), flip=False, mix="none")
 CUT = AugmentationSettings(crop_scale=(0.5, 1))
 DSA = AugmentationSettings(views="dsa")
-EVERY_VIEW = pytest.mark.parametrize("augmentation", [STILL, CUT, DSA], ids=["still", "cut", "dsa"])
 SMALL = StudentSettings(architecture="convnet3", width=8, norm="instance", epochs=1, batch_size=100, lr=0.01)
 FROZEN = {"lr": 1e-12, "weight_decay": 0.0}  # the network stays the fresh one, so that losses are known
 FAST = Engine(torch.device("cpu"), torch.float32, "eager")
@@ -39,7 +37,7 @@ def normal(*shape: int) -> Tensor:
 def trained(images, own, weights, labels, runs, augmentation=STILL, context=None, white=None, **changes):
     """Train students on images with labels [N] or [N, C] of their own, and what else they are told."""
     return student.train(
-        images, own, torch.as_tensor(weights), labels, Resident(*coloured(30, "val")), 3, MEAN, STD,
+        images, own, torch.as_tensor(weights), labels, Resident(*coloured(30, "val")), 3, NORMALISATION,
         SMALL.model_copy(update=changes), augmentation, 0, runs, context or quiet(plain()), white,
     )  # fmt: skip
 
@@ -63,8 +61,7 @@ def several(runs: list[int], keeper=None, engine=FAST, log=None, **changes):
 
 
 @pytest.mark.parametrize(
-    ("soft", "augmentation"),
-    [(True, CUT), (True, CUT.model_copy(update={"mix": "none"})), (False, CUT), (False, DSA)],
+    ("soft", "augmentation"), [(True, CUT), (False, CUT), (False, DSA)], ids=["soft", "hard", "hard, dsa"]
 )
 def test_a_student_learns_from_soft_and_hard_labels(soft, augmentation):
     images, own = coloured(30, "distilled")
@@ -84,7 +81,7 @@ def test_a_student_follows_its_labels_and_not_the_classes():
     assert history[-1]["top1"] < 0.1
 
 
-@pytest.mark.parametrize("augmentation", [AugmentationSettings(crop_scale=(0.3, 1)), DSA], ids=["cut", "dsa"])
+@pytest.mark.parametrize("augmentation", [CUT, DSA], ids=["cut", "dsa"])
 def test_soft_labels_belong_to_their_epoch_view_and_image(augmentation):
     # The loss of an epoch is zero exactly when the student says of each view what its labels say.
     images, own = coloured(7, "distilled")
@@ -93,11 +90,11 @@ def test_soft_labels_belong_to_their_epoch_view_and_image(augmentation):
     logits = torch.empty(3, 7, 3)
     with torch.no_grad():
         for epoch, seed in enumerate(seeds_of(0, 3)):
-            draws, x = torch.Generator().manual_seed(seed), normalise(images, MEAN, STD)
+            draws, x = torch.Generator().manual_seed(seed), normalise(images, NORMALISATION)
             if augmentation == DSA:
                 shown = siamese.apply(x, siamese.draw(draws, 7))
             else:
-                shown = augment.apply(x, augment.draw(draws, 7, (0.3, 1), True, "cutmix"), torch.arange(7))
+                shown = augment.apply(x, augment.draw(draws, 7, CUT.crop_scale, True, "cutmix"), torch.arange(7))
             logits[epoch] = network(shown)
     _, history = studied(images, own, logits=logits, augmentation=augmentation, **changes)
     assert [entry["loss"] for entry in history] == pytest.approx([0] * 3, abs=1e-9)
@@ -105,25 +102,10 @@ def test_soft_labels_belong_to_their_epoch_view_and_image(augmentation):
     assert min(entry["loss"] for entry in history) > 1e-7
 
 
-def test_hard_labels_of_mixed_views_are_shares_of_the_area():
-    views = augment.draw(generator(0), 20, (1, 1), False, "cutmix")
-    labels = torch.arange(20) % 3
-    mixed = student.mixed(F.one_hot(labels, 3).float(), views, 16)
-    kept = views.kept(16, 16)
-    for i in range(20):
-        expected = torch.zeros(3)
-        expected[labels[i]] += float(kept[i])
-        expected[labels[views.partner[i]]] += 1 - float(kept[i])
-        torch.testing.assert_close(mixed[i], expected)
-    own = torch.rand(20, 3, generator=generator("own"))
-    assert student.mixed(own, siamese.draw(generator("views"), 20), 16) is own  # no pixel is another image's
-
-
-@EVERY_VIEW
-def test_classes_are_probabilities_of_one(augmentation):
+def test_classes_are_probabilities_of_one():
     images, own = coloured(6, "distilled")
-    one, first = studied(images, own, augmentation=augmentation)
-    two, second = studied(images, F.one_hot(own, 3).float(), augmentation=augmentation)
+    one, first = studied(images, own, augmentation=CUT)
+    two, second = studied(images, F.one_hot(own, 3).float(), augmentation=CUT)
     assert equal(one, two)
     assert first == second
 
@@ -135,21 +117,16 @@ def test_hard_labels_that_a_method_learned_are_mixed_as_classes_are():
     (seed,) = seeds_of(0, 1)
     views = augment.draw(torch.Generator().manual_seed(seed), 6, (0.5, 1), True, "cutmix")
     with torch.no_grad():
-        logits = network(augment.apply(normalise(images, MEAN, STD), views, torch.arange(6)))
+        logits = network(augment.apply(normalise(images, NORMALISATION), views, torch.arange(6)))
     kept = views.kept(16, 16)[:, None]
     expected = F.cross_entropy(logits, kept * learned + (1 - kept) * learned[views.partner])
     assert history[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_labels_for_too_few_epochs_are_refused():
-    with pytest.raises(WmddError, match=r"2 epochs.*5"):
-        studied(*coloured(3, "distilled"), logits=torch.zeros(2, 3, 3), epochs=5)
-
-
-@EVERY_VIEW
+@pytest.mark.parametrize("augmentation", [CUT, DSA], ids=["cut", "dsa"])
 def test_a_student_of_whitened_images_sees_them_and_its_teacher_does_not(monkeypatch, augmentation):
     images, own = coloured(6, "distilled")
-    white = whitening.fit(Resident(*coloured(40, "train")), MEAN, STD)
+    white = whitening.fit(Resident(*coloured(40, "train")), NORMALISATION)
     asked, shown = [], []
 
     class Teacher(nn.Module):
@@ -169,16 +146,15 @@ def test_a_student_of_whitened_images_sees_them_and_its_teacher_does_not(monkeyp
     trained(images, own, torch.ones(6), online(0, Teacher()), [0], augmentation, white=white, batch_size=6)
     order = torch.randperm(6, generator=generator("student", "order", 0, 0, 0))
     views = views_of(augmentation, 6, seeds_of(0, 1)[0])
-    torch.testing.assert_close(asked[0], seen(images, views, order, MEAN, STD))
-    torch.testing.assert_close(shown[0], seen(images, views, order, MEAN, STD, white))
-    torch.testing.assert_close(shown[-1], white.apply(normalise(coloured(30, "val")[0], MEAN, STD)))
+    torch.testing.assert_close(asked[0], seen(images, views, order, NORMALISATION))
+    torch.testing.assert_close(shown[0], seen(images, views, order, NORMALISATION, white))
+    torch.testing.assert_close(shown[-1], white.apply(normalise(coloured(30, "val")[0], NORMALISATION)))
 
 
 # ---- weights of images
 
 
-@pytest.mark.parametrize("scale", [1.0, 30.0])
-def test_weights_of_images_by_hand(scale):
+def test_weights_of_images_by_hand():
     shares = torch.tensor([[0.7, 0.2, 0.1], [0.4, 0.4, 0.2]])
     expected = {
         "mass": 3 * shares,
@@ -187,10 +163,8 @@ def test_weights_of_images_by_hand(scale):
         "sqrt-mass": shares.sqrt() / shares.sqrt().mean(),
     }
     for how, weights in expected.items():
-        torch.testing.assert_close(weighted(scale * shares, how), weights)
+        torch.testing.assert_close(weighted(30 * shares, how), weights)
         assert torch.equal(weighted(torch.full((4, 5), 0.2), how), torch.ones(4, 5))
-    for how, least in {"mass": 0, "sqrt-mass": 0, "variance-reduced": 0.5, "uniform": 1}.items():
-        assert float(weighted(torch.tensor([[1.0, 0.0]]), how).min()) == least
 
 
 def test_weights_count_by_their_ratio_alone():
@@ -216,11 +190,10 @@ def test_an_image_of_twice_the_weight_is_an_image_shown_twice():
 # ---- runs
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_students_side_by_side_are_those_trained_alone(threads):
+def test_students_side_by_side_are_those_trained_alone():
     logged = []
     try:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(2)
         together = several([2, 0, 1], log=lambda metrics, _: logged.append(metrics))
     finally:
         torch.set_num_threads(1)
@@ -232,20 +205,12 @@ def test_students_side_by_side_are_those_trained_alone(threads):
     assert [m["1/loss"] for m in logged if "1/loss" in m] == [entry["loss"] for entry in together[1][1]]
 
 
-@pytest.mark.parametrize(("runs", "save_at", "die_at"), [([0, 1], 1, 2), ([0, 1], 3, 4), ([0], 6, 7)])
+@pytest.mark.parametrize(("runs", "save_at", "die_at"), [([0, 1], 3, 4), ([0], 6, 7)])
 def test_killed_students_go_on_to_the_same_bits(dying_keeper, runs, save_at, die_at):
     whole = several(runs, ema=0.9)
-    keeper, again = dying_keeper(save_at, die_at), dying_keeper()
-    with pytest.raises(dying_keeper.Killed):
-        several(runs, keeper, ema=0.9)
-    again.content = keeper.content
+    again = dying_keeper.after(lambda keeper: several(runs, keeper, ema=0.9), save_at, die_at)
     resumed = several(runs, again, ema=0.9)
     assert all(equal(a, b) and h == g for (a, h), (b, g) in zip(whole, resumed, strict=True))
-
-
-def test_runs_start_from_different_weights():
-    one, two = (studied(*coloured(3, "distilled"), run=run, **FROZEN)[0] for run in (0, 1))
-    assert float((one.head.weight - two.head.weight).detach().abs().max()) > 1e-3
 
 
 def test_the_average_of_a_student_is_what_is_scored():
@@ -253,7 +218,7 @@ def test_the_average_of_a_student_is_what_is_scored():
     ((other, _),) = several([0])
     assert not equal(network, other)
     pictures = Resident(*coloured(30, "val"))
-    assert evaluate(network, pictures, MEAN, STD, FAST)["top1"] == history[-1]["top1"]
+    assert evaluate(network, pictures, NORMALISATION, FAST)["top1"] == history[-1]["top1"]
 
 
 # ---- engines
@@ -271,9 +236,10 @@ def alike(students: tuple[Network, list], references: tuple[Network, list], loss
         assert float((a - b).norm() / b.norm()) < distance
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-@pytest.mark.parametrize("architecture", ["convnet3", "resnet18"])
-@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize(
+    ("optimizer", "architecture", "norm"),
+    [("sgd", "resnet18", "batch"), ("adam", "convnet3", "batch"), ("adamw", "convnet3", "instance")],
+)
 def test_the_fast_engine_trains_as_the_reference_does(optimizer, architecture, norm):
     changes = {"optimizer": optimizer, "architecture": architecture, "norm": norm, "lr": 1e-3, "batch_size": 12}
     fast, reference = several([0], **changes), several([0], engine=plain(), **changes)
@@ -291,13 +257,9 @@ def test_bfloat16_learns_as_well():
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch needs a C++ compiler")
 def test_compiled_steps_train_as_the_reference_does(capsys):
-    changes = {"epochs": 3, "batch_size": 12, "lr": 1e-3}
-    alike(
-        several([0], engine=replace(FAST, mode="compile"), **changes),
-        several([0], engine=plain(), **changes),
-        1e-3,
-        5e-3,
-    )
+    changes = {"epochs": 3, "batch_size": 12, "lr": 1e-3, "architecture": "convnet1"}
+    compiled, reference = (several([0], engine=e, **changes) for e in (replace(FAST, mode="compile"), plain()))
+    alike(compiled, reference, 1e-3, 5e-3)
     assert "not compiled" not in capsys.readouterr().err
 
 

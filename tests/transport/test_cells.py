@@ -263,12 +263,12 @@ def test_the_greedy_start_is_cheaper_than_a_uniform_one():
 def test_draws_have_the_given_odds():
     odds = torch.tensor([0.0, 3.0, 0.0, 1.0, 6.0, 0.0], dtype=torch.float64)
     uniform = torch.rand(1, 1, 100_000, generator=draws(), dtype=torch.float64)
-    found = torch.bincount(seeding._sample(odds[None, None], uniform)[0, 0], minlength=6) / 100_000
+    found = torch.bincount(seeding.sample(odds[None, None], uniform)[0, 0], minlength=6) / 100_000
     assert found[odds == 0].tolist() == [0.0] * 3
     for share, odd in zip(found.tolist(), (odds / 10).tolist(), strict=True):
         assert share == pytest.approx(odd, abs=5 * math.sqrt(0.25 / 100_000))
     ends = torch.tensor([[[0.0, 1 - 2**-53]]], dtype=torch.float64)
-    assert seeding._sample(odds[None, None], ends).tolist() == [[[1, 4]]]
+    assert seeding.sample(odds[None, None], ends).tolist() == [[[1, 4]]]
 
 
 def test_the_first_atom_is_any_of_the_points_and_no_padding():

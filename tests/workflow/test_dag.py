@@ -1,15 +1,19 @@
 """The jobs of an experiment, as Snakemake sees them through its API: which there are, and each once."""
 
 import json
+import os
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from benchmarks.dag import EXPERIMENT
-from wmdd.workflow.dag import jobs
+from wmdd.base.errors import WmddError
+from wmdd.workflow.dag import Job, jobs
+from wmdd.workflow.layout import Cell
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,3 +105,76 @@ def test_the_largest_experiment_is_not_a_thousand_jobs():
     assert counts.total() <= 1000
     kept = json.loads((ROOT / "benchmarks/results/dag.json").read_text())
     assert (kept["by rule"], kept["experiment"]) == (counts, EXPERIMENT)
+
+
+# A workflow of two jobs
+
+SNAKEFILE = """
+rule all:
+    input: "results/b.txt"
+rule a:
+    output: "results/{dataset}/a.txt", "results/{dataset}/a2.txt"
+    log: "logs/{dataset}/a.log"
+    params: config["value"]
+    shell: "touch {output}"
+rule b:
+    input: "results/d/a.txt"
+    output: "results/b.txt"
+    shell: "touch {output}"
+"""
+
+
+@pytest.fixture
+def small():
+    """A workflow of two jobs."""
+    Path("Snakefile").write_text(SNAKEFILE)
+    Path("mine.yaml").write_text("value: 1")
+    return Path("mine.yaml")
+
+
+def touch(path, moment=1.7e9):
+    """Make a file as if at a moment."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    os.utime(path, (moment, moment))
+
+
+def test_jobs_are_those_of_snakemake(small):
+    first, second = sorted(jobs(small), key=lambda job: job.rule)
+    outputs = (Path("results/d/a.txt"), Path("results/d/a2.txt"))
+    assert replace(first, reason="") == Job("a", outputs, Cell("d"), "d", log=Path("logs/d/a.log"))
+    assert "results/d/a.txt" in first.reason
+    assert replace(second, reason="") == Job("b", (Path("results/b.txt"),), inputs=1, needs=outputs[:1], waits=True)
+    for path in (*outputs, "results/b.txt"):
+        touch(path)
+    assert [job.wanted for job in jobs(small)] == [False, False]
+    touch("results/d/a.txt", 1.7e9 + 5)
+    first, second = sorted(jobs(small), key=lambda job: job.rule)
+    assert (first.wanted, second.wanted, second.waits) == (False, True, False)
+    assert second.reason == "Updated input files: results/d/a.txt"
+
+
+def test_looking_changes_nothing_and_needs_no_lock(small):
+    jobs(small)  # makes the empty folders of .snakemake where nothing has run yet
+    lock = Path(".snakemake/locks/0.output.lock")
+    lock.parent.mkdir(exist_ok=True)
+    lock.write_text("results/b.txt\nresults/d/a.txt\n")
+    before = {path: path.stat().st_mtime_ns for path in Path(".").rglob("*")}
+    assert len(jobs(small)) == 2
+    assert {path: path.stat().st_mtime_ns for path in Path(".").rglob("*")} == before
+
+
+def test_a_workflow_that_snakemake_can_not_read(small, capfd):
+    for content, says in (
+        ("rule all:\n    input: 'missing.txt'\n", "missing.txt"),
+        ("raise WorkflowError('it is\\n wrong')\n", "it is wrong"),
+        ("rule all\n", ""),
+    ):
+        Path("Snakefile").write_text(f"from snakemake.exceptions import WorkflowError\n{content}")
+        with pytest.raises(WmddError) as error:
+            jobs(small)
+        assert str(error.value).startswith("snakemake can't read the workflow: ")
+        assert says in str(error.value)
+        assert "\n" not in str(error.value)
+        assert capfd.readouterr() == ("", "")

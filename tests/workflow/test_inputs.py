@@ -117,7 +117,7 @@ class Rule(SimpleNamespace):
 
 
 @pytest.mark.parametrize("prefix", ["", "module/"])
-def test_the_costs_are_those_of_all_jobs_before(prefix):
+def test_the_costs_are_those_of_all_jobs_before(prefix, capfd):
     def rule(file: str, *wanted: Any, **constraints: str) -> Rule:
         paths = [prefix + path if isinstance(path, str) else path for path in wanted]
         output = Output([prefix + file, prefix + cost_of(file)])
@@ -139,3 +139,9 @@ def test_the_costs_are_those_of_all_jobs_before(prefix):
         cell = student.having(method=method)
         assert costs(rules, [path_of("student", cell)]) == sorted(cost_of(path_of(kind, cell)) for kind in kinds)
     assert costs(rules, ["weights.pt"]) == []
+    assert capfd.readouterr().err == ""
+    teacher = path_of("teacher", SET.having(method=None, ipc=None))
+    assert costs([*rules, rule(FILES["features"], FILES["teacher"])], [path_of("features", SET)]) == [
+        cost_of(path_of("features", SET))
+    ]
+    assert capfd.readouterr().err == f"no rule makes {teacher}: the report is without its cost\n"

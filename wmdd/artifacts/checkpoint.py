@@ -1,13 +1,13 @@
 """Checkpoints: the state of an unfinished job, kept beside its output until that is in place."""
 
+import json
 import os
 import re
 import socket
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
+from zipfile import ZipFile
 
 from wmdd.artifacts.atomic_files import atomic
 from wmdd.base import units
@@ -16,6 +16,7 @@ from wmdd.base.preemption import KEPT, Notice, Preempted
 
 SECONDS = 60.0  # between two checkpoints at least; WMDD_CHECKPOINT_SECONDS changes it
 HOUR = 3600.0
+PROGRESS = "archive/progress.json"  # in the file, beside what torch writes there
 
 
 class Progress(NamedTuple):
@@ -87,9 +88,13 @@ class Checkpoint:
         Raises:
             Preempted: the job was told to end.
         """
-        progress = {"done": float(done), "total": float(total), "unit": unit}
-        with atomic(self.path) as part, part.open("wb") as file:
-            torch.save({"key": self.key, "state": state, "seconds": self.spent(), "progress": progress}, file)
+        import torch
+
+        seconds = self.spent()
+        with atomic(self.path) as part, part.open("w+b") as file:
+            torch.save({"key": self.key, "state": state, "seconds": seconds}, file)
+            with ZipFile(file, "a") as archive:  # as torch's files are
+                archive.writestr(PROGRESS, json.dumps([float(done), float(total), unit, seconds]))
         self._last = time.monotonic()
         if self.notice.signal:
             raise Preempted(f"{self.notice.signal}: {KEPT}", agreed=True)
@@ -103,17 +108,19 @@ class Checkpoint:
 
 
 def peek(path: Path) -> Progress | None:
-    """Return how far a job is, by its checkpoint, whose tensors are not read; None where no checkpoint can be read."""
+    """Return how far a job is, by its checkpoint, read without torch; None where no checkpoint can be read."""
     try:
-        content = _content(path, mmap=True)
-        done, total, unit = (content["progress"][name] for name in ("done", "total", "unit"))
-        return Progress(float(done), float(total), str(unit), float(content["seconds"]))
+        with ZipFile(path) as archive:
+            done, total, unit, seconds = json.loads(archive.read(PROGRESS))
+        return Progress(float(done), float(total), str(unit), float(seconds))
     except Exception:  # another version's, damaged, or removed a moment ago
         return None
 
 
-def _content(path: Path, mmap: bool = False) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
+def _content(path: Path) -> dict[str, Any]:
+    import torch
+
+    content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     return content
 
 

@@ -1,19 +1,18 @@
-"""All commands: importing this module registers those of every family with `app`."""
+"""The app with all commands: the functions of this package's modules that are marked with `@command`.
 
-from wmdd.cli import (  # noqa: F401
-    data,
-    export,
-    generator,
-    inspection,
-    latent,
-    match,
-    measure,
-    page,
-    recover,
-    select,
-    student,
-    tables,
-    teacher,
-    tracking,
-)
-from wmdd.cli.app import app as app
+They are found in the sources, and the module of a command is imported when it is called, so that `wmdd --help` imports none.
+"""
+
+import re
+from pathlib import Path
+
+from cyclopts import App
+
+from wmdd import __version__
+
+COMMAND = re.compile(r'^@command\ndef (\w+)\(.*?"""(.*?)(?:\n|""")', re.MULTILINE | re.DOTALL)  # a name, a line of help
+
+app = App(name="wmdd", help="Dataset distillation with Wasserstein barycenters.", version=__version__)
+for source in sorted(Path(__file__).parent.glob("*.py")):
+    for name, summary in COMMAND.findall(source.read_text()):
+        app.command(f"{__package__}.{source.stem}:{name}", help=summary)

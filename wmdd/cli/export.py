@@ -4,10 +4,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import h5py
 import numpy as np
+import torch
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
@@ -16,18 +17,19 @@ from wmdd.artifacts.atomic_files import read_json
 from wmdd.artifacts.hdf5 import LEARNED, check_classes, learned_labels
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
-from wmdd.cli.app import Paths, Threads, app
+from wmdd.cli.arguments import Paths, Threads, command
 from wmdd.export.dataset_card import Origin
+from wmdd.export.export import check_output, mean_soft_labels
+from wmdd.export.export import export as write_folder
 from wmdd.export.manifest import Layout, Manifest, SoftLabels, check_images, manifest_classes, provenance
+from wmdd.settings import catalogue
+from wmdd.stages.labels import opened
 from wmdd.workflow.layout import Cell, place_of
-
-if TYPE_CHECKING:
-    from wmdd.settings.catalogue import Known
 
 Temperature = Annotated[float, Parameter(validator=Number(gt=0))]
 
 
-@app.command
+@command
 def export(
     *,
     images: Path,
@@ -54,11 +56,6 @@ def export(
             name of the folder under results/, where it is known.
         overwrite: replace an earlier export.
     """
-    import torch
-
-    from wmdd.export.export import check_output
-    from wmdd.export.export import export as run
-
     check_output(output, overwrite)
     torch.set_num_threads(threads)
     with hdf5.reading(images) if h5py.is_hdf5(images) else _no_set(images) as file:
@@ -81,7 +78,7 @@ def export(
         accuracy = labels_meta.get("teacher_accuracy") if labels_meta else None
         origin = Origin(cell, dataset, source is not None, _students(student or [], images, meta), accuracy)
         weights = file["weights"][()].astype(np.float32)
-        run(output, manifest, file["images"], weights, soft, origin, progress, overwrite)
+        write_folder(output, manifest, file["images"], weights, soft, origin, progress, overwrite)
     print(
         f"{output}: {manifest.images} images of {len(weights)} classes; read {output / 'README.md'} before you pass them on"
     )
@@ -112,9 +109,6 @@ def _mean_labels(
     path: Path, images: dict[str, Any], shape: tuple[int, int], temperature: float
 ) -> tuple[np.ndarray, SoftLabels, dict[str, Any]]:
     """Return the mean soft labels [N, C] over the epochs, what the manifest says of them, and the meta data of their file."""
-    from wmdd.export.export import mean_soft_labels
-    from wmdd.stages import labels
-
     with hdf5.reading(path, "seeds") as file:
         epochs, meta = len(file["seeds"]), file.meta
         calibrated = meta["settings"].get("temperature") if "rest" in file else None
@@ -123,17 +117,15 @@ def _mean_labels(
     check_classes(images["classes"], meta["classes"], "the distilled set", str(path))
     if calibrated not in (None, temperature):
         raise WmddError(f"{path} was pruned for temperature {calibrated:g}; add --temperature {calibrated:g}")
-    with labels.opened(path) as (stored, _):
+    with opened(path) as (stored, _):
         means = mean_soft_labels(stored, epochs, shape, temperature, progress)
     store, mix = meta["settings"].get("store", "stored"), meta["settings"].get("mix", "none")
     facts = SoftLabels(temperature=temperature, epochs=epochs, store=store, mix=mix, digest=meta["digest"])
     return means, facts, meta | {"labelled_epochs": epochs}
 
 
-def _source(name: str | None, cell: Cell | None, meta: dict[str, Any]) -> "Known | None":
+def _source(name: str | None, cell: Cell | None, meta: dict[str, Any]) -> catalogue.Known | None:
     """Return the dataset that a set is made of, where it is known by name."""
-    from wmdd.settings import catalogue
-
     count = len(meta["classes"])
     if name is None:
         dataset = catalogue.table().get(cell.dataset) if cell else None

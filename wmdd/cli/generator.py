@@ -2,29 +2,32 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
 from wmdd.artifacts import hdf5
 from wmdd.artifacts.hdf5 import check_classes, load
+from wmdd.artifacts.model_files import load_meta, load_model, save_model
 from wmdd.base.errors import WmddError
-from wmdd.cli.app import ENGINE, Data, Paths, Threads, app
-from wmdd.cli.readers import both_splits, data_facts, numbered
+from wmdd.cli.arguments import ENGINE, Data, Paths, Threads, command
+from wmdd.cli.readers import data_facts, numbered
+from wmdd.cli.tensor_readers import both_splits
 from wmdd.cli.writers import save_history
+from wmdd.datasets.loader import opened, resident
+from wmdd.generators import denoiser, pipeline_hub, pipelines, vae
+from wmdd.generators.generator import Autoencoder, Generator, LatentDiffusion
 from wmdd.jobs.job import job
 from wmdd.jobs.node_cache import staged
+from wmdd.networks.engine import Engine
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.latent import AutoencoderSettings, DecodeSettings, DiffusionSettings, GeneratorSettings
-
-if TYPE_CHECKING:
-    from wmdd.generators.denoiser import Denoiser
-    from wmdd.generators.generator import Generator
-    from wmdd.generators.vae import Vae
-    from wmdd.networks.engine import Engine
+from wmdd.stages.autoencoder import train as train_autoencoder
+from wmdd.stages.diffusion import train as train_diffusion
 
 
-@app.command
+@command
 def autoencoder(
     *,
     data: Data,
@@ -40,20 +43,17 @@ def autoencoder(
         output: the network; its history is written beside it.
         seed: of weights, order and draws.
     """
-    from wmdd.artifacts.model_files import save_model
-    from wmdd.stages.autoencoder import train
-
     meta = hdf5.load_meta(data)
     with (
         job("autoencoder", output, [settings], {"data": meta["digest"]}, engine, threads, seed=seed) as stage_job,
         both_splits(data, stage_job.engine) as (pictures, val_pictures),
     ):
-        network, history = train(pictures, val_pictures, settings, seed, stage_job.context)
+        network, history = train_autoencoder(pictures, val_pictures, settings, seed, stage_job.context)
         save_history(output, history)
         save_model(output, network.state_dict(), stage_job.meta | data_facts(meta) | {"psnr": history[-1]["psnr"]})
 
 
-@app.command
+@command
 def diffusion(
     *,
     latents: Paths,
@@ -73,13 +73,6 @@ def diffusion(
         output: the network; its history is written beside it.
         seed: of weights, order and draws.
     """
-    import torch
-
-    from wmdd.artifacts.model_files import save_model
-    from wmdd.datasets.loader import opened, resident
-    from wmdd.generators.generator import Autoencoder
-    from wmdd.stages.diffusion import train
-
     parts = [load(path, "latents", "labels") for path in latents]
     first = parts[0][1]
     inputs = numbered(meta for _, meta in parts) | {"data": hdf5.load_meta(data)["digest"]}
@@ -92,7 +85,7 @@ def diffusion(
             torch.from_numpy(np.concatenate([arrays[name] for arrays, _ in parts])) for name in ("latents", "labels")
         )
         val_latents = torch.cat([coder.encode(part).cpu() for part in resident(val_pictures).images.split(500)])
-        network, history = train(
+        network, history = train_diffusion(
             points.unflatten(1, first["shape"]), labels, val_latents, val_pictures.labels, len(first["classes"]), settings,
             seed, stage_job.context,
         )  # fmt: skip
@@ -106,7 +99,7 @@ def generator_of(
     autoencoder: Path | None,
     diffusion: Path | None,
     data: dict[str, Any],
-) -> "tuple[Callable[[Engine], Generator], dict[str, str]]":
+) -> tuple[Callable[[Engine], Generator], dict[str, str]]:
     """Return a function that reads a generator for an engine, and the digests of the files that it is made of.
 
     Args:
@@ -119,19 +112,15 @@ def generator_of(
     Raises:
         WmddError: its autoencoder is not given.
     """
-    from wmdd.artifacts.model_files import load_model
-
     if generator.kind == "ldm":
         return _pipeline(generator, decode, data)
     if autoencoder is None:
         raise WmddError(f"a generator of kind {generator.kind} needs --autoencoder; give its autoencoder.safetensors")
-    inputs = {"autoencoder": load_model(autoencoder)[1]["digest"]}
+    inputs = {"autoencoder": load_meta(autoencoder)["digest"]}
     if generator.kind == "latent-diffusion" and diffusion is not None:
-        inputs["diffusion"] = load_model(diffusion)[1]["digest"]
+        inputs["diffusion"] = load_meta(diffusion)["digest"]
 
-    def read(engine: "Engine") -> "Generator":
-        from wmdd.generators.generator import Autoencoder, LatentDiffusion
-
+    def read(engine: Engine) -> Generator:
         network, meta = _autoencoder(autoencoder, engine)
         check_classes(meta["classes"], data["classes"], str(autoencoder), "the data")
         coder = Autoencoder(network, engine)
@@ -144,10 +133,8 @@ def generator_of(
 
 def _pipeline(
     generator: GeneratorSettings, decode: DecodeSettings | None, data: dict[str, Any]
-) -> "tuple[Callable[[Engine], Generator], dict[str, str]]":
+) -> tuple[Callable[[Engine], Generator], dict[str, str]]:
     """Return what `generator_of` does, of a pipeline of the diffusers library."""
-    from wmdd.generators import pipeline_hub, pipelines
-
     model, resolution = pipeline_hub.find(generator), data["resolution"]
     if decode is None:
         return (lambda engine: pipelines.autoencoder(generator, resolution, engine)), {"model": model.digest("vae")}
@@ -159,35 +146,25 @@ def _pipeline(
 
 def _read_state(path: Path, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read the weights and the meta data that a stage made."""
-    from wmdd.artifacts.model_files import load_model
-
     state, meta = load_model(path)
     if meta["stage"] != stage:
         raise WmddError(f"{path} is of the stage {meta['stage']}; give the {stage}.safetensors of a generator")
     return state, meta
 
 
-def _autoencoder(path: Path, engine: "Engine") -> "tuple[Vae, dict[str, Any]]":
+def _autoencoder(path: Path, engine: Engine) -> tuple[vae.Vae, dict[str, Any]]:
     """Read an autoencoder with its meta data."""
-    import torch
-
-    from wmdd.generators.vae import build
-
     state, meta = _read_state(path, "autoencoder")
-    network = build(AutoencoderSettings(**meta["settings"]), meta["resolution"], torch.Generator())
+    network = vae.build(AutoencoderSettings(**meta["settings"]), meta["resolution"], torch.Generator())
     network.load_state_dict(state)
     return engine.place(network.eval()), meta
 
 
-def _denoiser(path: Path, engine: "Engine") -> "Denoiser":
+def _denoiser(path: Path, engine: Engine) -> denoiser.Denoiser:
     """Read a diffusion model."""
-    import torch
-
-    from wmdd.generators.denoiser import build
-
     state, meta = _read_state(path, "diffusion")
     channels, height, width = meta["shape"]
     settings = DiffusionSettings(**meta["settings"])
-    network = build(settings, (channels, height, width), len(meta["classes"]), torch.Generator())
+    network = denoiser.build(settings, (channels, height, width), len(meta["classes"]), torch.Generator())
     network.load_state_dict(state)
     return engine.place(network.eval())

@@ -3,28 +3,37 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
 from wmdd.artifacts import atomic_files, hdf5, hdf5_writer
 from wmdd.artifacts.hdf5 import load
+from wmdd.artifacts.partial_output import Pieces
 from wmdd.base.errors import WmddError
-from wmdd.cli.app import ENGINE, Block, Data, Paths, Positive, Seed, Threads, app
+from wmdd.cli.arguments import ENGINE, Block, Data, Paths, Positive, Seed, Threads, command
 from wmdd.cli.generator import generator_of
-from wmdd.cli.readers import block_classes, class_rows, data_facts, numbered
+from wmdd.cli.readers import block_classes, data_facts, numbered
+from wmdd.cli.tensor_readers import class_rows
 from wmdd.cli.writers import save_atoms, save_images
+from wmdd.datasets.loader import opened
 from wmdd.jobs.job import StageJob, job
 from wmdd.jobs.node_cache import staged
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.latent import DecaySettings, DecodeSettings, EncodeSettings, GeneratorSettings, QuantizeSettings
+from wmdd.stages.barycenter import columns, table
+from wmdd.stages.decay import chosen
+from wmdd.stages.decay import decay as decay_of
+from wmdd.stages.decode import decode as decoded
+from wmdd.stages.encode import encode as encoded
+from wmdd.stages.feature_files import copy_rows
+from wmdd.stages.point_clouds import Cloud
+from wmdd.stages.quantize import Latents, Quantized
+from wmdd.stages.quantize import quantize as quantized_classes
 
-if TYPE_CHECKING:
-    from wmdd.stages.point_clouds import Cloud
-    from wmdd.stages.quantize import Quantized
 
-
-@app.command
+@command
 def encode(
     *,
     data: Data,
@@ -42,11 +51,6 @@ def encode(
         output: of the latents.
         autoencoder: of the stage of that name, for a generator of kind vae.
     """
-    from wmdd.artifacts.partial_output import Pieces
-    from wmdd.datasets.loader import opened
-    from wmdd.stages.encode import encode as run
-    from wmdd.stages.feature_files import copy_rows
-
     meta = hdf5.load_meta(data)
     classes = block_classes(block, meta["classes"])
     read_generator, inputs = generator_of(generator, None, autoencoder, None, meta)
@@ -60,7 +64,7 @@ def encode(
         first, end = class_rows(pictures.labels, classes)
         start = max(first, pieces.restore())
         checkpoint.begin(pieces.seconds)
-        for shard in run(
+        for shard in encoded(
             read_generator(stage_job.engine), pictures, settings, stage_job.engine, classes, start, checkpoint.due,
             stage_job.context.progress,
         ):  # fmt: skip
@@ -77,11 +81,8 @@ def encode(
 
 
 @contextmanager
-def _latents(paths: list[Path]) -> "Iterator[tuple[list[tuple[Cloud, range]], list[dict[str, Any]]]]":
+def _latents(paths: list[Path]) -> Iterator[tuple[list[tuple[Cloud, range]], list[dict[str, Any]]]]:
     """Open files of latents; yield the points and the classes of each, and the meta data of each."""
-    from wmdd.stages.point_clouds import Cloud
-    from wmdd.stages.quantize import Latents
-
     with ExitStack() as files:
         clouds, metas = list[tuple[Cloud, range]](), list[dict[str, Any]]()
         for path in paths:
@@ -95,7 +96,7 @@ def _latents(paths: list[Path]) -> "Iterator[tuple[list[tuple[Cloud, range]], li
         yield clouds, metas
 
 
-@app.command
+@command
 def quantize(
     *,
     latents: Paths,
@@ -113,9 +114,6 @@ def quantize(
         output: of the atoms.
         k: atoms; images per class.
     """
-    from wmdd.stages.barycenter import table
-    from wmdd.stages.quantize import quantize as run
-
     settings.check()
     with _latents(latents) as (clouds, metas):
         classes = block_classes(block, metas[0]["classes"])
@@ -124,7 +122,9 @@ def quantize(
             quantized: list[Quantized] = []
             for cloud, held in clouds:
                 labels = range(max(classes.start, held.start), min(classes.stop, held.stop))
-                quantized += run(cloud, labels, k, settings, seed, stage_job.context.progress) if labels else []
+                quantized += (
+                    quantized_classes(cloud, labels, k, settings, seed, stage_job.context.progress) if labels else []
+                )
             if len(quantized) != len(classes):
                 raise WmddError(f"{', '.join(map(str, latents))} hold not all classes of {block}; encode them again")
             _save(stage_job, quantized, classes, metas[0])
@@ -132,12 +132,8 @@ def quantize(
         print(table(names, [measure.quality for measure in quantized]))
 
 
-def _save(stage_job: StageJob, quantized: "list[Quantized]", labels: range, meta: dict[str, Any]) -> None:
+def _save(stage_job: StageJob, quantized: list[Quantized], labels: range, meta: dict[str, Any]) -> None:
     """Write the atoms of latents, with their quality and what is known of latents besides."""
-    import torch
-
-    from wmdd.stages.barycenter import columns
-
     atoms, weights = (
         torch.stack([getattr(measure.atoms, name) for measure in quantized]).float() for name in ("atoms", "weights")
     )
@@ -148,7 +144,7 @@ def _save(stage_job: StageJob, quantized: "list[Quantized]", labels: range, meta
     save_atoms(stage_job, atoms, weights, labels, quality, seconds, data_facts(meta) | {"shape": meta["shape"]})
 
 
-@app.command
+@command
 def decode(
     *,
     atoms: Path,
@@ -169,10 +165,6 @@ def decode(
         autoencoder: for the kinds vae and latent-diffusion.
         diffusion: for the kind latent-diffusion.
     """
-    import torch
-
-    from wmdd.stages.decode import decode as run
-
     arrays, meta = load(atoms, "labels", "atoms", "weights")
     if generator.kind == "latent-diffusion" and diffusion is None:
         raise WmddError("a generator of kind latent-diffusion needs --diffusion; give its diffusion.safetensors")
@@ -181,14 +173,14 @@ def decode(
     inputs["atoms"] = meta["digest"]
     labels = torch.from_numpy(arrays["labels"])
     with job("decode", output, [generator, settings], inputs, engine, threads, seed=seed, **identity) as stage_job:
-        images = run(
+        images = decoded(
             read_generator(stage_job.engine), torch.from_numpy(arrays["atoms"]), labels, tuple(meta["shape"]), settings,
             seed, stage_job.context,
         )  # fmt: skip
         save_images(stage_job, images, torch.from_numpy(arrays["weights"]), labels.tolist(), meta)
 
 
-@app.command
+@command
 def decay(*, latents: Paths, output: Path, threads: Threads = 1, settings: DecaySettings = DecaySettings()) -> None:
     """Measure how fast W2 falls with the number of atoms, beside the intrinsic dimension of the latents.
 
@@ -196,14 +188,11 @@ def decay(*, latents: Paths, output: Path, threads: Threads = 1, settings: Decay
         latents: of the encode stage, all blocks.
         output: JSON.
     """
-    from wmdd.stages.decay import chosen
-    from wmdd.stages.decay import decay as run
-
     with _latents(latents) as (clouds, metas):
         names = metas[0]["names"]
         with job("decay", output, [settings], numbered(metas), threads=threads) as stage_job:
             labels = chosen(len(names), settings)
             held = [(next(cloud for cloud, classes in clouds if label in classes), label) for label in labels]
             shown = stage_job.context.progress(held, "classes", len(labels), 0, "class")
-            rows = [run(cloud, label, settings) for cloud, label in shown]
+            rows = [decay_of(cloud, label, settings) for cloud, label in shown]
             atomic_files.write_json(output, stage_job.meta | {"decay": rows, "names": names})

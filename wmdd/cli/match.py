@@ -3,27 +3,32 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
 from wmdd.artifacts import hdf5, hdf5_writer
 from wmdd.artifacts.hdf5 import LEARNED, check_classes
 from wmdd.base.errors import WmddError
-from wmdd.cli.app import ENGINE, Block, Data, Ipc, Paths, Seed, Threads, app
-from wmdd.cli.readers import block_classes, both_splits, data_facts
+from wmdd.cli.arguments import ENGINE, Block, Data, Ipc, Paths, Seed, Threads, command
+from wmdd.cli.readers import block_classes, data_facts
+from wmdd.cli.tensor_readers import both_splits
 from wmdd.cli.writers import save_history, save_images
+from wmdd.datasets.loader import opened
 from wmdd.jobs.job import job
 from wmdd.jobs.node_cache import staged
+from wmdd.networks import whitening
+from wmdd.networks.context import Context
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.match import ExpertSettings, MatchSettings
+from wmdd.stages.expert import train
+from wmdd.stages.match import Matched, Real, distributions, real
+from wmdd.stages.match import trajectories as following
 
-if TYPE_CHECKING:
-    from wmdd.networks.context import Context
-    from wmdd.stages.match import Matched, Real
 
-
-@app.command
+@command
 def expert(
     *,
     data: Data,
@@ -39,19 +44,16 @@ def expert(
         output: of the trajectory; the history is written beside it.
         seed: the expert's number.
     """
-    from wmdd.networks import whitening
-    from wmdd.stages.expert import train
-
     meta = hdf5.load_meta(data)
     with (
         job("expert", output, [settings], {"data": meta["digest"]}, engine, threads, seed=seed) as stage_job,
         both_splits(data, stage_job.engine) as (pictures, val_pictures),
     ):
-        white = whitening.fit(pictures, meta["mean"], meta["std"]) if settings.whiten else None
+        normalisation = Normalisation.of(meta)
+        white = whitening.fit(pictures, normalisation) if settings.whiten else None
         trajectory, history = train(
-            pictures, val_pictures, len(meta["classes"]), meta["mean"], meta["std"], white, settings, seed,
-            stage_job.context,
-        )  # fmt: skip
+            pictures, val_pictures, len(meta["classes"]), normalisation, white, settings, seed, stage_job.context
+        )
         save_history(output, history)
         accuracy = {name: history[-1][name] for name in ("top1", "top5")}
         with hdf5_writer.writing(output) as writer:
@@ -88,7 +90,7 @@ def _experts(
         yield trajectories, ExpertSettings(**known), {f"expert{i}": meta["digest"] for i, meta in enumerate(metas)}
 
 
-@app.command
+@command
 def match(
     *,
     data: Data,
@@ -108,11 +110,6 @@ def match(
         block: of classes, as in classes0-4; for the objective mtt all of them.
         experts: trajectories of the expert stage, for the objective mtt.
     """
-    import torch
-
-    from wmdd.datasets.loader import opened
-    from wmdd.stages.match import real
-
     meta = hdf5.load_meta(data)
     classes = block_classes(block, meta["classes"])
     follows = settings.objective == "mtt"
@@ -141,22 +138,20 @@ def match(
 
 
 def _match(
-    real_images: "Real",
+    real_images: Real,
     k: int,
     meta: dict[str, Any],
     trajectories: Sequence[hdf5.Array],
     trained: ExpertSettings | None,
     settings: MatchSettings,
     seed: int,
-    context: "Context",
-) -> "Matched":
+    context: Context,
+) -> Matched:
     """Match the distributions of features, or trajectories where experts were trained."""
-    from wmdd.networks import whitening
-    from wmdd.stages.match import distributions
-    from wmdd.stages.match import trajectories as following
-
-    classes, mean, std = len(meta["classes"]), meta["mean"], meta["std"]
+    classes, normalisation = len(meta["classes"]), Normalisation.of(meta)
     if trained is None:
-        return distributions.match(real_images, classes, k, mean, std, settings, seed, context)
-    white = whitening.fit(real_images.pictures, mean, std) if trained.whiten else None
-    return following.match(real_images, classes, k, mean, std, trajectories, trained, white, settings, seed, context)
+        return distributions.match(real_images, classes, k, normalisation, settings, seed, context)
+    white = whitening.fit(real_images.pictures, normalisation) if trained.whiten else None
+    return following.match(
+        real_images, classes, k, normalisation, trajectories, trained, white, settings, seed, context
+    )

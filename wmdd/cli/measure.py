@@ -1,19 +1,28 @@
-"""The commands that look at distilled sets: their distance to the real data, a map, a grid of pictures."""
+"""The commands that measure distilled sets: their distance to the real data, and a map of both."""
 
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from wmdd.artifacts import atomic_files, hdf5
 from wmdd.artifacts.hdf5 import check_classes, load
-from wmdd.cli.app import ENGINE, Features, Paths, Teacher, Threads, app
-from wmdd.cli.readers import read_teacher, reading_features
+from wmdd.cli.arguments import ENGINE, Features, Paths, Teacher, Threads, command
+from wmdd.cli.readers import reading_features
+from wmdd.cli.tensor_readers import read_teacher
 from wmdd.jobs.job import job
+from wmdd.networks.context import quiet
+from wmdd.networks.engine import plain
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.engine import EngineSettings
+from wmdd.stages.distance import distances as distances_to
+from wmdd.stages.distance import features as features_of
+from wmdd.stages.embedding import MADE, chosen, plane, sample
+from wmdd.stages.point_clouds import Cloud
 from wmdd.workflow.layout import cell_of
 
 
-@app.command
+@command
 def distance(
     *,
     images: Path,
@@ -29,11 +38,6 @@ def distance(
         images: a distilled set.
         output: JSON.
     """
-    import torch
-
-    from wmdd.stages import distance as stage
-    from wmdd.stages.point_clouds import Cloud
-
     arrays, meta = load(images, "images", "weights")
     network, teacher_meta = read_teacher(teacher)
     check_classes(teacher_meta["classes"], meta["classes"], str(teacher), str(images))
@@ -43,14 +47,13 @@ def distance(
         with job("distance", output, [], inputs, engine, threads) as stage_job:
             pixels, weights = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["weights"])
             cloud = Cloud(file["features"], file["labels"][()], features_meta["names"])
-            normalisation = teacher_meta["mean"], teacher_meta["std"]
-            embedded = stage.features(network, pixels.flatten(0, 1), *normalisation, stage_job.context)
-            distances = stage.distances(embedded.unflatten(0, pixels.shape[:2]), weights, cloud, stage_job.context)
+            embedded = features_of(network, pixels.flatten(0, 1), Normalisation.of(teacher_meta), stage_job.context)
+            distances = distances_to(embedded.unflatten(0, pixels.shape[:2]), weights, cloud, stage_job.context)
             stage_job.tracker.log({f"mean/{name}": float(np.mean(values)) for name, values in distances.items()})
             atomic_files.write_json(output, stage_job.meta | {"distance": distances, "classes": meta["classes"]})
 
 
-@app.command
+@command
 def embedding(*, images: Paths, teacher: Teacher, features: Features, output: Path, threads: Threads = 1) -> None:
     """Put real and distilled images into one map, near where the teacher's features are near.
 
@@ -58,41 +61,20 @@ def embedding(*, images: Paths, teacher: Teacher, features: Features, output: Pa
         images: distilled sets of one dataset and teacher.
         output: JSON: x, y, class and method ("" for real images) of each point.
     """
-    import torch
-
-    from wmdd.networks.context import quiet
-    from wmdd.networks.engine import plain
-    from wmdd.stages import embedding as stage
-    from wmdd.stages.distance import features as embed
-
     torch.set_num_threads(threads)
     network, teacher_meta = read_teacher(teacher)
     with reading_features(features, teacher, teacher_meta) as (file, meta):
         names, labels = meta["names"], file["labels"][()]
-        classes = stage.chosen(len(names))
-        rows = [stage.sample(np.flatnonzero(labels == label), f"{label}") for label in classes]
-        parts = [torch.from_numpy(file["features"][sample]).float() for sample in rows]
-    points = [{"name": names[c], "method": ""} for c, sample in zip(classes, rows, strict=True) for _ in sample]
+        classes = chosen(len(names))
+        rows = [sample(np.flatnonzero(labels == label), f"{label}") for label in classes]
+        parts = [torch.from_numpy(file["features"][drawn]).float() for drawn in rows]
+    points = [{"name": names[c], "method": ""} for c, drawn in zip(classes, rows, strict=True) for _ in drawn]
     for path in images:
         with hdf5.reading(path, "images") as file:
             check_classes(teacher_meta["classes"], file.meta["classes"], str(teacher), str(path))
-            pictures = torch.from_numpy(file["images"][classes, : stage.MADE])
-        normalisation = teacher_meta["mean"], teacher_meta["std"]
-        parts.append(embed(network, pictures.flatten(0, 1), *normalisation, quiet(plain())))
+            pictures = torch.from_numpy(file["images"][classes, :MADE])
+        parts.append(features_of(network, pictures.flatten(0, 1), Normalisation.of(teacher_meta), quiet(plain())))
         method = cell_of(path).method
         points += [{"name": names[c], "method": method} for c in classes for _ in range(pictures.shape[1])]
-    places = stage.plane(torch.cat(parts)).round(3).tolist()
+    places = plane(torch.cat(parts)).round(3).tolist()
     atomic_files.write_json(output, [point | {"x": x, "y": y} for point, (x, y) in zip(points, places, strict=True)])
-
-
-@app.command
-def grid(*, images: Path, output: Path, per_class: int = 10, rows: int = 20, threads: Threads = 1) -> None:
-    """Draw the distilled images, a row a class; of more classes than `rows`, some from first to last."""
-    from wmdd.report.grid import draw
-
-    with hdf5.reading(images, "images") as file:
-        meta = file.meta
-        classes = np.unique(np.linspace(0, len(meta["classes"]) - 1, rows).round().astype(int))
-        pictures = file["images"][classes, :per_class]
-    with atomic_files.atomic(output) as part:
-        draw(pictures, [meta["names"][label] for label in classes], part, str(images.parent))

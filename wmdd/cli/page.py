@@ -5,26 +5,27 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from wmdd.artifacts import atomic_files, hdf5
 from wmdd.artifacts.atomic_files import read_json
 from wmdd.base import units
 from wmdd.base.errors import WmddError
-from wmdd.cli.app import Paths, app
+from wmdd.cli.arguments import Paths, command
 from wmdd.cli.readers import read_meta, read_quality
 from wmdd.jobs.job import cost_path
+from wmdd.report import distances as measured
+from wmdd.report import markdown, results, thumbnails
+from wmdd.report import page as pages
+from wmdd.report import published as numbers
+from wmdd.report.page.chart_sections import Figure
 from wmdd.workflow.layout import CELL, Cell, cell_of
 from wmdd.workflow.stages import ATOMS, STAGES
 
-if TYPE_CHECKING:
-    import pandas as pd
 
-    from wmdd.report.page.chart_sections import Figure
-    from wmdd.report.thumbnails import Strip
-
-
-@app.command
+@command
 def page(
     *,
     students: Paths,
@@ -64,9 +65,6 @@ def page(
         links: files that the page leads to.
         circles: a picture of circles and their means.
     """
-    from wmdd.report import page as pages
-    from wmdd.report import published as numbers
-
     material = pages.Material(
         experiment=experiment,
         **_runs(students, costs, images),
@@ -86,8 +84,6 @@ def page(
 
 def _runs(students: list[Path], costs: list[Path], images: list[Path]) -> dict[str, Any]:
     """Read the scores and the histories of students, the costs of all jobs, and what each file says of itself."""
-    from wmdd.report import results
-
     cells = results.rows([(path, read_json(path)) for path in students], results.families_of(images))
     joined = [cost_path(path) for path in images]  # joining the blocks of a set has a cost too
     costs = list(dict.fromkeys([*costs, *filter(Path.is_file, joined)]))
@@ -116,10 +112,8 @@ def _provenance(path: Path) -> dict[str, Any] | None:
     return meta if isinstance(meta, dict) and "stage" in meta else None
 
 
-def _histories(students: list[Path], cells: "pd.DataFrame") -> "pd.DataFrame":
+def _histories(students: list[Path], cells: pd.DataFrame) -> pd.DataFrame:
     """Read the histories of students: a row an epoch."""
-    import pandas as pd
-
     parts = []
     for path, cell in zip(students, cells.to_dict("records"), strict=True):
         try:
@@ -135,11 +129,6 @@ def _measures(
     barycenters: list[Path], distances: list[Path], atoms: list[Path], decays: list[Path], embeddings: list[Path]
 ) -> dict[str, Any]:
     """Read how good barycenters and atoms are, the distances to the real data, and the maps."""
-    import pandas as pd
-
-    from wmdd.report import distances as measured
-    from wmdd.report import markdown
-
     maps = {cell_of(path): pd.DataFrame(read_json(path)) for path in embeddings}
     quality = [(path, read_quality(path)[0]) for path in atoms]
     return {
@@ -150,10 +139,8 @@ def _measures(
     }
 
 
-def _strips(images: list[Path]) -> "list[Strip]":
+def _strips(images: list[Path]) -> list[thumbnails.Strip]:
     """Read distilled images and put those of a class side by side, by dataset, teacher, class and method."""
-    from wmdd.report import thumbnails
-
     first_seeds: dict[Cell, Path] = {}
     for path in sorted(images):
         first_seeds.setdefault(cell_of(path).having(seed=None), path)
@@ -197,7 +184,7 @@ def _stage_settings(images: Path) -> dict[str, dict[str, Any]]:
     return stages
 
 
-def _write_figures(figures: "list[Figure]", folder: Path) -> None:
+def _write_figures(figures: list[Figure], folder: Path) -> None:
     """Write each chart as SVG, and as Vega-Lite for who wants to change it; charts of an earlier report go."""
     folder.mkdir(parents=True, exist_ok=True)
     charts = {f"{figure.name}{suffix}": figure.chart for figure in figures for suffix in (".svg", ".vl.json")}

@@ -1,39 +1,31 @@
-"""The commands of the recover family: barycenters, the images that have them as features, and the joined set."""
+"""The commands of the recover family: barycenters, and the images that have them as features."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
+import torch
+from torch import Tensor
 
-from wmdd.artifacts import hdf5, hdf5_writer
-from wmdd.artifacts.hdf5 import LEARNED, check_classes, load
+from wmdd.artifacts import hdf5
+from wmdd.artifacts.hdf5 import check_classes, load
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
-from wmdd.cli.app import ENGINE, Block, Ipc, Paths, Positive, Seed, Teacher, Threads, app
-from wmdd.cli.readers import (
-    block_classes,
-    check_teacher,
-    confident_points,
-    data_facts,
-    numbered,
-    read_statistics,
-    read_teacher,
-)
+from wmdd.cli.arguments import ENGINE, Block, Ipc, Positive, Seed, Teacher, Threads, command
+from wmdd.cli.readers import block_classes, check_teacher, data_facts
+from wmdd.cli.tensor_readers import confident_points, read_statistics, read_teacher
 from wmdd.cli.writers import save_atoms, save_images
 from wmdd.jobs.job import StageJob, job
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.recover import RecoverSettings
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from wmdd.stages.barycenter import Quality
-    from wmdd.stages.point_clouds import Source
-    from wmdd.transport import Barycenter
+from wmdd.stages import point_clouds
+from wmdd.stages.barycenter import Quality, barycenters, columns, table
+from wmdd.stages.recover import recover as optimise
+from wmdd.transport import Barycenter
 
 
-@app.command
+@command
 def barycenter(
     *,
     features: Path,
@@ -59,11 +51,6 @@ def barycenter(
         labels: name of their classes there, if it is not `labels`; without labels all points are one measure.
         teacher: of the teacher stage, where only a share of the images counts (`confident`).
     """
-    import torch
-
-    from wmdd.stages import point_clouds
-    from wmdd.stages.barycenter import barycenters, table
-
     settings.check()
     with point_clouds.reading(features, dataset, labels) as source:
         cloud, digests = confident_points(source.cloud, source.meta, features, teacher, settings.confident)
@@ -82,19 +69,17 @@ def barycenter(
         print(table([source.cloud.name(label) for label in classes], [quality for _, quality in solved]))
 
 
-def _save(stage_job: StageJob, solved: "list[tuple[Barycenter, Quality]]", labels: range, source: "Source") -> None:
+def _save(
+    stage_job: StageJob, solved: list[tuple[Barycenter, Quality]], labels: range, source: point_clouds.Source
+) -> None:
     """Write barycenters with their quality; of points from elsewhere, the file says which."""
-    import torch
-
-    from wmdd.stages.barycenter import columns
-
     atoms, weights = (torch.stack([getattr(measure, n) for measure, _ in solved]) for n in ("atoms", "weights"))
     quality, seconds = columns([quality for _, quality in solved]), [quality.seconds for _, quality in solved]
     origin = data_facts(source.meta) if "digest" in source.meta else source.meta | {"file": source.path.name}
     save_atoms(stage_job, atoms, weights, labels, quality, seconds, origin)
 
 
-@app.command
+@command
 def recover(
     *,
     teacher: Teacher,
@@ -117,10 +102,6 @@ def recover(
         barycenter: whose atoms are to be matched, where the loss has such a term.
         start: a distilled set to begin with, where `init` names a method.
     """
-    import torch
-
-    from wmdd.stages.recover import recover as run
-
     network, teacher_meta = read_teacher(teacher)
     meta = hdf5.load_meta(class_statistics)
     if "layers" not in meta:
@@ -139,19 +120,17 @@ def recover(
     if start is not None:
         images, inputs["start"] = _start(start, teacher_meta, classes, ipc)
     with job("recover", output, [settings], inputs, engine, threads, block=block, ipc=ipc, seed=seed) as stage_job:
-        images = run(
-            network, labels, atoms, weights, statistics, teacher_meta["resolution"], teacher_meta["mean"],
-            teacher_meta["std"], settings, seed, stage_job.context, images,
+        images = optimise(
+            network, labels, atoms, weights, statistics, teacher_meta["resolution"], Normalisation.of(teacher_meta),
+            settings, seed, stage_job.context, images,
         )  # fmt: skip
         save_images(stage_job, images, weights, labels.tolist(), teacher_meta)
 
 
 def _atoms(
     path: Path, teacher: Path, teacher_meta: dict[str, Any], block: str, ipc: int, width: int
-) -> "tuple[Tensor, Tensor, str]":
+) -> tuple[Tensor, Tensor, str]:
     """Read the atoms [C, K, D] and weights [C, K] of a block that fit a teacher, and the digest of their file."""
-    import torch
-
     arrays, meta = load(path, "labels", "atoms", "weights")
     check_classes(teacher_meta["classes"], meta["classes"], str(teacher), str(path))
     classes = block_classes(block, teacher_meta["classes"])
@@ -162,10 +141,8 @@ def _atoms(
     return torch.from_numpy(arrays["atoms"]), torch.from_numpy(arrays["weights"]), meta["digest"]
 
 
-def _start(path: Path, teacher_meta: dict[str, Any], classes: range, ipc: int) -> "tuple[Tensor, str]":
+def _start(path: Path, teacher_meta: dict[str, Any], classes: range, ipc: int) -> tuple[Tensor, str]:
     """Read the images [C, K, 3, R, R] of some classes that recover begins with, and the digest of their file."""
-    import torch
-
     with hdf5.reading(path, "images") as file:
         meta = file.meta
         check_classes(teacher_meta["classes"], meta["classes"], "the teacher", str(path))
@@ -175,32 +152,3 @@ def _start(path: Path, teacher_meta: dict[str, Any], classes: range, ipc: int) -
                 f"{teacher_meta['resolution']} px are to be recovered; rebuild it"
             )
         return torch.from_numpy(file["images"][classes.start : classes.stop]), str(meta["digest"])
-
-
-@app.command
-def images(*, blocks: Paths, output: Path, threads: Threads = 1) -> None:
-    """Join the blocks of a distilled set into one file, every class once and in order; one block is in memory at a time."""
-    parts = [load(path, "weights", "labels") for path in blocks]
-    metas = [meta for _, meta in parts]
-    first = metas[0]
-    with job("images", output, [], numbered(metas), threads=threads) as stage_job:
-        for path, meta in zip(blocks, metas, strict=True):
-            check_classes(first["classes"], meta["classes"], str(blocks[0]), str(path))
-        weights, labels = (np.concatenate([arrays[name] for arrays, _ in parts]) for name in ("weights", "labels"))
-        if labels.tolist() != list(range(len(first["classes"]))):
-            raise WmddError(f"the blocks of {output} hold the classes {labels.tolist()}, not each class once in order")
-        with hdf5_writer.writing(output) as writer:
-            # The lineage needs them where the blocks themselves are deleted.
-            inputs = {name: [meta["inputs"][name] for meta in metas] for name in first["inputs"]}
-            facts = {name: first[name] for name in ("settings", "identity", "code")} | {"inputs": inputs}
-            provenance = {first["stage"]: facts}
-            writer.meta = stage_job.meta | provenance | data_facts(first)
-            if "student_lr" in first:
-                writer.meta["student_lr"] = first["student_lr"]
-            for path in blocks:
-                with hdf5.reading(path, "images") as file:
-                    writer.append("images", file["images"][()], compressed=True)
-                    if LEARNED in file:
-                        writer.append(LEARNED, file[LEARNED][()])
-            writer.put("labels", labels)
-            writer.put("weights", weights)

@@ -3,28 +3,31 @@
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from wmdd.artifacts import hdf5
 from wmdd.artifacts.hdf5 import check_classes
 from wmdd.base.errors import WmddError
-from wmdd.cli.app import ENGINE, Data, Ipc, Seed, Threads, app
-from wmdd.cli.readers import confident_points, read_teacher
+from wmdd.cli.arguments import ENGINE, Data, Ipc, Seed, Threads, command
+from wmdd.cli.tensor_readers import confident_points, read_teacher
 from wmdd.cli.writers import save_images
+from wmdd.datasets.loader import Pictures, opened, read
 from wmdd.jobs.job import StageJob, job
 from wmdd.jobs.node_cache import staged
+from wmdd.networks.models import Network
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.select import SelectSettings
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from wmdd.datasets.loader import Pictures
-    from wmdd.networks.models import Network
+from wmdd.stages.point_clouds import Cloud
+from wmdd.stages.select import masses, mosaic, patches
+from wmdd.stages.select import select as choose
 
 
-@app.command
+@command
 def select(
     *,
     data: Data,
@@ -45,10 +48,6 @@ def select(
         features: of the features stage, for the strategy kmeans-medoid.
         teacher: of the teacher stage, for the strategy patches, and where only a share of the images counts (`confident`).
     """
-    from wmdd.datasets.loader import opened
-    from wmdd.stages.point_clouds import Cloud
-    from wmdd.stages.select import select as run
-
     _check_needs(settings, solver, teacher, features)
     with ExitStack() as files:
         pictures, meta = files.enter_context(opened(staged(data, make=False), "train", once=True))
@@ -70,7 +69,7 @@ def select(
         stage_job = files.enter_context(
             job("select", output, [settings, solver], inputs, used_engine, threads, ipc=ipc, seed=seed)
         )
-        positions, weights = run(pictures.labels, meta["classes"], ipc, cloud, settings, solver, seed)
+        positions, weights = choose(pictures.labels, meta["classes"], ipc, cloud, settings, solver, seed)
         classes = stage_job.context.progress(positions, "selecting", len(positions), 0, "class")
         if network is None:
             images, weights = _whole(pictures, classes, weights, settings)
@@ -94,41 +93,31 @@ def _check_needs(
 
 
 def _whole(
-    pictures: "Pictures", positions: "Iterable[Tensor]", weights: "Tensor", settings: SelectSettings
-) -> "tuple[Tensor, Tensor]":
+    pictures: Pictures, positions: Iterable[Tensor], weights: Tensor, settings: SelectSettings
+) -> tuple[Tensor, Tensor]:
     """Return the images [C, K, 3, R, R] of whole pictures at positions [C, n], and their weights [C, K]."""
-    import torch
-
-    from wmdd.datasets.loader import read
-    from wmdd.stages.select import masses, mosaic
-
     images = [mosaic(read(pictures, chosen), settings.tiles) for chosen in positions]
     return torch.stack(images), masses(weights, settings.tiles)
 
 
 def _patches(
-    pictures: "Pictures",
-    candidates: "Iterable[Tensor]",
-    network: "Network",
+    pictures: Pictures,
+    candidates: Iterable[Tensor],
+    network: Network,
     teacher_meta: dict[str, Any],
     ipc: int,
     settings: SelectSettings,
     seed: int,
     stage_job: StageJob,
-) -> "tuple[Tensor, Tensor, dict[str, Any]]":
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Return the images [C, K, 3, R, R] of the patches that a teacher chooses, equal weights, and where they were cut."""
-    import torch
-
-    from wmdd.datasets.loader import read
-    from wmdd.stages.select import mosaic, patches
-
     engine, count = stage_job.engine, ipc * settings.tiles**2
     engine.place(network).eval()
     images, positions, boxes = [], [], []
     for label, rows in enumerate(candidates):
         best = patches(
-            network, read(pictures, rows), label, count, teacher_meta["mean"], teacher_meta["std"], settings, seed, engine
-        )  # fmt: skip
+            network, read(pictures, rows), label, count, Normalisation.of(teacher_meta), settings, seed, engine
+        )
         positions.append(rows[best.images].tolist())
         boxes.append(best.boxes.tolist())
         images.append(mosaic(best.pixels, settings.tiles))

@@ -3,31 +3,36 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
+import torch
 from cyclopts import Parameter
 
 from wmdd.artifacts import atomic_files, hdf5, hdf5_writer
 from wmdd.artifacts.hdf5 import check_classes, learned_labels, load
+from wmdd.artifacts.partial_output import Pieces, gathered
 from wmdd.base.errors import WmddError
-from wmdd.cli.app import ENGINE, Data, Paths, Seed, Teacher, Threads, app
-from wmdd.cli.readers import data_facts, read_teacher
+from wmdd.cli.arguments import ENGINE, Data, Paths, Seed, Teacher, Threads, command
+from wmdd.cli.readers import data_facts
+from wmdd.cli.tensor_readers import read_teacher
 from wmdd.cli.writers import save_history
+from wmdd.datasets.loader import opened
 from wmdd.jobs.job import StageJob, job
 from wmdd.jobs.node_cache import staged
+from wmdd.networks import whitening
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.student import LabelSettings, RelabelSettings, StudentSettings
-
-if TYPE_CHECKING:
-    import torch
-
-    from wmdd.stages.labels import Labels
+from wmdd.stages import labels
+from wmdd.stages.relabel import relabel as logits_of_views
+from wmdd.stages.relabel import seeds_of
+from wmdd.stages.student import train, weighted
 
 LABELS = LabelSettings()
 
 
-@app.command
+@command
 def relabel(
     *,
     images: Path,
@@ -39,13 +44,6 @@ def relabel(
     engine: EngineSettings = ENGINE,
 ) -> None:
     """Label random views of the distilled images by the teacher; one epoch of labels is in memory at a time."""
-    import torch
-
-    from wmdd.artifacts.partial_output import Pieces, gathered
-    from wmdd.stages.labels import append, rows_of
-    from wmdd.stages.relabel import relabel as run
-    from wmdd.stages.relabel import seeds_of
-
     if settings.store == "online":
         raise WmddError("the store online keeps no labels; give the teacher to the student, or set --store stored")
     arrays, meta = load(images, "images")
@@ -58,11 +56,10 @@ def relabel(
         pieces = Pieces(output, checkpoint.key)
         done = pieces.restore()
         checkpoint.begin(pieces.seconds)
-        logits = run(
-            network, pixels, teacher_meta["mean"], teacher_meta["std"], seeds, settings, settings.batch_size,
-            stage_job.context, done,
+        logits = logits_of_views(
+            network, pixels, Normalisation.of(teacher_meta), seeds, settings, settings.batch_size, stage_job.context, done
         )  # fmt: skip
-        for rows in gathered((rows_of(part, settings) for part in logits), checkpoint.due):
+        for rows in gathered((labels.rows_of(part, settings) for part in logits), checkpoint.due):
             count = len(next(iter(rows.values())))
             pieces.add(done, count, rows, checkpoint.spent())
             done += count
@@ -70,7 +67,7 @@ def relabel(
         with hdf5_writer.writing(output) as writer:
             writer.meta = stage_job.meta | data_facts(teacher_meta) | {"teacher_accuracy": teacher_meta["accuracy"]}
             for rows in pieces.rows():
-                append(writer, rows)
+                labels.append(writer, rows)
             writer.put("seeds", np.array(seeds))
         pieces.remove()
         bytes_per_image = output.stat().st_size / len(pixels)
@@ -78,7 +75,7 @@ def relabel(
         stage_job.cost["bytes_per_image_and_epoch"] = round(bytes_per_image / settings.epochs, 2)
 
 
-@app.command
+@command
 def student(
     *,
     images: Path,
@@ -102,12 +99,6 @@ def student(
         soft_labels: of the relabel stage, for the stores that it keeps.
         teacher: of the teacher stage, for the store online.
     """
-    import torch
-
-    from wmdd.datasets.loader import opened
-    from wmdd.networks import whitening
-    from wmdd.stages.student import train, weighted
-
     if len(run) != len(output) or len(set(run)) < len(run):
         raise WmddError(f"the runs {run} need one --output each, and none twice; {len(output)} are given")
     arrays, meta = load(images, "images", "weights")
@@ -117,7 +108,7 @@ def student(
         settings = settings.model_copy(update={"lr": meta["student_lr"]})
     with ExitStack() as files:
         labelling = _labels(soft_labels, teacher, seed, settings, augmentation, meta, data_meta)
-        labels, digests = files.enter_context(labelling)
+        views_labels, digests = files.enter_context(labelling)
         inputs = {"images": meta["digest"], "data": data_meta["digest"]} | digests
         numbers = run if len(run) > 1 else run[0]
         stage_job = files.enter_context(
@@ -125,15 +116,15 @@ def student(
         )
         near = staged(data, make=False)
         val_pictures, _ = files.enter_context(opened(near, "val", device=stage_job.engine.device))
-        white = None
+        normalisation, white = Normalisation.of(data_meta), None
         if settings.whiten:
             pictures, _ = files.enter_context(opened(near, "train", once=True))
-            white = whitening.fit(pictures, data_meta["mean"], data_meta["std"])
+            white = whitening.fit(pictures, normalisation)
         weights = torch.from_numpy(arrays["weights"])  # [C, K]
         students = train(
             torch.from_numpy(arrays["images"]).flatten(0, 1), _own_labels(images, *weights.shape),
-            weighted(weights, settings.weights).flatten(), labels, val_pictures, len(weights),
-            data_meta["mean"], data_meta["std"], settings, augmentation, seed, run, stage_job.context, white,
+            weighted(weights, settings.weights).flatten(), views_labels, val_pictures, len(weights),
+            normalisation, settings, augmentation, seed, run, stage_job.context, white,
         )  # fmt: skip
         stage_job.cost["students"] = len(run)
         for place, (_, history) in enumerate(students):
@@ -141,10 +132,8 @@ def student(
             _save_scores(stage_job, output[place], history, facts, f"{place}/" if len(run) > 1 else "")
 
 
-def _own_labels(path: Path, classes: int, k: int) -> "torch.Tensor":
+def _own_labels(path: Path, classes: int, k: int) -> torch.Tensor:
     """Return the classes of distilled images [C K], or the labels [C K, C] that their method learned."""
-    import torch
-
     with hdf5.reading(path, "images") as file:
         learned = learned_labels(path, file)
     return torch.arange(classes).repeat_interleave(k) if learned is None else torch.from_numpy(learned)
@@ -171,10 +160,8 @@ def _labels(
     augmentation: LabelSettings,
     images: dict[str, Any],
     data: dict[str, Any],
-) -> "Iterator[tuple[Labels, dict[str, str]]]":
+) -> Iterator[tuple[labels.Labels, dict[str, str]]]:
     """Open what a student learns from, with the digests of the files that it comes from."""
-    from wmdd.stages import labels
-
     if settings.labels == "hard":
         yield labels.hard(seed), {}
     elif augmentation.store == "online":
@@ -194,15 +181,12 @@ def _labels(
             yield stored, {"labels": meta["digest"]}
 
 
-def _online_teacher(path: Path, images: dict[str, Any], data: dict[str, Any]) -> "tuple[torch.nn.Module, str]":
+def _online_teacher(path: Path, images: dict[str, Any], data: dict[str, Any]) -> tuple[torch.nn.Module, str]:
     """Read a teacher of pictures in the normalisation of the data, and its digest."""
-    from wmdd.stages.labels import Renormalised
-
     network, meta = read_teacher(path)
     check_classes(images["classes"], meta["classes"], "the distilled set", str(path))
-    if (meta["mean"], meta["std"]) == (data["mean"], data["std"]):
-        return network, meta["digest"]
-    return Renormalised(network, meta["mean"], meta["std"], data["mean"], data["std"]), meta["digest"]
+    own, given = Normalisation.of(meta), Normalisation.of(data)
+    return (network if own == given else labels.Renormalised(network, own, given)), meta["digest"]
 
 
 def _check_labels(

@@ -1,21 +1,20 @@
 """The commands that write tables of results."""
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from wmdd.artifacts import atomic_files, hdf5
 from wmdd.artifacts.atomic_files import read_json
-from wmdd.base.errors import WmddError
-from wmdd.cli.app import Paths, Threads, app
+from wmdd.cli.arguments import Paths, Threads, command
 from wmdd.cli.readers import read_meta, read_quality
-from wmdd.workflow.layout import wildcards_of
+from wmdd.report import accuracy_tables, markdown, results
+from wmdd.report import distances as measured
+from wmdd.report import published as numbers
+from wmdd.report.render import Form, render
 
-if TYPE_CHECKING:
-    import pandas as pd
 
-
-@app.command
+@command
 def report(
     *,
     students: Paths,
@@ -33,9 +32,6 @@ def report(
     threads: Threads = 1,
 ) -> None:
     """Gather all runs into tables: mean, standard deviation and seeds of each cell, and its gain over random real images."""
-    from wmdd.report import accuracy_tables, markdown, results
-    from wmdd.report.render import render
-
     contents = [(path, read_json(path)) for path in students]
     families = results.families_beside(students)
     teacher_metas = {str(path): read_meta(path) for path in teachers}
@@ -55,7 +51,7 @@ def report(
     print(text)
 
 
-@app.command
+@command
 def table(*, students: Paths, published: Path, table: Path, csv: Path, latex: Path) -> None:
     """Write some results as a table, a row a method and a column a dataset and number of images per class.
 
@@ -66,76 +62,14 @@ def table(*, students: Paths, published: Path, table: Path, csv: Path, latex: Pa
         csv: the same as numbers, a row a mean.
         latex: the same for a paper, with booktabs.
     """
-    from wmdd.report.results import families_beside, rows
-
-    cells = rows([(path, read_json(path)) for path in students], families_beside(students))
-    _write_table(cells, published, table, csv, latex)
+    cells = results.rows([(path, read_json(path)) for path in students], results.families_beside(students))
+    write_table(cells, published, table, csv, latex)
 
 
-@app.command
-def study_table(
-    *,
-    runs: Path,
-    configfile: Path | None = None,
-    name: str | None = None,
-    published: Path = Path("config/published.yaml"),
-    table: Path | None = None,
-    csv: Path | None = None,
-    latex: Path | None = None,
-) -> None:
-    """Print the same table from the runs that a study keeps, without running anything.
-
-    Args:
-        runs: results/report/runs.json of a report.
-        configfile: the experiment file that has the name.
-        name: of entries of its matrix, whose runs the table has, as far as they are there; all runs by default.
-        published: numbers that stand in rows of their own.
-        table: Markdown.
-        csv: the same as numbers, a row a mean.
-        latex: the same for a paper, with booktabs.
-    """
-    from wmdd.report.results import of_raw
-
-    try:
-        cells = of_raw(read_json(runs))
-    except (AttributeError, KeyError, TypeError):
-        raise WmddError(f"{runs} does not hold the runs of a report; give its runs.json") from None
-    if name is not None:
-        cells = _named(cells, runs, configfile, name)
-    _write_table(cells, published, table, csv, latex)
-
-
-def _named(cells: "pd.DataFrame", runs: Path, configfile: Path | None, name: str) -> "pd.DataFrame":
-    """Return the students of a named entry of a matrix."""
-    from wmdd.workflow.experiment import Experiment
-
-    if configfile is None:
-        raise WmddError(f"--name {name} is of an experiment; give its --configfile")
-    entries = Experiment.read(configfile).named()
-    if name not in entries:
-        raise WmddError(
-            f"no entry of the matrix of {configfile} has the name {name}; those that it has: {', '.join(entries)}"
-        )
-    parts = list(wildcards_of("student"))
-    places = {tuple(getattr(student, part) for part in parts) for student in entries[name]}
-    chosen = cells[[place in places for place in cells[parts].itertuples(index=False, name=None)]]
-    if chosen.empty:
-        raise WmddError(f"{runs} has no run of {name} of {configfile}")
-    if missing := len(places) - len(chosen):
-        print(f"{runs} lacks {missing} of the {len(places)} runs of {name}: the table is without them", file=sys.stderr)
-    return chosen
-
-
-def _write_table(
-    cells: "pd.DataFrame", published: Path, table: Path | None, csv: Path | None, latex: Path | None
-) -> None:
+def write_table(cells: pd.DataFrame, published: Path, table: Path | None, csv: Path | None, latex: Path | None) -> None:
     """Print a table of students beside published numbers, and write it in each form that has a path."""
-    from wmdd.report import published as numbers
-    from wmdd.report.accuracy_tables import across
-    from wmdd.report.render import Form, render
-    from wmdd.report.results import summary
-
-    wide = across("table", numbers.beside(summary(cells), numbers.read(published)), ["dataset", "ipc"])
+    rows = numbers.beside(results.summary(cells), numbers.read(published))
+    wide = accuracy_tables.across("table", rows, ["dataset", "ipc"])
     files: dict[Form, Path | None] = {"csv": csv, "latex": latex, "markdown": table}
     for form, path in files.items():
         if path is not None:
@@ -143,7 +77,7 @@ def _write_table(
     print(render(wide, "markdown"))
 
 
-@app.command
+@command
 def distances(
     *,
     distances: Paths,
@@ -163,8 +97,6 @@ def distances(
         atoms: of the quantize stage.
         decays: of the decay stage.
     """
-    from wmdd.report import distances as measured
-
     summary = measured.summary(
         [(path, read_json(path)) for path in distances], [(path, read_quality(path)[0]) for path in atoms or []]
     )

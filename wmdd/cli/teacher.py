@@ -6,17 +6,29 @@ from typing import Any
 
 from wmdd.artifacts import hdf5
 from wmdd.artifacts.hdf5 import check_classes
+from wmdd.artifacts.model_files import save_model
+from wmdd.artifacts.partial_output import Pieces
 from wmdd.base.errors import WmddError
-from wmdd.cli.app import ENGINE, Data, Paths, Positive, Teacher, Threads, app
-from wmdd.cli.readers import block_classes, both_splits, class_rows, data_facts, numbered, read_teacher
+from wmdd.cli.arguments import ENGINE, Data, Paths, Positive, Teacher, Threads, command
+from wmdd.cli.readers import block_classes, data_facts, numbered
+from wmdd.cli.tensor_readers import both_splits, class_rows, read_teacher
 from wmdd.cli.writers import save_history
+from wmdd.datasets.loader import opened
 from wmdd.jobs.job import job
 from wmdd.jobs.node_cache import staged
+from wmdd.jobs.torchrun import launch
+from wmdd.networks.distributed import started, world
+from wmdd.networks.foreign_teacher import pretrained
+from wmdd.networks.normalisation import Normalisation
+from wmdd.networks.training import evaluate
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.teacher import FeaturesSettings, TeacherSettings
+from wmdd.stages.feature_files import check_parts, join_features, join_part, join_statistics, keep, taken_up
+from wmdd.stages.features import extract
+from wmdd.stages.teacher import gate, train
 
 
-@app.command
+@command
 def teacher(
     *,
     data: Data,
@@ -35,11 +47,6 @@ def teacher(
         processes: that train together, one a GPU (or on the CPU, where no GPU is used). The result is that of one, up to
             rounding.
     """
-    from wmdd.artifacts.model_files import save_model
-    from wmdd.jobs.torchrun import launch
-    from wmdd.networks.distributed import started, world
-    from wmdd.stages.teacher import train
-
     data_meta = hdf5.load_meta(data)
     facts = data_facts(data_meta)
     if settings.weights:
@@ -53,8 +60,8 @@ def teacher(
         both_splits(data, stage_job.engine) as (pictures, val_pictures),
     ):
         network, history = train(
-            pictures, val_pictures, len(facts["classes"]), facts["mean"], facts["std"], settings, seed, stage_job.context
-        )  # fmt: skip
+            pictures, val_pictures, len(facts["classes"]), Normalisation.of(facts), settings, seed, stage_job.context
+        )
         stage_job.cost["processes"] = together.size
         if together.main:
             save_history(output, history)
@@ -67,12 +74,6 @@ def _adopt(
     data: Path, output: Path, seed: int, threads: int, settings: TeacherSettings, engine: EngineSettings
 ) -> None:
     """Write a teacher whose weights come from outside, once it has passed the same gate as a trained one."""
-    from wmdd.artifacts.model_files import save_model
-    from wmdd.datasets.loader import opened
-    from wmdd.networks.foreign_teacher import pretrained
-    from wmdd.networks.training import evaluate
-    from wmdd.stages.teacher import gate
-
     data_meta = hdf5.load_meta(data)
     foreign = pretrained(settings, data_meta["classes"], data_meta["resolution"])
     inputs = {"data": data_meta["digest"], "weights": foreign.digest}
@@ -82,13 +83,13 @@ def _adopt(
         opened(staged(data, make=False), "val", once=True) as (pictures, _),
     ):
         network = stage_job.engine.place(foreign.network)
-        accuracy = evaluate(network, pictures, facts["mean"], facts["std"], stage_job.engine)
+        accuracy = evaluate(network, pictures, Normalisation.of(facts), stage_job.engine)
         gate(accuracy["top1"], settings.min_accuracy)
         save_history(output, [{"epoch": 0} | accuracy])
         save_model(output, network.state_dict(), stage_job.meta | facts | {"accuracy": accuracy})
 
 
-@app.command
+@command
 def features(
     *,
     data: Data,
@@ -107,11 +108,6 @@ def features(
         statistics: of each class; not with a block.
         block: of classes, as in classes0-99; all of them by default.
     """
-    from wmdd.artifacts.partial_output import Pieces
-    from wmdd.datasets.loader import opened
-    from wmdd.stages.feature_files import join_part, keep, taken_up
-    from wmdd.stages.features import extract
-
     if (block is None) == (statistics is None):
         raise WmddError("give --statistics for the whole training set, or --block for a part of it")
     network, teacher_meta = read_teacher(teacher)
@@ -130,8 +126,8 @@ def features(
         classes = None if block is None else block_classes(block, teacher_meta["classes"])
         first, end = class_rows(pictures.labels, classes)
         for shard in extract(
-            stage_job.engine.place(network), pictures, teacher_meta["mean"], teacher_meta["std"], settings, stage_job.engine,
-            classes, start, moments, checkpoint.due, stage_job.context.progress,
+            stage_job.engine.place(network), pictures, Normalisation.of(teacher_meta), settings, stage_job.engine, classes,
+            start, moments, checkpoint.due, stage_job.context.progress,
         ):  # fmt: skip
             keep(pieces, shard, checkpoint.spent())
             checkpoint.save({}, shard.first + len(shard.labels) - first, end - first, "picture")
@@ -144,17 +140,13 @@ def features(
 
 
 def _join(files: list[Path], output: Path, statistics: Path, meta: dict[str, Any]) -> None:
-    from wmdd.stages.feature_files import join_features, join_statistics
-
     join_statistics(files, statistics, meta, len(meta["classes"]))
     join_features(files, output, meta)
 
 
-@app.command
+@command
 def gather(*, parts: Paths, output: Path, statistics: Path, threads: Threads = 1) -> None:
     """Join the features that several jobs have made, each of a block of classes: the bits of one job that made them all."""
-    from wmdd.stages.feature_files import check_parts
-
     metas = [hdf5.load_meta(path) for path in parts]
     shared = {name: value for name, value in metas[0].items() if name not in ("digest", "identity", "widths")}
     for path, meta in zip(parts, metas, strict=True):

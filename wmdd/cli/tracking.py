@@ -1,14 +1,15 @@
-"""The commands around tracked runs: upload, dashboard, comparison."""
+"""The commands around tracked runs: upload and dashboard."""
 
 import json
 from pathlib import Path
 
 from wmdd.base import units
-from wmdd.base.errors import WmddError
-from wmdd.cli.app import app
+from wmdd.cli.arguments import command
+from wmdd.tracking import dashboard as views
+from wmdd.tracking import sync as offline
 
 
-@app.command
+@command
 def sync(*, folder: Path = Path("wandb"), dry_run: bool = False) -> None:
     """Upload the offline wandb runs, from a machine with a network, and draw their lineage; again, to go on or for new ones.
 
@@ -16,8 +17,6 @@ def sync(*, folder: Path = Path("wandb"), dry_run: bool = False) -> None:
         folder: that wandb wrote to.
         dry_run: only list what would be uploaded.
     """
-    from wmdd.tracking import sync as offline
-
     runs = offline.find(folder)
     waiting = [run for run in runs if run.state == "waiting"]
     count = {state: sum(run.state == state for run in runs) for state in ("synced", "running")}
@@ -39,7 +38,7 @@ def sync(*, folder: Path = Path("wandb"), dry_run: bool = False) -> None:
     print(f"uploaded {len(waiting)} runs, linked {edges} inputs")
 
 
-@app.command
+@command
 def dashboard(*, entity: str = "", project: str = "", save: bool = False) -> None:
     """Print the wandb workspace and report that compare the runs, as JSON, or save them to wandb.
 
@@ -48,25 +47,8 @@ def dashboard(*, entity: str = "", project: str = "", save: bool = False) -> Non
         project: WANDB_PROJECT, or wmdd, by default.
         save: upload them; needs a network and a key.
     """
-    from wmdd.tracking import dashboard
-    from wmdd.tracking.sync import check_server
-
     if save:
-        check_server()
-        print(*dashboard.save(entity, project), sep="\n")
+        offline.check_server()
+        print(*views.save(entity, project), sep="\n")
     else:
-        print(json.dumps(dashboard.dump(entity, project), indent=1))
-
-
-@app.command
-def compare(*results: Path) -> None:
-    """Print how students differ in settings and accuracy: mean, standard deviation, difference to the first with its interval.
-
-    Args:
-        results: two or more; each a result file of a student or a folder of them, as results/digits/resnet18-w8/wmdd/ipc10.
-    """
-    from wmdd.report.compare import Side, render
-
-    if len(results) < 2:
-        raise WmddError("compare takes two results or more; name folders or run*.json of students")
-    print(render([Side.read(path) for path in results]))
+        print(json.dumps(views.dump(entity, project), indent=1))

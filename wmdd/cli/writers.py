@@ -1,5 +1,7 @@
 """What several commands write: distilled images, the atoms of measures, the history of a training."""
 
+import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -20,9 +22,12 @@ TRACKED = 50  # classes of a distilled set whose first image the tracker shows
 
 def save_history(output: Path, history: list[dict[str, float]]) -> None:
     """Write the history of a training, a row an epoch, as CSV beside its output."""
-    import pandas as pd
-
-    atomic_files.write_text(output.with_suffix(".csv"), pd.DataFrame(history).to_csv(index=False))
+    columns = dict.fromkeys(name for row in history for name in row)  # not all rows have all of them
+    with io.StringIO() as text:
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: value for name, value in row.items() if value == value} for row in history)  # no NaN
+        atomic_files.write_text(output.with_suffix(".csv"), text.getvalue())
 
 
 def save_images(

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import scipy.io
-
 from wmdd.base.errors import WmddError, one_line
 from wmdd.base.progress import progress
 from wmdd.datasets import class_folders
@@ -200,7 +198,9 @@ def _read_devkit(path: Path) -> list[str]:
             for member in tar:
                 if member.isreg() and (file := tar.extractfile(member)) and member.name.endswith((META, GROUND_TRUTH)):
                     content[PurePosixPath(member.name).name] = file.read()
-        synsets = scipy.io.loadmat(io.BytesIO(content[META]), squeeze_me=True)["synsets"]
+        from scipy.io import loadmat
+
+        synsets = loadmat(io.BytesIO(content[META]), squeeze_me=True)["synsets"]
         leaves = synsets[synsets["num_children"] == 0]
         wnids = {int(leaf["ILSVRC2012_ID"]): str(leaf["WNID"]) for leaf in leaves}
         return [wnids[int(line)] for line in content[GROUND_TRUTH].split()]

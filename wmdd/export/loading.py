@@ -27,6 +27,7 @@ from wmdd.export.manifest import (
     read_manifest,
 )
 from wmdd.networks.models import normalise
+from wmdd.networks.normalisation import Normalisation
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,7 @@ class Distilled(Dataset[dict[str, Any]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        see = self.transform or partial(normalise, mean=self.mean, std=self.std)
+        see = self.transform or partial(normalise, normalisation=Normalisation(self.mean, self.std))
         item = {"image": see(self.images[index]), "label": self.labels[index], "weight": self.weights[index]}
         return item if self.soft_labels is None else item | {"soft_label": self.soft_labels[index]}
 

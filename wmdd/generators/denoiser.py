@@ -39,14 +39,9 @@ QUARTER = math.pi / 2
 
 
 class Denoiser(nn.Module):
-    """v(z, p, y): a UNet of the diffusers library at the side of the latents and half of it; class C stands for none.
+    """v(z, p, y) of latents [c, side, side] in class y < C, or C for none: a UNet of the diffusers library.
 
-    Args:
-        channels: of a latent.
-        side: of a latent.
-        classes: C.
-        width: channels at the full side; twice as many, with attention, at half of it.
-        layers: residual blocks at each side.
+    It has `width` channels at the full side and twice as many, with attention, at half of it; `layers` residual blocks at each.
     """
 
     def __init__(self, channels: int, side: int, classes: int, width: int, layers: int) -> None:

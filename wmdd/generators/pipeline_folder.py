@@ -28,20 +28,12 @@ UNKEYED = ("DPMSolverSDEScheduler",)  # schedulers that draw for a whole batch f
 
 @dataclass(frozen=True)
 class Family:
-    """What pipelines of one class have in common.
+    """What pipelines of one class have in common."""
 
-    Attributes:
-        loads: the class that is loaded in its place.
-        parts: the parts that it needs; the second is the denoising network.
-        channels: of the inputs that it takes for latents; 0: any number.
-        rounding: is added to the number of steps before it is passed on as a share of all steps. The pipeline rounds down
-            (1/2), or up (-1/2).
-    """
-
-    loads: str
-    parts: tuple[str, ...]
-    channels: int = 0
-    rounding: float = 0.5
+    loads: str  # the class that is loaded in its place
+    parts: tuple[str, ...]  # that it needs; the second is the denoising network
+    channels: int = 0  # of the inputs that it takes for latents; 0: any number
+    rounding: float = 0.5  # added to the steps before they are passed on as a share; pipelines round down, or (-1/2) up
 
 
 _TEXT, _TEXT_2 = ("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")
@@ -61,25 +53,15 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Model:
-    """A pipeline on disk, of which nothing is loaded.
-
-    Attributes:
-        folder: where it is.
-        name: the folder's, or the hub id.
-        revision: commit of a hub id.
-        pipeline: its class.
-        parts: library and class of each part that is used.
-        unused: names of the parts that are not.
-        has_checker: whether it comes with a safety checker.
-    """
+    """A pipeline on disk, of which nothing is loaded."""
 
     folder: Path
-    name: str
-    revision: str
-    pipeline: str
-    parts: dict[str, tuple[str, str]]
-    unused: tuple[str, ...] = ()
-    has_checker: bool = False
+    name: str  # the folder's, or the hub id
+    revision: str  # commit of a hub id
+    pipeline: str  # its class
+    parts: dict[str, tuple[str, str]]  # library and class of each part that is used
+    unused: tuple[str, ...] = ()  # names of the parts that are not
+    has_checker: bool = False  # whether it comes with a safety checker
 
     @property
     def family(self) -> Family:
@@ -177,11 +159,7 @@ class Model:
 
 
 def check(settings: "GeneratorSettings", resolution: int) -> None:
-    """Refuse a model before anything runs, as far as its folder tells; a hub is not asked.
-
-    Args:
-        settings: of the generator.
-        resolution: side in pixels of the images that come and go.
+    """Refuse a model for images of a side, in pixels, before anything runs, as far as its folder tells; a hub is not asked.
 
     Raises:
         WmddError: as of `model_in` and `Model.image_side`.

@@ -53,21 +53,13 @@ LARGE = 512  # side in pixels from which one image alone keeps a device busy, an
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """A pipeline's autoencoder alone: a latent is decoded as it is.
+    """A pipeline's autoencoder alone: a latent is decoded as it is."""
 
-    Attributes:
-        model: the pipeline.
-        network: its vae, on the device.
-        size: side of the images that it takes.
-        resolution: side of those that come and go; bicubic with antialiasing between the two.
-        engine: where and how precisely it runs; its parameters are of the engine's type, too.
-    """
-
-    model: Model
-    network: Any
-    size: int
-    resolution: int
-    engine: Engine
+    model: Model  # the pipeline
+    network: Any  # its vae, on the device
+    size: int  # side of the images that it takes
+    resolution: int  # side of those that come and go; bicubic with antialiasing between the two
+    engine: Engine  # of whose type its parameters are, too
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
@@ -123,18 +115,11 @@ def _resized(images: Tensor, side: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Guided:
-    """A pipeline: a latent is moved through its diffusion, and then decoded.
-
-    Attributes:
-        autoencoder: of the pipeline.
-        pipeline: the whole of it, on the device.
-        conditions: one for each class of the data: prompts, or classes of DiT.
-        settings: of the decoding.
-    """
+    """A pipeline: a latent is moved through its diffusion, and then decoded."""
 
     autoencoder: Autoencoder
-    pipeline: Any
-    conditions: list[Any]
+    pipeline: Any  # the whole of it, on the device
+    conditions: list[Any]  # one for each class of the data: prompts, or classes of DiT
     settings: "DecodeSettings"
 
     def encode(self, images: Tensor) -> Tensor:
@@ -222,12 +207,7 @@ def steps_done(how: "DecodeSettings") -> int:
 
 
 def autoencoder(settings: "GeneratorSettings", resolution: int, engine: Engine) -> Autoencoder:
-    """Load a pipeline's autoencoder and nothing else of it.
-
-    Args:
-        settings: of the generator.
-        resolution: side in pixels of the images that come and go.
-        engine: where and how precisely it runs.
+    """Load a pipeline's autoencoder and nothing else of it; images of the side `resolution`, in pixels, come and go.
 
     Raises:
         WmddError: as of `find`; it can't be loaded, or can't divide the images.
@@ -252,15 +232,9 @@ def load(
     settings: "GeneratorSettings", resolution: int, engine: Engine,
     classes: list[str], names: list[str], how: "DecodeSettings",
 ) -> Autoencoder | Guided:  # fmt: skip
-    """Load a pipeline, to decode latents; with strength 0 its autoencoder alone.
+    """Load a pipeline, to decode latents as `how` says; with strength 0 its autoencoder alone.
 
-    Args:
-        settings: of the generator.
-        resolution: side in pixels of the images that come and go.
-        engine: where and how precisely it runs.
-        classes: folder names of the data, in the order of their labels.
-        names: readable names of the classes.
-        how: settings of the decoding.
+    `classes` are the folder names of the data in the order of their labels, `names` the readable ones.
 
     Raises:
         WmddError: as of `autoencoder`; the prompt has a placeholder other than {name}, or the classes are not DiT's.

@@ -10,6 +10,7 @@ and where a reference can't be followed, the whole module is taken in.
 
 import ast
 import hashlib
+import re
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -65,7 +66,7 @@ class Module:
 
     def _is_handed_on(self, node: ast.stmt) -> bool:
         """Return whether it is given to a decorator of this package, by which it may be reached without its name."""
-        decorators = [each for each in getattr(node, "decorator_list", ()) if not _registers(each)]
+        decorators = [each for each in getattr(node, "decorator_list", ()) if not _is_mark(each)]
         names = {part.id for decorator in decorators for part in ast.walk(decorator) if isinstance(part, ast.Name)}
         own = {bound for bound, module, _ in self.imports if module.split(".")[0] == self.name.split(".")[0]}
         return bool(names & {*own, *self.definitions})
@@ -80,6 +81,7 @@ class Package:
             parts = path.relative_to(root.parent).with_suffix("").parts
             self.files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
         self.texts = {name: "" if path.is_dir() else path.read_text() for name, path in self.files.items()}
+        self.sources = _hash([f"{name} {text}" for name, text in self.texts.items()])
         self.module = cache(self._module)
         self.text = cache(self._text)
 
@@ -89,7 +91,8 @@ class Package:
 
     def named(self, name: str) -> list[Definition]:
         """Return the definitions of a name."""
-        likely = [module for module, text in self.texts.items() if name in text]
+        line = re.compile(rf"^(def |class |async def )?{name}\b", re.MULTILINE)
+        likely = [module for module, text in self.texts.items() if line.search(text)]
         return [Definition(module, name) for module in likely if name in self.module(module).definitions]
 
     def nodes(self, place: Definition) -> list[ast.stmt]:
@@ -97,7 +100,7 @@ class Package:
         return [statement.node for statement in self.module(place.module).definitions.get(place.name, ())]
 
     def commands(self, name: str) -> list[Definition]:
-        """Return the functions of a name that are registered as commands."""
+        """Return the functions of a name that are commands."""
         return [place for place in self.named(name) if any(map(is_command, self.nodes(place)))]
 
     def find(self, module: str, path: list[str]) -> list[tuple[Definition | None, str]]:
@@ -181,7 +184,7 @@ class _Reader:
                 case ast.Raise(exc=ast.Call(func=ast.Name(id=name))) if name == ERROR:
                     self.tokens.append(f"raise {ERROR}")
                 case ast.FunctionDef() | ast.AsyncFunctionDef():
-                    decorators = [each for each in code.decorator_list if not _registers(each)]
+                    decorators = [each for each in code.decorator_list if not _is_mark(each)]
                     self.read(f"def {code.name}", decorators, code.args, code.body)
                 case ast.ClassDef():
                     self._class(code)
@@ -221,13 +224,13 @@ class _Reader:
 
 
 def is_command(node: ast.AST) -> bool:
-    """Return whether it is a function that is registered as a command."""
-    return any(map(_registers, getattr(node, "decorator_list", ())))
+    """Return whether it is a function that is marked as a command."""
+    return any(map(_is_mark, getattr(node, "decorator_list", ())))
 
 
-def _registers(decorator: ast.expr) -> bool:
-    """Return whether a decorator makes a function a command: `@app.command`."""
-    return getattr(getattr(decorator, "func", decorator), "attr", "") == "command"
+def _is_mark(decorator: ast.expr) -> bool:
+    """Return whether a decorator marks a command: `@command`."""
+    return isinstance(decorator, ast.Name) and decorator.id == "command"
 
 
 def _imports(code: ast.AST, package: str) -> Imports:

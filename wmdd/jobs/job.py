@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdd.artifacts import atomic_files
+from wmdd.artifacts.checkpoint import Checkpoint, seconds_between
 from wmdd.base import units
 from wmdd.base.preemption import AGAIN, NOTHING, Notice, listening
 from wmdd.base.progress import progress
@@ -24,7 +25,6 @@ from wmdd.tracking import tracker as tracking
 from wmdd.workflow.layout import cost_of
 
 if TYPE_CHECKING:
-    from wmdd.artifacts.checkpoint import Checkpoint
     from wmdd.networks.context import Context
     from wmdd.networks.distributed import World
     from wmdd.networks.engine import Engine
@@ -39,21 +39,34 @@ class StageJob:
     stage: str
     output: Path
     meta: dict[str, Any]
-    engine: "Engine"
-    world: "World"
-    checkpoint: "Checkpoint"
+    checkpoint: Checkpoint
+    placed: "Engine | None" = None  # of a stage that runs no network there is none
+    processes: "World | None" = None  # one that runs alone has none
     tracker: tracking.NullTracker = field(default_factory=tracking.NullTracker)
     cost: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def engine(self) -> "Engine":
+        """Where and how networks run, by default the reference."""
+        from wmdd.networks.engine import plain
+
+        return self.placed or plain()
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes, tracks and speaks."""
+        return self.processes is None or self.processes.main
 
     @property
     def context(self) -> "Context":
         """Return what a long stage is given; of several processes, only the main one keeps, logs and shows."""
         from wmdd.networks.context import Context, Reader, quiet
+        from wmdd.networks.distributed import ALONE
 
-        notice = self.checkpoint.notice
-        if not self.world.main:
-            return replace(quiet(self.engine), keeper=Reader(self.checkpoint, notice), world=self.world, notice=notice)
-        return Context(self.engine, self.checkpoint, self.tracker.log, progress, self.world, notice)
+        notice, world = self.checkpoint.notice, self.processes or ALONE
+        if not self.main:
+            return replace(quiet(self.engine), keeper=Reader(self.checkpoint, notice), world=world, notice=notice)
+        return Context(self.engine, self.checkpoint, self.tracker.log, progress, world, notice)
 
 
 @contextmanager
@@ -87,30 +100,23 @@ def job(
         WmddError: the output can't be written, or WMDD_CHECKPOINT_SECONDS is no number.
         Preempted: the job was told to end before it was done.
     """
-    import torch
-
-    from wmdd.networks.distributed import ALONE
-    from wmdd.networks.engine import Engine, plain
-
     started = time.monotonic()
     atomic_files.make_room(output)
-    torch.set_num_threads(threads)
-    world = world or ALONE
-    placed = plain() if engine is None else Engine.of(engine, threads)
+    placed = _placed(engine, threads)
     values = {name: value for part in settings for name, value in part.model_dump(mode="json").items()}
     meta = {
         "stage": stage,
         "settings": values,
         "identity": identity,
         "inputs": inputs,
-        "engine": {} if engine is None else placed.describe(),
+        "engine": {} if placed is None else placed.describe(),
         "code": code_digest(stage),
     }
     checkpoint = _checkpoint(output, meta, world)
     meta |= {"versions": versions(), "revision": git_revision()}
-    stage_job = StageJob(stage, output, meta, placed, world, checkpoint)
+    stage_job = StageJob(stage, output, meta, checkpoint, placed, world)
     with listening(checkpoint.notice):
-        if world.main:
+        if stage_job.main:
             columns = artifact.columns(stage, output, meta) | values | identity
             yield from _tracked(stage_job, columns, threads, started)
         else:
@@ -118,24 +124,32 @@ def job(
                 yield stage_job
 
 
-def _checkpoint(output: Path, meta: dict[str, Any], world: "World") -> "Checkpoint":
-    """Return the checkpoint of a job, which belongs to all that the result depends on."""
-    from wmdd.artifacts.checkpoint import Checkpoint, seconds_between
+def _placed(engine: EngineSettings | None, threads: int) -> "Engine | None":
+    """Return where networks run; a stage without any has a command that imports torch, if it is computed with, at its top."""
+    if engine is None:
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
+        return None
+    from wmdd.networks.engine import Engine
 
+    return Engine.of(engine, threads)
+
+
+def _checkpoint(output: Path, meta: dict[str, Any], world: "World | None") -> Checkpoint:
+    """Return the checkpoint of a job, which belongs to all that the result depends on."""
     settings = {name: value for name, value in meta["settings"].items() if name != "min_accuracy"}  # changes no result
     key = sha256(json.dumps(meta | {"settings": settings}, sort_keys=True).encode()).hexdigest()
     path = output.with_name(f".{output.name}.checkpoint")
-    together = world.size > 1  # of several processes none ends but with the others, at a place on which they agree
+    # of several processes none ends but with the others, at a place on which they agree
+    together = world is not None and world.size > 1
     notice = Notice(RESUMABLE if path.exists() else NOTHING, keeps=together, together=together)
     return Checkpoint(path, key, seconds_between(), notice)
 
 
 def _tracked(stage_job: StageJob, columns: dict[str, Any], threads: int, started: float) -> Iterator[StageJob]:
     """Run a job in the process that tracks it and writes its cost."""
-    stage, output, engine = stage_job.stage, stage_job.output, stage_job.engine
-    checkpoint, world = stage_job.checkpoint, stage_job.world
-    together = f"{world.size} processes of " if world.size > 1 else ""
-    _say(f"wmdd {stage}: {output} on {engine.device} with {together}{threads} thread(s), {engine.dtype}")
+    stage, output, checkpoint = stage_job.stage, stage_job.output, stage_job.checkpoint
+    _say(f"wmdd {stage}: {output} on {_where(stage_job, threads)}")
     stage_job.tracker = tracker = tracking.start(output, stage, columns)
     try:
         yield stage_job
@@ -149,13 +163,20 @@ def _tracked(stage_job: StageJob, columns: dict[str, Any], threads: int, started
         raise end from None
     checkpoint.notice.keeps = True  # the output is in place: what is left is done in a moment
     seconds = round(checkpoint.earlier + time.monotonic() - started, 2)
-    cost = {"stage": stage, "seconds": seconds} | _memory(engine) | stage_job.cost
+    cost = {"stage": stage, "seconds": seconds} | _memory(stage_job.placed) | stage_job.cost
     tracker.log({f"cost/{name}": value for name, value in cost.items() if isinstance(value, int | float)})
     tracker.log_artifact(output, stage_job.meta)
     tracker.finish()
     atomic_files.write_json(cost_path(output), cost)
     checkpoint.remove()
     _say(f"wmdd {stage}: done in {units.seconds(seconds) or '0 s'}, peak memory {cost['peak_memory_mb']} MB")
+
+
+def _where(stage_job: StageJob, threads: int) -> str:
+    engine, world = stage_job.placed, stage_job.processes
+    together = f"{world.size} processes of " if world is not None and world.size > 1 else ""
+    device, dtype = ("cpu", "") if engine is None else (engine.device, f", {engine.dtype}")
+    return f"{device} with {together}{threads} thread(s){dtype}"
 
 
 def _say(line: str) -> None:
@@ -167,12 +188,12 @@ def cost_path(output: Path) -> Path:
     return Path(cost_of(output.as_posix()))
 
 
-def _memory(engine: "Engine") -> dict[str, Any]:
+def _memory(engine: "Engine | None") -> dict[str, Any]:
     """Return the peak memory of this process in MB, and the processor or GPU."""
-    import torch
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform != "darwin" else 1024**2)
-    if engine.device.type == "cuda":
-        gpu_peak, gpu = torch.cuda.max_memory_allocated() // 2**20, torch.cuda.get_device_name()
+    if engine is not None and engine.device.type == "cuda":
+        from torch import cuda
+
+        gpu_peak, gpu = cuda.max_memory_allocated() // 2**20, cuda.get_device_name()
         return {"peak_memory_mb": int(peak), "peak_gpu_memory_mb": gpu_peak, "machine": gpu}
     return {"peak_memory_mb": int(peak), "machine": processor()}

@@ -78,16 +78,11 @@ class ClassMoments:
 
     (law of total variance: all pixels of all images of the class). The sums are kept in float64. The published code averages
     the variances within batches instead, which leaves the variance between batches out.
-
-    Attributes:
-        count: images of each class so far, by label.
-        sums: of each class, [2, all channels] float64: the sums of n m and of n (v + m^2).
-        widths: channels of each layer, in their order in the sums.
     """
 
-    count: dict[int, int] = field(default_factory=dict)
-    sums: dict[int, Tensor] = field(default_factory=dict)
-    widths: dict[str, int] = field(default_factory=dict)
+    count: dict[int, int] = field(default_factory=dict)  # images of each class so far, by label
+    sums: dict[int, Tensor] = field(default_factory=dict)  # of n m and of n (v + m^2), [2, all channels] float64
+    widths: dict[str, int] = field(default_factory=dict)  # channels of each layer, in their order in the sums
 
     def add(self, label: int, count: int, sums: dict[str, Tensor]) -> None:
         """Add the sums [2, ch] by layer (`sums_of`) over `count` images of a class."""
@@ -154,14 +149,11 @@ def sums_of_inputs(network: nn.Module) -> Iterator[Callable[[], dict[str, Tensor
         yield lambda: dict(vars(local))
 
 
-def moments(x: Tensor, weights: Tensor | None, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor, weights: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     r"""Return mean and variance per channel and class, [C, ch] each, of x [C * K, ch, H, W] with image weights [C, K].
 
-    mu_c = \sum_j w_cj m_cj and sigma^2_c = \sum_j w_cj (v_cj + (m_cj - mu_c)^2), m and v the moments of each image; with
-    `weights` None all images are one group with equal weights ([1, ch]).
+    mu_c = \sum_j w_cj m_cj and sigma^2_c = \sum_j w_cj (v_cj + (m_cj - mu_c)^2), m and v the moments of each image.
     """
-    if weights is None:
-        weights = torch.full((1, len(x)), 1 / len(x), dtype=dtype, device=x.device)
     variance, mean = torch.var_mean(x.to(dtype), (2, 3), correction=0)
     return _of_classes(mean, variance, weights)
 

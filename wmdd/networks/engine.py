@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
+from inspect import unwrap
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
@@ -16,6 +18,16 @@ if TYPE_CHECKING:
     from wmdd.settings.engine import EngineSettings
 
 
+def _eager(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """Return an optimiser that never imports torch's compiler (1.2 s, 150 MB); what is compiled here is never its step.
+
+    torch wraps some methods to keep the compiler out of them, and `step` to take it without gradients.
+    """
+    names = ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict")
+    methods = {name: unwrap(getattr(kind, name)) for name in names}
+    return type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(methods["step"])})
+
+
 N = TypeVar("N", bound=nn.Module)
 T = TypeVar("T")
 U = TypeVar("U")
@@ -23,6 +35,7 @@ Function = Callable[..., Tensor]
 # images, and pixels of them, that a pass takes; measured in docs/engine.md on CPU
 AT_ONCE = {"cpu": (128, 2**21), "cuda": (2**14, 2**24)}
 WORK = 2e16  # FLOP from which compiling (about a minute) is repaid by what it saves on a GPU
+OPTIMIZERS = {kind.__name__.lower(): _eager(kind) for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)}
 WARM = 3  # calls before a CUDA graph is captured: kernels are chosen, compiled and given their memory in the first ones
 
 
@@ -53,7 +66,11 @@ class Engine:
         torch.set_num_threads(threads)
         if not use_gpu:  # the same switch as use_deterministic_algorithms, which takes a second to import a compiler
             torch.set_deterministic_debug_mode("error")
+            # new memory is written before it is read; to fill all of it with NaN first costs a twentieth of an iteration
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         dtype = _dtype(settings, use_gpu)
+        if dtype == torch.bfloat16 and not has_fast_bf16(use_gpu):
+            _warn_of_slow_bf16()
         exact = settings.precision == "fp32" or (dtype == torch.float32 and settings.precision == "auto")
         rounding = "ieee" if exact else "tf32"  # of what stays float32 beside bfloat16, too
         torch.backends.cuda.matmul.fp32_precision = rounding
@@ -111,7 +128,7 @@ class Engine:
 
     def optimizer(self, kind: str, parameters: list[Tensor], lr: float, **options: Any) -> torch.optim.Optimizer:
         """Return SGD, Adam or AdamW over float32 tensors; see `set_rate`."""
-        optimizer: Any = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind]
+        optimizer: Any = OPTIMIZERS[kind]
         if not self.fast:
             return cast(torch.optim.Optimizer, optimizer(parameters, lr=lr, **options))
         options |= {"capturable": True} if self.graphs and kind != "sgd" else {}
@@ -150,6 +167,17 @@ def has_fast_bf16(gpu: bool) -> bool:
     if gpu:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+@cache
+def _warn_of_slow_bf16() -> None:
+    """Say once a process that bfloat16 is emulated here."""
+    print(
+        "engine: precision bf16 is slow here, because the hardware has no instructions for it (on CPU: AVX512-BF16); "
+        "set engine.precision: auto or fp32",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

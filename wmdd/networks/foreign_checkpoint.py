@@ -16,8 +16,8 @@ from torch import Tensor
 from wmdd.artifacts.atomic_files import sha256_of
 from wmdd.artifacts.hdf5_writer import digest_of
 from wmdd.base.errors import WmddError, first_sentence
-from wmdd.networks.foreign_weights import check
-from wmdd.networks.library_weights import timm_config, torchvision_entry
+from wmdd.networks.foreign_weights import check, timm_config, torchvision_entry
+from wmdd.networks.normalisation import Normalisation
 
 if TYPE_CHECKING:
     from wmdd.settings.teacher import TeacherSettings
@@ -30,23 +30,13 @@ PREFIXES = ("module.", "model.", "_orig_mod.")  # of DistributedDataParallel, of
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights as somebody else saved them.
-
-    Attributes:
-        state: tensors by the names they have there.
-        origin: where they come from, for people.
-        digest: SHA-256 of the file, or of the tensors where a library hides the file.
-        mean: of the normalisation they were trained with, where it is known.
-        std: as mean.
-        meta: of an artifact of this package.
-    """
+    """Weights as somebody else saved them, by the names they have there."""
 
     state: State
-    origin: str
-    digest: str
-    mean: list[float] | None = None
-    std: list[float] | None = None
-    meta: dict[str, Any] = field(default_factory=dict)
+    origin: str  # where they come from, for people
+    digest: str  # SHA-256 of the file, or of the tensors where a library hides the file
+    normalisation: Normalisation | None = None  # they were trained with, where it is known
+    meta: dict[str, Any] = field(default_factory=dict)  # of an artifact of this package
 
 
 def weights_of(settings: "TeacherSettings") -> Weights:
@@ -86,8 +76,8 @@ def of_torchvision(settings: "TeacherSettings") -> Weights:
     if expected and not digest.startswith(expected[1]):
         raise WmddError(f"{path} is not the file of that name (its SHA-256 begins with {digest[:8]}); delete it")
     state, preprocessing = _flat(_unpickled(path), path), entry.transforms()
-    mean, std = _floats(preprocessing.mean), _floats(preprocessing.std)
-    return Weights(state, _origin(f"torchvision {entry}", digest), digest, mean, std)
+    normalisation = Normalisation(_floats(preprocessing.mean), _floats(preprocessing.std))
+    return Weights(state, _origin(f"torchvision {entry}", digest), digest, normalisation)
 
 
 def of_timm(architecture: str) -> Weights:
@@ -114,7 +104,8 @@ def of_timm(architecture: str) -> Weights:
         ) from None
     state = network.state_dict()
     digest = digest_of({name: tensor.numpy() for name, tensor in state.items()})
-    return Weights(state, _origin(f"timm {full}", digest), digest, _floats(config.mean), _floats(config.std))
+    normalisation = Normalisation(_floats(config.mean), _floats(config.std))
+    return Weights(state, _origin(f"timm {full}", digest), digest, normalisation)
 
 
 def of_file(path: Path) -> Weights:
@@ -130,8 +121,8 @@ def of_file(path: Path) -> Weights:
     if path.suffix != ".safetensors":
         return Weights(_flat(_unpickled(path), path), _origin(path.name, digest), digest)
     state, meta = _safetensors(path)
-    mean, std = meta.get("mean"), meta.get("std")
-    return Weights(_flat(state, path), _origin(path.name, digest), digest, mean, std, meta)
+    normalisation = Normalisation.of(meta) if meta else None
+    return Weights(_flat(state, path), _origin(path.name, digest), digest, normalisation, meta)
 
 
 def _unpickled(path: Path) -> Any:

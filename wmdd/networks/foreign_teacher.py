@@ -13,7 +13,7 @@ from wmdd.artifacts.hdf5 import check_classes
 from wmdd.base.errors import WmddError
 from wmdd.networks.architectures import RESNETS, stem_of
 from wmdd.networks.foreign_checkpoint import State, Weights, weights_of
-from wmdd.networks.models import Network, ResNet, Timm, Torchvision, build
+from wmdd.networks.models import Library, Network, ResNet, build
 from wmdd.networks.state_dicts import described, fill
 from wmdd.settings.teacher import AdoptedSettings
 
@@ -41,16 +41,11 @@ class Pretrained:
 
 
 def pretrained(settings: "TeacherSettings", classes: list[str], resolution: int) -> Pretrained:
-    """Build the teacher that `settings.weights` names for these classes.
+    """Build the teacher that `settings.weights` names for these classes, folder names in the order of their labels.
 
     Of weights for the 1,000 classes of ImageNet and data of some of them, the rows of these are taken from the last layer:
     with W, b the layer and S the classes, logits(x) = W[S] h(x) + b[S]. So softmax(logits) is the distribution of the
     original network given that the class is in S. `about["head_rows"]` is S, or None where all rows are taken in order.
-
-    Args:
-        settings: of the teacher stage.
-        classes: folder names of the data, in the order of their labels.
-        resolution: of the data, in pixels.
 
     Raises:
         WmddError: the weights can't be had or read, or are of another network, other classes or another size of pictures.
@@ -65,8 +60,8 @@ def pretrained(settings: "TeacherSettings", classes: list[str], resolution: int)
         state |= {name: state[name][rows] for name in ("head.weight", "head.bias") if name in state}
     fill(network, state, f"{weights.origin} does not fit {described(chosen, resolution)}", called)
     about: dict[str, Any] = {"origin": weights.origin, "head_rows": rows}
-    if weights.mean is not None and weights.std is not None:
-        about |= {"mean": weights.mean, "std": weights.std}
+    if weights.normalisation is not None:
+        about |= weights.normalisation._asdict()
     return Pretrained(network, chosen, weights.digest, about)
 
 
@@ -91,7 +86,7 @@ def names_outside(network: Network, architecture: str) -> dict[str, str]:
     if isinstance(network, ResNet):
         places = [f"layer{s}.{i}" for s, count in enumerate(RESNETS[architecture][1], 1) for i in range(count)]
         return {name: _resnet_name(name, places) for name in network.state_dict()}
-    if isinstance(network, Timm | Torchvision):
+    if isinstance(network, Library):
         head = str(network.classifier)
         return {name: _library_name(name, head) for name in network.state_dict()}
     return {name: name for name in network.state_dict()}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wmdd.base.errors import WmddError, one_line
 from wmdd.networks.architectures import CONVNETS, RESNETS, stem_of
+from wmdd.networks.normalisation import Normalisation
 
 if TYPE_CHECKING:
     from wmdd.settings.network import NetworkSettings
@@ -136,27 +137,34 @@ def _pool(name: str) -> nn.Module:
     return {"avg": nn.AvgPool2d(2), "max": nn.MaxPool2d(2), "none": nn.Identity()}[name]
 
 
-class Timm(Network):
-    """A network of the timm library, without its classifier."""
+class Library(Network):
+    """A network of a library, without its last layer, whose name in the library is `classifier`."""
+
+    body: nn.Module
+    classifier: str
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return what the library's last layer is given, [B, D]."""
+        return cast(Tensor, self.body(x))
+
+
+class Timm(Library):
+    """A network of the timm library."""
 
     def __init__(self, name: str, classes: int, **options: Any) -> None:
         super().__init__()
         import timm
 
         try:
-            self.body = timm.create_model(name, pretrained=False, num_classes=0, **options)
+            body: Any = timm.create_model(name, pretrained=False, num_classes=0, **options)
         except RuntimeError as error:
             raise WmddError(f"timm has no network {name!r} ({error}); see timm.list_models()") from None
-        width = getattr(self.body, "head_hidden_size", None) or self.body.num_features  # some widen after pooling
-        self.head = nn.Linear(cast(int, width), classes)
-        self.classifier = cast(dict[str, Any], self.body.pretrained_cfg).get("classifier")  # where timm has its head
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Return timm's pooled features, [B, D]."""
-        return cast(Tensor, self.body(x))
+        width = getattr(body, "head_hidden_size", None) or body.num_features  # some widen after pooling
+        self.body, self.classifier = body, body.pretrained_cfg.get("classifier")
+        self.head = nn.Linear(width, classes)
 
 
-class Torchvision(Network):
+class Torchvision(Library):
     """A classifier of torchvision whose last linear layer is taken out as the head."""
 
     def __init__(self, name: str, classes: int, resolution: int) -> None:
@@ -175,13 +183,9 @@ class Torchvision(Network):
         linear = [place for place, module in self.body.named_modules() if isinstance(module, nn.Linear)]
         if not linear:
             raise WmddError(f"{name} of torchvision does not end in a linear layer; take another network")
-        self.classifier = linear[-1]  # where torchvision has its head
-        self.head = self.body.get_submodule(self.classifier)
+        self.classifier = linear[-1]
+        self.head = cast(nn.Linear, self.body.get_submodule(self.classifier))
         self.body.set_submodule(self.classifier, nn.Identity())
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Return what torchvision's last layer is given, [B, D]."""
-        return cast(Tensor, self.body(x))
 
 
 def _size_of(name: str, resolution: int) -> dict[str, Any]:
@@ -235,10 +239,10 @@ def build(settings: "NetworkSettings", classes: int, resolution: int, generator:
     raise WmddError(f"unknown architecture {name!r}; known: {names}")
 
 
-def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """Turn uint8 images [B, 3, H, W] into normalised float32: (x / 255 - mean) / std per channel."""
-    centre, spread = _per_channel(tuple(mean), images.device), _per_channel(tuple(std), images.device)
-    return (images.float() / 255 - centre) / spread
+def normalise(images: Tensor, normalisation: Normalisation) -> Tensor:
+    """Turn uint8 images [B, 3, H, W] into normalised float32."""
+    mean, std = (_per_channel(tuple(values), images.device) for values in normalisation)
+    return (images.float() / 255 - mean) / std
 
 
 @cache  # a copy to a GPU waits for all that it is at
@@ -246,12 +250,13 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device).view(3, 1, 1)
 
 
-def bounds_of(mean: list[float], std: list[float], device: torch.device) -> list[Tensor]:
+def bounds_of(normalisation: Normalisation, device: torch.device) -> list[Tensor]:
     """Return black and white as normalised pixels, [3, 1, 1] each."""
-    return [((value - torch.tensor(mean)) / torch.tensor(std)).view(3, 1, 1).to(device) for value in (0.0, 1.0)]
+    mean, std = map(torch.tensor, normalisation)
+    return [((value - mean) / std).view(3, 1, 1).to(device) for value in (0.0, 1.0)]
 
 
-def to_pixels(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
+def to_pixels(images: Tensor, normalisation: Normalisation) -> Tensor:
     """Return uint8 images of normalised ones [..., 3, R, R], rounded; stored as they are (WMDD's released code saves JPEG)."""
-    pixels = images * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
-    return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation)
+    return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -39,15 +39,10 @@ def described(settings: "NetworkSettings", resolution: int) -> str:
 def fill(
     network: Network, state: Mapping[str, Tensor], complaint: str, called: Mapping[str, str] | None = None
 ) -> None:
-    """Copy a checkpoint into a network, every parameter of which must fit.
+    """Copy a state, tensors by the network's own names, into the network; all must fit.
 
-    By hand, because `load_state_dict` runs hooks of torchvision's that need what only its own files hold.
-
-    Args:
-        network: is filled in place.
-        state: tensors by the network's own names.
-        complaint: the beginning of the error.
-        called: names of the tensors in the file where they differ, for the error.
+    By hand, because `load_state_dict` runs hooks of torchvision's that need what only its own files hold. The error begins with
+    `complaint`, and names tensors as they are `called` in the file, where that differs.
 
     Raises:
         WmddError: names the first tensor that is missing, of another shape, or not part of the network.

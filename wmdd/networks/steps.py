@@ -79,19 +79,12 @@ class Trained:
 
 @dataclass(frozen=True)
 class Epoch:
-    """An epoch, or what is left of it.
+    """An epoch, or what is left of it."""
 
-    Attributes:
-        batches: of the steps that are left.
-        rates: the learning rate of each step of the whole epoch.
-        first: steps that are done.
-        total: the sum of their losses.
-    """
-
-    batches: "Iterable[Batch]"
-    rates: list[float]
-    first: int
-    total: Tensor
+    batches: "Iterable[Batch]"  # of the steps that are left
+    rates: list[float]  # the learning rate of each step of the whole epoch
+    first: int  # steps that are done
+    total: Tensor  # the sum of their losses
 
 
 def stepper(

@@ -15,6 +15,7 @@ from wmdd.networks.context import Context
 from wmdd.networks.distributed import ALONE, World
 from wmdd.networks.engine import Engine
 from wmdd.networks.models import normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.steps import Epoch, LossOf, Trained, side_by_side, stepper
 
 if TYPE_CHECKING:
@@ -63,8 +64,7 @@ def batches_of(order: Tensor, size: int) -> tuple[Tensor, ...]:
 def evaluate(
     network: nn.Module,
     pictures: "Pictures",
-    mean: list[float],
-    std: list[float],
+    normalisation: Normalisation,
     engine: Engine,
     size: int = 500,
     world: World = ALONE,
@@ -77,7 +77,7 @@ def evaluate(
 
     def guesses(images: Tensor) -> Tensor:  # classes [B, 5], the likeliest first
         with torch.inference_mode(), engine.autocast():
-            logits = network(normalise(engine.arranged(images, network), mean, std))
+            logits = network(normalise(engine.arranged(images, network), normalisation))
         return logits.float().topk(min(5, logits.shape[1]), 1).indices
 
     labels = pictures.labels.to(engine.device)
@@ -128,17 +128,11 @@ def fit_all(
     epoch only: several are in the middle of different steps, and of several processes each has BatchNorm statistics of its
     own until then. At that point the processes also agree whether one of them was told to end.
 
-    Args:
-        networks: on the engine's device.
-        epochs_of: of each network; must depend on the epoch's number alone, so that a resumed job is the same.
-        steps: optimiser steps an epoch.
-        loss_of: the loss of each image.
-        validate: gives the accuracy of a network.
-        settings: the optimisation.
-        context: engine, checkpoints, log, progress, and the processes that train together (one network only).
-        ema: decay of the moving average of weights and buffers that is validated, and put into the network at the end; 0: off.
-        work: FLOP of a network's training, by which the engine decides whether to compile it.
-        each: is given every network after each epoch, before that is kept.
+    Of each network a function gives the batches of an epoch, of `steps` optimiser steps, by the epoch's number alone, so that a
+    resumed job is the same. `loss_of` gives the loss of each image, `validate` the accuracy of a network. With a decay `ema`
+    above 0 a moving average of weights and buffers is validated, and put into the network at the end. By `work`, the FLOP of
+    a network's training, the engine decides whether to compile it. `each` is given every network after each epoch, before
+    that is kept. Only one network can be trained by several processes together.
 
     Raises:
         WmddError: a loss is not a number.

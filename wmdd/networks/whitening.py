@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from wmdd.base.errors import WmddError
 from wmdd.networks.models import normalise
+from wmdd.networks.normalisation import Normalisation
 
 if TYPE_CHECKING:
     from wmdd.datasets.loader import Pictures
@@ -60,7 +61,7 @@ class Whitened(nn.Module):
         return logits
 
 
-def fit(pictures: "Pictures", mean: list[float], std: list[float], eps: float = EPS) -> Whitening:
+def fit(pictures: "Pictures", normalisation: Normalisation, eps: float = EPS) -> Whitening:
     """Return the whitening of a training set.
 
     Raises:
@@ -72,7 +73,7 @@ def fit(pictures: "Pictures", mean: list[float], std: list[float], eps: float = 
     size = 3 * side**2
     total, products = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
     for images in pictures.batches(torch.arange(len(pictures.labels)).split(1024)):
-        x = normalise(images.cpu(), mean, std).flatten(1)
+        x = normalise(images.cpu(), normalisation).flatten(1)
         total += x.double().sum(0)
         products += (x.T @ x).double()
     count = len(pictures.labels)

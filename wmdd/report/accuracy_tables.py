@@ -1,14 +1,14 @@
 """Tables of accuracy: the best at a glance, the main table, and tables with a column for each dataset or student."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from wmdd.report import intervals
 from wmdd.report.published import KEY
-from wmdd.report.render import EMPTY, Column, Table, Value, plain, records, table
+from wmdd.report.render import EMPTY, Column, Table, Value, number, plain, records, table
 from wmdd.report.results import GAIN, GROUP, MEASURES, SETTING, kind_of, scores_of, sets_of
 
 ABLATION = {  # preset -> cross-entropy, per-class statistics, barycenter
@@ -75,7 +75,7 @@ def results(summary: pd.DataFrame) -> Table:
     place = [plain(name) for name in GROUP]
     place.insert(GROUP.index("method") + 1, Column("images", lambda row: Value(kind_of(row["family"]))))
     columns = [*place, Column("top-1, %", _mean), Column("students", _students), Column("− random", _gain)]
-    columns += [Column(title, _measure(name)) for name, _, title, mean in MEASURES if title and mean]
+    columns += [_measure(name, title) for name, _, title, mean in MEASURES if title and mean]
     columns += [Column("published", _published)]
     keep = (*KEEP, *(column.title for column in columns[len(place) :]))
     return table("results", records(summary), columns, keep, f"{SCORED} {GAINED}", wide=True, numbers=summary)
@@ -103,13 +103,13 @@ def _gain(row: dict[str, Any]) -> Value:
     return Value(intervals.difference_text(gain), gain.mean, intervals.verdict(gain))
 
 
-def _measure(name: str) -> Callable[[dict[str, Any]], Value]:
-    return lambda row: EMPTY if math.isnan(row[name]) else Value(f"{row[name]:.4g}", float(row[name]))
+def _measure(name: str, title: str) -> Column:
+    return Column(title, lambda row: number(row[name]))
 
 
 def _published(row: dict[str, Any]) -> Value:
-    number = row.get("published", math.nan)
-    return EMPTY if math.isnan(number) else Value(f"{number:.1f}", number, str(row["source"]), True, str(row["url"]))
+    score = number(row.get("published", math.nan), ".1f")
+    return score._replace(note=str(row["source"]), quiet=True, url=str(row["url"])) if score.text else EMPTY
 
 
 def across(
@@ -142,8 +142,8 @@ def across(
         if title in line:
             raise ValueError(f"two results for {ours} in the column {title}")
         line[title] = _mean(row)
-        if (number := _published(row)).text:
-            lines.setdefault(tuple(theirs.values()), theirs)[title] = number
+        if (score := _published(row)).text:
+            lines.setdefault(tuple(theirs.values()), theirs)[title] = score
     columns = [plain(key) for key in keys]
     columns[keys.index("method")] = Column("method", lambda row: Value(f"{row['method']}{row['who']}"))
     columns += [*more, *(Column(title, lambda row, title=title: row.get(title, EMPTY)) for title in titles)]  # type: ignore[misc]

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 
 from wmdd.report.charts import COLOURS, POINT, Palette
+from wmdd.report.render import render
 from wmdd.report.results import with_cells
+from wmdd.report.tables import numbers
 from wmdd.workflow.layout import wildcards_of
 
 GROUP = [name for name in wildcards_of("distance") if name != "seed"]
@@ -63,8 +65,7 @@ def markdown(table: pd.DataFrame, falling: pd.DataFrame) -> str:
         "- dimension: intrinsic, of the latents of a class (TwoNN)",
         "- features: of the images, in the space of the teacher's features; explained: 1 - W2^2 / total variance",
         "",
-        str(table.dropna(axis=1, how="all").to_markdown(index=False, floatfmt=".4g")),
-        "",
+        _markdown("distances", table),
     ]
     if not falling.empty:
         wide = falling.pivot(index=GENERATOR, columns="atoms", values="cost")
@@ -76,10 +77,14 @@ def markdown(table: pd.DataFrame, falling: pd.DataFrame) -> str:
             "W2^2 of K optimal atoms of the latents of a class. It should fall as K^(-2/d): d as fitted to these numbers from",
             "two atoms on, and the intrinsic dimension as measured (TwoNN; maximum likelihood of 20 neighbours).",
             "",
-            str(wide.join(dimensions).reset_index().to_markdown(index=False, floatfmt=".4g")),
-            "",
+            _markdown("decay", wide.join(dimensions).reset_index()),
         ]
     return "\n".join(lines)
+
+
+def _markdown(name: str, frame: pd.DataFrame) -> str:
+    table = numbers(name, frame)
+    return render(table, "markdown") if table else ""
 
 
 def draw(table: pd.DataFrame, falling: pd.DataFrame, output: Path) -> None:

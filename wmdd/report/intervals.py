@@ -21,6 +21,7 @@ A single seed has no deviation and no interval (NaN).
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -131,7 +132,7 @@ def mean_text(mean: float, std: float, n: int, sets: int | None = None) -> str:
 
 def interval_text(low: float, high: float, sign: str = "") -> str:
     """Return "low to high", empty where there is no interval."""
-    return "" if math.isnan(low) else _signed(f"{low:{sign}.1f} to {high:{sign}.1f}")
+    return "" if math.isnan(low) else with_minus(f"{low:{sign}.1f} to {high:{sign}.1f}")
 
 
 def difference_text(gain: Difference) -> str:
@@ -142,11 +143,12 @@ def difference_text(gain: Difference) -> str:
 
 def signed(value: float) -> str:
     """Return a difference with its sign."""
-    return _signed(f"{value:+.1f}")
+    return with_minus(f"{value:+.1f}")
 
 
-def _signed(text: str) -> str:
-    return text.replace("-", "−")
+def with_minus(text: str) -> str:
+    """Return numbers with the sign − that all tables have; exponents keep their hyphen."""
+    return re.sub(r"(?<!e)-(?=\d)", "−", text)
 
 
 def verdict(gain: Difference) -> str:

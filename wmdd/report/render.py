@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
+from wmdd.report.intervals import with_minus
 from wmdd.workflow.layout import CELL
 
 TEMPLATES = Path(__file__).parent / "page" / "templates"
@@ -26,6 +27,11 @@ class Value(NamedTuple):
 
 
 EMPTY = Value("", -math.inf)
+
+
+def number(value: float, form: str = ".4g") -> Value:
+    """Return the cell of a number, which is empty where it is NaN."""
+    return EMPTY if math.isnan(value) else Value(with_minus(f"{value:{form}}"), float(value))
 
 
 class Table(NamedTuple):
@@ -108,7 +114,8 @@ def render(table: Table, form: Form) -> str:
         return (table.text if table.numbers is None else given(table.numbers).round(4)).to_csv(index=False)
     if form == "latex":
         shared = f"% {table.shared}\n" if table.shared else ""
-        return shared + table.text.to_latex(index=False, escape=True).replace("±", r"$\pm$")
+        text = table.text.to_latex(index=False, escape=True)
+        return shared + text.replace("±", r"$\pm$").replace("−", "$-$")
     words = " ".join(filter(None, (table.caption, table.shared)))
     return (f"{words}\n\n" if words else "") + str(table.text.to_markdown(index=False, disable_numparse=True)) + "\n"
 

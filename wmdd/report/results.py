@@ -154,7 +154,8 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
         line |= {name: scored(students, name) for name in (*averaged, "seconds", "bytes") if name in students}
         lines.append(line | _gain(control, scores[key]))
     numbers = [*intervals.Mean._fields, "sets", "students", "spread", *averaged, *GAIN]
-    return pd.DataFrame(lines, columns=None if lines else [*GROUP, "family", *numbers])
+    table = pd.DataFrame(lines, columns=None if lines else [*GROUP, "family", *numbers])
+    return table.astype(dict.fromkeys(("sets", "gain_n"), "Int64"))  # whole numbers, of which some are not known
 
 
 def over_seeds(table: pd.DataFrame, keys: list[str], name: str) -> pd.DataFrame:

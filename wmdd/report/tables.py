@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from wmdd.base.units import size
-from wmdd.report.render import EMPTY, Column, Table, Value, plain, records, table
+from wmdd.report.render import EMPTY, Column, Table, Value, number, plain, records, table
 from wmdd.report.results import GROUP
 
 Meta = dict[str, Any]
@@ -60,8 +60,8 @@ def cost(costs: pd.DataFrame) -> Table:
     return table("cost", lines, columns, keep, caption, wide=True)
 
 
-def _amount(title: str, key: str, how: str) -> Column:
-    return Column(title, lambda row: EMPTY if math.isnan(row[key]) else Value(f"{row[key]:{how}}", float(row[key])))
+def _amount(title: str, key: str, form: str) -> Column:
+    return Column(title, lambda row: number(row[key], form))
 
 
 def numbers(name: str, frame: pd.DataFrame) -> Table | None:
@@ -75,7 +75,7 @@ def numbers(name: str, frame: pd.DataFrame) -> Table | None:
 
 def _plain(value: Any) -> Value:
     if isinstance(value, float):
-        return EMPTY if math.isnan(value) else Value(f"{value:.4g}", value)
+        return number(value)
     return Value(str(value), None if isinstance(value, str) else float(value))
 
 

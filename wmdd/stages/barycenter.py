@@ -32,31 +32,18 @@ def _of_several(progress: Progress) -> Progress:
 
 @dataclass(frozen=True)
 class Quality:
-    """How good the barycenter of a class is.
+    """How good the barycenter of a class is."""
 
-    Attributes:
-        points: N.
-        cost: W2^2 to the points.
-        explained: share of the total variance, 1 - cost / variance; below 0 for atoms that are worse than the mean alone.
-        min_mass: of an atom.
-        max_mass: of an atom.
-        effective_atoms: 1 / sum of squared masses.
-        iterations: steps of the solver.
-        gap: share by which the solver's own plan was dearer than the exact one.
-        restarts_gap: cost / best - 1, over this result and those of other starts; None where none were tried.
-        seconds: of the solver, without the other starts.
-    """
-
-    points: int
-    cost: float
-    explained: float
-    min_mass: float
+    points: int  # N
+    cost: float  # W2^2 to the points
+    explained: float  # share of the total variance, 1 - cost / variance; below 0 for atoms worse than the mean alone
+    min_mass: float  # of an atom
     max_mass: float
-    effective_atoms: float
-    iterations: int
-    gap: float
-    restarts_gap: float | None
-    seconds: float
+    effective_atoms: float  # 1 / sum of squared masses
+    iterations: int  # steps of the solver
+    gap: float  # share by which the solver's own plan was dearer than the exact one
+    restarts_gap: float | None  # cost / best - 1, over this result and those of other starts, if any were tried
+    seconds: float  # of the solver, without the other starts
 
 
 def barycenters(

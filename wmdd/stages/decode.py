@@ -8,7 +8,6 @@ from torch import Tensor
 from wmdd.base.rng import generator
 from wmdd.generators.generator import Generator
 from wmdd.networks.context import Context
-from wmdd.networks.engine import Engine
 
 if TYPE_CHECKING:
     from wmdd.settings.latent import DecodeSettings
@@ -23,23 +22,15 @@ def decode(
     seed: int,
     context: Context,
 ) -> Tensor:
-    """Return the images of a block of classes, [C, K, 3, R, R] uint8.
+    """Return the images [C, K, 3, R, R] uint8 of atoms [C, K, D] of the classes `labels` [C].
 
-    What is random in an image is drawn for (seed, class, number of the image), so it depends on neither batch nor block.
-
-    Args:
-        coder: the decoder.
-        atoms: [C, K, D].
-        labels: [C].
-        shape: of a latent, [c, h, w] with c h w = D.
-        settings: batch size; the rest is the coder's.
-        seed: of the distillation.
-        context: engine, checkpoints, progress.
+    A latent has the `shape` [c, h, w] with c h w = D. What is random in an image is drawn for (seed, class, number of the
+    image), so it depends on neither batch nor block.
     """
     count, k, _ = atoms.shape
     latents = atoms.reshape(count * k, *shape).float()
     classes = labels.repeat_interleave(k)
-    parts = torch.arange(count * k).split(_size(settings, context.engine))
+    parts = torch.arange(count * k).split(context.engine.images_at_once or settings.batch_size)
     state = context.keeper.load()
     images = [] if state is None else [state["images"]]
     done = 0 if state is None else int(state["done"])
@@ -50,7 +41,3 @@ def decode(
         if context.keeper.due():
             context.keeper.save({"images": torch.cat(images), "done": done}, done, len(parts), "batch")
     return torch.cat(images).unflatten(0, (count, k))
-
-
-def _size(settings: "DecodeSettings", engine: Engine) -> int:
-    return engine.images_at_once or settings.batch_size

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wmdd.networks.context import Context
 from wmdd.networks.models import Network, normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.stages.point_clouds import Cloud
 from wmdd.transport.measure import transport_cost
 
@@ -20,25 +21,21 @@ SIZE = 128  # images a forward pass
 
 
 @torch.inference_mode()
-def features(network: Network, images: Tensor, mean: list[float], std: list[float], context: Context) -> Tensor:
+def features(network: Network, images: Tensor, normalisation: Normalisation, context: Context) -> Tensor:
     """Return the features [N, D] of images uint8 [N, 3, R, R], in the engine's precision."""
     engine = context.engine
     engine.place(network).eval()
     parts = []
     for part in images.split(SIZE):
         with engine.autocast():
-            parts.append(network.embed(normalise(engine.arranged(part, network), mean, std)).float().cpu())
+            parts.append(network.embed(normalise(engine.arranged(part, network), normalisation)).float().cpu())
     return torch.cat(parts)
 
 
 def distances(embedded: Tensor, weights: Tensor, cloud: Cloud, context: Context) -> dict[str, list[float]]:
     """Return of each class W2^2 to the real features, with the images' weights and with equal ones, and the features' variance.
 
-    Args:
-        embedded: features of the distilled images, [C, K, D].
-        weights: [C, K].
-        cloud: features of the real images.
-        context: progress.
+    Of the distilled images `embedded` are the features [C, K, D] and `weights` the masses [C, K]; `cloud` are the real ones.
     """
     table: dict[str, list[float]] = {"cost": [], "uniform_cost": [], "variance": []}
     for label in context.progress(range(len(embedded)), "distances", len(embedded), 0, "class"):

@@ -38,20 +38,11 @@ def encode(
     due: Callable[[], bool] = lambda: False,
     progress: Callable[..., Iterator[Any]] = lambda items, *_, **__: iter(items),
 ) -> Iterator[Shard]:
-    """Yield the latents of the pictures, [N, c h w] in all, rounded to float16.
+    """Yield the latents of the pictures of some classes (None: of all), [N, c h w] in all, rounded to float16.
 
     A batch never holds two classes, so that a latent does not depend on which other classes a job was given. Latents have
-    about unit variance, so float16 keeps them to 1 part in 2,000, far finer than an encoder's own rounding in bf16.
-
-    Args:
-        coder: the encoder.
-        pictures: of the training split.
-        settings: batch size.
-        engine: device.
-        classes: what to pass over; None for all.
-        start: position behind the last one that an earlier job has done.
-        due: whether to hand over what there is.
-        progress: shows how far it is.
+    about unit variance, so float16 keeps them to 1 part in 2,000, far finer than an encoder's own rounding in bf16. The pass
+    goes on from the position `start`, behind what an earlier job has done, and hands over what there is when it is `due`.
 
     Raises:
         WmddError: a latent holds NaN or infinity, or is beyond float16.

@@ -15,6 +15,7 @@ from wmdd.base.rng import generator
 from wmdd.networks import siamese
 from wmdd.networks.context import Context, Keeper
 from wmdd.networks.models import build, normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.training import Batch, batches_of, cross_entropy, evaluate, fit
 from wmdd.networks.whitening import Whitened, Whitening
 
@@ -51,25 +52,15 @@ def train(
     pictures: "Pictures",
     val_pictures: "Pictures",
     classes: int,
-    mean: list[float],
-    std: list[float],
+    normalisation: Normalisation,
     whitening: Whitening | None,
     settings: "ExpertSettings",
     seed: int,
     context: Context,
 ) -> tuple[Tensor, list[dict[str, float]]]:
-    """Train an expert and return its trajectory [E + 1, P] and its history.
+    """Train an expert, the network of number `seed`, and return its trajectory [E + 1, P] and its history.
 
-    Args:
-        pictures: the training split.
-        val_pictures: the validation split, which is only looked at.
-        classes: C.
-        mean: per channel, of the normalisation.
-        std: per channel.
-        whitening: of the training images, if the network sees whitened ones.
-        settings: network and optimisation.
-        seed: the expert's number.
-        context: engine, checkpoints, log, progress.
+    The validation pictures are only looked at. `whitening` is that of the training images, if the network sees whitened ones.
 
     Raises:
         WmddError: the network normalises by batches, or the loss is not a number.
@@ -87,13 +78,13 @@ def train(
         order = torch.randperm(len(labels), generator=generator("expert", "order", seed, epoch))
         steps = batches_of(order, settings.batch_size)[first:]
         for index, images in zip(steps, pictures.batches(steps), strict=True):
-            seen = normalise(images.to(engine.device), mean, std)
+            seen = normalise(images.to(engine.device), normalisation)
             seen = seen if white is None else white.apply(seen)
             seen = seen if distortions is None else siamese.apply(seen, distortions.of(index).to(engine.device))
             yield Batch(engine.arranged(seen, network), classes_of[index.to(engine.device)])
 
     def validate(trained: nn.Module) -> dict[str, float]:
-        return evaluate(trained if white is None else Whitened(trained, white), val_pictures, mean, std, engine)
+        return evaluate(trained if white is None else Whitened(trained, white), val_pictures, normalisation, engine)
 
     history = fit(
         network, epoch_of, len(batches_of(labels, settings.batch_size)), cross_entropy(), validate, settings,

@@ -12,6 +12,7 @@ from wmdd.datasets.loader import Pictures, batches_by_class
 from wmdd.networks.batchnorm import ClassMoments, sums_of_inputs, within
 from wmdd.networks.engine import Engine
 from wmdd.networks.models import Network, normalise
+from wmdd.networks.normalisation import Normalisation
 
 if TYPE_CHECKING:
     from wmdd.settings.teacher import FeaturesSettings
@@ -24,25 +25,20 @@ CACHED = 2**19  # pixels of a forward pass on CPU; more of them do not fit into 
 class Shard:
     """A run of the pass.
 
-    Attributes:
-        first: position of its first image in the split.
-        features: [n, D] float32.
-        labels: [n] int64.
-        moments: of its classes; those of the first class count from where the class begins, in an earlier shard perhaps, and
-            those of the last class are not whole unless it ends here.
+    The moments of its first class count from where the class begins, in an earlier shard perhaps, and those of its last class
+    are not whole unless it ends here.
     """
 
-    first: int
-    features: Tensor
-    labels: Tensor
+    first: int  # position of its first image in the split
+    features: Tensor  # [n, D] float32
+    labels: Tensor  # [n] int64
     moments: ClassMoments
 
 
 def extract(
     network: Network,
     pictures: Pictures,
-    mean: list[float],
-    std: list[float],
+    normalisation: Normalisation,
     settings: "FeaturesSettings",
     engine: Engine,
     classes: range | None = None,
@@ -54,21 +50,12 @@ def extract(
     """Yield the features before the last layer, [N, D] in all, and the exact BatchNorm statistics of each class.
 
     One forward pass an image, in eval mode and without augmentation. A batch never holds two classes, so what is
-    computed for a class does not depend on which other classes the job was given, nor on where it was interrupted. On CPU
-    every thread runs passes of its own, of few pictures: twice as fast as sharing each, and the same for any number of them.
+    computed for a class does not depend on which other classes the job was given (None: all), nor on where it was
+    interrupted. On CPU every thread runs passes of its own, of few pictures: twice as fast as sharing each, and the same for
+    any number of them. The engine's precision is used unless the features are to be `exact`.
 
-    Args:
-        network: the teacher.
-        pictures: of the training split.
-        mean: per channel, of the normalisation.
-        std: per channel.
-        settings: batch size, precision.
-        engine: device; its precision is used unless the features are to be exact.
-        classes: what to pass over; None for all.
-        start: position behind the last one that an earlier job has done.
-        moments: of the class that it was at then.
-        due: whether to hand over what there is.
-        progress: shows how far it is.
+    The pass goes on from the position `start`, behind what an earlier job has done, with the `moments` of the class that it
+    was at then, and hands over what there is when it is `due`.
     """
     network.eval()
     first, last = (0, None) if classes is None else (classes[0], classes[-1])
@@ -80,7 +67,7 @@ def extract(
 
         def forward(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             with torch.inference_mode(), nullcontext() if settings.exact else engine.autocast():
-                x = normalise(engine.arranged(images, network), mean, std)
+                x = normalise(engine.arranged(images, network), normalisation)
                 embedded, sums = network.embed(x).float().cpu(), sums_of_last_pass()
             if settings.variance == "batches":
                 sums = {layer: within(values, len(x)) for layer, values in sums.items()}

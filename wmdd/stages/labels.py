@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from wmdd.artifacts import hdf5, hdf5_writer
 from wmdd.base.errors import WmddError
+from wmdd.networks.normalisation import Normalisation
 from wmdd.stages.relabel import seed_of_views
 
 if TYPE_CHECKING:
@@ -118,19 +119,17 @@ def online(seed: int, teacher: nn.Module) -> Labels:
 
 
 class Renormalised(nn.Module):
-    """A teacher of normalisation (mean, std) that takes pictures in another one: x std'/std + (mean' - mean)/std."""
+    """A teacher that takes pictures in another normalisation than its own: x std'/std + (mean' - mean)/std."""
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(
-        self, network: nn.Module, mean: list[float], std: list[float], given_mean: list[float], given_std: list[float]
-    ) -> None:
+    def __init__(self, network: nn.Module, own: Normalisation, given: Normalisation) -> None:
         super().__init__()
-        own, spread, other, width = (torch.tensor(part).view(3, 1, 1) for part in (mean, std, given_mean, given_std))
+        mean, std, given_mean, given_std = (torch.tensor(values).view(3, 1, 1) for values in (*own, *given))
         self.network = network
-        self.register_buffer("scale", width / spread)
-        self.register_buffer("shift", (other - own) / spread)
+        self.register_buffer("scale", given_std / std)
+        self.register_buffer("shift", (given_mean - mean) / std)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the teacher's logits [B, C]."""

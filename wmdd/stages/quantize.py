@@ -37,19 +37,12 @@ class Latents:
 
 @dataclass(frozen=True)
 class Quantized:
-    """Atoms of a class, how good they are, and what the theory of DDOQ speaks of.
+    """Atoms of a class, how good they are, and what the theory of DDOQ speaks of."""
 
-    Attributes:
-        atoms: with their weights.
-        quality: W2^2 and more, with these weights.
-        uniform_cost: W2^2 of the same atoms with weights 1/K each.
-        dimension: intrinsic, of the class's latents.
-    """
-
-    atoms: Barycenter
-    quality: Quality
-    uniform_cost: float
-    dimension: float
+    atoms: Barycenter  # with their weights
+    quality: Quality  # W2^2 and more, with these weights
+    uniform_cost: float  # W2^2 of the same atoms with weights 1/K each
+    dimension: float  # intrinsic, of the class's latents
 
 
 def quantize(

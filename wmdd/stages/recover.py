@@ -13,9 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
@@ -23,6 +21,7 @@ from wmdd.networks.batchnorm import Statistics, layers, running
 from wmdd.networks.context import Context
 from wmdd.networks.engine import Engine, flop, resume, set_rate
 from wmdd.networks.models import Network, bounds_of, normalise, to_pixels
+from wmdd.networks.normalisation import Normalisation
 from wmdd.stages.recover_loss import Target, loss_terms, loss_weights, observed
 from wmdd.stages.recover_views import drawn, sampled, view
 
@@ -41,6 +40,8 @@ def noise(labels: Tensor, k: int, resolution: int, seed: int) -> Tensor:
 @torch.no_grad()
 def matched(network: Network, images: Tensor, atoms: Tensor, engine: Engine) -> Tensor:
     """Return normalised images [C, K, 3, R, R], those of each class in the order that suits its atoms [C, K, D] best."""
+    from scipy.optimize import linear_sum_assignment
+
     ordered = []
     for images_of_class, atoms_of_class in zip(images, atoms, strict=True):
         with engine.autocast():
@@ -82,28 +83,17 @@ def recover(
     weights: Tensor,
     statistics: Statistics,
     resolution: int,
-    mean: list[float],
-    std: list[float],
+    normalisation: Normalisation,
     settings: "RecoverSettings",
     seed: int,
     context: Context,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Return the images of a block of classes, [C, K, 3, R, R] uint8.
+    """Return the images [C, K, 3, R, R] uint8 of the classes `labels` [C].
 
-    Args:
-        network: the teacher.
-        labels: [C], the classes of the block.
-        atoms: [C, K, D], or None where no term needs them.
-        weights: [C, K], each row sums to 1.
-        statistics: per class of the block, [C, ch] by layer; not used with `statistics: global`.
-        resolution: R.
-        mean: per channel, of the normalisation.
-        std: per channel.
-        settings: the loss and its optimisation.
-        seed: of the distillation.
-        context: engine, checkpoints, log, progress.
-        start: images to begin with, uint8 [C, K, 3, R, R]; None for noise.
+    They are to match atoms [C, K, D] (None where no term needs them) of weights [C, K], rows of sum 1, and the statistics of
+    each class [C, ch] by layer, which `statistics: global` does not use. They begin at the uint8 images `start`
+    [C, K, 3, R, R], or (None) as noise.
 
     Raises:
         WmddError: a term of the loss has nothing to match, there is no term, or the loss is not a number.
@@ -117,14 +107,14 @@ def recover(
     state = context.keeper.load()
     if state is None:
         k = weights.shape[1]
-        images = noise(labels, k, resolution, seed) if start is None else normalise(start, mean, std)
+        images = noise(labels, k, resolution, seed) if start is None else normalise(start, normalisation)
         if start is not None and atoms is not None:
             images = matched(network, images, atoms, engine)
         at_once = _at_once(network, target, resolution, settings, engine)
         state = {"part": 0, "images": images, "at_once": at_once}
-    run = _Run(network, settings, seed, context, bounds_of(mean, std, engine.device))
+    run = _Run(network, settings, seed, context, bounds_of(normalisation, engine.device))
     images = _optimise_batches(run, target, state)
-    return through_jpeg(to_pixels(images, mean, std), settings.jpeg)
+    return through_jpeg(to_pixels(images, normalisation), settings.jpeg)
 
 
 def _optimise_batches(run: _Run, target: Target, state: dict[str, Any]) -> Tensor:
@@ -257,5 +247,7 @@ def through_jpeg(images: Tensor, quality: int) -> Tensor:
     """Return uint8 images [..., 3, R, R] as they are read from JPEG files (4:2:0) of this quality, or (0) as they are."""
     if not quality:
         return images
+    from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
+
     read = [decode_jpeg(encode_jpeg(image, quality), ImageReadMode.RGB) for image in images.flatten(0, -4)]
     return torch.stack(read).view(images.shape)

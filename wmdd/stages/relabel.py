@@ -18,10 +18,14 @@ from wmdd.networks import augment, siamese
 from wmdd.networks.context import Context
 from wmdd.networks.engine import Engine
 from wmdd.networks.models import Network, normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.whitening import Whitening
 
 if TYPE_CHECKING:
     from wmdd.settings.student import AugmentationSettings
+
+
+AnyViews = augment.Views | siamese.Distortions
 
 
 def seed_of_views(seed: int, epoch: int) -> int:
@@ -34,7 +38,7 @@ def seeds_of(seed: int, epochs: int) -> list[int]:
     return [seed_of_views(seed, epoch) for epoch in range(epochs)]
 
 
-def views_of(settings: "AugmentationSettings", count: int, view_seed: int) -> augment.Views | siamese.Distortions:
+def views_of(settings: "AugmentationSettings", count: int, view_seed: int) -> AnyViews:
     """Replay the views of one epoch from its seed."""
     draws = torch.Generator().manual_seed(view_seed)
     if settings.views == "dsa":
@@ -44,10 +48,9 @@ def views_of(settings: "AugmentationSettings", count: int, view_seed: int) -> au
 
 def seen(
     images: Tensor,
-    views: augment.Views | siamese.Distortions,
+    views: AnyViews,
     index: Tensor,
-    mean: list[float],
-    std: list[float],
+    normalisation: Normalisation,
     whitening: Whitening | None = None,
 ) -> Tensor:
     """Return the views of `images[index]`, [B, 3, R, R] normalised (and whitened), of a set [N, 3, R, R] that stays uint8.
@@ -56,7 +59,7 @@ def seen(
     """
 
     def prepared(chosen: Tensor) -> Tensor:
-        pixels = normalise(images.index_select(0, chosen), mean, std)
+        pixels = normalise(images.index_select(0, chosen), normalisation)
         return pixels if whitening is None else whitening.apply(pixels)
 
     if isinstance(views, siamese.Distortions):
@@ -78,8 +81,7 @@ def ask(network: nn.Module, images: Tensor, engine: Engine) -> Tensor:
 def relabel(
     network: Network,
     images: Tensor,
-    mean: list[float],
-    std: list[float],
+    normalisation: Normalisation,
     seeds: list[int],
     settings: "AugmentationSettings",
     batch_size: int,
@@ -88,16 +90,8 @@ def relabel(
 ) -> Iterator[Tensor]:
     """Yield the teacher's logits on the views of one epoch after the other, each [N, C] float16 on the engine's device.
 
-    Args:
-        network: the teacher, in eval mode throughout.
-        images: the distilled set, uint8 [N, 3, R, R].
-        mean: per channel, of the teacher's normalisation.
-        std: per channel.
-        seeds: one an epoch, [E].
-        settings: what is random in a view.
-        batch_size: images a forward pass; the result does not depend on it beyond rounding.
-        context: engine, progress.
-        start: epochs that an earlier job has done.
+    The views are of the distilled images [N, 3, R, R] uint8, from one of the `seeds` [E] an epoch; `start` epochs are done.
+    The result does not depend on the batch size, beyond rounding.
 
     Raises:
         WmddError: a logit is no number, or too large for float16.
@@ -109,8 +103,8 @@ def relabel(
     for epoch in context.progress(range(start, len(seeds)), "relabelling", len(seeds), start, "epoch"):
         views = views_of(settings, len(images), seeds[epoch]).to(images.device)
 
-        def logits_of(index: Tensor, views: augment.Views | siamese.Distortions = views) -> Tensor:
-            return ask(network, seen(images, views, index, mean, std), engine).half()
+        def logits_of(index: Tensor, views: AnyViews = views) -> Tensor:
+            return ask(network, seen(images, views, index, normalisation), engine).half()
 
         logits = torch.cat(list(engine.passes(logits_of, everything.split(batch_size))))
         if not logits.isfinite().all():

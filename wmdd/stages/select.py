@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from wmdd.base.errors import WmddError
@@ -20,6 +19,7 @@ from wmdd.base.rng import generator
 from wmdd.networks import augment
 from wmdd.networks.engine import Engine
 from wmdd.networks.models import Network, normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.stages.point_clouds import Cloud
 from wmdd.transport import quantize
 from wmdd.transport.measure import squared_distances
@@ -47,6 +47,8 @@ def random(count: int, k: int, seed: int, label: int) -> Chosen:
 
 def kmeans_medoid(features: Tensor, k: int, settings: "TransportSettings", seed: int, label: int) -> Chosen:
     """Choose the K distinct images nearest in all to the atoms of the free-weights barycenter; weights = cell masses."""
+    from scipy.optimize import linear_sum_assignment
+
     barycenter = quantize(
         features, k, generator=generator("select", seed, label), max_iterations=settings.max_iterations,
         tolerance=settings.tolerance, restarts=settings.restarts, exchanges=settings.exchanges,
@@ -74,10 +76,9 @@ def select(
         labels: [N], sorted.
         classes: their names.
         k: images per class.
-        features: of the training set, for the strategy `kmeans-medoid`, or those that count (`Confident`). One class is in
-            memory at a time.
+        features: of the training set, for the strategy `kmeans-medoid`, or those that count (`Confident`), a class at a time.
         settings: the strategy.
-        solver: settings of the barycenter behind `kmeans-medoid`.
+        solver: of the barycenter behind `kmeans-medoid`.
         seed: of the distillation.
 
     Raises:
@@ -120,8 +121,7 @@ def patches(
     images: Tensor,
     label: int,
     count: int,
-    mean: list[float],
-    std: list[float],
+    normalisation: Normalisation,
     settings: "SelectSettings",
     seed: int,
     engine: Engine,
@@ -132,16 +132,7 @@ def patches(
     score). RDED's code scores a crop at its place in the mosaic's size within a frame of zeros; here it is scored at full size,
     as a student sees it that crops the mosaic.
 
-    Args:
-        network: the teacher.
-        images: candidates, uint8 [n, 3, R, R].
-        label: their class c.
-        count: how many to choose, at most n.
-        mean: per channel, of the teacher's normalisation.
-        std: per channel.
-        settings: crops of an image, and their sizes.
-        seed: of the distillation.
-        engine: where the teacher is.
+    The candidates are uint8 [n, 3, R, R], all of the class c = `label`; at most n can be chosen.
     """
     n, device = len(images), engine.device
     draws = generator("select", "crops", seed, label)
@@ -150,7 +141,7 @@ def patches(
     whose = torch.arange(n).repeat_interleave(settings.crops)
 
     def score(index: Tensor) -> Tensor:
-        seen = augment.apply(normalise(images[whose[index]], mean, std).to(device), *_these(views, index, device))
+        seen = augment.apply(normalise(images[whose[index]], normalisation).to(device), *_these(views, index, device))
         with engine.autocast():
             logits = network(engine.arranged(seen, network)).float()
         return F.cross_entropy(logits, torch.full((len(index),), label, device=device), reduction="none").cpu()

@@ -14,6 +14,7 @@ from wmdd.networks import augment
 from wmdd.networks.context import Context
 from wmdd.networks.distributed import ALONE, parts_of, shared_statistics
 from wmdd.networks.models import Network, build, normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.training import Batch, batches_of, cross_entropy, evaluate, fit
 
 if TYPE_CHECKING:
@@ -70,8 +71,7 @@ def train(
     pictures: "Pictures",
     val_pictures: "Pictures",
     classes: int,
-    mean: list[float],
-    std: list[float],
+    normalisation: Normalisation,
     settings: "TeacherSettings",
     seed: int,
     context: Context,
@@ -101,7 +101,7 @@ def train(
         steps = batches_of(order, settings.batch_size)
         parts = [part for step in steps[first:] for part in parts_of(step, settings.accumulate, context.world)]
         for (index, share, last), images in zip(parts, pictures.batches(p.positions for p in parts), strict=True):
-            chosen, index = normalise(images.to(device), mean, std), index.to(device)
+            chosen, index = normalise(images.to(device), normalisation), index.to(device)
             every = torch.arange(len(index), device=device)
             seen = augment.apply(chosen, replace(views.of(index), partner=every), every, padded=settings.crop == "pad")
             seen = context.engine.arranged(shrink(seen, side), network)
@@ -115,7 +115,7 @@ def train(
             epoch_of,
             len(batches_of(labels, settings.batch_size)),
             cross_entropy(settings.label_smoothing),
-            lambda net: evaluate(net, val_pictures, mean, std, context.engine, world=context.world),
+            lambda net: evaluate(net, val_pictures, normalisation, context.engine, world=context.world),
             settings,
             context,
             settings.ema,

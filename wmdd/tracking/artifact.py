@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from wmdd.artifacts import atomic_files, hdf5
+from wmdd.artifacts import atomic_files, hdf5, model_files
 from wmdd.workflow.layout import place_of
 from wmdd.workflow.stages import STAGES, makers_of
 
@@ -75,10 +75,8 @@ def artifact_name(output: Path) -> str:
 
 def digest_of(path: Path) -> str:
     """Return the digest by which later artifacts name a file."""
-    from wmdd.artifacts.model_files import load_model
-
     if path.suffix == ".h5":
         return str(hdf5.load_meta(path)["digest"])
     if path.suffix == ".safetensors":
-        return str(load_model(path)[1]["digest"])
+        return str(model_files.load_meta(path)["digest"])
     return atomic_files.sha256_of(path)

@@ -13,7 +13,11 @@ References:
 """
 
 import os
+import sys
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec
 from typing import Any
 
 import numpy as np
@@ -182,9 +186,18 @@ def as_numpy(x: Tensor) -> np.ndarray:
     return np.ascontiguousarray(x.detach().double().cpu().numpy())
 
 
+@cache
 def pot() -> Any:
-    """Import POT, which would look for every array library it knows; NumPy will do."""
-    os.environ.setdefault("POT_BACKEND_DISABLE_PYTORCH", "1")
-    import ot
+    """Import POT's linear programs without the rest of it, which takes a second or two: scikit-learn, pandas, networkx.
 
-    return ot
+    POT would look for every array library that it knows; NumPy will do.
+    """
+    os.environ.setdefault("POT_BACKEND_DISABLE_PYTORCH", "1")
+    spec = find_spec("ot")
+    if "ot" in sys.modules or spec is None:
+        return import_module("ot.lp")
+    sys.modules["ot"] = module_from_spec(spec)  # empty, while its part `lp` is imported
+    try:
+        return import_module("ot.lp")
+    finally:
+        del sys.modules["ot"]

@@ -32,10 +32,10 @@ from wmdd.transport.plans import balanced
 from wmdd.transport.search import improve
 from wmdd.transport.seeding import greedy
 from wmdd.transport.span import Span, wide
+from wmdd.transport.swaps import swapped
 from wmdd.transport.uniform import balance
 
 COARSE = 1e-4  # tolerance before the exchanges, which move the optimum anyway
-SEEDS = 2  # starts that are scored
 FEW = 32  # atoms up to which seeds cost little and exchanges save much
 ROUNDS = 10  # of exchanges
 TRIED = (3, 1)  # sets of exchanges a round
@@ -218,19 +218,19 @@ def free_cells(
     steps: int,
     tolerance: float,
     exchanges: int | None,
-    start: Start = greedy,
+    start: Start | None = None,
 ) -> tuple[Cells, list[Tensor]]:
     """Return cells at a local optimum (R = 1) and the costs [C] after each step."""
     c = len(measures.count)
     if bool((measures.count == k).all()):  # every point is an atom
         cells = Cells.of(measures, torch.arange(k, device=measures.x.device).expand(c, 1, k), k)
         return cells, [cells.cost.view(c)]
-    seeds = SEEDS if k <= FEW else 1
-    cells = Cells.of(measures, start(measures, k, seeds, generators), k)
-    cells = cells.pick(cells.cost.argmin(1)).repaired()
+    few = k <= FEW
+    start = start or (swapped if few and exchanges != 0 else greedy)
+    cells = Cells.of(measures, start(measures, k, 1, generators), k).repaired()
     trace = [cells.cost]
-    rounds = ROUNDS if exchanges is None else exchanges
-    doubled = exchanges is None and k > FEW
+    doubled = exchanges is None
+    rounds = (0 if few else ROUNDS) if exchanges is None else exchanges
     if k > 1:
         left = torch.full_like(cells.cost, steps - 1, dtype=torch.long)
         coarse = max(tolerance, COARSE) if rounds and not doubled else tolerance

@@ -88,7 +88,5 @@ def _free_support(points: Tensor, masses: Tensor, atoms: Tensor, weights: Tensor
             f"the released recipe cannot go on: the weight of atom {index} fell to 0, by which it divides; "
             "use the solver cuturi-doucet, whose weights stay positive, or uniform weights"
         )
-    moved = pot().lp.free_support_barycenter(
-        [as_numpy(points)], [as_numpy(masses)], as_numpy(atoms), b=as_numpy(weights)
-    )
+    moved = pot().free_support_barycenter([as_numpy(points)], [as_numpy(masses)], as_numpy(atoms), b=as_numpy(weights))
     return torch.from_numpy(moved)

@@ -38,13 +38,13 @@ def greedy(measures: Measures, k: int, replicas: int, generators: list[torch.Gen
     )
     draws = draws.to(device)
     first = (draws[..., :1] * measures.count[:, None, None]).long()
-    near = _to_points(measures, first)[:, :, 0]
+    near = distances_of_points(measures, first)[:, :, 0]
     label = torch.zeros(c, replicas, n, dtype=torch.long, device=device)
     drawn, used = 1, 1
     while drawn < k:
-        candidates = _sample(near, draws[..., used : used + tries])
+        candidates = sample(near, draws[..., used : used + tries])
         used += tries
-        distance = _to_points(measures, candidates)
+        distance = distances_of_points(measures, candidates)
         for _ in range(min(together, k - drawn)):
             cost = torch.minimum(distance, near[:, :, None]).sum(3)
             best = cost.argmin(2)[..., None, None].expand(c, replicas, 1, n)
@@ -70,7 +70,7 @@ def uniform(measures: Measures, k: int, replicas: int, generators: list[torch.Ge
     return measures.distances(atoms).argmin(2)
 
 
-def _to_points(measures: Measures, rows: Tensor) -> Tensor:
+def distances_of_points(measures: Measures, rows: Tensor) -> Tensor:
     """Return the squared distances [C, R, M, N] of the points `rows` [C, R, M] to all; 0 on padding."""
     c, r, m = rows.shape
     at = rows.view(c, r * m, 1).expand(-1, -1, measures.points.shape[2])
@@ -78,7 +78,7 @@ def _to_points(measures: Measures, rows: Tensor) -> Tensor:
     return measures.distances(chosen).clamp_(min=0).mul_(measures.real[:, None, None])
 
 
-def _sample(odds: Tensor, draws: Tensor) -> Tensor:
+def sample(odds: Tensor, draws: Tensor) -> Tensor:
     """Return indices [C, R, M] drawn with the given odds [C, R, N] by inverting their sums at draws in [0, 1)."""
     sums = odds.double().cumsum(2)
     return torch.searchsorted(sums, draws * sums[..., -1:], right=True).clamp_(max=odds.shape[2] - 1)

@@ -1,6 +1,7 @@
 """The costs of all jobs that some files come from, found by asking Snakemake's rules for their inputs."""
 
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,19 +14,21 @@ EXAMPLE = defaultdict(lambda: "0", block="classes0-0")  # of wildcards
 def costs(rules: Iterable[Any], targets: Iterable[str]) -> list[str]:
     """Return the cost file of every job that Snakemake runs for some files, those of the jobs before included.
 
+    A file that no rule makes, as one that somebody put there, has no cost; standard error names it.
+
     Args:
         rules: Snakemake's, each with `input`, `output` and `wildcard_constraints`.
         targets: paths of the layout. What is none of the layout's has no cost.
     """
     makers = _makers(rules)
     pending = [place for path in targets if (place := place_of(path))]
-    reached, cost_files = set(pending), set[str]()
+    reached, cost_files, without_rule = set(pending), set[str](), list[str]()
     while pending:
         kind, cell = pending.pop()
         wildcards = {name: str(value) for name, value in cell.parts().items()}
-        for rule in makers.get((kind, cell.run), []):
-            if not _fits(rule, wildcards):
-                continue
+        fitting = [rule for rule in makers.get((kind, cell.run), []) if _fits(rule, wildcards)]
+        without_rule += [] if fitting else [path_of(kind, cell)]
+        for rule in fitting:
             if (cost := dict(rule.output.items()).get("cost")) and (place := place_of(_filled(cost, wildcards))):
                 cost_files.add(cost_of(path_of(*place)))
             for needed in rule.input:
@@ -34,6 +37,8 @@ def costs(rules: Iterable[Any], targets: Iterable[str]) -> list[str]:
                 new = {place for place in places if place and place not in reached}
                 reached |= new
                 pending += new
+    for path in sorted(without_rule):
+        print(f"no rule makes {path}: the report is without its cost", file=sys.stderr)
     return sorted(cost_files)
 
 

@@ -13,13 +13,14 @@ from wmdd.networks import siamese
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import plain
 from wmdd.networks.models import bounds_of, build, normalise
+from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.match import MatchSettings
 from wmdd.stages.match import real, start
 from wmdd.stages.match.distributions import attention, loss, match, means
 from wmdd.stages.select import random
 
 CLASSES, K, SIDE, EACH = 3, 2, 8, 9
-MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
+NORMALISATION = Normalisation([0.5, 0.4, 0.6], [0.2, 0.3, 0.25])
 NAMES = ["a", "b", "c"]
 DM = MatchSettings(objective="dm", architecture="convnet2", width=4, iterations=3, lr=2.0, real_batch=4)
 DATADAM = DM.model_copy(update={"objective": "datadam", "lr": 50.0})
@@ -36,8 +37,9 @@ def found_of(block=range(CLASSES), least=4):
     return real(pictures(), list(block), NAMES, least)
 
 
-def matched(settings, block=range(CLASSES), context=None):
-    return match(found_of(block), CLASSES, K, MEAN, STD, settings, 0, context or quiet(plain())).images
+def matched(settings, block=range(CLASSES), **changes):
+    context = replace(quiet(plain()), **changes)
+    return match(found_of(block), CLASSES, K, NORMALISATION, settings, 0, context).images
 
 
 def network(settings):
@@ -70,14 +72,6 @@ def test_the_loss_is_the_equation_evaluated_class_by_class(settings):
         torch.testing.assert_close(found[c], wanted)
 
 
-def test_the_last_map_is_what_the_network_embeds():
-    net = network(DM)
-    x = torch.randn(2, 3, SIDE, SIDE, generator=generator("dm maps"))
-    *maps, last = net.maps(x)
-    assert [m.shape[-1] for m in maps] == [8, 4]
-    torch.testing.assert_close(last, net.embed(x))
-
-
 @BOTH
 def test_a_class_is_the_same_alone_and_beside_others(settings):
     together = matched(settings)
@@ -90,18 +84,19 @@ def test_one_step_is_that_of_the_gradient_of_the_equation(settings):
     """A step of the whole stage, against its parts put together by hand: network, real images, distortion, momentum, range."""
     settings = settings.model_copy(update={"iterations": 1})
     found, net = found_of(), build(settings, CLASSES, SIDE, generator("match", "network", 0, 0))
-    x = start(found, K, MEAN, STD, settings, 0).requires_grad_()
+    x = start(found, K, NORMALISATION, settings, 0).requires_grad_()
     total = torch.zeros(())
     for c in range(CLASSES):
         order = torch.randperm(EACH, generator=generator("match", "real", 0, 0, c))[:4]
-        truth = normalise(pictures().images[EACH * c + order], MEAN, STD)
+        truth = normalise(pictures().images[EACH * c + order], NORMALISATION)
         how = siamese.draw(generator("match", "view", 0, 0, c), 1)
         target = means(net, siamese.apply(truth, how.repeated(4)), 1, settings, plain())
         total = total + loss(net, siamese.apply(x[c], how.repeated(K))[None], target, settings, plain()).sum()
     total.backward()
-    low, high = bounds_of(MEAN, STD, torch.device("cpu"))
+    low, high = bounds_of(NORMALISATION, torch.device("cpu"))
     wanted = torch.minimum(torch.maximum(x - settings.lr * x.grad, low), high)
-    pixels = (wanted * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMALISATION)
+    pixels = (wanted * std + mean) * 255
     assert (matched(settings).float() - pixels).abs().max() <= 0.51
     assert (matched(settings) != matched(settings.model_copy(update={"lr": 1e-9}))).any()
 
@@ -109,28 +104,24 @@ def test_one_step_is_that_of_the_gradient_of_the_equation(settings):
 @BOTH
 def test_the_loss_falls(settings):
     losses = []
-    context = replace(quiet(plain()), log=lambda metrics, step: losses.append(metrics["loss"]))
-    matched(
-        settings.model_copy(update={"iterations": 100, "init": "noise", "pool": 1, "views": "none"}), context=context
-    )
+    still = {"iterations": 100, "init": "noise", "pool": 1, "views": "none"}
+    matched(settings.model_copy(update=still), log=lambda metrics, step: losses.append(metrics["loss"]))
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
 def test_real_starts_are_the_images_of_random_under_the_same_seed():
-    begun = start(found_of(), K, MEAN, STD, DM, 3)
+    begun = start(found_of(), K, NORMALISATION, DM, 3)
     for c in range(CLASSES):
         chosen, _ = random(EACH, K, 3, c)
-        torch.testing.assert_close(begun[c], normalise(pictures().images[EACH * c + chosen], MEAN, STD))
-    noise = start(found_of(), K, MEAN, STD, DM.model_copy(update={"init": "noise"}), 3)
+        torch.testing.assert_close(begun[c], normalise(pictures().images[EACH * c + chosen], NORMALISATION))
+    noise = start(found_of(), K, NORMALISATION, DM.model_copy(update={"init": "noise"}), 3)
     assert not torch.equal(begun, noise)
 
 
 @BOTH
 def test_it_goes_on_after_any_kill_with_the_same_bits(settings, dying_keeper):
-    whole, keeper = matched(settings), dying_keeper(2, 3)
-    with pytest.raises(keeper.Killed):
-        matched(settings, context=replace(quiet(plain()), keeper=keeper))
-    assert torch.equal(matched(settings, context=replace(quiet(plain()), keeper=keeper)), whole)
+    again = dying_keeper.after(lambda keeper: matched(settings, keeper=keeper), 2, 3)
+    assert torch.equal(matched(settings, keeper=again), matched(settings))
 
 
 def test_networks_of_a_pool_come_again():
@@ -140,28 +131,23 @@ def test_networks_of_a_pool_come_again():
 
 
 def test_too_few_real_images_for_the_batch_are_refused_by_name():
-    with pytest.raises(
-        WmddError, match=r"class a has 9 real images, but 10 are to be drawn at once; lower match.real_batch"
-    ):
+    said = r"class a has 9 real images, but 10 are to be drawn at once; lower match.real_batch"
+    with pytest.raises(WmddError, match=said):
         found_of(least=10)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"norm": "batch"}, r"match: BatchNorm ties the images of a batch to each other; set norm: instance"),
+def test_networks_that_tie_images_together_are_refused():
+    for change, said in (
+        ({"norm": "batch"}, "match: BatchNorm ties the images of a batch to each other; set norm: instance"),
         (
             {"architecture": "resnet18"},
-            r"match: the network must be a ConvNet, not resnet18; set architecture: convnet3",
+            "match: the network must be a ConvNet, not resnet18; set architecture: convnet3",
         ),
-    ],
-)
-def test_networks_that_tie_images_together_are_refused(change, message):
-    with pytest.raises(WmddError, match=message):
-        matched(DM.model_copy(update=change))
+    ):
+        with pytest.raises(WmddError, match=said):
+            matched(DM.model_copy(update=change))
 
 
-def test_a_loss_that_is_no_number_stops_with_the_remedy(dying_keeper):
-    keeper = dying_keeper(1)
+def test_a_loss_that_is_no_number_stops_with_the_remedy():
     with pytest.raises(WmddError, match=r"the loss is not a number at iteration \d+; lower match.lr"):
-        matched(DM.model_copy(update={"lr": float("inf")}), context=replace(quiet(plain()), keeper=keeper))
+        matched(DM.model_copy(update={"lr": float("inf")}))

@@ -17,6 +17,7 @@ from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Pictures, read
 from wmdd.networks.models import normalise
+from wmdd.networks.normalisation import Normalisation
 
 if TYPE_CHECKING:
     from wmdd.settings.match import MatchSettings
@@ -57,9 +58,7 @@ def real(
     return Real(pictures, labels, begins, counts)
 
 
-def start(
-    real_images: Real, k: int, mean: list[float], std: list[float], settings: "MatchSettings", seed: int
-) -> Tensor:
+def start(real_images: Real, k: int, normalisation: Normalisation, settings: "MatchSettings", seed: int) -> Tensor:
     """Return the normalised images [C, K, 3, R, R] to begin with."""
     side = real_images.pictures.resolution
     if settings.init == "noise":
@@ -70,7 +69,7 @@ def start(
     images = []
     for label, begin, count in zip(real_images.labels, real_images.begins, real_images.counts, strict=True):
         chosen = torch.randperm(count, generator=generator("select", seed, label))[:k]  # as wmdd.stages.select.random
-        images.append(normalise(read(real_images.pictures, begin + chosen), mean, std))
+        images.append(normalise(read(real_images.pictures, begin + chosen), normalisation))
     return torch.stack(images)
 
 

@@ -33,6 +33,7 @@ from wmdd.networks import siamese
 from wmdd.networks.context import Context
 from wmdd.networks.engine import Engine, resume
 from wmdd.networks.models import ConvNet, bounds_of, build, normalise, to_pixels
+from wmdd.networks.normalisation import Normalisation
 from wmdd.stages.match import Matched, Real, start, within
 
 if TYPE_CHECKING:
@@ -84,23 +85,12 @@ def match(
     real: Real,
     classes: int,
     k: int,
-    mean: list[float],
-    std: list[float],
+    normalisation: Normalisation,
     settings: "MatchSettings",
     seed: int,
     context: Context,
 ) -> Matched:
-    """Return the images of a block of classes.
-
-    Args:
-        real: the real images of the block's classes.
-        classes: how many the dataset has, for the networks' last layer, which is not used.
-        k: images per class.
-        mean: per channel, of the normalisation.
-        std: per channel.
-        settings: the objective and its optimisation.
-        seed: of the distillation.
-        context: engine, checkpoints, log, progress.
+    """Return the images of a block of classes, K each; `classes` of the whole dataset have a place in the last layer, unused.
 
     Raises:
         WmddError: the network is not one of these, or the loss is not a number.
@@ -108,20 +98,20 @@ def match(
     settings.check("match: ")
     engine, iterations, side = context.engine, settings.iterations, real.pictures.resolution
     state = context.keeper.load()
-    images = state["images"] if state else start(real, k, mean, std, settings, seed)
+    images = state["images"] if state else start(real, k, normalisation, settings, seed)
     x = images.to(engine.device, copy=True).requires_grad_()
     optimizer = engine.optimizer("sgd", [x], settings.lr, momentum=settings.momentum)
     first = 0
     if state:
         resume(optimizer, state["optimizer"])
         first = int(state["iteration"])
-    bounds = bounds_of(mean, std, engine.device)
+    bounds = bounds_of(normalisation, engine.device)
     pixels = real.pictures.batches(_positions(real, settings, seed, first))
     every = max(1, iterations // 100)
     for i in context.progress(range(first, iterations), "matching", iterations, first):
         draws = generator("match", "network", seed, i % settings.pool if settings.pool else i)
         network = cast(ConvNet, engine.place(build(settings, classes, side, draws).requires_grad_(False)))
-        real_batches = (engine.arranged(normalise(p.to(engine.device), mean, std), network) for p in pixels)
+        real_batches = (engine.arranged(normalise(p.to(engine.device), normalisation), network) for p in pixels)
         optimizer.zero_grad(set_to_none=True)
         total = _descend(network, x, real_batches, _distortions(real, settings, seed, i), settings, engine)
         optimizer.step()
@@ -137,7 +127,7 @@ def match(
         if due:
             kept: dict[str, Any] = {"images": x.detach().cpu(), "optimizer": optimizer.state_dict(), "iteration": i + 1}
             context.keeper.save(kept, i + 1, iterations, "iteration")
-    return Matched(to_pixels(x.detach().cpu(), mean, std))
+    return Matched(to_pixels(x.detach().cpu(), normalisation))
 
 
 def _descend(

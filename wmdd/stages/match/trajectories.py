@@ -33,6 +33,7 @@ from wmdd.networks import siamese
 from wmdd.networks.context import Context
 from wmdd.networks.engine import Engine, resume
 from wmdd.networks.models import bounds_of, build, to_pixels
+from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.training import batches_of
 from wmdd.networks.whitening import Whitening
 from wmdd.stages.match import Matched, Real, start, within
@@ -104,8 +105,7 @@ def match(
     real: Real,
     classes: int,
     k: int,
-    mean: list[float],
-    std: list[float],
+    normalisation: Normalisation,
     experts: "Sequence[Any]",
     trained: "ExpertSettings",
     whitening: Whitening | None,
@@ -113,20 +113,10 @@ def match(
     seed: int,
     context: Context,
 ) -> Matched:
-    """Return the images of all classes, the learned rate and, if they are learned, labels [C, K, C] (probabilities).
+    """Return the images of all C classes, the learned rate and, if they are learned, labels [C, K, C] (probabilities).
 
-    Args:
-        real: the real images.
-        classes: C.
-        k: images per class.
-        mean: per channel, of the normalisation.
-        std: per channel.
-        experts: trajectories [E + 1, P], rows of which are read.
-        trained: their settings; the student is the same network.
-        whitening: of the training images, if the experts saw whitened ones; X is then whitened, and the result is not.
-        settings: the student and the optimisation.
-        seed: of the distillation.
-        context: engine, checkpoints, log, progress.
+    Experts are trajectories [E + 1, P], of which rows are read; their settings `trained` are those of the student too. With a
+    `whitening`, that of the training images, the experts saw whitened ones: X is then whitened, and the result is not.
 
     Raises:
         WmddError: the experts are too short, or a student's step leads to no number.
@@ -137,12 +127,12 @@ def match(
     gradient = gradient_of(network)
     white = None if whitening is None else whitening.to(engine.device)
     state = context.keeper.load()
-    begun = _begin(real, classes, k, mean, std, white, settings, seed, engine.device) if state is None else state
+    begun = _begin(real, classes, k, normalisation, white, settings, seed, engine.device) if state is None else state
     distilled = _Distilled(begun["images"], begun["logits"], begun["rate"], white, settings, engine)
     if state is not None:
         distilled.resume(state)
     first, every = int(begun["iteration"]), max(1, iterations // 200)
-    bounds = bounds_of(mean, std, engine.device)
+    bounds = bounds_of(normalisation, engine.device)
     for i in context.progress(range(first, iterations), "matching", iterations, first):
         begin, target = (theta.to(engine.device) for theta in _segment(experts, settings, seed, i))
         step_of = _steps(distilled, network, classes, k, settings, seed, i, engine)
@@ -158,7 +148,7 @@ def match(
             context.keeper.save(distilled.state() | {"iteration": i + 1}, i + 1, iterations, "iteration")
     shape = (len(real.labels), k)
     labels = None if distilled.logits is None else distilled.logits.detach().softmax(1).cpu().view(*shape, classes)
-    images = to_pixels(distilled.images().cpu(), mean, std).view(*shape, 3, side, side)
+    images = to_pixels(distilled.images().cpu(), normalisation).view(*shape, 3, side, side)
     return Matched(images, distilled.rate.item(), labels)
 
 
@@ -185,15 +175,14 @@ def _begin(
     real: Real,
     classes: int,
     k: int,
-    mean: list[float],
-    std: list[float],
+    normalisation: Normalisation,
     white: Whitening | None,
     settings: "MatchSettings",
     seed: int,
     device: torch.device,
 ) -> dict[str, Any]:
     """Return X, alpha and the labels' logits to begin with, as a state that was kept."""
-    x = start(real, k, mean, std, settings, seed).flatten(0, 1).to(device)
+    x = start(real, k, normalisation, settings, seed).flatten(0, 1).to(device)
     x = x if white is None or settings.init == "noise" else white.apply(x)
     logits = SURE * _one_hot(classes, k) if settings.labels == "learned" else None
     return {"images": x, "logits": logits, "rate": settings.student_lr, "iteration": 0}

@@ -56,15 +56,9 @@ def gradient_of(network: nn.Module) -> Grad:
 def unrolled(
     gradient: Grad, begin: Tensor, target: Tensor, step_of: Callable[[int], Step], steps: int, rate: float
 ) -> Unrolled:
-    """Take N steps from `begin` [P], and return L and its derivatives; memory does not grow with N but by the theta_i.
+    """Take N `steps` from `begin` [P] towards `target`, at the `rate` alpha, and return L and its derivatives.
 
-    Args:
-        gradient: of `gradient_of`.
-        begin: theta*_t.
-        target: theta*_{t+M}.
-        step_of: gives step i, the same whenever it is asked.
-        steps: N.
-        rate: alpha.
+    `step_of` gives step i, the same whenever it is asked. Memory does not grow with N but by the theta_i.
     """
     thetas = [begin]
     for i in range(steps):

@@ -1,15 +1,13 @@
-"""The app that all commands register with, and the arguments that many of them take, each with its help."""
+"""The mark of a command, and the arguments that many of them take, each with its help."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from wmdd import __version__
 from wmdd.settings.engine import EngineSettings
-
-app = App(name="wmdd", help="Dataset distillation with Wasserstein barycenters.", version=__version__)
 
 Paths = Annotated[list[Path], Parameter(consume_multiple=True)]
 Positive = Annotated[int, Parameter(validator=Number(gte=1))]
@@ -21,3 +19,10 @@ Seed = Annotated[int, Parameter(help="of the distillation.")]
 Ipc = Annotated[int, Parameter(validator=Number(gte=1), help="images per class.")]
 Block = Annotated[str, Parameter(help="of classes, as in classes0-4.")]
 ENGINE = EngineSettings()
+
+Function = TypeVar("Function", bound=Callable[..., None])
+
+
+def command(function: Function) -> Function:
+    """Mark a function as a command of its name: what `wmdd.cli.commands` and `wmdd.jobs.code_reach` look for in the sources."""
+    return function

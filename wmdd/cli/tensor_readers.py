@@ -1,0 +1,74 @@
+"""What several commands read to compute with: pictures, teachers, statistics, the features that count."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wmdd.artifacts import hdf5
+from wmdd.artifacts.model_files import load_model
+from wmdd.base.errors import WmddError
+from wmdd.cli.readers import Meta
+from wmdd.datasets.loader import Pictures, opened
+from wmdd.jobs.node_cache import staged
+from wmdd.networks.batchnorm import Statistics
+from wmdd.networks.engine import Engine
+from wmdd.networks.models import Network
+from wmdd.networks.state_dicts import restore
+from wmdd.settings.network import NetworkSettings
+from wmdd.stages.point_clouds import Cloud, Confident
+
+
+def class_rows(labels: Tensor, classes: range | None) -> tuple[int, int]:
+    """Return where the rows of some classes (None: all) begin and end in labels [N] that are sorted by class."""
+    if classes is None:
+        return 0, len(labels)
+    return int((labels < classes.start).sum()), int((labels < classes.stop).sum())
+
+
+@contextmanager
+def both_splits(data: Path, engine: Engine) -> Iterator[tuple[Pictures, Pictures]]:
+    """Open the training and the validation pictures of a dataset, copied to this node where it has scratch space."""
+    near = staged(data)
+    with (
+        opened(near, "train", device=engine.device) as (train, _),
+        opened(near, "val", device=engine.device) as (val, _),
+    ):
+        yield train, val
+
+
+def read_teacher(path: Path) -> tuple[Network, Meta]:
+    """Read a teacher with its meta data."""
+    state, meta = load_model(path)
+    settings = NetworkSettings(**{k: v for k, v in meta["settings"].items() if k in NetworkSettings.model_fields})
+    return restore(settings, state, len(meta["classes"]), meta["resolution"], str(path)), meta
+
+
+def read_statistics(path: Path, classes: range) -> Statistics:
+    """Read the BatchNorm statistics of some classes, [C, channels] a layer, in the network's order of layers."""
+    with hdf5.reading(path) as file:
+        layers = file.meta["layers"]
+        mean, variance = (
+            {name: torch.from_numpy(file[f"{kind}/{name}"][classes.start : classes.stop]) for name in layers}
+            for kind in ("mean", "variance")
+        )
+    return Statistics(mean, variance)
+
+
+def confident_points(
+    cloud: Cloud, meta: Meta, path: Path, teacher: Path | None, share: float
+) -> tuple[Cloud, dict[str, str]]:
+    """Return the features that count, and the digest of the teacher that chooses them where not all do.
+
+    `meta` and `path` are those of the features; `share` is the part of each class of which the teacher is most confident.
+    """
+    if share >= 1:
+        return cloud, {}
+    if teacher is None:
+        raise WmddError(f"with confident {share:g} give the --teacher whose features {path} has, or set confident: 1")
+    state, teacher_meta = load_model(teacher)
+    if meta.get("inputs", {}).get("teacher") != teacher_meta["digest"]:
+        raise WmddError(f"{path} has no features of {teacher}; run the features stage again")
+    return Confident(cloud, state["head.weight"], state["head.bias"], share), {"teacher": teacher_meta["digest"]}
