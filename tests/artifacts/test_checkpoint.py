@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from wmdd.artifacts.checkpoint import HOUR, Checkpoint, Progress, abandoned, owner, peek, seconds_between
+from wmdd.artifacts.atomic_files import HOUR, abandoned, owner
+from wmdd.artifacts.checkpoint import Checkpoint, Progress, peek, seconds_between
 from wmdd.base.errors import WmddError
 from wmdd.base.preemption import AGAIN, Notice, Preempted
 

@@ -4,35 +4,48 @@ import errno
 import hashlib
 import json
 import os
+import re
 import socket
-from collections.abc import Iterator
+import stat
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from wmdd.base.errors import WmddError
+from wmdd.base.errors import WmddError, one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SEAL = "seal"  # of a JSON file: the SHA-256 of the rest of it
+HOUR = 3600.0
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success flush it to disk and rename it, on failure remove it.
+    """Yield a temporary file beside `path`; on success flush it to disk and rename it, on failure remove it.
 
-    Its name carries host and process, so that jobs that make the same file at once, wherever they are, don't meet.
+    Its name carries host and process, so that jobs that make the same file at once, wherever they are, don't meet. Those that
+    killed jobs left of the same file are removed. Its mode is the one that the umask gives.
 
     Raises:
         WmddError: the disk is full, the folder can't be written, or another job removed what was being written.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{owner()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path)
+        part.touch()
+        mode = stat.S_IMODE(part.stat().st_mode)
         yield part
         with part.open("rb") as written:
             os.fsync(written.fileno())
+            if (
+                stat.S_IMODE(os.fstat(written.fileno()).st_mode) != mode
+            ):  # safetensors replaces the file by one of its own
+                os.fchmod(written.fileno(), mode)
         part.replace(path)
         _flush_folder(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -40,6 +53,49 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # not there, or its folder is not
             part.unlink()
+
+
+def owner() -> str:
+    """Return the name of this process in those of its temporary files."""
+    return f"{socket.gethostname()}.{os.getpid()}"
+
+
+def owned_here(path: Path) -> int | None:
+    """Return the process, if it is one of this machine, that a temporary file `.{name}.{host}.{pid}.{kind}` belongs to."""
+    match = re.search(rf"\.{re.escape(socket.gethostname())}\.(\d+)\.\w+$", path.name)
+    return int(match[1]) if match else None
+
+
+def abandoned(path: Path) -> bool:
+    """Return whether no job goes on with a temporary file: its process was on this machine and is gone, or it is an hour old.
+
+    One of this process's own number was left by an earlier process of that number.
+    """
+    process = owned_here(path)
+    if process is not None and (process == os.getpid() or not _runs(process)):
+        return True
+    try:
+        return time.time() - path.stat().st_mtime > HOUR
+    except OSError:  # gone already
+        return True
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove the half-written files of `path` that killed jobs left."""
+    for part in path.parent.iterdir():
+        if part.name.startswith(f".{path.name}.") and part.name.endswith(".part") and abandoned(part):
+            with suppress(OSError):
+                part.unlink()
 
 
 def _flush_folder(folder: Path) -> None:
@@ -76,6 +132,10 @@ def write_error(path: Path, error: Exception, part: Path | None = None) -> WmddE
             f"disk full (or file size limit reached) while writing {path}; free some space and run again: "
             "nothing half-written was left and finished files are kept"
         )
+    if getattr(error, "errno", None) == errno.EROFS or os.strerror(errno.EROFS) in text:
+        return WmddError(f"cannot write {path}: its disk is read-only; choose another folder")
+    if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+        return WmddError(f"cannot write {path}: its name is too long for the disk; choose a shorter one")
     if isinstance(error, PermissionError) or f"errno = {errno.EACCES}" in text or "Permission denied" in text:
         return WmddError(f"no permission to write {path}; choose another folder or change its permissions")
     if isinstance(error, (FileExistsError, NotADirectoryError)):
@@ -101,28 +161,57 @@ def _is_gone(error: Exception, part: Path) -> bool:
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with atomic(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all, keys sorted."""
+    """Write JSON whole or not at all, keys sorted; a mapping is sealed."""
+    if isinstance(content, Mapping):
+        content = {**content, SEAL: seal_of(content)}
     write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
+def seal_of(content: Mapping[str, Any]) -> str:
+    """Return the seal of a mapping: by it `read_json` sees that the file is as it was written."""
+    rest = {name: value for name, value in content.items() if name != SEAL}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def read_json(path: Path) -> Any:
-    """Read JSON.
+    """Read JSON, without its seal; a file of an earlier version has none and is not checked.
 
     Raises:
-        WmddError: it is missing, cut short or a folder.
+        WmddError: it is missing, cut short, no file, or has changed since it was written.
+    """
+    check_file(path, "run the stage that makes it first")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WmddError(f"{path} is not a whole JSON file ({one_line(error)}); delete it and run again") from None
+    if isinstance(content, dict) and SEAL in content:
+        if content[SEAL] != seal_of(content):
+            raise WmddError(f"{path} has changed since it was written; delete it and run again")
+        del content[SEAL]
+    return content
+
+
+def check_file(path: Path, remedy: str) -> None:
+    """Refuse what cannot be read as a file, before anything waits for it.
+
+    Raises:
+        WmddError: it is missing (`remedy` says what to do), a folder, a pipe or a device, or may not be read.
     """
     try:
-        return json.loads(path.read_text())
+        mode = path.stat().st_mode
     except FileNotFoundError:
-        raise WmddError(f"{path} does not exist; run the stage that makes it first") from None
-    except IsADirectoryError:
-        raise WmddError(f"{path} is a folder; name a file in it") from None
-    except (OSError, ValueError) as error:
-        raise WmddError(f"{path} is not a whole JSON file ({error}); delete it and run again") from None
+        raise WmddError(f"{path} does not exist; {remedy}") from None
+    except OSError as error:
+        raise WmddError(f"{path} cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise WmddError(f"{path} is {kind}; name a file")
+    if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise WmddError(f"no permission to read {path}; ask its owner for `chmod a+r`, or copy it")
 
 
 def sha256_of(path: Path) -> str:

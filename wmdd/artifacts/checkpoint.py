@@ -2,20 +2,17 @@
 
 import json
 import os
-import re
-import socket
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import ZipFile
 
-from wmdd.artifacts.atomic_files import atomic
+from wmdd.artifacts.atomic_files import atomic, remove_abandoned
 from wmdd.base import units
-from wmdd.base.errors import WmddError
+from wmdd.base.errors import WmddError, one_line
 from wmdd.base.preemption import KEPT, Notice, Preempted
 
 SECONDS = 60.0  # between two checkpoints at least; WMDD_CHECKPOINT_SECONDS changes it
-HOUR = 3600.0
 PROGRESS = "archive/progress.json"  # in the file, beside what torch writes there
 
 
@@ -61,7 +58,7 @@ class Checkpoint:
             content = _content(self.path)
             key, state, earlier = content["key"], dict(content["state"]), float(content["seconds"])
         except Exception as error:
-            print(f"checkpoint {self.path} cannot be read ({type(error).__name__}); starting over", flush=True)
+            print(f"checkpoint {self.path} cannot be read ({one_line(error)}); starting over", flush=True)
             return None
         if key != self.key:
             print(f"checkpoint {self.path} is of other settings, code or inputs; starting over", flush=True)
@@ -102,9 +99,7 @@ class Checkpoint:
     def remove(self) -> None:
         """Delete the file, once the output is in place, and half-written ones of jobs that were killed."""
         self.path.unlink(missing_ok=True)
-        for path in self.path.parent.iterdir():
-            if path.name.startswith(f".{self.path.name}.") and path.name.endswith(".part") and abandoned(path):
-                path.unlink(missing_ok=True)
+        remove_abandoned(self.path)
 
 
 def peek(path: Path) -> Progress | None:
@@ -118,45 +113,14 @@ def peek(path: Path) -> Progress | None:
 
 
 def _content(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds, once the checksums of the archive that it is are seen to be right: torch checks none."""
     import torch
 
+    with ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} has changed since it was written")
     content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     return content
-
-
-def owner() -> str:
-    """Return the name of this process in those of its temporary files."""
-    return f"{socket.gethostname()}.{os.getpid()}"
-
-
-def owned_here(path: Path) -> int | None:
-    """Return the process, if it is one of this machine, that a temporary file `.{name}.{host}.{pid}.{kind}` belongs to."""
-    match = re.search(rf"\.{re.escape(socket.gethostname())}\.(\d+)\.\w+$", path.name)
-    return int(match[1]) if match else None
-
-
-def abandoned(path: Path) -> bool:
-    """Return whether no job goes on with a temporary file: its process was on this machine and is gone, or it is an hour old.
-
-    One of this process's own number was left by an earlier process of that number.
-    """
-    process = owned_here(path)
-    if process is not None and (process == os.getpid() or not _runs(process)):
-        return True
-    try:
-        return time.time() - path.stat().st_mtime > HOUR
-    except OSError:  # gone already
-        return True
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
 
 
 def seconds_between() -> float:

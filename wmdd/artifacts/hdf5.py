@@ -4,8 +4,6 @@ What is read is checked against the checksums that were written with it (`wmdd.a
 """
 
 import json
-import os
-import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from wmdd.artifacts.atomic_files import check_file
 from wmdd.artifacts.checksums import CHECKSUMS, SEAL, SIZE, Described, checksum_of, rows_of_block, seal_of
 from wmdd.base.errors import WmddError, one_line
 
@@ -49,6 +48,10 @@ def opened(path: Path) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r", locking=False)
     except OSError as error:
+        if "unable to lock file" in str(error):
+            raise WmddError(
+                f"{path} is locked by a process that writes it; wait, or set HDF5_USE_FILE_LOCKING=FALSE"
+            ) from None
         raise WmddError(f"{path} is not a whole HDF5 file ({one_line(error)}); {AGAIN}") from None
     with file:
         try:
@@ -57,26 +60,6 @@ def opened(path: Path) -> Iterator[h5py.File]:
             if error.errno is not None:  # not of HDF5, which has none once the file is open
                 raise
             raise WmddError(f"{path} is damaged ({error}); {AGAIN}") from None
-
-
-def check_file(path: Path, remedy: str) -> None:
-    """Refuse what cannot be read as a file, before anything waits for it.
-
-    Raises:
-        WmddError: it is missing (`remedy` says what to do), a folder, a pipe or a device, or may not be read.
-    """
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise WmddError(f"{path} does not exist; {remedy}") from None
-    except OSError as error:
-        raise WmddError(f"{path} cannot be read: {error.strerror}") from None
-    if not stat.S_ISREG(mode):
-        raise WmddError(
-            f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'a pipe or a device'}, not a file; name a file"
-        )
-    if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise WmddError(f"there is no permission to read {path}; ask its owner for `chmod g+r`, or copy it")
 
 
 def dataset_of(path: Path, file: h5py.File, name: str) -> h5py.Dataset:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wmdd.artifacts import atomic_files, hdf5, hdf5_writer
-from wmdd.artifacts.checkpoint import abandoned, owned_here, owner
+from wmdd.artifacts.atomic_files import abandoned, owned_here, owner
 from wmdd.base.errors import WmddError
 
 SIZE = 2**24  # bytes that are held at most before they are kept
