@@ -27,14 +27,14 @@ Arrays = dict[str, np.ndarray]
 
 
 class Meta(dict[str, Any]):
-    """The meta data of a file; asking for what it does not say names the file."""
+    """The meta data of the file `path`; asking for what it does not say names the file."""
 
     def __init__(self, path: Path, content: dict[str, Any]) -> None:
         super().__init__(content)
-        self._path = path
+        self.path = path
 
     def __missing__(self, key: str) -> Any:
-        raise WmddError(f"{self._path} says nothing of its {key}, so it is of another stage or no artifact; {AGAIN}")
+        raise WmddError(f"{self.path} says nothing of its {key}, so it is of another stage or no artifact; {AGAIN}")
 
 
 @contextmanager

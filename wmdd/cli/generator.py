@@ -45,7 +45,7 @@ def autoencoder(
     """
     meta = hdf5.load_meta(data)
     with (
-        job("autoencoder", output, [settings], {"data": meta["digest"]}, engine, threads, seed=seed) as stage_job,
+        job("autoencoder", output, [settings], {"data": meta}, engine, threads, seed=seed) as stage_job,
         both_splits(data, stage_job.engine) as (pictures, val_pictures),
     ):
         network, history = train_autoencoder(pictures, val_pictures, settings, seed, stage_job.context)
@@ -75,7 +75,7 @@ def diffusion(
     """
     parts = [load(path, "latents", "labels") for path in latents]
     first = parts[0][1]
-    inputs = numbered(meta for _, meta in parts) | {"data": hdf5.load_meta(data)["digest"]}
+    inputs = numbered(meta for _, meta in parts) | {"data": hdf5.load_meta(data), "autoencoder": load_meta(autoencoder)}
     with (
         job("diffusion", output, [settings], inputs, engine, threads, seed=seed) as stage_job,
         opened(staged(data, make=False), "val") as (val_pictures, _),
@@ -99,8 +99,8 @@ def generator_of(
     autoencoder: Path | None,
     diffusion: Path | None,
     data: dict[str, Any],
-) -> tuple[Callable[[Engine], Generator], dict[str, str]]:
-    """Return a function that reads a generator for an engine, and the digests of the files that it is made of.
+) -> tuple[Callable[[Engine], Generator], dict[str, hdf5.Meta | str]]:
+    """Return a function that reads a generator for an engine, and its inputs: meta data of files, the digest of a model.
 
     Args:
         generator: its kind and model.
@@ -116,9 +116,9 @@ def generator_of(
         return _pipeline(generator, decode, data)
     if autoencoder is None:
         raise WmddError(f"a generator of kind {generator.kind} needs --autoencoder; give its autoencoder.safetensors")
-    inputs = {"autoencoder": load_meta(autoencoder)["digest"]}
+    inputs: dict[str, hdf5.Meta | str] = {"autoencoder": load_meta(autoencoder)}
     if generator.kind == "latent-diffusion" and diffusion is not None:
-        inputs["diffusion"] = load_meta(diffusion)["digest"]
+        inputs["diffusion"] = load_meta(diffusion)
 
     def read(engine: Engine) -> Generator:
         network, meta = _autoencoder(autoencoder, engine)
@@ -133,7 +133,7 @@ def generator_of(
 
 def _pipeline(
     generator: GeneratorSettings, decode: DecodeSettings | None, data: dict[str, Any]
-) -> tuple[Callable[[Engine], Generator], dict[str, str]]:
+) -> tuple[Callable[[Engine], Generator], dict[str, hdf5.Meta | str]]:
     """Return what `generator_of` does, of a pipeline of the diffusers library."""
     model, resolution = pipeline_hub.find(generator), data["resolution"]
     if decode is None:

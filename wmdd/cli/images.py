@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from wmdd.artifacts import hdf5, hdf5_writer
-from wmdd.artifacts.hdf5 import LEARNED, check_classes, load
+from wmdd.artifacts.hdf5 import LEARNED, Arrays, Meta, check_classes, load
 from wmdd.base.errors import WmddError
 from wmdd.cli.arguments import Paths, Threads, command
 from wmdd.cli.readers import data_facts, numbered
@@ -19,8 +19,7 @@ def images(*, blocks: Paths, output: Path, threads: Threads = 1) -> None:
     metas = [meta for _, meta in parts]
     first = metas[0]
     with job("images", output, [], numbered(metas), threads=threads) as stage_job:
-        for path, meta in zip(blocks, metas, strict=True):
-            check_classes(first["classes"], meta["classes"], str(blocks[0]), str(path))
+        _check_blocks(blocks, parts)
         weights, labels = (np.concatenate([arrays[name] for arrays, _ in parts]) for name in ("weights", "labels"))
         if labels.tolist() != list(range(len(first["classes"]))):
             raise WmddError(f"the blocks of {output} hold the classes {labels.tolist()}, not each class once in order")
@@ -39,3 +38,20 @@ def images(*, blocks: Paths, output: Path, threads: Threads = 1) -> None:
                         writer.append(LEARNED, file[LEARNED][()])
             writer.put("labels", labels)
             writer.put("weights", weights)
+
+
+def _check_blocks(paths: list[Path], parts: list[tuple[Arrays, Meta]]) -> None:
+    """Refuse blocks that are not of one run: of other classes, another stage, other settings or seeds, another size.
+
+    Raises:
+        WmddError: names the first difference.
+    """
+    facts = []
+    for path, (arrays, meta) in zip(paths, parts, strict=True):
+        check_classes(parts[0][1]["classes"], meta["classes"], str(paths[0]), str(path))
+        identity = {name: value for name, value in meta["identity"].items() if name != "block"}
+        sizes = {"images per class": arrays["weights"].shape[1], "resolution": meta["resolution"]}
+        facts.append({"stage": meta["stage"]} | meta["settings"] | identity | sizes)
+        for name, value in facts[-1].items():
+            if value != (first := facts[0].get(name)):
+                raise WmddError(f"{path} has {name} {value}, but {paths[0]} has {first}; join the blocks of one run")

@@ -54,7 +54,7 @@ def encode(
     meta = hdf5.load_meta(data)
     classes = block_classes(block, meta["classes"])
     read_generator, inputs = generator_of(generator, None, autoencoder, None, meta)
-    inputs["data"] = meta["digest"]
+    inputs["data"] = meta
     with (
         job("encode", output, [generator, settings], inputs, engine, threads, block=block) as stage_job,
         opened(staged(data, make=False), "train", once=True) as (pictures, _),
@@ -81,10 +81,10 @@ def encode(
 
 
 @contextmanager
-def _latents(paths: list[Path]) -> Iterator[tuple[list[tuple[Cloud, range]], list[dict[str, Any]]]]:
+def _latents(paths: list[Path]) -> Iterator[tuple[list[tuple[Cloud, range]], list[hdf5.Meta]]]:
     """Open files of latents; yield the points and the classes of each, and the meta data of each."""
     with ExitStack() as files:
-        clouds, metas = list[tuple[Cloud, range]](), list[dict[str, Any]]()
+        clouds, metas = list[tuple[Cloud, range]](), list[hdf5.Meta]()
         for path in paths:
             file = files.enter_context(hdf5.reading(path, "latents", "labels"))
             meta, labels = file.meta, file["labels"][()]
@@ -170,7 +170,7 @@ def decode(
         raise WmddError("a generator of kind latent-diffusion needs --diffusion; give its diffusion.safetensors")
     identity = {name: meta["identity"][name] for name in ("block", "k")}
     read_generator, inputs = generator_of(generator, settings, autoencoder, diffusion, meta)
-    inputs["atoms"] = meta["digest"]
+    inputs["atoms"] = meta
     labels = torch.from_numpy(arrays["labels"])
     with job("decode", output, [generator, settings], inputs, engine, threads, seed=seed, **identity) as stage_job:
         images = decoded(

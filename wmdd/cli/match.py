@@ -46,7 +46,7 @@ def expert(
     """
     meta = hdf5.load_meta(data)
     with (
-        job("expert", output, [settings], {"data": meta["digest"]}, engine, threads, seed=seed) as stage_job,
+        job("expert", output, [settings], {"data": meta}, engine, threads, seed=seed) as stage_job,
         both_splits(data, stage_job.engine) as (pictures, val_pictures),
     ):
         normalisation = Normalisation.of(meta)
@@ -64,21 +64,19 @@ def expert(
 @contextmanager
 def _experts(
     paths: list[Path], data: dict[str, Any]
-) -> Iterator[tuple[Sequence[hdf5.Array], ExpertSettings, dict[str, str]]]:
-    """Open trajectories; yield their rows, the settings that all were trained with, and their digests.
+) -> Iterator[tuple[Sequence[hdf5.Array], ExpertSettings, dict[str, hdf5.Meta]]]:
+    """Open trajectories; yield their rows, the settings that all were trained with, and the meta data of each.
 
     Raises:
-        WmddError: one is of other data, or of another network or training than the first.
+        WmddError: one is of other classes, or of another network or training than the first.
     """
     with ExitStack() as files:
-        trajectories, metas = list[hdf5.Array](), list[dict[str, Any]]()
+        trajectories, metas = list[hdf5.Array](), list[hdf5.Meta]()
         for path in paths:
             file = files.enter_context(hdf5.reading(path, "parameters"))
             meta = file.meta
             metas.append(meta)
             settings, shared = meta["settings"], metas[0]["settings"]
-            if meta["inputs"]["data"] != data["digest"]:
-                raise WmddError(f"{path} was trained on other data; delete it and run the expert stage again")
             if settings != shared:
                 name = next(name for name, value in settings.items() if value != shared.get(name))
                 raise WmddError(
@@ -87,7 +85,7 @@ def _experts(
             check_classes(data["classes"], meta["classes"], "the data", str(path))
             trajectories.append(file["parameters"])
         known = {name: value for name, value in shared.items() if name in ExpertSettings.model_fields}
-        yield trajectories, ExpertSettings(**known), {f"expert{i}": meta["digest"] for i, meta in enumerate(metas)}
+        yield trajectories, ExpertSettings(**known), {f"expert{i}": meta for i, meta in enumerate(metas)}
 
 
 @command
@@ -120,8 +118,10 @@ def match(
     if follows and len(classes) != len(meta["classes"]):
         raise WmddError(f"mtt does not separate by class: give all of them, classes0-{len(meta['classes']) - 1}")
     with ExitStack() as files:
-        trajectories, trained, digests = files.enter_context(_experts(experts, meta)) if experts else ([], None, {})
-        inputs = {"data": meta["digest"]} | digests
+        trajectories, trained, expert_metas = (
+            files.enter_context(_experts(experts, meta)) if experts else ([], None, {})
+        )
+        inputs = {"data": meta} | expert_metas
         stage_job = files.enter_context(
             job("match", output, [settings], inputs, engine, threads, block=block, ipc=ipc, seed=seed)
         )

@@ -42,8 +42,7 @@ def distance(
     network, teacher_meta = read_teacher(teacher)
     check_classes(teacher_meta["classes"], meta["classes"], str(teacher), str(images))
     with reading_features(features, teacher, teacher_meta) as (file, features_meta):
-        digests = {"images": meta, "teacher": teacher_meta, "features": features_meta}
-        inputs = {name: each["digest"] for name, each in digests.items()}
+        inputs = {"images": meta, "teacher": teacher_meta, "features": features_meta}
         with job("distance", output, [], inputs, engine, threads) as stage_job:
             pixels, weights = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["weights"])
             cloud = Cloud(file["features"], file["labels"][()], features_meta["names"])

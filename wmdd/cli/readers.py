@@ -1,7 +1,7 @@
 """What several commands read of artifacts, and whether artifacts belong together; nothing here needs torch."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,20 @@ import numpy as np
 
 from wmdd.artifacts import hdf5
 from wmdd.artifacts.atomic_files import read_json
+from wmdd.artifacts.hdf5 import Meta
 from wmdd.artifacts.model_files import load_meta
 from wmdd.base.errors import WmddError
 from wmdd.jobs.job import cost_path
 
-Meta = dict[str, Any]
 
-
-def data_facts(meta: Meta) -> Meta:
+def data_facts(meta: Mapping[str, Any]) -> dict[str, Any]:
     """Return what every artifact says of the data it comes from."""
     return {name: meta[name] for name in ("classes", "names", "resolution", "mean", "std")}
 
 
-def numbered(metas: Iterable[Meta]) -> dict[str, str]:
-    """Return the digests of inputs that have no name but their number."""
-    return {str(number): meta["digest"] for number, meta in enumerate(metas)}
+def numbered(metas: Iterable[Meta]) -> dict[str, Meta]:
+    """Return inputs that have no name but their number."""
+    return {str(number): meta for number, meta in enumerate(metas)}
 
 
 def read_meta(path: Path) -> Meta:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from wmdd.artifacts import hdf5
-from wmdd.artifacts.hdf5 import check_classes, load
+from wmdd.artifacts.hdf5 import Meta, check_classes, load
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
 from wmdd.cli.arguments import ENGINE, Block, Ipc, Positive, Seed, Teacher, Threads, command
-from wmdd.cli.readers import block_classes, check_teacher, data_facts
+from wmdd.cli.readers import block_classes, data_facts
 from wmdd.cli.tensor_readers import confident_points, read_statistics, read_teacher
 from wmdd.cli.writers import save_atoms, save_images
 from wmdd.jobs.job import StageJob, job
@@ -53,14 +53,14 @@ def barycenter(
     """
     settings.check()
     with point_clouds.reading(features, dataset, labels) as source:
-        cloud, digests = confident_points(source.cloud, source.meta, features, teacher, settings.confident)
+        cloud, judge = confident_points(source.cloud, source.meta, features, teacher, settings.confident)
         block = block or f"classes0-{len(source.meta['classes']) - 1}"
         classes = block_classes(block, source.meta["classes"])
         if output is None:
             torch.set_num_threads(threads)
             solved = barycenters(cloud, classes, k, settings, seed, progress)
         else:
-            inputs = {"features": source.digest()} | digests
+            inputs = {"features": source.input(), **judge}
             with job(
                 "barycenter", output, [settings], inputs, threads=threads, block=block, k=k, seed=seed
             ) as stage_job:
@@ -107,10 +107,9 @@ def recover(
     if "layers" not in meta:
         raise WmddError(f"{class_statistics} holds no BatchNorm statistics; give statistics.h5 of the features stage")
     check_classes(teacher_meta["classes"], meta["classes"], str(teacher), str(class_statistics))
-    check_teacher(class_statistics, meta, teacher, teacher_meta)
     classes = block_classes(block, teacher_meta["classes"])
     statistics, labels = read_statistics(class_statistics, classes), torch.tensor(classes)
-    inputs = {"teacher": teacher_meta["digest"], "statistics": meta["digest"]}
+    inputs: dict[str, Meta] = {"teacher": teacher_meta, "statistics": meta}
     atoms, weights, images = None, torch.full((len(labels), ipc), 1 / ipc), None
     if barycenter is not None:
         width = network.head.in_features
@@ -129,8 +128,8 @@ def recover(
 
 def _atoms(
     path: Path, teacher: Path, teacher_meta: dict[str, Any], block: str, ipc: int, width: int
-) -> tuple[Tensor, Tensor, str]:
-    """Read the atoms [C, K, D] and weights [C, K] of a block that fit a teacher, and the digest of their file."""
+) -> tuple[Tensor, Tensor, Meta]:
+    """Read the atoms [C, K, D] and weights [C, K] of a block that fit a teacher, and the meta data of their file."""
     arrays, meta = load(path, "labels", "atoms", "weights")
     check_classes(teacher_meta["classes"], meta["classes"], str(teacher), str(path))
     classes = block_classes(block, teacher_meta["classes"])
@@ -138,11 +137,11 @@ def _atoms(
         raise WmddError(f"{path} is of other classes or images per class than {block} at ipc {ipc}; rebuild it")
     if arrays["atoms"].shape[2] != width:
         raise WmddError(f"{path} is of the features of another teacher than {teacher}; rebuild it")
-    return torch.from_numpy(arrays["atoms"]), torch.from_numpy(arrays["weights"]), meta["digest"]
+    return torch.from_numpy(arrays["atoms"]), torch.from_numpy(arrays["weights"]), meta
 
 
-def _start(path: Path, teacher_meta: dict[str, Any], classes: range, ipc: int) -> tuple[Tensor, str]:
-    """Read the images [C, K, 3, R, R] of some classes that recover begins with, and the digest of their file."""
+def _start(path: Path, teacher_meta: dict[str, Any], classes: range, ipc: int) -> tuple[Tensor, Meta]:
+    """Read the images [C, K, 3, R, R] of some classes that recover begins with, and the meta data of their file."""
     with hdf5.reading(path, "images") as file:
         meta = file.meta
         check_classes(teacher_meta["classes"], meta["classes"], "the teacher", str(path))
@@ -151,4 +150,4 @@ def _start(path: Path, teacher_meta: dict[str, Any], classes: range, ipc: int) -
                 f"{path} has {file['images'].shape[1]} images per class of {meta['resolution']} px, but {ipc} of "
                 f"{teacher_meta['resolution']} px are to be recovered; rebuild it"
             )
-        return torch.from_numpy(file["images"][classes.start : classes.stop]), str(meta["digest"])
+        return torch.from_numpy(file["images"][classes.start : classes.stop]), meta

@@ -51,20 +51,18 @@ def select(
     _check_needs(settings, solver, teacher, features)
     with ExitStack() as files:
         pictures, meta = files.enter_context(opened(staged(data, make=False), "train", once=True))
-        inputs, cloud, network = {"data": meta["digest"]}, None, None
+        inputs, cloud, network = dict[str, hdf5.Meta | str](data=meta), None, None
         if settings.strategy == "patches" and teacher is not None:
             network, teacher_meta = read_teacher(teacher)
             check_classes(teacher_meta["classes"], meta["classes"], str(teacher), str(data))
-            inputs["teacher"] = teacher_meta["digest"]
+            inputs["teacher"] = teacher_meta
         if features is not None:
             file = files.enter_context(hdf5.reading(features, "features", "labels"))
             features_meta = file.meta
-            if features_meta["inputs"]["data"] != meta["digest"]:
-                raise WmddError(f"{features} is of other data than {data}; run the features stage again")
-            inputs["features"] = features_meta["digest"]
+            inputs["features"] = features_meta
             cloud = Cloud(file["features"], file["labels"][()], features_meta["names"])
-            cloud, digests = confident_points(cloud, features_meta, features, teacher, solver.confident)
-            inputs |= digests
+            cloud, judge = confident_points(cloud, features_meta, features, teacher, solver.confident)
+            inputs |= judge
         used_engine = None if network is None else engine
         stage_job = files.enter_context(
             job("select", output, [settings, solver], inputs, used_engine, threads, ipc=ipc, seed=seed)

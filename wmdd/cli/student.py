@@ -49,7 +49,7 @@ def relabel(
     arrays, meta = load(images, "images")
     network, teacher_meta = read_teacher(teacher)
     check_classes(teacher_meta["classes"], meta["classes"], str(teacher), str(images))
-    inputs = {"images": meta["digest"], "teacher": teacher_meta["digest"]}
+    inputs = {"images": meta, "teacher": teacher_meta}
     with job("relabel", output, [settings], inputs, engine, threads, seed=seed) as stage_job:
         checkpoint, seeds = stage_job.checkpoint, seeds_of(seed, settings.labelled)
         pixels = torch.from_numpy(arrays["images"]).flatten(0, 1)
@@ -108,8 +108,8 @@ def student(
         settings = settings.model_copy(update={"lr": meta["student_lr"]})
     with ExitStack() as files:
         labelling = _labels(soft_labels, teacher, seed, settings, augmentation, meta, data_meta)
-        views_labels, digests = files.enter_context(labelling)
-        inputs = {"images": meta["digest"], "data": data_meta["digest"]} | digests
+        views_labels, sources = files.enter_context(labelling)
+        inputs = {"images": meta, "data": data_meta} | sources
         numbers = run if len(run) > 1 else run[0]
         stage_job = files.enter_context(
             job("student", output[0], [settings, augmentation], inputs, engine, threads, seed=seed, run=numbers)
@@ -160,8 +160,8 @@ def _labels(
     augmentation: LabelSettings,
     images: dict[str, Any],
     data: dict[str, Any],
-) -> Iterator[tuple[labels.Labels, dict[str, str]]]:
-    """Open what a student learns from, with the digests of the files that it comes from."""
+) -> Iterator[tuple[labels.Labels, dict[str, hdf5.Meta]]]:
+    """Open what a student learns from, with the meta data of the files that it comes from."""
     if settings.labels == "hard":
         yield labels.hard(seed), {}
     elif augmentation.store == "online":
@@ -171,22 +171,22 @@ def _labels(
             )
         if teacher is None:
             raise WmddError("a student with the store online needs --teacher; give it, or set --store or --labels hard")
-        network, digest = _online_teacher(teacher, images, data)
-        yield labels.online(seed, network), {"teacher": digest}
+        network, meta = _online_teacher(teacher, images, data)
+        yield labels.online(seed, network), {"teacher": meta}
     elif path is None:
         raise WmddError("a student with soft labels needs --soft-labels; run the relabel stage, or set --labels hard")
     else:
         with labels.opened(path) as (stored, meta):
             _check_labels(path, meta, settings, augmentation, images)
-            yield stored, {"labels": meta["digest"]}
+            yield stored, {"labels": meta}
 
 
-def _online_teacher(path: Path, images: dict[str, Any], data: dict[str, Any]) -> tuple[torch.nn.Module, str]:
-    """Read a teacher of pictures in the normalisation of the data, and its digest."""
+def _online_teacher(path: Path, images: dict[str, Any], data: dict[str, Any]) -> tuple[torch.nn.Module, hdf5.Meta]:
+    """Read a teacher of pictures in the normalisation of the data, and its meta data."""
     network, meta = read_teacher(path)
     check_classes(images["classes"], meta["classes"], "the distilled set", str(path))
     own, given = Normalisation.of(meta), Normalisation.of(data)
-    return (network if own == given else labels.Renormalised(network, own, given)), meta["digest"]
+    return (network if own == given else labels.Renormalised(network, own, given)), meta
 
 
 def _check_labels(

@@ -53,7 +53,7 @@ def teacher(
         return _adopt(data, output, seed, threads, settings, engine)
     if processes > 1 and not started():
         return launch(processes, engine, sys.argv[1:])
-    inputs = {"data": data_meta["digest"]}
+    inputs = {"data": data_meta}
     with (
         world(engine.device) as together,
         job("teacher", output, [settings], inputs, engine, threads, together, seed=seed) as stage_job,
@@ -76,7 +76,7 @@ def _adopt(
     """Write a teacher whose weights come from outside, once it has passed the same gate as a trained one."""
     data_meta = hdf5.load_meta(data)
     foreign = pretrained(settings, data_meta["classes"], data_meta["resolution"])
-    inputs = {"data": data_meta["digest"], "weights": foreign.digest}
+    inputs: dict[str, hdf5.Meta | str] = {"data": data_meta, "weights": foreign.digest}
     facts = data_facts(data_meta) | foreign.about
     with (
         job("teacher", output, [foreign.settings], inputs, engine, threads, seed=seed) as stage_job,
@@ -113,7 +113,7 @@ def features(
     network, teacher_meta = read_teacher(teacher)
     data_meta = hdf5.load_meta(data)
     check_classes(teacher_meta["classes"], data_meta["classes"], str(teacher), str(data))
-    inputs = {"data": data_meta["digest"], "teacher": teacher_meta["digest"]}
+    inputs = {"data": data_meta, "teacher": teacher_meta}
     identity: dict[str, Any] = {} if block is None else {"block": block}
     with (
         job("features", output, [settings], inputs, engine, threads, **identity) as stage_job,

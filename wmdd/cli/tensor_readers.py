@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from wmdd.artifacts import hdf5
+from wmdd.artifacts.hdf5 import Meta
 from wmdd.artifacts.model_files import load_model
 from wmdd.base.errors import WmddError
-from wmdd.cli.readers import Meta
 from wmdd.datasets.loader import Pictures, opened
 from wmdd.jobs.node_cache import staged
 from wmdd.networks.batchnorm import Statistics
@@ -59,8 +59,8 @@ def read_statistics(path: Path, classes: range) -> Statistics:
 
 def confident_points(
     cloud: Cloud, meta: Meta, path: Path, teacher: Path | None, share: float
-) -> tuple[Cloud, dict[str, str]]:
-    """Return the features that count, and the digest of the teacher that chooses them where not all do.
+) -> tuple[Cloud, dict[str, Meta]]:
+    """Return the features that count, and the meta data of the teacher that chooses them where not all do.
 
     `meta` and `path` are those of the features; `share` is the part of each class of which the teacher is most confident.
     """
@@ -71,4 +71,4 @@ def confident_points(
     state, teacher_meta = load_model(teacher)
     if meta.get("inputs", {}).get("teacher") != teacher_meta["digest"]:
         raise WmddError(f"{path} has no features of {teacher}; run the features stage again")
-    return Confident(cloud, state["head.weight"], state["head.bias"], share), {"teacher": teacher_meta["digest"]}
+    return Confident(cloud, state["head.weight"], state["head.bias"], share), {"teacher": teacher_meta}

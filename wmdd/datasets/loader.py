@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -100,7 +100,7 @@ def _is_consecutive(index: np.ndarray) -> bool:
 @contextmanager
 def opened(
     path: Path, split: str, once: bool = False, device: torch.device | None = None
-) -> Iterator[tuple[Pictures, dict[str, Any]]]:
+) -> Iterator[tuple[Pictures, hdf5.Meta]]:
     """Open a split of `data.h5`; yield its pictures and the file's meta data.
 
     Args:

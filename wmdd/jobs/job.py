@@ -5,7 +5,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from wmdd.artifacts import atomic_files
 from wmdd.artifacts.checkpoint import Checkpoint, seconds_between
+from wmdd.artifacts.hdf5 import Meta
+from wmdd.artifacts.lineage import origin_of
 from wmdd.base import units
 from wmdd.base.preemption import AGAIN, NOTHING, Notice, listening
 from wmdd.base.progress import progress
@@ -74,7 +76,7 @@ def job(
     stage: str,
     output: Path,
     settings: list[Settings],
-    inputs: dict[str, str],
+    inputs: Mapping[str, Meta | str],
     engine: EngineSettings | None = None,
     threads: int = 1,
     world: "World | None" = None,
@@ -89,7 +91,7 @@ def job(
         stage: name of the command.
         output: the (first) file that is made; names the checkpoint, the cost file and the tracked run.
         settings: what the result depends on.
-        inputs: digest of each input by name.
+        inputs: meta data of each input by name, or the digest of one that is no artifact.
         engine: None for stages that run no network.
         threads: of the CPU.
         world: the processes that do it together, by default this one alone; all but the main one are silent and leave
@@ -97,7 +99,8 @@ def job(
         identity: what else the result depends on: seeds, images per class, block.
 
     Raises:
-        WmddError: the output can't be written, or WMDD_CHECKPOINT_SECONDS is no number.
+        WmddError: inputs descend from different data or networks, the output can't be written, or WMDD_CHECKPOINT_SECONDS is
+            no number.
         Preempted: the job was told to end before it was done.
     """
     started = time.monotonic()
@@ -108,7 +111,8 @@ def job(
         "stage": stage,
         "settings": values,
         "identity": identity,
-        "inputs": inputs,
+        "inputs": {name: item["digest"] if isinstance(item, Meta) else item for name, item in inputs.items()},
+        "origin": origin_of(stage, [item for item in inputs.values() if isinstance(item, Meta)]),
         "engine": {} if placed is None else placed.describe(),
         "code": code_digest(stage),
     }

@@ -1,6 +1,6 @@
 """Report: the tables of an experiment in Markdown, as the stage report writes them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ QUALITY = {  # of the barycenter stage, and which statistic stands for many clas
 }
 
 
-def markdown(summary: pd.DataFrame, teachers: dict[str, dict[str, Any]], held_out: Sequence[str] = ()) -> str:
+def markdown(summary: pd.DataFrame, teachers: Mapping[str, Mapping[str, Any]], held_out: Sequence[str] = ()) -> str:
     """Return the main table in Markdown, and under it what the teachers say of themselves.
 
     Args:
@@ -40,7 +40,7 @@ def markdown(summary: pd.DataFrame, teachers: dict[str, dict[str, Any]], held_ou
     return "\n".join(lines) + "\n"
 
 
-def _teacher(path: str, about: dict[str, Any]) -> str:
+def _teacher(path: str, about: Mapping[str, Any]) -> str:
     origin = f", weights from {about['origin']}" if "origin" in about else ""
     return f"- teacher `{path}`: {100 * about['accuracy']['top1']:.2f} %{origin}"
 
@@ -50,7 +50,7 @@ def cost_markdown(costs: pd.DataFrame) -> str:
     return f"# Cost\n\n{render(tables.cost(costs), 'markdown')}"
 
 
-def dataset_markdown(datasets: list[tuple[str, dict[str, Any]]]) -> str:
+def dataset_markdown(datasets: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """Return which data were used: name and meta data of each."""
     return f"# Datasets\n\n{render(tables.datasets(datasets), 'markdown')}"
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -79,7 +80,7 @@ def _plain(value: Any) -> Value:
     return Value(str(value), None if isinstance(value, str) else float(value))
 
 
-def datasets(metas: list[tuple[str, Meta]]) -> Table:
+def datasets(metas: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
     """Return which data were used: source and variant, pictures, what was noticed in them.
 
     Args:

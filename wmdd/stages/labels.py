@@ -173,7 +173,7 @@ def append(writer: hdf5_writer.Writer, rows: dict[str, np.ndarray]) -> None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[Labels, dict[str, Any]]]:
+def opened(path: Path) -> Iterator[tuple[Labels, hdf5.Meta]]:
     """Open a file of the relabel stage; yield its labels, read an epoch at a time, and its meta data.
 
     Raises:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +124,11 @@ class Source:
 
     cloud: Cloud
     path: Path
-    meta: dict[str, Any] = field(default_factory=dict)
+    meta: hdf5.Meta
 
-    def digest(self) -> str:
-        """Return the digest of an artifact, or of the contents of any other file (one pass, less than a solver makes)."""
-        if "digest" in self.meta:
-            return str(self.meta["digest"])
-        return sha256_of(self.path)
+    def input(self) -> hdf5.Meta | str:
+        """Return the meta data of an artifact, or the digest of any other file (one pass, less than a solver makes)."""
+        return self.meta if "digest" in self.meta else sha256_of(self.path)
 
 
 @contextmanager
@@ -149,7 +147,7 @@ def reading(path: Path, dataset: str | None = None, labels: str | None = None) -
     if begin.startswith(b"\x93NUMPY"):
         if dataset or labels:
             raise WmddError(f"{path} is a .npy file and has one array; --dataset and --labels are for HDF5 files")
-        yield Source(Cloud(_mapped(path), None, [path.name]), path, {"classes": [path.name], "names": [path.name]})
+        yield _foreign(path, _mapped(path), None, [path.name])
     elif begin.startswith(b"PK"):
         raise WmddError(f"{path} is an archive (.npz?); write the one array with numpy.save")
     elif begin == b"\x89HDF\r\n\x1a\n" or h5py.is_hdf5(path):
@@ -200,10 +198,15 @@ def _any(file: h5py.File, path: Path, dataset: str | None, labels: str | None) -
     points = _dataset(file, path, dataset)
     given = _labels(file, path, points, labels)
     if given is None:
-        return Source(Cloud(points, None, [path.name]), path, {"classes": [path.name], "names": [path.name]})
+        return _foreign(path, points, None, [path.name])
     kinds, labels_of = np.unique(given, return_inverse=True)
     names = [kind.decode(errors="replace") if isinstance(kind, bytes) else str(kind) for kind in kinds.tolist()]
-    return Source(Cloud(points, labels_of, names), path, {"classes": names, "names": names})
+    return _foreign(path, points, labels_of, names)
+
+
+def _foreign(path: Path, points: Any, labels: np.ndarray | None, names: list[str]) -> Source:
+    """Return points of a file that knows nothing of this package."""
+    return Source(Cloud(points, labels, names), path, hdf5.Meta(path, {"classes": names, "names": names}))
 
 
 def _dataset(file: h5py.File, path: Path, name: str | None) -> h5py.Dataset:

@@ -1,0 +1,38 @@
+"""What artifacts descend from: the data and the networks before them, by digest. Artifacts of one job must agree on it."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from wmdd.artifacts.hdf5 import Meta
+from wmdd.base.errors import WmddError
+
+ROOTS = ("data", "teacher", "autoencoder", "diffusion")  # stages of which all files of a job have the same
+# Labels and distances may be another teacher's than the one by which the images were made.
+ANY_TEACHER = ("relabel", "student", "distance", "embedding")
+
+
+def origin_of(stage: str, inputs: Iterable[Meta]) -> dict[str, str]:
+    """Return the digests of the data and the networks that the inputs of a job descend from.
+
+    Args:
+        stage: of the job.
+        inputs: meta data of its inputs.
+
+    Raises:
+        WmddError: two of them descend from different ones.
+    """
+    origin: dict[str, tuple[str, Meta]] = {}
+    for meta in inputs:
+        for root, digest in _roots(meta).items():
+            first_digest, first = origin.setdefault(root, (digest, meta))
+            if digest != first_digest and not (root == "teacher" and stage in ANY_TEACHER):
+                other = "other data" if root == "data" else f"another {root}"
+                raise WmddError(f"{meta.path} is of {other} than {first.path}; run the stages that make them again")
+    return {root: digest for root, (digest, _) in origin.items()}
+
+
+def _roots(meta: Meta) -> dict[str, str]:
+    """Return the digests of the roots of an artifact, itself included. One of an earlier version says its inputs alone."""
+    inputs: dict[str, Any] = meta.get("inputs", {})
+    roots = {root: inputs[root] for root in ROOTS if root in inputs} | dict(meta.get("origin", {}))
+    return roots | ({meta["stage"]: meta["digest"]} if meta.get("stage") in ROOTS else {})
