@@ -158,6 +158,10 @@ class Writer:
             return
         rows = np.concatenate(pending)
         self._pending[name] = [rows[ready:].copy()]
+        if all_of_it and len(data) == 0 and data.compression is None:  # less than a chunk, which would be padded
+            del self._file[name]
+            self._file.create_dataset(name, data=rows)
+            return
         data.resize(len(data) + ready, axis=0)
         data[len(data) - ready :] = rows[:ready]
         self._sink.check()
