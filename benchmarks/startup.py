@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 from importlib.metadata import version
@@ -18,9 +19,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.machine import processor
-from benchmarks.rows import report, spread
+from tabulate import tabulate
+
 from wmdd.cli.commands import app
+from wmdd.jobs.provenance import processor  # without torch, whose memory would count for what is started from here
 
 ROOT = Path(__file__).parents[1]
 NETWORK = "--architecture resnet18 --width 4"
@@ -89,10 +91,16 @@ def main() -> None:
             for name in chosen:
                 figures[name].append(spent(started[name], folder))
     rows: list[dict[str, Any]] = [
-        {"row": name, "cpu_seconds": spread([cpu for cpu, _ in values]), "mb": round(max(mb for _, mb in values))}
+        {
+            "row": name,
+            "cpu_seconds": round(statistics.median(cpu for cpu, _ in values), 3),
+            "fastest": round(min(cpu for cpu, _ in values), 3),
+            "slowest": round(max(cpu for cpu, _ in values), 3),
+            "mb": round(statistics.median(mb for _, mb in values)),
+        }
         for name, values in figures.items()
     ]
-    report(rows)
+    print(tabulate(rows, headers="keys"))
     if not options.only:
         versions = {name: version(name) for name in ("torch", "cyclopts", "pydantic", "snakemake")}
         result = {"machine": processor(), "python": sys.version.split()[0], "n": options.repeats} | versions
