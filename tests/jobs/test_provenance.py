@@ -1,6 +1,7 @@
 """A stage's digest follows the code that decides its numbers and nothing else; what made a file is on record."""
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -297,6 +298,21 @@ def test_what_a_command_refers_to_counts_and_the_way_to_import_does_not(tmp_path
     assert [command for command in FOLLOWED if small(tmp_path, command) == small(tmp_path, command, 2)] == []
     assert [command for command in LEFT_OUT if small(tmp_path, command) != small(tmp_path, command, 2)] == []
     assert len({small(tmp_path, command) for command in SAME}) == 1
+
+
+def test_a_digest_is_kept_until_a_source_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
+    kept = tmp_path / "wmdd/__pycache__"
+    command = f"from wmdd.extra import one\n{STAGE}return one()"
+    digest = small(tmp_path, command)
+    (first,) = kept.glob("code-*.json")
+    assert json.loads(first.read_text()) == {"stage": digest}
+    first.write_text('{"stage": "kept"}')
+    assert small(tmp_path, command) == "kept"
+    first.write_text('{"stage": ')
+    assert small(tmp_path, command) == digest, "a damaged file is none"
+    assert small(tmp_path, command, 2) != digest
+    assert [path for path in kept.glob("code-*.json") if path == first] == [], "that of other sources goes"
 
 
 def test_the_same_name_of_something_else_changes_it(tmp_path):

@@ -55,7 +55,9 @@ def code_digest(stage: str, root: Path = PACKAGE) -> str:
     """
     package = _package(root)
     kept = root / "__pycache__" / f"code-{package.source_digest}.json"
-    digests: dict[str, str] = json.loads(kept.read_text()) if kept.exists() else {}
+    digests: dict[str, str] = {}
+    with suppress(OSError, ValueError):
+        digests = json.loads(kept.read_text())
     if stage not in digests:
         commands = package.commands(stage)
         if len(commands) != 1:
@@ -69,7 +71,7 @@ def _keep(path: Path, digests: dict[str, str]) -> None:
     """Keep digests beside what Python has compiled, if that is kept; those of other sources go."""
     if sys.dont_write_bytecode:
         return
-    with suppress(OSError):
+    with suppress(OSError, WmddError):  # a folder that cannot be written
         write_json(path, digests)
         for old in path.parent.glob("code-*.json"):
             if old != path:
