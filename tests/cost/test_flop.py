@@ -69,13 +69,6 @@ def test_recovering_is_two_passes_an_image_and_iteration():
     assert math.isnan(recovering(RecoverSettings(), 1, 1.0, 0)[1])
 
 
-def test_flop_of_a_convnet_by_hand():
-    found = counts(NetworkSettings(architecture="convnet3", width=4), 5, 8)
-    assert found.flop == 2 * (64 * 27 * 4 + 16 * 36 * 4 + 4 * 36 * 4 + 4 * 5)
-    assert (found.features, found.channels) == (4, 12)
-    assert found.bytes == 4 * (27 * 4 + 2 * 36 * 4 + 3 * 4 + 4 * 3 * 4 + 4 * 5 + 5) + 8 * 3
-
-
 def test_flop_of_a_transformer_by_hand():
     t, d = 16 * 16 + 1, 192  # tokens, width; 12 layers of queries, keys and values, attention, projection, two products
     layer = 2 * t * d * 3 * d + 2 * 2 * t * t * d + 2 * t * d * d + 2 * 2 * t * d * 4 * d

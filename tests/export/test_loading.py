@@ -202,10 +202,9 @@ def test_folders_and_tables_that_were_changed(run):
     assert "lacks soft labels" in refused(out)
 
 
-@pytest.mark.parametrize("layout", ["hdf5", "webdataset", "parquet"])
 @pytest.mark.usefixtures("here")
-def test_a_manifest_of_other_classes(run, layout):
-    out = exported(run, layout)
+def test_a_manifest_of_other_classes(run):
+    out = exported(run, "webdataset")
     classes = json.loads((out / "manifest.json").read_text())["classes"]
     for others in (classes[:2], [*classes, classes[0] | {"index": 3, "folder": "3"}]):
         changed(out, classes=others)
@@ -218,24 +217,19 @@ def test_a_manifest_that_is_none_or_leaves_the_folder(run):
     classes = json.loads((out / "manifest.json").read_text())["classes"]
     for folder in ("../..", "..", "/etc", "a/b", "a\\b", ""):
         changed(out, classes=[classes[0] | {"folder": folder}, *classes[1:]])
-        assert "classes.0.folder: Value error, the name of a folder" in refused(out)
+        assert "classes.0.folder: the name of a folder" in refused(out)
     for text in ("{", "[]", '{"kind": "something else"}', "\xff"):
         (out / "manifest.json").write_bytes(text.encode("latin-1"))
         assert str(out / "manifest.json") in refused(out)
 
 
 @pytest.mark.usefixtures("here")
-def test_nothing_is_unpickled(run):
+def test_nothing_is_unpickled_and_no_link_of_a_tar_followed(run):
     out = exported(run, "webdataset")
     buffer = io.BytesIO()
     np.save(buffer, np.array([{}], dtype=object), allow_pickle=True)
     replaced(out / "train-000000.tar", "00000000.npy", buffer.getvalue())
     assert "allow_pickle=False" in refused(out)
-
-
-@pytest.mark.usefixtures("here")
-def test_links_in_a_tar_are_not_followed(run):
-    out = exported(run, "webdataset")
     with tarfile.open(out / "train-000000.tar", "w") as tar:
         member = tarfile.TarInfo("00000000.png")
         member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"

@@ -49,21 +49,6 @@ def test_the_table_says_whose_validation_set_is_held_out():
     assert "held out" not in table([result(0.5)])
 
 
-def test_labels_and_protocols_have_a_row_each():
-    results = [result(0.5 + i / 10, seed=i) for i in range(3)]
-    results += [result(0.2 + i / 10, "paper-hard", labels="hard", seed=i) for i in range(2)]
-    results += [result(0.9, "paper-hard-hard", labels="hard"), result(0.123, ipc=2), result(0.1, ipc=100)]
-    rows = lines(table(results))
-    assert [(row["images per class"], row["labels"], row["protocol"], row["top-1, %"]) for row in rows] == [
-        ("2", "soft", "paper", "12.3 (1)"),
-        ("10", "soft", "paper", "60.0 ± 10.0 (3)"),
-        ("10", "hard", "paper-hard", "25.0 ± 7.1 (2)"),
-        ("10", "hard", "paper-hard-hard", "90.0 (1)"),
-        ("100", "soft", "paper", "10.0 (1)"),
-    ]
-    assert "nan" not in table(results)
-
-
 def test_what_all_rows_share_is_said_once_and_what_they_do_not_is_a_column():
     same = table([result(0.5), result(0.4, method="b")])
     assert "In all rows: teacher t-w8, student s-w8, protocol paper." in same

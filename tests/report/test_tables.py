@@ -42,13 +42,17 @@ def test_more_than_one_version_is_seen():
 
 
 def test_empty_columns_are_left_out():
-    table = tables.numbers(
-        "x", pd.DataFrame({"method": ["a", "b"], "cost": [1.23456, math.nan], "gap": [math.nan] * 2})
-    )
-    assert table.columns == ["method", "cost"]
-    assert [cell.text for cell in table.rows[0]] == ["a", "1.235"]
-    assert [cell.text for cell in table.rows[1]] == ["b", ""]
+    columns = {"method": ["a", "b"], "cost": [1.23456, math.nan], "gap": [math.nan] * 2}
+    table = tables.numbers("x", pd.DataFrame(columns))
+    assert table.text.to_dict("list") == {"method": ["a", "b"], "cost": ["1.235", ""]}
     assert tables.numbers("x", pd.DataFrame()) is None
+
+
+def test_negative_numbers_have_one_sign_in_text_another_in_latex_and_csv_has_its_own():
+    table = tables.numbers("x", pd.DataFrame({"gap": [-1.5, -1e-7]}))
+    assert table.text["gap"].tolist() == ["−1.5", "−1e-07"]
+    assert "$-$1.5" in render(table, "latex")
+    assert "−" not in render(table._replace(numbers=pd.DataFrame({"gap": [-1.5]})), "csv")
 
 
 def test_html_escapes_what_names_say():

@@ -108,9 +108,3 @@ def test_stages_are_drawn_in_layers_that_share_a_middle():
     assert {name: x for name, (x, _) in places.items()} == {"a": 0, "b": 1, "c": 1, "d": 2}
     assert places["a"][1] == places["d"][1] == (places["b"][1] + places["c"][1]) / 2
     assert abs(places["b"][1] - places["c"][1]) == 1
-
-
-def test_numbers_are_short():
-    palette = Palette(["a"])
-    table = pd.DataFrame({"method": ["a"] * 2, "ipc": [1, 10], "cost": [1 / 3, 2 / 3]})
-    assert {row["cost"] for row in values(charts.quality(table, "latents", palette))} == {0.33333, 0.66667}
