@@ -4,20 +4,12 @@ import errno
 import os
 import shutil
 import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from wmdd.artifacts.partial_output import Pieces, gathered
 from wmdd.base.errors import WmddError
-
-
-@pytest.fixture(scope="module")
-def dead() -> int:
-    """The number of a process that has ended."""
-    return int(subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True).stdout)
 
 
 def row(value: float) -> dict[str, np.ndarray]:

@@ -30,7 +30,7 @@ NETWORKS = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(NETWORKS, st.sampled_from([16, 17, 33, 64, 112]))
 def test_counting_by_hand_is_counting_on_the_network(network, side):
     if network.pooling != "none" and not side >> models.CONVNETS.get(network.architecture, 0):  # halved to nothing
@@ -41,7 +41,7 @@ def test_counting_by_hand_is_counting_on_the_network(network, side):
         assert by_hand(network, 7, side)[:4] == on_network(network, 7, side)[:4]
 
 
-@pytest.mark.parametrize("architecture", ["resnet18", "resnet50", "convnet3"])
+@pytest.mark.parametrize("architecture", ["resnet50", "convnet3"])
 def test_outputs_are_what_convolutions_and_products_make(architecture):
     network, sizes = NetworkSettings(architecture=architecture, width=4), []
     built = models.build(network, 5, 20, generator("outputs")).eval()

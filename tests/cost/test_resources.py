@@ -101,18 +101,22 @@ def test_a_job_without_an_estimate_gets_a_default():
     assert requests.of("recover", nobody).runtime == default
 
 
+ASKING = """
+import sys
+from pathlib import Path
+from wmdd.cost.resources import Requests
+from wmdd.workflow.experiment import Experiment
+from wmdd.workflow.stages import ORDER
+found = Requests(Experiment.read(Path("config/imagenet.yaml")))
+place = dict(dataset="imagenet-1k", teacher="resnet18", method="wmdd", ipc="1", seed="0", block="classes0-9")
+place |= dict(student="resnet18", protocol="paper", generator="vae", expert="convnet3")
+print(sum(found.of(stage, place).mem_mb > 0 for stage in ORDER))
+print({"torch", "h5py", "pandas", "snakemake"} & {*sys.modules})
+"""
+
+
 def test_neither_torch_nor_any_file_is_asked():
-    line = (
-        "import sys; from wmdd.workflow.experiment import Experiment; "
-        "from wmdd.cost.resources import Requests; from pathlib import Path;"
-        "from wmdd.workflow.stages import ORDER;"
-        "found = Requests(Experiment.read(Path('config/imagenet.yaml')));"
-        "cell = dict(dataset='imagenet-1k', teacher='resnet18', method='wmdd', ipc='1', seed='0', student='resnet18', "
-        "protocol='paper', generator='vae', expert='convnet3', block='classes0-9');"
-        "print(sum(found.of(stage, cell).mem_mb > 0 for stage in ORDER));"
-        "print({'torch', 'h5py', 'pandas', 'snakemake'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", ASKING], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == f"{len(ORDER)}\nset()\n"
 
 

@@ -323,8 +323,8 @@ def test_official_tars_are_read_by_many_threads(official: Path) -> None:
     classes = locate(official, "imagenet-1k").train
     wanted = [f"train of {name}".encode() for wnid in WNIDS for name in sorted(TRAIN[wnid])]
     with ThreadPoolExecutor(8) as pool:
-        jobs = [pool.submit(files.read, index) for _ in range(200) for files in classes for index in range(3)]
-        assert [job.result() for job in jobs] == wanted * 200
+        jobs = [pool.submit(files.read, index) for _ in range(50) for files in classes for index in range(3)]
+        assert [job.result() for job in jobs] == wanted * 50
 
 
 def test_a_subset_lists_its_own_classes_only(official: Path, tmp_path: Path, entry: Callable[..., None]) -> None:
@@ -434,21 +434,16 @@ def test_a_tar_that_is_cut_short(unsized: Path, name: str) -> None:
     refusal(str(path), first.name(0), call=lambda: first.read(0))
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
-@pytest.mark.parametrize("deep", [True, False])
-def test_members_that_are_no_files(unsized: Path, kind: bytes, deep: bool) -> None:
-    odd = tarfile.TarInfo("odd.JPEG" if deep else "n01440764.tar")
-    odd.type, odd.linkname = kind, "/etc/passwd"
-    inner = io.BytesIO()
-    with tarfile.open(fileobj=inner, mode="w") as tar:
-        tar.addfile(odd)
+def test_members_that_are_no_files_and_a_class_without_pictures(unsized: Path) -> None:
     path = unsized / "ILSVRC2012_img_train.tar"
-    path.write_bytes(tar_of({f"{wnid}.tar": inner.getvalue() for wnid in WNIDS}) if deep else inner.getvalue())
-    refusal(str(path), odd.name, "neither a file nor a folder", call=lambda: locate(unsized, "imagenet-1k"))
-
-
-def test_a_class_without_pictures_in_a_tar(unsized: Path) -> None:
-    path = unsized / "ILSVRC2012_img_train.tar"
+    for kind, deep in product((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE), (True, False)):
+        odd = tarfile.TarInfo("odd.JPEG" if deep else "n01440764.tar")
+        odd.type, odd.linkname = kind, "/etc/passwd"
+        inner = io.BytesIO()
+        with tarfile.open(fileobj=inner, mode="w") as tar:
+            tar.addfile(odd)
+        path.write_bytes(tar_of({f"{wnid}.tar": inner.getvalue() for wnid in WNIDS}) if deep else inner.getvalue())
+        refusal(str(path), odd.name, "neither a file nor a folder", call=lambda: locate(unsized, "imagenet-1k"))
     path.write_bytes(tar_of({f"{wnid}.tar": tar_of({"notes.txt": b"1"}) for wnid in WNIDS}))
     refusal(str(path), "n01440764.tar", "no pictures", call=lambda: locate(unsized, "imagenet-1k"))
 

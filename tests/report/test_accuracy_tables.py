@@ -13,12 +13,7 @@ from wmdd.report.compare import Side, render
 from wmdd.report.results import rows, summary
 from wmdd.workflow.layout import cell_of
 
-from .page.material import METHODS, ROOT, cells_of, material
-
-
-@pytest.fixture(scope="module")
-def all_of_it():
-    return material()
+from .page.material import METHODS, ROOT, cells_of
 
 
 def row(table, **of):

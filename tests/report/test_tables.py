@@ -7,7 +7,7 @@ import pandas as pd
 from wmdd.report import published, tables
 from wmdd.report.render import render
 
-from .page.material import ROOT, costs, files, material
+from .page.material import ROOT, costs, files
 
 
 def test_all_published_numbers_of_the_dataset_and_of_no_other():
@@ -26,8 +26,8 @@ def test_the_cost_counts_gpu_hours_of_gpus_alone():
     assert table.loc["recover", ["GPU-hours", "peak GPU memory, MB"]].tolist() == ["", ""]
 
 
-def test_settings_in_which_methods_differ():
-    table = tables.differing(material().settings)
+def test_settings_in_which_methods_differ(all_of_it):
+    table = tables.differing(all_of_it.settings)
     assert [[cell.text for cell in cells] for cells in table.rows] == [["recover: regularisation", "", "0.01", "10.0"]]
     assert tables.differing({"wmdd": {"recover: lr": 0.1}}) is None
     assert len(tables.differing({"a": {"weights": ""}, "b": {"weights": "w"}, "c": {}}).rows) == 1

@@ -1,6 +1,7 @@
 """Charts: valid Vega-Lite of what they are given, nothing where there is nothing."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -11,12 +12,7 @@ from wmdd.report.charts import GREYS, SHAPES, Palette
 from wmdd.report.page import chart_sections as figures
 from wmdd.report.results import rows, summary
 
-from .material import METHODS, material, results
-
-
-@pytest.fixture(scope="module")
-def all_of_it():
-    return material()
+from .material import METHODS, results
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +45,7 @@ def test_names_and_titles_tell_charts_apart(sections):
 
 def test_nothing_to_draw_is_no_section(all_of_it):
     bare = all_of_it.cells[all_of_it.cells["ipc"] == 10]
-    plain = material()
-    plain.cells, plain.maps, plain.regularisations = bare, {}, {}
+    plain = replace(all_of_it, cells=bare, maps={}, regularisations={})
     titles = [section.title for section in figures.sections(plain)]
     assert "Accuracy against images per class" not in titles
     assert not {"Where the images are", "Weight of the statistics"} & set(titles)
