@@ -171,16 +171,6 @@ def test_what_another_job_removes_meanwhile(tmp_path, kind):
 # Network file systems
 
 
-def test_no_file_is_locked():
-    """Some file systems have no locks. HDF5 takes none of a Python file object."""
-    source = "\n".join(path.read_text() for path in (ROOT / "wmdd").rglob("*.py"))
-    calls = re.findall(r"h5py\.File\(([^)]*)\)", source)
-    without = {call for call in calls if "locking=False" not in call}
-    assert without == {'sink, "w"', 'here / "distilled.h5"'}  # the latter in the example of an export
-    assert len(calls) >= 2
-    assert not re.search(r"(?<![\w.])File\(", source)
-
-
 def test_what_another_has_locked_is_written_and_read(tmp_path, monkeypatch):
     monkeypatch.delenv("HDF5_USE_FILE_LOCKING", raising=False)
     save(tmp_path / "x.h5", {"x": np.zeros(3)}, {})

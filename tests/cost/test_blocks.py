@@ -118,18 +118,6 @@ def test_classes_per_block_win_over_the_minutes():
         assert sizes(merged(SIDE, chosen, {"jobs": {"minutes": minutes}})) == [30, 30, 30, 10]
 
 
-@pytest.mark.parametrize("coupling", [{"statistics": "global"}, {"feature_loss": "norm"}])
-def test_the_batch_cuts_the_blocks_of_a_coupled_method(coupling):
-    across, within = (
-        nested("methods.mine.recover", coupling | {"batch_size": 40, "composition": composition})
-        for composition in ("across", "within")
-    )
-    for chosen, expected in (1, [4] * 25), (7, [4] * 25), (11, [8] * 12 + [4]):
-        per_block = nested("datasets.d.classes_per_block", chosen)
-        assert sizes(merged(within, per_block), ipc=10) == expected
-        assert sizes(merged(across, per_block), ipc=10) == [40, 40, 20]
-
-
 @given(
     classes=st.integers(1, 60),
     per_block=st.integers(1, 70),

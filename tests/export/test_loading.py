@@ -17,18 +17,11 @@ from torch.utils.data import DataLoader
 
 import wmdd
 from tests.export.test_export import HERE, IPC, LAYOUTS, NAMES, SIDE, exported, here, read_set  # noqa: F401
-from wmdd.artifacts.hdf5 import load as read
 from wmdd.artifacts.hdf5 import load_meta
 from wmdd.artifacts.hdf5_writer import save
 from wmdd.base.errors import WmddError
-from wmdd.datasets.loader import Resident
 from wmdd.export.layouts import png
 from wmdd.export.loading import load
-from wmdd.networks.context import quiet
-from wmdd.networks.engine import plain
-from wmdd.settings.student import AugmentationSettings, StudentSettings
-from wmdd.stages import labels
-from wmdd.stages.student import train, weighted
 
 
 def refused(path):
@@ -95,30 +88,6 @@ def test_importing_the_package_is_light():
     assert wmdd.load is load
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = wmdd.lode
-
-
-@pytest.mark.usefixtures("here")
-def test_a_student_of_the_export_is_the_student_of_the_run(run):
-    settings = StudentSettings(
-        architecture="resnet18", width=4, epochs=3, batch_size=4, labels="hard", evaluate_every=1
-    )
-    draws = torch.Generator().manual_seed(2)
-    real = torch.randint(0, 256, (30, 3, SIDE, SIDE), generator=draws, dtype=torch.uint8)
-
-    def history(images, own, weights, mean, std):
-        val = Resident(real, torch.arange(30) % 3)
-        students = train(
-            images, own, weighted(weights, settings.weights).flatten(), labels.hard(0), val, 3, mean, std,
-            settings, AugmentationSettings(), 0, [0], quiet(plain()),
-        )  # fmt: skip
-        return students[0][1]
-
-    arrays, meta = read(Path(f"{HERE}/images.h5"), "images", "weights")  # as the command `student` does
-    images, weights = (torch.from_numpy(arrays[name]) for name in ("images", "weights"))
-    own = history(images.flatten(0, 1), torch.arange(3).repeat_interleave(IPC), weights, meta["mean"], meta["std"])
-    found = load(exported(run, "parquet"))
-    assert history(found.images, found.labels, found.weights.view(3, -1), found.mean, found.std) == own
-    assert "top1" in own[-1]
 
 
 # ---- what is refused

@@ -1,17 +1,13 @@
 """Published numbers: where each is from, and beside which of ours it stands."""
 
-import numpy as np
 import pytest
 import yaml
 
 from wmdd.base.errors import WmddError
 from wmdd.report import published
-from wmdd.report.accuracy_tables import across
-from wmdd.report.render import render
-from wmdd.report.results import rows, summary
 from wmdd.workflow.experiment_file import parse, presets
 
-from .page.material import ROOT, results
+from .page.material import ROOT
 
 FILE = ROOT / "config/published.yaml"
 
@@ -38,20 +34,6 @@ def test_every_number_has_a_source_a_preset_and_a_protocol():
     for protocol in set(table["protocol"]) - set(presets().protocols):
         with pytest.raises(WmddError, match="should match pattern"):
             parse({"protocols": {protocol: {}}})
-
-
-def test_they_stand_beside_ours():
-    table = summary(rows(results()))
-    both = published.beside(table, published.read(FILE))
-    ours = both.set_index(["method", "ipc", "student", "labels"])["published"]
-    assert len(ours) == len(table)
-    assert ours["wmdd", 10, "resnet18", "soft"] == 64.8
-    assert np.isnan(ours["wmdd", 10, "resnet18", "hard"])
-    wide = across("x", both, ["dataset", "ipc"])
-    shown = wide.text.set_index(["method", "student", "labels"]).loc[("wmdd (published)", "resnet18", "soft")]
-    assert shown.tolist()[1:] == ["40.2", "64.8"]
-    assert "wmdd (published) &" in render(wide, "latex")
-    assert r"$\pm$" in render(wide, "latex")
 
 
 def test_a_mistake_in_the_file_is_one_line(tmp_path):

@@ -163,6 +163,7 @@ def test_seeds_that_have_the_same_images_are_told():
         table = summary(rows([result(0.1 * (n + 1), seed=n, images=digest) for n, digest in enumerate(digests)]))
         assert [*table["sets"].fillna(0)] == [sets]
         assert shown in [value.text for value in scores.results(table).rows[0]]
+        assert shown.replace("±", r"$\pm$") in render(scores.results(table), "latex")
 
 
 def test_a_column_is_added_in_one_place(monkeypatch):
