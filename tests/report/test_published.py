@@ -37,7 +37,8 @@ def test_every_number_has_a_source_a_preset_and_a_protocol():
 
 
 def test_a_mistake_in_the_file_is_one_line(tmp_path):
-    path = tmp_path / "p.yaml"
+    path, content = tmp_path / "p.yaml", yaml.safe_load(FILE.read_text())
+    first, *_ = content["results"]
     for change, says in (
         ({"source": "nobody"}, "there is no source nobody; known: ddoq"),
         ({"kind": None}, "results.0.kind: Input should be"),
@@ -47,8 +48,7 @@ def test_a_mistake_in_the_file_is_one_line(tmp_path):
         ({"methods": {"wmdd": [101, 1, 1, 1]}}, "less than or equal to 100"),
         ({"dataest": "x"}, "Extra inputs are not permitted"),
     ):
-        content = yaml.safe_load(FILE.read_text())
-        content["results"][0].update(change)
+        content["results"][0] = first | change
         path.write_text(yaml.safe_dump(content))
         with pytest.raises(WmddError, match=r"p\.yaml: ") as error:
             published.read(path)
