@@ -86,7 +86,7 @@ class Problem:
     def published(
         self, options: argparse.Namespace, clock: Any, loop: str, tf32: bool = False, **changes: Any
     ) -> list[float]:
-        """Recover by a published loop (`LOOPS`); return the losses, times C, as ours sum over classes."""
+        """Recover by a published loop (of `SAME_LOSS`); return the losses, times C, as ours sum over classes."""
         as_installed(options, tf32)
         classes, k = self.atoms.shape[:2]
         network, labels, device = copy.deepcopy(self.network), torch.arange(classes), torch.device(options.device)
