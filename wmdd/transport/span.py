@@ -91,7 +91,9 @@ def root(product: Tensor, eps: float) -> Tensor:
     n = len(product)
     ridge = max(4 * n**0.5 * eps * float(product.diagonal().max()), torch.finfo(torch.float64).tiny)
     while True:
-        factor, failed = torch.linalg.cholesky_ex(product + ridge * torch.eye(n, dtype=torch.float64, device=product.device))
+        factor, failed = torch.linalg.cholesky_ex(
+            product + ridge * torch.eye(n, dtype=torch.float64, device=product.device)
+        )
         if not bool(failed):
             return factor
         ridge *= 10

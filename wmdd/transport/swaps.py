@@ -47,11 +47,13 @@ class Summary:
             wide = points.double()
             points = root((wide @ wide.T).cpu(), torch.finfo(points.dtype).eps).to(points.dtype)
         x = points.cpu().numpy()
-        return cls(np.concatenate([x, np.square(x).sum(1, keepdims=True), np.ones_like(x[:, :1])], 1), mass.cpu().numpy())
+        return cls(
+            np.concatenate([x, np.square(x).sum(1, keepdims=True), np.ones_like(x[:, :1])], 1), mass.cpu().numpy()
+        )
 
     @property
     def points(self) -> np.ndarray:
-        """x [M, D]."""
+        """The points x, [M, D]."""
         return self.rows[:, :-2]
 
     def distances(self, atoms: np.ndarray) -> np.ndarray:
@@ -117,14 +119,13 @@ def swapped(measures: Measures, k: int, generators: list[torch.Generator]) -> Te
     """
     draws = torch.stack([torch.rand(1 + SUMMARY, generator=generator, dtype=torch.float64) for generator in generators])
     points, mass = summarise(measures, draws.to(measures.x.device))
-    shares = [_searched(*pair, k, generator) for *pair, generator in zip(points, mass, generators, strict=True)]
+    shares = [_searched(Summary.of(x, m), k, g) for x, m, g in zip(points, mass, generators, strict=True)]
     sums = torch.bmm(torch.stack(shares).to(points), torch.cat([points, torch.ones_like(points[..., :1])], 2))
     return torch.where(sums[..., -1:] > 0, sums[..., :-1] / sums[..., -1:], points[:, :k])[:, None]
 
 
-def _searched(points: Tensor, mass: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """Return the masses [K, M] that atoms have of weighted points after the swaps."""
-    summary = Summary.of(points, mass)
+def _searched(summary: Summary, k: int, generator: torch.Generator) -> Tensor:
+    """Return the masses [K, M] that atoms have of a summary after the swaps."""
     tries = 2 + int(math.log(k))
     draws = torch.rand(k * tries + 2 * ROUNDS * SWAPS, generator=generator, dtype=torch.float64).numpy()
     atoms, cost = summary.settle(summary.start(k, draws[: k * tries].reshape(k, tries))[None], 1)
