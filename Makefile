@@ -44,7 +44,7 @@ test: setup  ## run the tests, two at a time
 test-slurm: setup  ## run the workflow on a real SLURM, started here for it (as root, on Debian: see docs/cluster.md)
 	.venv/bin/python -m pytest -rs -m "slurm and not campaign" tests/cluster
 
-test-campaign: setup  ## the same with every fault that a cluster has: cancelled, preempted, out of time, of memory, of disk; half an hour
+test-campaign: setup  ## the same with every fault that a cluster has, half an hour; its result goes into tests/cluster/RESULT.md
 	.venv/bin/python -m pytest -rs -m slurm tests/cluster
 
 docs: setup  ## write the reference of the package, from its docstrings, into build/docs

@@ -1,17 +1,18 @@
 """The published loops of recover, written plainly and run eagerly in float32: what ours is compared with.
 
 - `wmdd`: WMDD's released code (Liu et al., ICCV 2025). A forward hook on each BatchNorm layer takes the moments of all classes
-  at once, from the batch seen as [C, K, ch, H, W]. The loss is cross-entropy + |f(x) - b| of the whole batch + lambda times the mean
-  over the classes of |mu_lc(x) - mu_lc| + |sigma^2_lc(x) - sigma^2_lc|, summed over the layers. A later revision of that code
-  weights the images of a class within the hook, by float64 weights that lift every activation to float64: `weights`.
-- `sre2l`: SRe2L's (Yin et al., NeurIPS 2023). Hooks take the moments of the whole batch against the running statistics. The loss is
-  cross-entropy + those distances + two priors, total variation and norm of the images.
+  at once, from the batch seen as [C, K, ch, H, W]. The loss is cross-entropy, plus |f(x) - b| of the whole batch, plus lambda
+  times |mu_lc(x) - mu_lc| + |sigma^2_lc(x) - sigma^2_lc|, averaged over the classes and summed over the layers. A later
+  revision of that code weights the images of a class in the hook (`weights`); its weights are float64, and so lift what the
+  hook computes to float64.
+- `sre2l`: SRe2L's (Yin et al., NeurIPS 2023). Hooks take the moments of the whole batch, against the running statistics. The
+  loss is cross-entropy, plus those distances, plus two priors: total variation and norm of the images.
 
-Both: Adam with torch's own loop, a cosine, one view for the batch by torchvision's resizing, the loss taken to the CPU in every
-iteration and the images copied while it is below a bound, a clamp channel by channel.
+In both, Adam is torch's own loop over tensors, the rate a cosine, the view one for the batch and resized by torchvision. In
+every iteration the loss is taken to the CPU, the images are copied while it is below a bound, and clamped channel by channel.
 
-Nothing of this is the authors' text. Start images and views are the ones that `wmdd.stages.recover` draws, so that losses can be
-compared: C times these losses are ours with `feature_loss: norm, cross_entropy: 1` and with `statistics: global`.
+Nothing of this is the authors' text. Start images and views are those of `wmdd.stages.recover`, so that losses can be compared:
+C times these losses are ours with `feature_loss: norm, cross_entropy: 1` and with `statistics: global`.
 """
 
 import math

@@ -3,8 +3,8 @@
 - labels: as FKD (Shen and Xing, ECCV 2022) keeps them: one pickled file for each (epoch, batch).
 - student: pictures decoded from their files in every epoch by a `DataLoader`, whose workers begin anew with each epoch.
 
-Nothing of this is the authors' text. Crops and flips of an epoch are drawn as ours are. CutMix is as published, within a batch and
-with one box for all of it, so those draws are its own.
+Nothing of this is the authors' text. Crops and flips of an epoch are drawn as ours are. CutMix is as published, within a batch
+and with one box for all of it, so those draws are its own.
 """
 
 import math

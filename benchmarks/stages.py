@@ -1,7 +1,8 @@
-"""Recover, student and labels: ours against the published code's way (`benchmarks.published`, `benchmarks.published_students`), in pairs of one run.
+"""Recover, student and labels: ours against the published code's way, in pairs of one run.
 
-- recover: one iteration on 100 images, 10 classes of 10, of ResNet-18 with fresh weights, by WMDD's loop, by its later revision with
-  weights, and by SRe2L's. That ours has the same trace of losses (SRe2L's without priors) is checked first, on a small problem.
+- recover: one iteration on 100 images, 10 classes of 10, of ResNet-18 with fresh weights, by WMDD's loop, by its later revision
+  with weights, and by SRe2L's (`benchmarks.published`). That ours has the same trace of losses (SRe2L's without priors) is
+  checked first, on a small problem.
 - student: ResNet-18 on random real images with a teacher's soft labels: seconds of the training, seconds of the evaluation,
   accuracy. The published way is timed without loader processes and with some, which begin anew with each epoch; ratios are
   against the faster of the two. Ours also trains several students of one set side by side, each of which counts for its part
@@ -9,8 +10,9 @@
 - labels: bytes of a view and seconds of an epoch's labels in each store, and the accuracy of students that learn from them.
 
 The ways take turns after a warm-up; medians of the pairs are reported, with quartiles. The share of the matrix rate is that of
-a large product in the same type, measured in the same run. Rows are kept in results/stages-{cpu,cuda}.json beside those of
-other sections and sizes; `wmdd plan --rates` reads its `rates` and `peak`, which are of the machine with `threads` threads.
+a large product in the same type, measured in the same run. `--clock cpu` counts CPU seconds, for a machine that others use too.
+Rows are kept in results/stages-{cpu,cuda}.json beside those of other sections and sizes; `wmdd plan --rates` reads its `rates`
+and `peak`, which are of the machine with `threads` threads.
 
     python -m benchmarks.stages [recover|student|labels ...] [--device cuda] [--data FOLDER] [--teacher model.safetensors]
 
@@ -88,7 +90,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default, help=help)
     parser.add_argument("--resolutions", type=int, nargs="+", default=[32, 64, 128, 224], help="recover")
     parser.add_argument("--ipc", type=int, nargs="+", default=[10, 50], help="student, labels (the least of them)")
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="recover: wall or CPU seconds")
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="recover, and the machine's peaks: wall or CPU seconds"
+    )
     parser.add_argument("--ways", nargs="+", default=[], help="recover: those of the names of rows; all by default")
     parser.add_argument("--compile", action="store_true", help="recover: also compiled, which takes a minute a turn")
     parser.add_argument("--data", type=Path, help="student, labels: folder of pictures")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import published
-from benchmarks.machine import as_installed, engine_of, settings, synchronise
+from benchmarks.machine import CLOCKS, as_installed, engine_of, settings, synchronise
 from benchmarks.published_students import MEAN, STD
 from benchmarks.rows import Row, Times, ratios, report, spread
 from wmdd.networks import models
@@ -25,21 +25,13 @@ from wmdd.networks.normalisation import Normalisation
 from wmdd.stages import recover
 
 CLASSES, PER_CLASS = 10, 10  # of a batch
-CLOCKS = {
-    "wall": time.perf_counter,
-    "cpu": time.process_time,
-}  # CPU seconds, of all threads: where others use the machine
 RELEASED: dict[str, Any] = {"feature_loss": "norm", "cross_entropy": 1.0}
 SRE2L: dict[str, Any] = {
     "feature_weight": 0.0, "cross_entropy": 1.0, "statistics": "global", "regularisation": 0.01, "first_layer_weight": 10.0,
     "composition": "across",
 }  # fmt: skip
-SAME_LOSS = {
-    "wmdd": RELEASED,
-    "wmdd weighted": RELEASED,
-    "sre2l": SRE2L,
-    "sre2l without priors": SRE2L,
-}  # of each published loop
+# The settings of ours that have the loss of a published loop.
+SAME_LOSS = {"wmdd": RELEASED, "wmdd weighted": RELEASED, "sre2l": SRE2L, "sre2l without priors": SRE2L}
 
 
 class Clock:
@@ -95,7 +87,7 @@ class Problem:
     def published(
         self, options: argparse.Namespace, clock: Any, loop: str, tf32: bool = False, **changes: Any
     ) -> list[float]:
-        """Recover by a published loop (`LOOPS`); return the losses, times C, as ours sum over classes."""
+        """Recover by a published loop (of `SAME_LOSS`); return the losses, times C, as ours sum over classes."""
         as_installed(options, tf32)
         classes, k = self.atoms.shape[:2]
         network, labels, device = copy.deepcopy(self.network), torch.arange(classes), torch.device(options.device)

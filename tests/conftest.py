@@ -6,12 +6,14 @@ import shlex
 import shutil
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 from xdist.scheduler import LoadScopeScheduling
 
@@ -23,24 +25,48 @@ from wmdd.networks.models import build
 from wmdd.settings.network import NetworkSettings
 
 torch.set_num_threads(1)
+settings.register_profile("wmdd", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # no test is about time
+settings.load_profile("wmdd")
+
+
+# Files whose tests one process runs, as they start from the same slow thing: a browser, a finished run of the workflow.
+TOGETHER = {
+    "tests/report/page/test_browser.py": "browser",
+    "tests/workflow/test_latent.py": "latent run",
+    "tests/workflow/test_match.py": "match run",
+} | {
+    f"tests/workflow/test_{name}.py": "finished run"
+    for name in ("extending", "page", "rebuild", "resume", "status", "workflow")
+}
 
 
 class _Shared(LoadScopeScheduling):
-    """Lets one process run all tests that start from the same slow thing, which go first; any other goes to who is free.
+    """Lets one process run all tests that start from the same slow thing; any other goes to who is free.
 
     (xdist's marks of groups are without effect under pytest 9.)
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        if nodeid.startswith("tests/workflow/"):  # which start from one finished run
-            return "workflow"
-        return "browser" if nodeid.startswith("tests/report/page/test_browser.py") else nodeid
+        return TOGETHER.get(nodeid.partition("::")[0], nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Divide the tests among the processes of `pytest -n`."""
+    """Divide the tests among the processes of `pytest -n`, in the order of `pytest_collection_modifyitems`."""
+    config.option.loadscopereorder = False
     return _Shared(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let slow tests go first, those before all of which many go together, so that all processes end at the same time."""
+    sizes = Counter(TOGETHER.get(item.nodeid.partition("::")[0]) for item in items)
+    sizes[None] = 0
+    items.sort(
+        key=lambda item: (
+            item.get_closest_marker("slow") is None,
+            -sizes[TOGETHER.get(item.nodeid.partition("::")[0])],
+        )
+    )
 
 
 class Killed(Exception):

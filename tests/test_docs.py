@@ -5,12 +5,13 @@ import importlib
 import re
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-import pytest
 import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -24,7 +25,6 @@ from wmdd.workflow.stages import SETTINGS
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("**/*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS]
-EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 
 
@@ -49,23 +49,18 @@ def targets(page: Path) -> list[str]:
     return [unquote(target) for target in found if target and not re.match(r"[a-z]+:", target)]
 
 
-def anchor(text: str) -> str:
-    """Return the name that GitHub gives to a heading."""
-    return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
-
-
 @cache
 def anchors(page: Path) -> set[str]:
-    found: dict[str, int] = {}
-    for before, token in zip(tokens(page), tokens(page)[1:], strict=False):
+    """Return the names that GitHub gives to the headings of a page."""
+    counts: Counter[str] = Counter()
+    names = set()
+    for before, token in pairwise(tokens(page)):
         if before.type == "heading_open":
-            name = anchor(
-                "".join(part.content for part in token.children or () if part.type in ("text", "code_inline"))
-            )
-            found[name] = found.get(name, -1) + 1
-            if found[name]:
-                found[f"{name}-{found[name]}"] = 0
-    return set(found)
+            text = "".join(part.content for part in token.children or () if part.type in ("text", "code_inline"))
+            name = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+            names.add(f"{name}-{counts[name]}" if counts[name] else name)
+            counts[name] += 1
+    return names
 
 
 class Table(NamedTuple):
@@ -77,7 +72,7 @@ class Table(NamedTuple):
 
 def tables(page: Path) -> list[Table]:
     found, cells = [], []
-    for before, token in zip(tokens(page), tokens(page)[1:], strict=False):
+    for before, token in pairwise(tokens(page)):
         if before.type in ("th_open", "td_open"):
             cells.append(token.content)
         elif before.type == "tr_close":
@@ -92,16 +87,16 @@ def plain(cell: str) -> str:
     return cell.replace("`", "")
 
 
-@EVERY_PAGE
-def test_links_and_pictures(page: Path) -> None:
-    for target in targets(page):
-        path, _, name = target.partition("#")
-        other = (page.parent / path).resolve() if path else page
-        assert other.exists(), f"{target}: there is no {other}"
-        assert other.is_relative_to(ROOT)
-        assert not name or name in anchors(other), f"{target}: no such heading; there are {sorted(anchors(other))}"
-    for token in tokens(page):
-        assert token.type != "image" or token.content.strip(), f"{token.attrGet('src')} has no alt text"
+def test_links_and_pictures() -> None:
+    for page in PAGES:
+        for target in targets(page):
+            path, _, name = target.partition("#")
+            other = (page.parent / path).resolve() if path else page
+            assert other.exists(), f"{page}, {target}: there is no {other}"
+            assert other.is_relative_to(ROOT)
+            assert not name or name in anchors(other), f"{page}, {target}: no such heading among {anchors(other)}"
+        for token in tokens(page):
+            assert token.type != "image" or token.content.strip(), f"{page}, {token.attrGet('src')}: no alt text"
 
 
 def test_every_page_is_reachable_from_the_index() -> None:
@@ -122,10 +117,8 @@ def test_spelling() -> None:
     assert found.returncode == 0, found.stdout + found.stderr
 
 
-@EVERY_PAGE
-def test_experiments_can_be_run(page: Path) -> None:
-    for block in blocks(page, "yaml"):
-        content = yaml.safe_load(block)
+def test_experiments_can_be_run() -> None:
+    for content in (yaml.safe_load(block) for page in PAGES for block in blocks(page, "yaml")):
         if isinstance(content, dict) and content.keys() & ExperimentFile.model_fields.keys():
             assert parse(content)
             assert "matrix" not in content or list(Experiment(content).runs())
@@ -152,11 +145,11 @@ def test_targets_stand_before_configfile() -> None:
             assert not others, f"{page}: {command}"
 
 
-@EVERY_PAGE
-def test_modules_and_files_exist(page: Path) -> None:
-    if page.name == "CHANGELOG.md":
-        return  # tells of files that are gone
-    for name in codes(page):
+def test_modules_and_files_exist() -> None:
+    names = {
+        name for page in PAGES if page.name != "CHANGELOG.md" for name in codes(page)
+    }  # which tells of what is gone
+    for name in names:
         if re.fullmatch(r"wmdd(\.[A-Za-z_]\w*)+", name):
             assert exists(name), f"there is no {name}"
         if re.fullmatch(r"(wmdd|rules|config|tests|benchmarks|docs|envs|profiles)/(?!results/)[\w./+-]*", name):
@@ -186,13 +179,20 @@ def exists(name: str) -> bool:
     return False
 
 
-# --- docs/protocols.md -------------------------------------------------------------------------------------------------------
+# --- docs/protocols.md and docs/match.md -------------------------------------------------------------------------------------
 
 
 def setting(protocol: str, key: str) -> Any:
     stage, name = key.split(".")
-    of = {"protocol": protocol} | ({"student": "resnet18"} if stage == "student" else {})
-    return getattr(Experiment({}).resolve(stage, **of), name)
+    student = {"student": "resnet18"} if stage == "student" else {}
+    return getattr(Experiment({}).resolve(stage, protocol=protocol, **student), name)
+
+
+def chosen(protocol: str) -> dict[str, Any]:
+    """Return what a protocol sets itself, by stage.key."""
+    sections = {stage: getattr(presets().protocols[protocol], stage) for stage in ("relabel", "student")}
+    set_of = {stage: section.model_dump(exclude_none=True) for stage, section in sections.items() if section}
+    return {f"{stage}.{key}": value for stage, values in set_of.items() for key, value in values.items()}
 
 
 def written(value: Any) -> str:
@@ -202,9 +202,6 @@ def written(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
-OF_MATCHING = {"dsa", "dsa-whitened"}  # which docs/match.md describes
-
-
 def test_the_numbers_of_the_protocols_are_those_of_the_presets() -> None:
     numbers, variants, *_ = tables(ROOT / "docs/protocols.md")
     names = [plain(cell) for cell in numbers.head[1:3]]
@@ -212,40 +209,29 @@ def test_the_numbers_of_the_protocols_are_those_of_the_presets() -> None:
     for key, *cells in numbers.rows:
         assert cells[:2] == [written(setting(name, plain(key))) for name in names], key
         assert all(cells[2:]), f"{key} has no source"
-    chosen = {f"{stage}.{key}" for stage in ("relabel", "student") for name in names for key in _set(name, stage)}
-    assert chosen <= {plain(row[0]) for row in numbers.rows}
+    assert {key for name in names for key in chosen(name)} <= {plain(row[0]) for row in numbers.rows}
     described = {plain(row[0]): row[1:] for row in variants.rows}
-    assert {*described, *names, *OF_MATCHING} == set(presets().protocols)
-    assert set(re.findall(r"`(dsa[\w-]*)`", (ROOT / "docs/match.md").read_text())) == OF_MATCHING
     for name, (base, differs) in described.items():
         key, value = plain(differs).split()
         assert presets().protocols[name].base == plain(base)
+        assert list(chosen(name)) == [key]
         assert written(setting(name, key)) == value
-        sections = {stage: _set(name, stage) for stage in ("relabel", "student")}
-        assert [f"{stage}.{each}" for stage, found in sections.items() for each in found] == [key]
+    of_matching = set(re.findall(r"`(dsa[\w-]*)`", (ROOT / "docs/match.md").read_text()))
+    assert {*described, *names, *of_matching} == set(presets().protocols)
 
 
 def test_the_published_settings_of_mtt_are_those_of_the_presets() -> None:
     (published,) = [table for table in tables(ROOT / "docs/match.md") if table.head[0] == "preset"]
-    none, found = Experiment({}), set()
+    assert {plain(row[0]) for row in published.rows} == {name for name in presets().methods if name.startswith("mtt-")}
     for name, ipc, *cells, source in published.rows:
-        method = plain(name)
-        found.add(method)
-        assert f"-ipc{ipc}" in method
+        assert f"-ipc{ipc}" in name
         assert source
-        chosen = none.resolve("match", method=method)
-        told = [float(re.match(r"\d[\d,]*(?:\.\d+)?(?:e-\d+)?", cell)[0].replace(",", "")) for cell in cells]
-        assert told == [
-            chosen.student_steps, chosen.expert_epochs, chosen.start_epochs, chosen.lr, chosen.rate_lr, chosen.student_lr,
-        ]  # fmt: skip
+        resolved = Experiment({}).resolve("match", method=plain(name))
+        keys = ("student_steps", "expert_epochs", "start_epochs", "lr", "rate_lr", "student_lr")
+        numbers = [float(re.match(r"\d[\d,]*(?:\.\d+)?(?:e-\d+)?", cell)[0].replace(",", "")) for cell in cells]
+        assert numbers == [getattr(resolved, key) for key in keys]
         batch = re.search(r"on (\d+) images", cells[0])
-        assert chosen.student_batch == (int(batch[1]) if batch else 0)
-    assert found == {name for name in presets().methods if name.startswith("mtt-")}
-
-
-def _set(protocol: str, stage: str) -> list[str]:
-    section = getattr(presets().protocols[protocol], stage)
-    return [] if section is None else list(section.model_dump(exclude_none=True))
+        assert resolved.student_batch == (int(batch[1]) if batch else 0)
 
 
 def test_the_steps_of_the_protocols() -> None:
@@ -254,8 +240,6 @@ def test_the_steps_of_the_protocols() -> None:
         steps = setting(name, "student.epochs") * -(-10 * 10 // setting(name, "student.batch_size"))
         assert said in text
         assert said.startswith(f"{steps} ")
-    assert f"`keep_epochs` {setting('paper-pruned', 'relabel.keep_epochs'):g}" in text
-    assert f"the {setting('paper-pruned', 'relabel.top_k')} largest logits" in " ".join(text.split())
 
 
 # --- docs/adding-a-dataset.md ------------------------------------------------------------------------------------------------
@@ -264,42 +248,32 @@ DATASET_PAGE = ROOT / "docs/adding-a-dataset.md"
 
 
 def test_the_datasets_of_the_page_resolve() -> None:
-    found = [yaml.safe_load(block) for block in blocks(DATASET_PAGE, "yaml")]
-    experiments = [content for content in found if "datasets" in content]
+    contents = [yaml.safe_load(block) for block in blocks(DATASET_PAGE, "yaml")]
+    experiments = [Experiment(content) for content in contents if "datasets" in content]
     assert len(experiments) == 2
-    for content in experiments:
-        (name,) = content["datasets"]
-        experiment = Experiment(content)
-        data = experiment.resolve("data", dataset=name)
-        assert data.source == "imagefolder"
-        assert data.classes == content["datasets"][name]["data"]["classes"]
+    for experiment in experiments:
+        (name,) = experiment.file.datasets
+        assert experiment.resolve("data", dataset=name).source == "imagefolder"
         for stage in SETTINGS:
             experiment.resolve(stage, dataset=name)
-    assert experiments[1]["datasets"]["letters"]["features_jobs"] == len(
-        Experiment(experiments[1]).features_blocks("letters")
-    )
-    (entry,) = [content for content in found if "datasets" not in content]
+    (entry,) = [content for content in contents if "datasets" not in content]
     for name, known in entry.items():
-        made = Known.model_validate(known)
-        data = Experiment({"datasets": {name: made.settings() | {"data": made.data | {"source": "imagefolder"}}}})
-        assert data.resolve("data", dataset=name).classes == made.data["classes"]
-        assert made.data["source"] == name
-        assert made.archives[0].checksum[1]
+        assert Known.model_validate(known).data["source"] == name
 
 
 def test_settings_and_defaults_of_the_dataset_page() -> None:
     data, depends = tables(DATASET_PAGE)
     assert {name for row in data.rows for name in re.findall(r"`(\w+)", row[0])} <= SETTINGS["data"].model_fields.keys()
     said = {plain(row[0]): plain(row[1]) for row in depends.rows}
-    of = {stage: Experiment({}).resolve(stage) for stage in ("recover", "relabel", "teacher")}
-    for stage in ("recover", "relabel"):
-        assert said[f"{stage}: {{crop_scale}}"] == "-".join(map(written, of[stage].crop_scale))
-    assert said["recover: {jitter}"] == f"{of['recover'].jitter} px"
-    assert (
-        said["recover: {lr, regularisation}"] == f"{written(of['recover'].lr)}, {written(of['recover'].regularisation)}"
-    )
-    assert said["teacher: {crop}"] == of["teacher"].crop
-    assert said["teacher: {min_accuracy}"] == written(of["teacher"].min_accuracy)
+    recover, relabel, teacher = (Experiment({}).resolve(stage) for stage in ("recover", "relabel", "teacher"))
+    assert {
+        "recover: {crop_scale}": "-".join(map(written, recover.crop_scale)),
+        "relabel: {crop_scale}": "-".join(map(written, relabel.crop_scale)),
+        "recover: {jitter}": f"{recover.jitter} px",
+        "recover: {lr, regularisation}": f"{written(recover.lr)}, {written(recover.regularisation)}",
+        "teacher: {crop}": teacher.crop,
+        "teacher: {min_accuracy}": written(teacher.min_accuracy),
+    }.items() <= said.items()
     (stem,) = [row[2] for row in depends.rows if row[0].startswith("`stem`")]
     first, second = (int(side) for side in re.findall(r"up to (\d+) px", stem))
     assert [stem_of(side) for side in (first, first + 1, second, second + 1)] == ["cifar", "tiny", "tiny", "imagenet"]
@@ -330,26 +304,17 @@ def stands_in_the_sources(message: str) -> bool:
 
 
 def test_messages_of_the_troubleshooting_page_are_those_of_the_code() -> None:
-    quoted = [
-        plain(row[0])
-        for table in tables(ROOT / "docs/troubleshooting.md")
-        for row in table.rows
-        if table.head[0] == "message"
-    ]
-    assert len(quoted) > 30
-    for message in quoted:
-        assert stands_in_the_sources(message), message
-    assert not stands_in_the_sources("a message … that nobody gives")
-
-
-def test_messages_beside_those_of_others_are_ours() -> None:
-    page = (ROOT / "docs/troubleshooting.md").read_text()
-    for message in (
+    page = ROOT / "docs/troubleshooting.md"
+    quoted = [plain(row[0]) for table in tables(page) if table.head[0] == "message" for row in table.rows]
+    beside_those_of_others = [
         "this folder is held by …", "checkpoint written, going on from it when started again",
         "--sdm apptainer needs an image", "DUE TO TIME LIMIT",
-    ):  # fmt: skip
-        assert message in page
+    ]  # fmt: skip
+    assert len(quoted) > 30
+    for message in quoted + beside_those_of_others:
+        assert message in plain(page.read_text())
         assert stands_in_the_sources(message), message
+    assert not stands_in_the_sources("a message … that nobody gives")
 
 
 def test_threads_that_are_cited_have_a_number_and_an_address() -> None:

@@ -2,14 +2,15 @@
 
 import os
 import sys
+from difflib import get_close_matches
+
+from wmdd.base.errors import WmddError
+from wmdd.base.preemption import AGAIN, Notice, Preempted, listening
+from wmdd.jobs import torchrun
 
 
 def main() -> None:
     """Run a command."""
-    os.environ.setdefault("POT_BACKEND_DISABLE_PYTORCH", "1")
-    from wmdd.base.preemption import AGAIN, Notice, Preempted, listening
-    from wmdd.jobs import torchrun
-
     notice = Notice("ended before it began; starts anew when started again")
     try:
         with listening(notice):
@@ -24,18 +25,20 @@ def main() -> None:
         if torchrun.launched():  # the launcher says it
             torchrun.end(AGAIN)
         if os.environ.get("RANK", "0") == "0":
-            print(f"wmdd {next(iter(sys.argv[1:]), '')}: {preempted}", file=sys.stderr, flush=True)
+            print(f"wmdd {_command()}: {preempted}", file=sys.stderr, flush=True)
         raise
 
 
 def _run() -> None:
-    from wmdd.jobs import torchrun
-
     if torchrun.launched():  # one of several processes
         torchrun.follow()
-    from wmdd.base.errors import WmddError
     from wmdd.cli.commands import app
 
+    if not (_command().startswith("-") or _command() in {*app, ""}):
+        near = get_close_matches(_command(), app, 1)
+        hint = f"did you mean {near[0]!r}?" if near else "wmdd --help lists them"
+        print(f"wmdd: error: unknown command {_command()!r}; {hint}", file=sys.stderr)
+        sys.exit(2)
     try:
         app(sys.argv[1:])
     except Exception as error:
@@ -43,9 +46,13 @@ def _run() -> None:
             torchrun.leave(error)
         if not isinstance(error, WmddError):
             raise
-        sys.exit(f"wmdd {next(iter(sys.argv[1:]), '')}: error: {error}")
+        sys.exit(f"wmdd {_command()}: error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _command() -> str:
+    return next(iter(sys.argv[1:]), "")
 
 
 if __name__ == "__main__":

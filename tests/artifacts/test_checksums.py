@@ -71,7 +71,9 @@ def test_a_changed_array_is_refused_by_name_where_it_is_read_and_only_there(path
         np.testing.assert_array_equal(file["images"][:28], ARRAYS["images"][:28])  # blocks 0 to 3
         np.testing.assert_array_equal(file["images"][[2, 40]], ARRAYS["images"][[2, 40]])
         for key in (slice(28, 29), 30, [2, 34], (), slice(None, None, 17)):
-            with pytest.raises(WmddError, match=re.escape(f"images of {path} has changed since it was written; delete it")):
+            with pytest.raises(
+                WmddError, match=re.escape(f"images of {path} has changed since it was written; delete it")
+            ):
                 file["images"][key]
         np.testing.assert_array_equal(file["group/weights"][()], ARRAYS["group/weights"])
     with pytest.raises(WmddError, match="images of .* has changed"):
@@ -175,7 +177,10 @@ def test_nothing_outside_a_file_is_read_and_no_size_believed(tmp_path, content):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["other"] = np.zeros(3)
         content(file, tmp_path)
-    with opened(tmp_path / "x.h5") as file, pytest.raises(WmddError, match=r"images of .*x\.h5 (is a link|lies in|claims)"):
+    with (
+        opened(tmp_path / "x.h5") as file,
+        pytest.raises(WmddError, match=r"images of .*x\.h5 (is a link|lies in|claims)"),
+    ):
         dataset_of(tmp_path / "x.h5", file, "images")
 
 

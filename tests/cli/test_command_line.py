@@ -1,5 +1,6 @@
 """The command line itself: misspelt flags, help, settings and schema, ends of a process, and what reading arguments needs."""
 
+import inspect
 import json
 import os
 import shlex
@@ -12,6 +13,7 @@ import yaml
 
 import wmdd
 from tests.cli.artifacts import COMMANDS, IPC
+from wmdd.cli.commands import app
 from wmdd.workflow.experiment_file import schema
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +30,7 @@ methods:
     [
         (COMMANDS["recover"].replace("--iterations", "--iteration"), "--iterations"),
         (COMMANDS["student"] + " --temprature 3", "--temperature"),
-        ("recove --seed 0", '"recover"'),
+        ("recove --seed 0", "unknown command 'recove'; did you mean 'recover'?"),
         (COMMANDS["recover"] + " --statistics globl", "global"),
         (COMMANDS["recover"].replace(f"--ipc {IPC}", "--ipc 0"), "Must be >= 1"),
         (COMMANDS["recover"].replace("--seed 0", ""), "--seed"),
@@ -117,7 +119,53 @@ def test_a_mistake_in_a_real_process(here):
     assert (done.returncode, done.stdout, done.stderr) == (1, "", expected)
 
 
-def test_commands_are_defined_without_torch_and_pandas(tmp_path):
-    loaded = "print([name for name in ('torch', 'pandas') if name in sys.modules])"
-    done = process("-c", f"import sys, wmdd.cli.commands; {loaded}")
-    assert done.stdout == "[]\n", done.stderr
+HEAVY = {
+    "torch", "torch._dynamo", "torchvision", "pandas", "pyarrow", "altair", "wandb", "diffusers", "transformers", "timm",
+    "sklearn", "ot", "scipy", "snakemake", "PIL", "h5py", "numpy", "pydantic", "jinja2", "vl_convert", "requests",
+}  # fmt: skip
+FILES = {"pydantic", "numpy", "h5py"}
+COMPUTING = {"teacher", "recover", "select", "student", "generator", "latent", "match", "measure", "export"}
+# The modules of the command line, and what they may import together: what reading the arguments of their commands takes.
+MAY_IMPORT = [
+    ({"commands"}, set()),
+    ({"arguments", "workflow"}, {"pydantic", "snakemake"}),
+    ({"readers", "writers", "inspection", "images", "tracking"}, FILES | {"requests"}),
+    ({"grid"}, FILES | {"PIL"}),
+    ({"tables", "kept_results", "page"}, FILES | {"PIL", "pandas", "pyarrow", "altair", "jinja2", "requests"}),
+    ({"data", "tensor_readers"} | COMPUTING, FILES | {"PIL", "torch", "requests"}),
+]
+IMPORT = """
+import importlib, os, sys
+for modules in sys.argv[1:]:
+    if not (child := os.fork()):
+        for module in modules.split():
+            importlib.import_module(f"wmdd.cli.{module}")
+        print(*sys.modules, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_what_a_command_may_import():
+    names = [name for modules, _ in MAY_IMPORT for name in modules]
+    assert sorted(names) == sorted(path.stem for path in (ROOT / "wmdd/cli").glob("*.py") if path.stem != "__init__")
+    done = process("-c", IMPORT, *(" ".join(sorted(modules)) for modules, _ in MAY_IMPORT))
+    assert done.stderr == ""
+    imported = [HEAVY & set(line.split()) for line in done.stdout.splitlines()]
+    assert [names - allowed for names, (_, allowed) in zip(imported, MAY_IMPORT, strict=True)] == [set()] * len(
+        MAY_IMPORT
+    )
+    assert "torch" in imported[-1], "the list would see it"
+
+
+def test_help_of_all_commands_imports_none_and_says_what_each_docstring_says(here):
+    code = "import sys; from wmdd.__main__ import main\ntry:\n    main()\nfinally:\n    print(*sys.modules)"
+    done = process("-c", code, "--help")
+    out, _, modules = done.stdout.rpartition("\n╰")
+    assert not HEAVY & set(modules.split())
+    assert not [name for name in modules.split() if name.startswith("wmdd.cli.") and name != "wmdd.cli.commands"]
+    text = " ".join(out.replace("│", " ").split())
+    for name, command in app.resolved_commands().items():
+        if not name.startswith("-"):
+            summary = inspect.getdoc(command.default_command).splitlines()[0]
+            assert f"{name} {summary.replace('`', '')}" in text

@@ -64,18 +64,10 @@ def minutes(size, ipc, content):
 
 @pytest.mark.parametrize(
     "content",
-    [
-        {},
-        {"jobs": {"minutes": 60}},
-        {"jobs": {"device": "h200"}},
-        {"engine": {"device": "cpu"}},
-        {"engine": {"device": "cpu", "precision": "fp32"}},
-        {"engine": "plain"},
-        {"recover": {"iterations": 300}},
-        {"teachers": {"resnet18": {"width": 16}}},
-    ],
+    [{}, {"jobs": {"minutes": 60}}, {"jobs": {"device": "h200"}}, {"engine": {"device": "cpu"}}, {"engine": "plain"},
+     {"recover": {"iterations": 300}}, {"teachers": {"resnet18": {"width": 16}}}],
     ids=str,
-)
+)  # fmt: skip
 def test_a_block_is_the_largest_of_the_series_that_takes_the_minutes(content):
     target = content.get("jobs", {}).get("minutes", 15)
     for ipc in 1, 10, 100:
@@ -120,22 +112,10 @@ def test_the_images_of_a_block_fit_into_memory():
     assert sizes(content, ipc=100_000, classes=2) == [1, 1]
 
 
-@pytest.mark.parametrize("jobs", [{}, {"minutes": 1}, {"minutes": 1000}])
-def test_classes_per_block_win_over_the_minutes(jobs):
+def test_classes_per_block_win_over_the_minutes():
     chosen = nested("datasets.d.classes_per_block", 30)
-    assert sizes(merged(SIDE, chosen, {"jobs": jobs})) == [30, 30, 30, 10]
-
-
-@pytest.mark.parametrize("coupling", [{"statistics": "global"}, {"feature_loss": "norm"}])
-def test_the_batch_cuts_the_blocks_of_a_coupled_method(coupling):
-    across, within = (
-        nested("methods.mine.recover", coupling | {"batch_size": 40, "composition": composition})
-        for composition in ("across", "within")
-    )
-    for chosen, expected in (1, [4] * 25), (7, [4] * 25), (11, [8] * 12 + [4]):
-        per_block = nested("datasets.d.classes_per_block", chosen)
-        assert sizes(merged(within, per_block), ipc=10) == expected
-        assert sizes(merged(across, per_block), ipc=10) == [40, 40, 20]
+    for minutes in 1, 1000:
+        assert sizes(merged(SIDE, chosen, {"jobs": {"minutes": minutes}})) == [30, 30, 30, 10]
 
 
 @given(
@@ -164,52 +144,31 @@ def test_untrained_networks_are_matched_in_blocks_and_trajectories_in_one():
     for method in "dm", "datadam":
         assert names("cifar10", method, 10, content) == ["classes0-3", "classes4-7", "classes8-9"]
         assert names("cifar100", method, 50) == [f"classes{a}-{a + 19}" for a in range(0, 100, 20)]
-    for method, dataset, last in (
-        ("mtt", "cifar10", 9),
-        ("mtt", "cifar100", 99),
-        ("mtt-tiny-ipc10", "tiny-imagenet", 199),
-    ):
+    for method, dataset, last in ("mtt", "cifar100", 99), ("mtt-tiny-ipc10", "tiny-imagenet", 199):
         assert names(dataset, method, 50, content) == [f"classes0-{last}"]
 
 
-@pytest.mark.parametrize(
-    ("content", "name"),
-    [
+def test_the_device_that_jobs_are_sized_for():
+    for content, name in (
         ({}, "a100"),
         ({"engine": {"device": "cuda"}}, "a100"),
         ({"engine": {"device": "cpu"}}, "cpu-core"),
         ({"engine": {"device": "cpu", "precision": "fp32"}}, "cpu-core-fp32"),
         ({"engine": {"device": "cpu", "mode": "plain"}}, "cpu-core-fp32"),
         ({"jobs": {"device": "h100"}}, "h100"),
-    ],
-)
-def test_the_device_that_jobs_are_sized_for(content, name):
-    assert Blocks(Experiment(content)).device.name == name
-
-
-def test_a_gpu_in_other_precisions():
+    ):
+        assert Blocks(Experiment(content)).device.name == name
     engines = [{"precision": precision} for precision in ("auto", "bf16", "tf32", "fp32")]
     peaks = [Blocks(Experiment({"engine": engine})).device.peak.flops for engine in (*engines, "plain")]
     assert peaks[0] == peaks[1] == 2 * peaks[2] == 16 * peaks[3] == 16 * peaks[4]
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (
-            {"jobs": {"device": "h300"}},
-            "jobs.device: there is no device 'h300'; known: cpu-core, cpu-core-fp32, a100, h100, h200",
-        ),
-        (
-            {"jobs": {"device": "h100"}, "engine": {"device": "cpu"}},
-            "jobs.device h100 is of kind cuda but engine.device is cpu; leave jobs.device out, or change one of them",
-        ),
-        (
-            {"jobs": {"device": "cpu-core"}, "engine": {"device": "cuda"}},
-            "jobs.device cpu-core is of kind cpu but engine.device is cuda; leave jobs.device out, or change one of them",
-        ),
-    ],
-)
-def test_a_device_that_there_is_not_or_that_does_not_fit(content, says):
-    with pytest.raises(WmddError, match=f"^{re.escape(says)}$"):
-        Blocks(Experiment(content))
+def test_a_device_that_there_is_not_or_that_does_not_fit():
+    remedy = "leave jobs.device out, or change one of them"
+    for name, engine, says in (
+        ("h300", "auto", "jobs.device: there is no device 'h300'; known: cpu-core, cpu-core-fp32, a100, h100, h200"),
+        ("h100", "cpu", f"jobs.device h100 is of kind cuda but engine.device is cpu; {remedy}"),
+        ("cpu-core", "cuda", f"jobs.device cpu-core is of kind cpu but engine.device is cuda; {remedy}"),
+    ):
+        with pytest.raises(WmddError, match=f"^{re.escape(says)}$"):
+            Blocks(Experiment({"jobs": {"device": name}, "engine": {"device": engine}}))

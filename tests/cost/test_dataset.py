@@ -12,12 +12,12 @@ from wmdd.settings.data import DataSettings
 from wmdd.stages.data import digits
 
 
-def told(settings, folder=Path("data")):
+def told(settings):
     notes = []
-    return pictures("own", settings, notes.append, folder), notes
+    return pictures("own", settings, notes.append), notes
 
 
-def testdigits_are_split_as_the_data_stage_splits_them():
+def test_digits_are_split_as_the_data_stage_splits_them():
     assert {"train": len(digits(0)[0][0]), "val": len(digits(0)[1][0])} == DIGITS
 
 

@@ -4,13 +4,13 @@ import json
 import math
 import os
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 
 from wmdd.base.errors import WmddError
-from wmdd.base.units import count
 from wmdd.cost import rates
 from wmdd.cost.plan import plan, render
 from wmdd.cost.scene import Shapes
@@ -32,8 +32,13 @@ def _elsewhere(monkeypatch, tmp_path):
 def planned(on, content=None, detail=False, **cell):
     cell = {"datasets": ["cifar10"], "teachers": ["resnet18-w8"], "methods": ["wmdd"], "ipc": [2]} | cell
     experiment = {"matrix": [{"students": ["resnet18-w8"], **cell}]} | (content or {})
-    Path("mine.yaml").write_text(yaml.safe_dump(experiment))
-    return plan(jobs(Path("mine.yaml"), forceall=True), Shapes(Experiment(experiment)), on, detail)
+    return plan(all_jobs(yaml.safe_dump(experiment)), Shapes(Experiment(experiment)), on, detail)
+
+
+@cache
+def all_jobs(experiment):
+    Path("mine.yaml").write_text(experiment)
+    return jobs(Path("mine.yaml"), forceall=True)
 
 
 # What is not known
@@ -115,12 +120,6 @@ def test_a_chain_counts_the_share_of_each_gpu():
     assert alone.total.cost.seconds == together.total.cost.seconds
 
 
-def test_what_is_assumed_of_a_gpu_says_so():
-    text = render(planned(H200), "mine.yaml")
-    assert "measured" not in text.replace("nothing was measured", "")
-    assert "Assumed: 30% of the peak" in text
-
-
 def test_no_jobs_are_no_plan():
     with pytest.raises(WmddError, match="the experiment has no jobs"):
         plan([], Shapes(Experiment({})), CORE)
@@ -178,12 +177,3 @@ def test_the_docs_hold_what_the_command_prints(run):
         DOCS.write_text(fresh)
     else:
         assert text == fresh
-
-
-def test_the_floor_of_recover_that_the_docs_name():
-    of = {"datasets": ["imagenet-1k"], "teachers": ["resnet18"], "students": ["resnet18"], "ipc": [10]}
-    cost = next(row.cost for row in planned(H200, **of).rows if row.stage == "recover")
-    assert cost.images == 10_000 * 2_000
-    assert cost.flop == pytest.approx(10_000 * 2_000 * 7.26e9, rel=1e-3)
-    assert f"{count(cost.flop)} FLOP" in DOCS.read_text()
-    assert cost.at_peak == pytest.approx(cost.flop / 9.89e14)  # 2.4 min

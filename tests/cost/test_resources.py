@@ -12,8 +12,8 @@ import yaml
 
 from wmdd.cost import rates
 from wmdd.cost.blocks import Blocks
-from wmdd.cost.laws import UNKNOWN, work
-from wmdd.cost.plan import estimate, plan
+from wmdd.cost.laws import UNKNOWN
+from wmdd.cost.plan import plan
 from wmdd.cost.resources import Requests, render
 from wmdd.cost.scene import Shapes
 from wmdd.workflow.dag import Job, jobs
@@ -22,7 +22,7 @@ from wmdd.workflow.layout import Cell
 from wmdd.workflow.stages import ORDER, STAGES
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted(set((ROOT / "config").glob("**/*.yaml")) - {ROOT / "config/published.yaml"})  # which is no experiment
+FILES = [ROOT / f"config/{name}.yaml" for name in ("config", "imagenet", "latent", "match")]  # every family and size
 ON_GPU = {stage for stage in STAGES if STAGES[stage].network}
 ON_CPU = {"engine": {"device": "cpu"}}
 
@@ -101,18 +101,22 @@ def test_a_job_without_an_estimate_gets_a_default():
     assert requests.of("recover", nobody).runtime == default
 
 
+ASKING = """
+import sys
+from pathlib import Path
+from wmdd.cost.resources import Requests
+from wmdd.workflow.experiment import Experiment
+from wmdd.workflow.stages import ORDER
+found = Requests(Experiment.read(Path("config/imagenet.yaml")))
+place = dict(dataset="imagenet-1k", teacher="resnet18", method="wmdd", ipc="1", seed="0", block="classes0-9")
+place |= dict(student="resnet18", protocol="paper", generator="vae", expert="convnet3")
+print(sum(found.of(stage, place).mem_mb > 0 for stage in ORDER))
+print({"torch", "h5py", "pandas", "snakemake"} & {*sys.modules})
+"""
+
+
 def test_neither_torch_nor_any_file_is_asked():
-    line = (
-        "import sys; from wmdd.workflow.experiment import Experiment; "
-        "from wmdd.cost.resources import Requests; from pathlib import Path;"
-        "from wmdd.workflow.stages import ORDER;"
-        "found = Requests(Experiment.read(Path('config/imagenet.yaml')));"
-        "cell = dict(dataset='imagenet-1k', teacher='resnet18', method='wmdd', ipc='1', seed='0', student='resnet18', "
-        "protocol='paper', generator='vae', expert='convnet3', block='classes0-9');"
-        "print(sum(found.of(stage, cell).mem_mb > 0 for stage in ORDER));"
-        "print({'torch', 'h5py', 'pandas', 'snakemake'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", ASKING], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == f"{len(ORDER)}\nset()\n"
 
 
@@ -212,14 +216,6 @@ def test_what_is_held_in_memory_is_asked_for_and_what_is_streamed_is_not(monkeyp
     assert asked("teacher", many, **OF_D).mem_mb == memory[2]
 
 
-def test_the_minutes_of_a_block_are_covered_by_its_limit():
-    experiment = matrix(dataset(), **OF_D | {"ipc": [50]})
-    job = work(Shapes(experiment, assume=True), "recover", cell_of("recover", experiment))
-    spent = estimate(job, Blocks(experiment).device).seconds / 60
-    assert spent < 15.1
-    assert 3 * spent - 1 < Requests(experiment).asked("recover", job).runtime < 60
-
-
 def test_a_retry_asks_for_more_but_never_more_than_a_node_could_have():
     found = Requests(matrix())
     wildcards = {"dataset": "cifar10", "teacher": "resnet18-w8", "seed": "0"}
@@ -234,11 +230,6 @@ def test_threads_decode_and_compute():
     assert one.runtime > 2 * eight.runtime  # a GPU that waits for pictures
     one, eight = (asked("teacher", content | ON_CPU, threads, **OF_D) for threads in (1, 8))
     assert one.runtime == pytest.approx(8 * eight.runtime, rel=0.1)
-
-
-def test_whitening_of_larger_images_takes_its_time():
-    whitened = asked("student", {"student": {"whiten": True}}, datasets=["tiny-imagenet"])
-    assert 60 * whitened.runtime > 5e-10 * (3 * 64**2) ** 3
 
 
 # GPUs

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,8 +88,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("size", [len(CONTENT), 0])
-@pytest.mark.parametrize("kind", ["sha256", "md5"])
+@pytest.mark.parametrize(("kind", "size"), [("sha256", len(CONTENT)), ("md5", 0)])
 def test_a_download(server: Server, tmp_path: Path, kind: str, size: int) -> None:
     server.encoding = "gzip"  # what servers say of .tgz now and then; the bytes are kept as they are
     sums = {"sha256": "", "md5": ""} | {kind: hashlib.new(kind, CONTENT).hexdigest()}
@@ -160,8 +160,7 @@ def test_a_wrong_file_of_the_user_is_kept(server: Server, tmp_path: Path) -> Non
     assert server.ranges == []
 
 
-@pytest.mark.parametrize("code", [404, 503])
-@pytest.mark.parametrize("begun", [0, 5000])
+@pytest.mark.parametrize(("code", "begun"), [(404, 0), (503, 5000)])
 def test_a_server_that_refuses_or_is_gone(server: Server, tmp_path: Path, code: int, begun: int) -> None:
     if begun:
         (tmp_path / "data.tgz.part").write_bytes(CONTENT[:begun])
@@ -179,26 +178,19 @@ def test_not_allowed(server: Server, tmp_path: Path) -> None:
     assert server.ranges == []
 
 
-def test_too_little_space(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Usage:
-        free = len(CONTENT) - 1
-
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: Usage)
+def test_a_place_without_space_that_is_read_only_or_a_file(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: SimpleNamespace(free=len(CONTENT) - 1))
     refusal("disk full", str(tmp_path / "data.tgz"), "300,000", call=lambda: fetch(archive(server), tmp_path, True))
     assert files(tmp_path) == {}
-
-
-def test_a_folder_that_is_read_only(server: Server) -> None:
+    (tmp_path / "raw").touch()
+    refusal("a file stands where", call=lambda: fetch(archive(server), tmp_path / "raw", True))
     with TemporaryDirectory() as folder:  # tmp_path is closed to everybody else
         os.chmod(folder, 0o555)
         with unprivileged():
             told(server, Path(folder), "cannot write", "Permission denied", "permissions")
         assert os.listdir(folder) == []
-
-
-def test_a_file_where_the_folder_should_be(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "raw").touch()
-    refusal("a file stands where", call=lambda: fetch(archive(server), tmp_path / "raw", True))
 
 
 def test_two_jobs_fetch_it_once(server: Server, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import io
 import shutil
 import tarfile
-import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from tests.artifacts.test_artifacts import unprivileged
 from tests.stages.test_data import refusal
 from wmdd.datasets.find_images import DatasetFiles, find
 from wmdd.settings import catalogue
-from wmdd.settings.catalogue import Archive, Known
+from wmdd.settings.catalogue import Archive
 from wmdd.settings.data import DataSettings
 
 WNIDS = ["n01440764", "n01443537", "n02102040"]  # tench, goldfish, English springer
@@ -76,6 +75,8 @@ def test_folders(root: Path) -> None:
     assert read(found.train) == names(found.train)
     assert read(found.val) == names(found.val)
     assert found.variant == f"folders of {root.name}"
+    (root / "val/dog/2.jpg").unlink()
+    refusal(str(root / "val/dog/2.jpg"), "run again", call=lambda: found.val[1].read(1))
 
 
 def test_odd_names(root: Path) -> None:
@@ -101,12 +102,6 @@ def test_nested_hidden_and_other_files(root: Path) -> None:
     ]
 
 
-def test_a_picture_that_has_gone(root: Path) -> None:
-    found = locate(root)
-    (root / "val/dog/2.jpg").unlink()
-    refusal(str(root / "val/dog/2.jpg"), "run again", call=lambda: found.val[1].read(1))
-
-
 def test_no_pictures_no_classes_no_split(root: Path) -> None:
     write(root, [f"train/{name}/0.jpg" for name in ("ant", "bee", "elk", "fox", "gnu")] + ["val/hen/0.jpg"])
     refusal("val/ lacks 'ant', 'bee', 'elk' and 2 more", "train/ lacks 'hen'", call=lambda: locate(root))
@@ -118,17 +113,16 @@ def test_no_pictures_no_classes_no_split(root: Path) -> None:
     refusal(str(root / "val/ant"), "no pictures", call=lambda: locate(root))
 
 
-@pytest.mark.parametrize("place", ["train/cat/x.jpg", "train/eel", "classes.txt", "val/dog/deep"])
-def test_links_that_leave_the_root(root: Path, tmp_path: Path, place: str) -> None:
+def test_links_that_leave_the_root_or_go_round(root: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
-    (root / place).symlink_to(tmp_path / "elsewhere")
-    refusal(str(root / place), str(tmp_path / "elsewhere"), call=lambda: locate(root))
-
-
-def test_links_that_go_round(root: Path) -> None:
-    for place, target in (("train/cat/up", ".."), ("train/cat/x.jpg", "x.jpg"), ("train/cat/y", "../dog")):
+    outside = dict.fromkeys(
+        ("train/cat/x.jpg", "train/eel", "classes.txt", "val/dog/deep"), str(tmp_path / "elsewhere")
+    )
+    for place, target in (
+        outside | {"train/cat/up": "..", "train/cat/y.jpg": "y.jpg", "train/cat/z": "../dog"}
+    ).items():
         (root / place).symlink_to(target)
-        refusal(str(root / place), "link", call=lambda: locate(root))
+        refusal(str(root / place), target if place in outside else "link", call=lambda: locate(root))
         (root / place).unlink()
 
 
@@ -151,25 +145,10 @@ def test_what_may_not_be_read(name: str) -> None:
         (root / name).chmod(0o755)
 
 
-def test_a_picture_takes_few_bytes(tmp_path: Path) -> None:
-    """A million names are held at once."""
-    folder = tmp_path / "train/n01440764"
-    folder.mkdir(parents=True)
-    for index in range(3000):
-        (folder / f"n01440764_{index:05}.JPEG").touch()
-    write(tmp_path, ["val/n01440764/0.JPEG"])
-    locate(tmp_path)
-    tracemalloc.start()
-    found = locate(tmp_path)
-    used, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert len(found.train[0]) == 3000
-    assert used < 150 * 3000
-
-
 def test_root_is_needed_for_folders_and_known_for_others() -> None:
     refusal("data.root is not set", "imagefolder", call=lambda: locate(""))
     refusal(str(Path("data/raw/imagenette2.tgz").resolve()), call=lambda: locate("", "imagenette", download=False))
+    refusal("digits", "are not files", call=lambda: locate(".", "digits"))
 
 
 # Readable names
@@ -216,13 +195,9 @@ def test_an_archive_is_unpacked_once(nette: Path) -> None:
         assert names(locate(root, "imagenette", download=False).train) == names(found.train)
 
 
-def test_an_archive_that_is_not_whole_or_not_there(nette: Path) -> None:
+def test_an_archive_that_is_not_whole(nette: Path) -> None:
     (nette / "imagenette2").mkdir()
     refusal(str(nette / "imagenette2"), "delete it and run again", call=lambda: locate(nette, "imagenette"))
-    (nette / "imagenette2").rmdir()
-    (nette / "imagenette2.tgz").unlink()
-    said = (str(nette / "imagenette2.tgz"), "http://127.0.0.1:1/x", "data.download")
-    refusal(*said, call=lambda: locate(nette, "imagenette", download=False))
 
 
 # Tiny-ImageNet
@@ -340,8 +315,8 @@ def test_official_tars_are_read_by_many_threads(official: Path) -> None:
     classes = locate(official, "imagenet-1k").train
     wanted = [f"train of {name}".encode() for wnid in WNIDS for name in sorted(TRAIN[wnid])]
     with ThreadPoolExecutor(8) as pool:
-        jobs = [pool.submit(files.read, index) for _ in range(200) for files in classes for index in range(3)]
-        assert [job.result() for job in jobs] == wanted * 200
+        jobs = [pool.submit(files.read, index) for _ in range(50) for files in classes for index in range(3)]
+        assert [job.result() for job in jobs] == wanted * 50
 
 
 def test_a_subset_lists_its_own_classes_only(official: Path, tmp_path: Path, entry: Callable[..., None]) -> None:
@@ -391,14 +366,6 @@ def test_forms_of_folders(tmp_path: Path, form: str) -> None:
     assert found.variant == f"imagenet-1k: ILSVRC 2012, from {what}{suffix}"
 
 
-def test_folders_and_tars_may_be_mixed(official: Path) -> None:
-    write(official, [f"train/{wnid}/{name}" for wnid in WNIDS for name in TRAIN[wnid]])
-    found = locate(official, "imagenet-1k")
-    assert names(found.train)[0] == [f"train/{WNIDS[0]}/{name}" for name in sorted(TRAIN[WNIDS[0]])]
-    assert read(found.val) == [[f"val of {name}" for name in those] for those in EXPECTED]
-    assert found.variant.endswith("from class folders (train) and official tar files (val)")
-
-
 def test_what_is_missing_is_told_with_its_place(tmp_path: Path) -> None:
     files = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
     places = ("train/", "LOC_val_solution.csv", str(tmp_path), "https://image-net.org/download.php", "data.root")
@@ -433,11 +400,6 @@ def test_kaggles_labels_that_do_not_fit(tmp_path: Path) -> None:
     refusal("ImageId,PredictionString", "every row", call=lambda: locate(tmp_path, "imagenet-1k"))
 
 
-def test_a_class_that_validation_lacks(tmp_path: Path) -> None:
-    shutil.rmtree(as_folders(tmp_path, False) / "val" / WNIDS[1])
-    refusal(f"val/ lacks {WNIDS[1]!r}", call=lambda: locate(tmp_path, "imagenet-1k"))
-
-
 def test_a_tar_of_another_size_than_published(official: Path) -> None:
     for name in ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_img_val.tar", "ILSVRC2012_img_train.tar"):
         path = official / name
@@ -464,21 +426,16 @@ def test_a_tar_that_is_cut_short(unsized: Path, name: str) -> None:
     refusal(str(path), first.name(0), call=lambda: first.read(0))
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
-@pytest.mark.parametrize("deep", [True, False])
-def test_members_that_are_no_files(unsized: Path, kind: bytes, deep: bool) -> None:
-    odd = tarfile.TarInfo("odd.JPEG" if deep else "n01440764.tar")
-    odd.type, odd.linkname = kind, "/etc/passwd"
-    inner = io.BytesIO()
-    with tarfile.open(fileobj=inner, mode="w") as tar:
-        tar.addfile(odd)
+def test_members_that_are_no_files_and_a_class_without_pictures(unsized: Path) -> None:
     path = unsized / "ILSVRC2012_img_train.tar"
-    path.write_bytes(tar_of({f"{wnid}.tar": inner.getvalue() for wnid in WNIDS}) if deep else inner.getvalue())
-    refusal(str(path), odd.name, "neither a file nor a folder", call=lambda: locate(unsized, "imagenet-1k"))
-
-
-def test_a_class_without_pictures_in_a_tar(unsized: Path) -> None:
-    path = unsized / "ILSVRC2012_img_train.tar"
+    for kind, deep in product((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE), (True, False)):
+        odd = tarfile.TarInfo("odd.JPEG" if deep else "n01440764.tar")
+        odd.type, odd.linkname = kind, "/etc/passwd"
+        inner = io.BytesIO()
+        with tarfile.open(fileobj=inner, mode="w") as tar:
+            tar.addfile(odd)
+        path.write_bytes(tar_of({f"{wnid}.tar": inner.getvalue() for wnid in WNIDS}) if deep else inner.getvalue())
+        refusal(str(path), odd.name, "neither a file nor a folder", call=lambda: locate(unsized, "imagenet-1k"))
     path.write_bytes(tar_of({f"{wnid}.tar": tar_of({"notes.txt": b"1"}) for wnid in WNIDS}))
     refusal(str(path), "n01440764.tar", "no pictures", call=lambda: locate(unsized, "imagenet-1k"))
 
@@ -490,8 +447,3 @@ def test_a_devkit_that_is_damaged(unsized: Path) -> None:
     for content in (b"junk", b"", devkit()[:300], tar_of({"a": b"b"}), junk, unknown_id):
         path.write_bytes(content)
         refusal(str(path), "is damaged", call=lambda: locate(unsized, "imagenet-1k"))
-
-
-def test_an_entry_of_another_layout_is_not_found_here() -> None:
-    assert isinstance(catalogue.known("digits"), Known)
-    refusal("digits", call=lambda: locate(".", "digits"))

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import pytest
 from timm.data import ImageNetInfo
 
 from wmdd.datasets.imagenet_classes import indices, readable, wnids
@@ -20,11 +19,9 @@ def test_indices_follow_the_classes():
     assert indices([wnids()[7], wnids()[3]]) == [7, 3]
     assert indices(wnids()) == list(range(1000))
 
-
-@pytest.mark.parametrize("other", ["cat", "n00000000", "n0144076", "n01440764x", "", "# ImageNet-1K"])
-def test_other_folders_have_none(other):
-    assert indices([wnids()[0], other]) is None
-    assert readable(other) == other
+    for other in "cat", "n00000000", "n0144076", "n01440764x", "", "# ImageNet-1K":
+        assert indices([wnids()[0], other]) is None
+        assert readable(other) == other
 
 
 def test_they_need_neither_timm_nor_torch():

@@ -17,19 +17,11 @@ from torch.utils.data import DataLoader
 
 import wmdd
 from tests.export.test_export import HERE, IPC, LAYOUTS, NAMES, SIDE, exported, here, read_set  # noqa: F401
-from wmdd.artifacts.hdf5 import load as read
 from wmdd.artifacts.hdf5 import load_meta
 from wmdd.artifacts.hdf5_writer import save
 from wmdd.base.errors import WmddError
-from wmdd.datasets.loader import Resident
 from wmdd.export.layouts import png
 from wmdd.export.loading import load
-from wmdd.networks.context import quiet
-from wmdd.networks.engine import plain
-from wmdd.networks.normalisation import Normalisation
-from wmdd.settings.student import AugmentationSettings, StudentSettings
-from wmdd.stages import labels
-from wmdd.stages.student import train, weighted
 
 
 def refused(path):
@@ -96,30 +88,6 @@ def test_importing_the_package_is_light():
     assert wmdd.load is load
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = wmdd.lode
-
-
-@pytest.mark.usefixtures("here")
-def test_a_student_of_the_export_is_the_student_of_the_run(run):
-    settings = StudentSettings(
-        architecture="resnet18", width=4, epochs=3, batch_size=4, labels="hard", evaluate_every=1
-    )
-    draws = torch.Generator().manual_seed(2)
-    real = torch.randint(0, 256, (30, 3, SIDE, SIDE), generator=draws, dtype=torch.uint8)
-
-    def history(images, own, weights, mean, std):
-        val = Resident(real, torch.arange(30) % 3)
-        students = train(
-            images, own, weighted(weights, settings.weights).flatten(), labels.hard(0), val, 3, Normalisation(mean, std),
-            settings, AugmentationSettings(), 0, [0], quiet(plain()),
-        )  # fmt: skip
-        return students[0][1]
-
-    arrays, meta = read(Path(f"{HERE}/images.h5"), "images", "weights")  # as the command `student` does
-    images, weights = (torch.from_numpy(arrays[name]) for name in ("images", "weights"))
-    own = history(images.flatten(0, 1), torch.arange(3).repeat_interleave(IPC), weights, meta["mean"], meta["std"])
-    found = load(exported(run, "parquet"))
-    assert history(found.images, found.labels, found.weights.view(3, -1), found.mean, found.std) == own
-    assert "top1" in own[-1]
 
 
 # ---- what is refused
@@ -203,10 +171,9 @@ def test_folders_and_tables_that_were_changed(run):
     assert "lacks soft labels" in refused(out)
 
 
-@pytest.mark.parametrize("layout", ["hdf5", "webdataset", "parquet"])
 @pytest.mark.usefixtures("here")
-def test_a_manifest_of_other_classes(run, layout):
-    out = exported(run, layout)
+def test_a_manifest_of_other_classes(run):
+    out = exported(run, "webdataset")
     classes = json.loads((out / "manifest.json").read_text())["classes"]
     for others in (classes[:2], [*classes, classes[0] | {"index": 3, "folder": "3"}]):
         changed(out, classes=others)
@@ -219,24 +186,19 @@ def test_a_manifest_that_is_none_or_leaves_the_folder(run):
     classes = json.loads((out / "manifest.json").read_text())["classes"]
     for folder in ("../..", "..", "/etc", "a/b", "a\\b", ""):
         changed(out, classes=[classes[0] | {"folder": folder}, *classes[1:]])
-        assert "classes.0.folder: Value error, the name of a folder" in refused(out)
+        assert "classes.0.folder: the name of a folder" in refused(out)
     for text in ("{", "[]", '{"kind": "something else"}', "\xff"):
         (out / "manifest.json").write_bytes(text.encode("latin-1"))
         assert str(out / "manifest.json") in refused(out)
 
 
 @pytest.mark.usefixtures("here")
-def test_nothing_is_unpickled(run):
+def test_nothing_is_unpickled_and_no_link_of_a_tar_followed(run):
     out = exported(run, "webdataset")
     buffer = io.BytesIO()
     np.save(buffer, np.array([{}], dtype=object), allow_pickle=True)
     replaced(out / "train-000000.tar", "00000000.npy", buffer.getvalue())
     assert "allow_pickle=False" in refused(out)
-
-
-@pytest.mark.usefixtures("here")
-def test_links_in_a_tar_are_not_followed(run):
-    out = exported(run, "webdataset")
     with tarfile.open(out / "train-000000.tar", "w") as tar:
         member = tarfile.TarInfo("00000000.png")
         member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"

@@ -66,14 +66,6 @@ def refused(data: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-def test_without_the_variable_the_file_is_read(data, monkeypatch, capsys):
-    monkeypatch.delenv("WMDD_SCRATCH", raising=False)
-    assert staged(data) == data
-    monkeypatch.setenv("WMDD_SCRATCH", "")
-    assert staged(data) == data
-    assert capsys.readouterr().err == ""
-
-
 def test_the_copy_is_the_file(data, node, capsys):
     copy = staged(data)
     assert copy.parent == own(node)
@@ -94,19 +86,22 @@ def test_it_is_copied_once_and_not_by_who_reads_little(data, node, monkeypatch):
     assert staged(data) == staged(data, make=False) == copy
 
 
-def test_the_place_is_that_of_the_job(data, node, monkeypatch):
+def test_the_place_is_that_of_the_job_and_without_one_the_file_is_read(data, node, monkeypatch, capsys):
     monkeypatch.setenv("TMPDIR", str(node))
     monkeypatch.setenv("HOME", str(node))
     for place in ("$TMPDIR", "${TMPDIR}/", "~"):
         monkeypatch.setenv("WMDD_SCRATCH", place)
         assert staged(data).parent == own(node)
-
-
-@pytest.mark.parametrize("place", ["relative", "$WMDD_NOWHERE", "$WMDD_NOWHERE/x", "/dev/null", "/nonexistent/folder"])
-def test_a_place_that_is_none(data, monkeypatch, capsys, place):
+    capsys.readouterr()
+    monkeypatch.setenv("WMDD_SCRATCH", "")
+    assert staged(data) == data
+    monkeypatch.delenv("WMDD_SCRATCH")
+    assert staged(data) == data
+    assert capsys.readouterr().err == ""
     monkeypatch.delenv("WMDD_NOWHERE", raising=False)
-    monkeypatch.setenv("WMDD_SCRATCH", place)
-    refused(data, capsys)
+    for place in "relative", "$WMDD_NOWHERE", "$WMDD_NOWHERE/x", "/dev/null", "/nonexistent/folder":
+        monkeypatch.setenv("WMDD_SCRATCH", place)
+        refused(data, capsys)
 
 
 # A stale copy is never used
@@ -125,16 +120,21 @@ def test_a_new_file_has_a_new_copy(data, node):
     np.testing.assert_array_equal(found["val/images"], other["val/images"])
 
 
-@pytest.mark.parametrize("fault", ["shorter", "longer", "other", "rubbish"])
-def test_a_copy_that_is_not_whole_is_made_again(data, node, fault):
+def test_a_copy_that_is_not_whole_is_made_again_and_a_link_of_its_name_not_followed(data, node, tmp_path):
     copy, whole = staged(data), data.read_bytes()
     other = whole.replace(hdf5.load_meta(data)["digest"].encode(), b"0" * 64)
     assert other != whole
-    faults = {"shorter": whole[:-1], "longer": whole + b"x", "other": other, "rubbish": bytes(len(whole))}
-    copy.write_bytes(faults[fault])
-    assert staged(data, make=False) == data
+    for fault in whole[:-1], whole + b"x", other, bytes(len(whole)):
+        copy.write_bytes(fault)
+        assert staged(data, make=False) == data
+        assert staged(data) == copy
+        assert copy.read_bytes() == whole
+    copy.unlink()
+    (tmp_path / "victim").write_text("precious")
+    copy.symlink_to(tmp_path / "victim")
     assert staged(data) == copy
-    assert copy.read_bytes() == whole
+    assert not copy.is_symlink()
+    assert (tmp_path / "victim").read_text() == "precious"
 
 
 def test_a_file_that_is_no_artifact_is_left_to_its_reader(node, tmp_path, capsys):
@@ -180,17 +180,6 @@ def test_a_folder_that_is_not_mine_alone(data, node, capsys, tmp_path, fault):
         os.chown(own(node), 65534, 65534)
     refused(data, capsys)
     assert not list(tmp_path.rglob("digits-*"))
-
-
-def test_a_trap_in_place_of_the_copy(data, node, tmp_path):
-    """A link of the copy's name is replaced, not followed."""
-    copy = staged(data)
-    copy.unlink()
-    (tmp_path / "victim").write_text("precious")
-    copy.symlink_to(tmp_path / "victim")
-    assert staged(data) == copy
-    assert not copy.is_symlink()
-    assert (tmp_path / "victim").read_text() == "precious"
 
 
 # Several jobs of a node

@@ -18,7 +18,7 @@ from wmdd.artifacts.hdf5_writer import save
 from wmdd.artifacts.model_files import load_model, save_model
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
-from wmdd.cli.readers import read_teacher
+from wmdd.cli.tensor_readers import read_teacher
 from wmdd.datasets import imagenet_classes
 from wmdd.networks.foreign_teacher import pretrained, translated
 from wmdd.networks.models import ResNet, build, normalise

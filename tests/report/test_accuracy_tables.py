@@ -13,12 +13,7 @@ from wmdd.report.compare import Side, render
 from wmdd.report.results import rows, summary
 from wmdd.workflow.layout import cell_of
 
-from .page.material import METHODS, ROOT, cells_of, material
-
-
-@pytest.fixture(scope="module")
-def all_of_it():
-    return material()
+from .page.material import METHODS, ROOT, cells_of
 
 
 def row(table, **of):
@@ -120,14 +115,6 @@ def test_selections_of_real_images_are_never_the_best_distilled_set():
     assert scores.glance(cells.assign(family="select")) == []
 
 
-def test_a_glance_says_of_which_teacher():
-    lines = scores.glance(cells_of([result(0.1, teacher="A"), result(0.9, teacher="B")]))
-    assert [line.split(" labels ")[1] for line in lines] == [
-        "(A, s-w8, paper): wmdd 10.0 (1)",
-        "(B, s-w8, paper): wmdd 90.0 (1)",
-    ]
-
-
 # A column for each dataset or student
 
 
@@ -139,14 +126,6 @@ def test_the_ablation_says_what_a_loss_has(all_of_it):
     assert [sre2l[name].text for name in (*scores.LOSS, "imagenette")] == ["yes", "no", "no", "30.1 ± 0.7 (2)"]
     assert row(table, **WMDD | {"method": "wmdd (published)"})["imagenette"].text == "64.8"
     assert scores.ablation(all_of_it.summary[all_of_it.summary["method"] != "sre2l"]) is None
-
-
-def test_the_ablation_of_two_teachers_has_a_row_for_each():
-    found = [result(top1, method=method, teacher=teacher)
-             for teacher, top1 in (("A", 0.1), ("B", 0.9)) for method in ("wmdd", "wmdd-ce", "sre2l")]  # fmt: skip
-    table = scores.ablation(summary(rows(found)))
-    assert row(table, method="wmdd", teacher="A")["digits"].text == "10.0 (1)"
-    assert row(table, method="wmdd", teacher="B")["digits"].text == "90.0 (1)"
 
 
 def test_other_architectures_have_a_column_each(all_of_it):

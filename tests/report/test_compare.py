@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from wmdd.artifacts import atomic_files, hdf5, hdf5_writer
-from wmdd.base.errors import WmddError
 from wmdd.report import intervals
 from wmdd.report.compare import Side, render
 from wmdd.settings.match import MatchSettings
@@ -91,30 +90,20 @@ def test_one_result_each_says_that_there_is_no_interval(tmp_path, run):
     assert {"student.lr", "ipc"} <= {row[0] for row in table(out)}
 
 
-def test_students_of_a_seed_are_one_observation(tmp_path):
-    for seed in range(2):
-        for number in range(2):
-            write(tmp_path, "wmdd/ipc10", 50 + 2 * seed + 10 * number, seed, number)
-            write(tmp_path, "random/ipc10", 40 + seed, seed, number)
-    assert "56.0 ± 1.4 (2)" in compared(tmp_path)
-
-
-def test_students_of_a_single_seed_are_one_observation_with_a_spread_in_words(tmp_path):
-    for number in range(3):
-        write(tmp_path, "wmdd/ipc10", WMDD[number], 0, number)
-        write(tmp_path, "random/ipc10", RANDOM[number], 0, number)
+@pytest.mark.parametrize(
+    ("places", "other", "said"),
+    [  # seed and run of each student of both sides
+        ([(0, 0), (0, 1), (1, 0)], 0, ["53.0 ± 2.8 (2)", "paired, 2 seeds"]),
+        ([(0, 0), (0, 1), (0, 2)], 0, ["| 52.3 (1) ", "| −6.7", "wmdd: spread over 3 students of this set: 2.5."]),
+        ([(0, 0), (1, 0), (2, 0)], 5, ["52.3 ± 2.5 (3)", "Welch, unpaired"]),
+    ],
+)
+def test_students_of_a_seed_are_one_observation(tmp_path, places, other, said):
+    for (seed, number), wmdd, random in zip(places, WMDD, RANDOM, strict=True):
+        write(tmp_path, "wmdd/ipc10", wmdd, seed, number)
+        write(tmp_path, "random/ipc10", random, other + seed, number)
     shown = compared(tmp_path)
-    assert "| 52.3 (1) " in shown
-    assert "±" not in shown
-    assert "| −6.7" in shown
-    assert f"{tmp_path}/{BASE}/wmdd: spread over 3 students of this set: 2.5." in shown
-
-
-def test_sides_without_a_seed_in_common_are_not_paired(tmp_path):
-    for seed in range(2):
-        write(tmp_path, "wmdd/ipc10", WMDD[seed], seed)
-        write(tmp_path, "random/ipc10", RANDOM[seed], 5 + seed)
-    assert "Welch, unpaired" in compared(tmp_path)
+    assert all(text in shown for text in said), shown
 
 
 def test_a_protocol_that_changes_the_student_alone_differs_in_that_alone(tmp_path):
@@ -177,9 +166,3 @@ def test_bad_input_is_one_line(two, mistake):
         (f"{BASE}/many {BASE}/random", "share no protocol; name folders further down"),
     ):
         assert said in mistake(f"compare {line}")
-
-
-def test_a_damaged_set_beside_is_named(two):
-    (two / BASE / "wmdd/ipc10/seed0/images.h5").write_text("cut")
-    with pytest.raises(WmddError, match=r"seed0/images.h5 is not a whole HDF5 file"):
-        Side.read(two / BASE / "wmdd")

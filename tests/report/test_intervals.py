@@ -15,14 +15,6 @@ WMDD, RANDOM = {0: 50.0, 1: 52.0, 2: 55.0}, {0: 44.0, 1: 47.0, 2: 46.0}
 SCORES = st.dictionaries(st.integers(0, 9), st.floats(0, 100), min_size=1, max_size=6)
 
 
-def test_students_of_a_seed_are_averaged_first():
-    """Two seeds of four students: n is 2, not 8."""
-    values = [50 + 10 * seed + student for seed in (0, 1) for student in (-1.5, -0.5, 0.5, 1.5)]
-    seeds = intervals.by_seed([0] * 4 + [1] * 4, values)
-    assert seeds == {0: 50.0, 1: 60.0}
-    assert intervals.mean_text(*intervals.mean(seeds)[:3]) == "55.0 ± 7.1 (2)"
-
-
 def test_the_interval_of_a_mean_by_hand():
     found = intervals.mean(WMDD)
     half = student_t.ppf(0.975, 2) * np.std([50, 52, 55], ddof=1) / math.sqrt(3)
@@ -95,8 +87,3 @@ def test_more_students_of_the_same_score_are_no_more_evidence(values, students):
 def test_the_spread_of_students_is_pooled_over_sets():
     assert intervals.spread([0, 0, 1, 1], [1.0, 3.0, 10.0, 16.0]) == pytest.approx(math.sqrt((2 + 18) / 2))
     assert math.isnan(intervals.spread([0, 1], [1.0, 3.0]))
-
-
-def test_what_an_interval_allows_to_say():
-    for low, high, said in (0.1, 9, "better"), (-9, -0.1, "worse"), (-1, 9, "not told apart"):
-        assert intervals.verdict(intervals.Difference(0, low, high, 1, 3)) == said

@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.report.test_results import result
 from wmdd.report.prices import priced
 from wmdd.report.results import jobs, rows, summary
-from wmdd.workflow.layout import Cell, cell_of, cost_of, path_of
+from wmdd.workflow.layout import Cell, cost_of, path_of
 from wmdd.workflow.stages import STAGES
 
 
@@ -111,12 +111,3 @@ def test_a_price_that_is_not_known_is_not_zero():
     (price,) = world.prices()[["seconds", "bytes"]].to_dict("records")
     assert math.isnan(price["seconds"])
     assert math.isnan(price["bytes"])
-
-
-def test_folders_before_results_change_no_price():
-    for folder in "", "out/", "/a/b/":
-        world = World()
-        world.student(made(world, statistics=teacher(world, "t", 10)), teacher="t", method="m")
-        world.files = [(folder + path, meta) for path, meta in world.files]
-        assert cell_of(world.files[-1][0]).method == "m"
-        assert world.prices()["seconds"].tolist() == [5 + 10 + 2 + 15]

@@ -1,11 +1,9 @@
 """The data frame of students and jobs, and its summary: nothing is pooled or lost."""
 
-import io
 import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +13,7 @@ from wmdd.base.errors import WmddError
 from wmdd.report import accuracy_tables as scores
 from wmdd.report import results as frames
 from wmdd.report.render import render
-from wmdd.report.results import GROUP, Measure, families_beside, family_of, kind_of, rows, summary
+from wmdd.report.results import Measure, families_beside, family_of, kind_of, rows, summary
 from wmdd.workflow.layout import CELL, Cell, cost_of, path_of
 
 PLACE = {"dataset": "digits", "teacher": "t-w8", "student": "s-w8"}
@@ -50,12 +48,6 @@ def test_a_row_says_where_it_belongs_and_what_it_scored():
         "top5": 90.0,
         "best_top1": pytest.approx(26.0),
     }
-
-
-def test_folders_before_results_change_nothing():
-    path, content = result(0.5)
-    assert rows([("/somewhere/else" / path, content)]).equals(rows([(path, content)]))
-    assert rows([("out" / path, content)]).loc[0, "dataset"] == "digits"
 
 
 def test_what_is_no_result_of_a_student_is_refused():
@@ -115,12 +107,12 @@ def test_the_gain_is_over_random_images_of_the_same_setting():
     assert table.loc[:, :, "random"]["gain"].isna().all()
 
 
-def test_the_summary_goes_through_csv():
-    found = summary(rows([result(0.1), result(0.2, seed=1), result(0.3, method="b")]))
-    again = pd.read_csv(io.StringIO(found.to_csv(index=False)), keep_default_na=False, na_values=["nan"])
-    assert list(again.columns) == list(found.columns)
-    assert [name for name in GROUP if name in found] == GROUP
-    assert again["mean"].tolist() == found["mean"].tolist()
+def test_numbers_in_csv_are_whole_where_they_count():
+    students = [result(x, seed=s, method=m, images=f"{m}{s}") for m, x in (("random", 0.1), ("b", 0.3)) for s in (0, 1)]
+    lines = render(scores.results(summary(rows(students))), "csv").splitlines()
+    b, random = (dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:])
+    assert [b[name] for name in ("n", "sets", "students", "gain", "gain_n")] == ["2", "2", "2", "20.0", "2"]
+    assert (random["gain"], random["gain_n"]) == ("", "")
 
 
 # Families
@@ -166,11 +158,12 @@ def test_seeds_that_have_the_same_images_are_told():
         ("aaa", 1, "20.0 ± 10.0 (3, 1 set)"),
         ("aba", 2, "20.0 ± 10.0 (3, 2 sets)"),
         ("abc", 3, "20.0 ± 10.0 (3)"),
-        (("a", "", "a"), None, "20.0 ± 10.0 (3)"),
+        (("a", "", "a"), 0, "20.0 ± 10.0 (3)"),  # not known of one
     ):
         table = summary(rows([result(0.1 * (n + 1), seed=n, images=digest) for n, digest in enumerate(digests)]))
-        assert [*table["sets"]] == [sets]
+        assert [*table["sets"].fillna(0)] == [sets]
         assert shown in [value.text for value in scores.results(table).rows[0]]
+        assert shown.replace("±", r"$\pm$") in render(scores.results(table), "latex")
 
 
 def test_a_column_is_added_in_one_place(monkeypatch):

@@ -136,15 +136,13 @@ def test_a_job_that_never_said_how_it_ended():
     assert state() == "stopped"
 
 
-def test_a_checkpoint_is_a_sign_of_life():
+def test_signs_of_life():
+    """A checkpoint is one. A log from the future is the clock: what is older than it by enough has stopped."""
     put(JOB.log, GOING, 1000)
     assert state(marked=2000) == "stopped"
     keep(age=30, done=1, total=2, unit="it")
     assert state(marked=2000) == "running"
-
-
-def test_clocks_that_differ():
-    """A log from the future is the clock: what is older than it by enough has stopped."""
+    JOB.checkpoint.unlink()
     other = replace(JOB, outputs=(Path("results/s.h5"),), log=Path("logs/s.log"))
     put(JOB.log, GOING, -3600)
     put(other.log, GOING, 0)
@@ -183,25 +181,25 @@ def test_progress_of_the_log():
         assert said in shown(marked=100, lives=True)
 
 
-def test_progress_of_the_newer_of_log_and_checkpoint():
-    put(JOB.log, GOING, 20)
-    keep(age=10, done=3, total=12, unit="epoch")
-    assert "    3/12 epoch, 45 min left, last heard of 10 s ago" in shown(marked=100, lives=True)
-    keep(age=30, done=3, total=12, unit="epoch")
-    assert "    batch 1 of 1: 1,200/4,000 it, 4.7 min left, last heard of 20 s ago" in shown(marked=100, lives=True)
-    put(JOB.log, BEGUN, 20)
-    keep(age=30, done=2.5, total=12, unit="epoch")
-    assert "    2.5/12 epoch, 57 min left, last heard of 20 s ago" in shown(marked=100, lives=True)
+@pytest.mark.parametrize(
+    ("log", "age", "progress", "said"),
+    [
+        (GOING, 10, {"done": 3, "total": 12}, "3/12 epoch, 45 min left, last heard of 10 s ago"),
+        (GOING, 30, {"done": 3, "total": 12}, "batch 1 of 1: 1,200/4,000 it, 4.7 min left, last heard of 20 s ago"),
+        (BEGUN, 30, {"done": 2.5, "total": 12}, "2.5/12 epoch, 57 min left, last heard of 20 s ago"),
+        (BEGUN, 30, {}, "no progress to show yet, last heard of 20 s ago"),
+    ],
+)
+def test_progress_of_the_newer_of_log_and_checkpoint(log, age, progress, said):
+    put(JOB.log, log, 20)
+    keep(age=age, **progress, unit="epoch")
+    assert f"    {said}" in shown(marked=100, lives=True)
 
 
-def test_progress_without_any():
+def test_a_checkpoint_that_can_not_be_read_tells_no_progress():
     put(JOB.log, BEGUN, 20)
-    for content in b"", b"no checkpoint", None:
-        if content is None:
-            keep()  # of a job that does not say how far it is
-        else:
-            put(JOB.checkpoint, content, 10)
-        assert "    no progress to show yet, last heard of" in shown(marked=100, lives=True)
+    put(JOB.checkpoint, b"no checkpoint", 10)
+    assert "    no progress to show yet, last heard of" in shown(marked=100, lives=True)
 
 
 # Jobs that ended early
@@ -211,13 +209,12 @@ def test_a_failed_job_with_its_log_and_hint():
     put(JOB.log, "".join(f"line {i}\n" for i in range(9)) + BROKEN, 7300)
     keep(age=7320, done=1150, total=4000, unit="it")
     text = shown()
-    lines = text[text.index("Failed:") :].splitlines()
-    assert lines[1:3] == ["  recover results/r.h5", "    logs/r.log, 2.0 h ago:"]
-    assert [line[:5] for line in lines[3 : 3 + LINES]] == ["    |"] * LINES
-    assert lines[3] == "    | line 7"
-    assert lines[2 + LINES].startswith("    | wmdd recover: error: the loss is not a number")
-    assert lines[3 + LINES].startswith("    → lower lr of this stage in the experiment")
-    assert lines[3 + LINES].endswith(" (1,150/4,000 it are kept)")
+    title, job, log, *lines = text[text.index("Failed:") :].splitlines()
+    assert (title, job, log) == ("Failed:", "  recover results/r.h5", "    logs/r.log, 2.0 h ago:")
+    assert [line for line in lines if line.startswith("    | ")] == lines[:LINES]
+    assert (lines[0], lines[LINES - 1]) == ("    | line 7", f"    | {BROKEN.splitlines()[-1]}")
+    assert lines[LINES].startswith("    → lower lr of this stage in the experiment")
+    assert lines[LINES].endswith(" (1,150/4,000 it are kept)")
     assert text.endswith("0 of 1 jobs done, 1 failed")
 
 
@@ -248,18 +245,14 @@ def test_a_job_that_was_warned_or_said_nothing():
 
 
 def test_hints():
-    killed = "slurmstepd: error: *** JOB 1 ON n CANCELLED AT 2026-01-01T00:00:00"
     for line, says in (
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "memory of the GPU"),
-        (
-            "slurmstepd: error: Detected 1 oom_kill event in StepId=1.0. Some of the step tasks were OOM Killed",
-            "mem_mb",
-        ),
+        ("slurmstepd: error: Detected 1 oom_kill event in StepId=1.0. Some step tasks were OOM Killed", "mem_mb"),
         ("RuntimeError: [enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory", "mem_mb"),
         ("numpy._core._exceptions._ArrayMemoryError: Unable to allocate 1 TiB", "mem_mb"),
-        (f"{killed} DUE TO TIME LIMIT ***", "out of time"),
-        (f"{killed} DUE TO PREEMPTION ***", "another job"),
-        (f"{killed} ***", "it was cancelled"),
+        ("slurmstepd: error: *** JOB 1 ON n CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***", "out of time"),
+        ("slurmstepd: error: *** JOB 1 ON n CANCELLED AT 2026-01-01T00:00:00 DUE TO PREEMPTION ***", "another job"),
+        ("slurmstepd: error: *** JOB 1 ON n CANCELLED AT 2026-01-01T00:00:00 ***", "it was cancelled"),
         ("wmdd data: error: disk full (or file size limit reached) while writing data/d.h5; free", "free some space"),
         ("OSError: [Errno 122] Disk quota exceeded", "free some space"),
         ("wmdd student: error: the loss is not a number after epoch 3; lower lr (9.0)", "lower lr"),
@@ -321,7 +314,6 @@ def test_markers_are_those_of_snakemake(tmp_path):
     assert all(abs(age - time.time()) < 60 for age in found.values())
     persistence._unmark_incomplete(names[1])
     assert list(markers()) == [Path(names[0])]
-    assert markers(Path("nowhere")) == {}
 
 
 def test_who_runs_the_workflow():

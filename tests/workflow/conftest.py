@@ -1,15 +1,20 @@
 """One tiny run of the real workflow, from which each test starts with a copy of its own."""
 
+import atexit
 import os
 import re
 import shutil
 import subprocess
-import sys
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
+
+from . import warm_python
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = ("Snakefile", "rules", "envs", "profiles", "wmdd", "config")
@@ -61,10 +66,12 @@ class Workspace:
 
     @property
     def environment(self) -> dict[str, str]:
-        return os.environ | {"WANDB_MODE": "disabled", "WMDD_REVISION": "test", "WMDD_CHECKPOINT_SECONDS": "0"}
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        return kept | {"WANDB_MODE": "disabled", "WMDD_REVISION": "test", "WMDD_CHECKPOINT_SECONDS": "0"}
 
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "snakemake", "--configfile", "tiny.yaml", "--cores", "2", *arguments]
+    def command(self, *arguments: str, python: str = "") -> list[str]:
+        python = python or warm_python.python()
+        return [python, "-m", "snakemake", "--configfile", "tiny.yaml", "--cores", "2", *arguments]
 
     def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run Snakemake here; with `check`, a failure shows its output."""
@@ -78,7 +85,7 @@ class Workspace:
     def python(self, *arguments: str, given: str = "") -> str:
         """Return what the interpreter prints here, with the package of the copy."""
         environment = self.environment | {"PYTHONPATH": str(self.root)}
-        command = [sys.executable, *arguments]
+        command = [warm_python.python(), *arguments]
         result = subprocess.run(
             command, cwd=self.root, env=environment, input=given, capture_output=True, text=True, check=False
         )
@@ -96,20 +103,39 @@ class Workspace:
         assert jobs, output
         return jobs
 
-    def changed(self, *keys: str, value: object) -> dict[str, int]:
-        """Change a setting, and return the jobs that would run."""
-        config = self.config
-        place = config
-        for key in keys[:-1]:
-            place = place.setdefault(key, {})
-        place[keys[-1]] = value
+    def change(self, keys: str, value: object) -> None:
+        """Change a setting, such as teachers.nano.epochs."""
+        *sections, key = keys.split(".")
+        config = place = self.config
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
         self.config = config
+
+    def changed(self, keys: str, value: object) -> dict[str, int]:
+        """Change a setting, and return the jobs that would run."""
+        self.change(keys, value)
         return self.pending()
 
-    def path(self, pattern: str) -> Path:
-        """Return the one file that matches."""
-        (match,) = self.root.glob(pattern)
-        return match
+    def pending_after(self, changes: Iterable[tuple[str, object, object]]) -> list[dict[str, int]]:
+        """Return for each change, made by itself, the jobs that would run. A change: keys, value, whatever it leads to."""
+        config, pending = self.config, []
+        for keys, value, _ in changes:
+            self.config = config
+            pending.append(self.changed(keys, value))
+        return pending
+
+    def mistake(self, *arguments: str) -> str:
+        """Return what Snakemake says of a mistake, which it finds before anything runs."""
+        result = self.snakemake("--dry-run", *arguments, check=False)
+        said = result.stdout + result.stderr
+        assert result.returncode
+        assert "Traceback" not in said
+        return said
+
+    def copy(self, root: Path) -> "Workspace":
+        """Return a copy of the folder, with the times of the files."""
+        return Workspace(shutil.copytree(self.root, root, symlinks=True))
 
     def contents(self, *patterns: str) -> dict[str, bytes]:
         """Return the bytes of all files that match."""
@@ -117,31 +143,48 @@ class Workspace:
         return {str(file.relative_to(self.root)): file.read_bytes() for file in files}
 
 
-def workspace(root: Path, config: dict = TINY) -> Workspace:
-    """Lay out the sources and a configuration."""
-    root.mkdir(parents=True)
+@cache
+def sources() -> Path:
+    """Return a folder with a compiled copy of the sources, of which all workspaces are copies."""
+    place = Workspace(Path(tempfile.mkdtemp(prefix="wmdd-sources-")))
+    atexit.register(shutil.rmtree, place.root, ignore_errors=True)
     for name in SOURCES:
         source = REPOSITORY / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy2
-        copy(source, root / name, **({"ignore": shutil.ignore_patterns("__pycache__")} if source.is_dir() else {}))
+        if source.is_dir():
+            shutil.copytree(source, place.root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, place.root / name)
+    place.config = TINY
+    place.pending()  # compiles them, and keeps the digests of the stages' code
+    shutil.rmtree(place.root / ".snakemake")
+    return place.root
+
+
+def workspace(root: Path, config: dict = TINY) -> Workspace:
+    """Lay out the sources and a configuration."""
     place = Workspace(root)
+    shutil.copytree(sources(), root)
     place.config = config
+    return place
+
+
+def run_of(config: dict, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Return a folder in which a workflow was run to the end."""
+    place = workspace(tmp_path_factory.mktemp("workflow") / "finished", config)
+    place.snakemake()
     return place
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The tiny workflow, run to the end. Never to be changed: use `run`."""
-    place = workspace(tmp_path_factory.mktemp("workflow") / "finished")
-    place.snakemake()
-    return place
+    return run_of(TINY, tmp_path_factory)
 
 
 @pytest.fixture
 def run(finished: Workspace, tmp_path: Path) -> Workspace:
     """A copy of the finished run, with its modification times."""
-    shutil.copytree(finished.root, tmp_path / "run", symlinks=True)
-    return Workspace(tmp_path / "run")
+    return finished.copy(tmp_path / "run")
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ import re
 
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from wmdd.base.errors import WmddError
 from wmdd.report.show_settings import resolved
@@ -85,16 +83,14 @@ def test_each_level_wins_over_the_weaker_ones(stage):
             assert getattr(Experiment(order).resolve(stage, **names), key) == number, level
 
 
-def test_presets_win_over_defaults_and_within_them_a_method_over_a_dataset():
+def test_presets_win_over_defaults_and_any_part_of_the_file_over_any_preset():
+    tiny = {"dataset": "tiny-imagenet"}
     assert NONE.resolve("recover").jitter == RecoverSettings().jitter == 32
     assert NONE.resolve("recover", dataset="digits").jitter == 2
-    assert NONE.resolve("recover", dataset="tiny-imagenet", method="wmdd").regularisation == 500
-    assert NONE.resolve("recover", dataset="tiny-imagenet", method="sre2l").regularisation == 0.01
-
-
-def test_the_weakest_part_of_the_file_wins_over_the_strongest_preset():
+    assert NONE.resolve("recover", **tiny, method="wmdd").regularisation == 500
+    assert NONE.resolve("recover", **tiny, method="sre2l").regularisation == 0.01
     ours = Experiment({"recover": {"regularisation": 3}, "student": {"width": 5}})
-    assert ours.resolve("recover", dataset="tiny-imagenet", method="sre2l").regularisation == 3
+    assert ours.resolve("recover", **tiny, method="sre2l").regularisation == 3
     names = {"dataset": "digits", "method": "wmdd", "protocol": "paper", "student": "resnet18-w8"}
     assert ours.resolve("student", **names).width == 5
 
@@ -121,15 +117,14 @@ def test_what_replaces_nothing_is_not_said():
     assert [line.split(" on ")[0] for line in lines] == ["mine"]
 
 
-def test_what_a_level_leaves_out_comes_from_the_weaker_one():
-    chosen = Experiment(nested("datasets.digits.recover.lr", 0.7)).resolve("recover", dataset="digits", method="sre2l")
-    assert (chosen.lr, chosen.jitter, chosen.statistics, chosen.betas) == (0.7, 2, "global", (0.5, 0.9))
-
-
-@pytest.mark.parametrize("section", [{"jitter": 32, "flip": True}, {"jitter": 0, "flip": False}])
-def test_defaults_zero_and_false_are_settings_too(section):
-    chosen = Experiment(nested("datasets.digits.recover", section)).resolve("recover", dataset="digits")
-    assert (chosen.jitter, chosen.flip) == (section["jitter"], section["flip"])
+def test_what_a_level_leaves_out_comes_from_the_weaker_one_and_defaults_zero_and_false_are_settings_too():
+    for section in {"lr": 0.7}, {"jitter": 32, "flip": True}, {"jitter": 0, "flip": False}:
+        usual = NONE.resolve("recover", dataset="digits", method="sre2l")
+        chosen = Experiment(nested("datasets.digits.recover", section)).resolve(
+            "recover", dataset="digits", method="sre2l"
+        )
+        assert chosen == usual.model_copy(update=section)
+    assert (usual.lr, usual.jitter, usual.statistics, usual.betas) == (0.1, 2, "global", (0.5, 0.9))
 
 
 def test_settings_reach_what_is_based_on_a_name_and_nothing_else():
@@ -185,29 +180,12 @@ def test_settings_of_other_objectives_rerun_nothing():
 
 
 def test_runs_are_the_product_and_each_stands_once():
-    cell = {
-        "datasets": ["digits", "cifar10"],
-        "methods": ["wmdd", "random"],
-        "ipc": [1, 10],
-        "seeds": [0, 1],
-        "runs": 3,
-    }
-    again = {"datasets": ["digits"], "methods": ["wmdd"], "ipc": [10, 50, 50]}
-    runs = list(Experiment({"matrix": [cell, again]}).runs())
-    assert len(runs) == len(set(runs)) == 2 * 2 * 2 * 2 * 3 + 1
-    assert runs[-1] == Cell("digits", "resnet18", "wmdd", 50, 0, "resnet18", "paper", 0)
-
-
-@given(st.data())
-@settings(deadline=None, max_examples=30)
-def test_runs_are_unique(data):
-    few = st.lists(st.integers(0, 3), min_size=1, max_size=4)
-    methods = st.lists(st.sampled_from(["wmdd", "mine", "mine-lr0.1", "random"]), min_size=1, max_size=4)
-    cell = {"datasets": st.just(["digits"]), "methods": methods, "seeds": few, "runs": st.integers(1, 3)}
-    matrix = data.draw(st.lists(st.fixed_dictionaries(cell), max_size=3))
+    cell = {"datasets": ["digits", "cifar10"], "methods": ["wmdd", "mine"], "ipc": [1, 10], "seeds": [0, 1], "runs": 3}
+    again = {"datasets": ["digits"], "methods": ["wmdd", "mine-lr0.1"], "ipc": [10, 50, 50], "seeds": [1, 1]}
     sweep = {"methods": {"mine": {"base": "wmdd", "recover": {"lr": [0.1, 0.2]}}}}
-    runs = list(Experiment(sweep | {"matrix": matrix}).runs())
-    assert len(runs) == len(set(runs))
+    runs = list(Experiment(sweep | {"matrix": [cell, again]}).runs())
+    assert len(runs) == len(set(runs)) == 2 * 3 * 2 * 2 * 3 + 2
+    assert runs[-1] == Cell("digits", "resnet18", "mine-lr0.1", 50, 1, "resnet18", "paper", 0)
 
 
 def test_runs_are_trained_so_many_a_job():
@@ -252,23 +230,20 @@ def test_gpus_are_of_a_teacher_and_no_setting_of_its_stage():
 # The presets
 
 
-@pytest.mark.parametrize("dataset", sorted(presets().datasets))
-def test_every_preset_runs_with_every_other(dataset):
+def test_every_preset_runs_on_every_dataset():
     """But for whitening, which takes small images."""
-    known = presets()
-    small = NONE.resolve("data", dataset=dataset).side <= LARGEST_WHITENED
-    methods, protocols = (
-        [name for name in kind if small or not name.endswith("-whitened")] for kind in (known.methods, known.protocols)
-    )
-    networks = {"teachers": list(known.teachers), "students": list(known.students)}
-    runs = list(experiment(datasets=[dataset], methods=methods, protocols=protocols, **networks).runs())
-    assert len(runs) == len(known.teachers) * len(methods) * len(known.students) * len(protocols)
-    names = {name for r in runs for name in (r.dataset, r.teacher, r.method, r.student, r.protocol)}
-    assert all(re.fullmatch(NAME, name) for name in names)
-    for axis, kind in {"methods": known.methods, "protocols": known.protocols}.items():
-        for name in kind:
-            if not small and name.endswith("-whitened"):
-                assert "whitening takes images of at most 64 px" in mistake(datasets=[dataset], **{axis: [name]})
+    kinds = ("teachers", "methods", "students", "protocols")
+    for dataset in presets().datasets:
+        small = NONE.resolve("data", dataset=dataset).side <= LARGEST_WHITENED
+        whitened = {kind: [] if small else [n for n in NONE.names(kind) if n.endswith("-whitened")] for kind in kinds}
+        known = {kind: [name for name in NONE.names(kind) if name not in whitened[kind]] for kind in kinds}
+        entries = known | {"protocols": ["paper"], "students": ["resnet18"]}, known | {"methods": ["wmdd"]}
+        runs = list(Experiment({"matrix": [entry | {"datasets": [dataset], "ipc": [1]} for entry in entries]}).runs())
+        assert {kind: sorted({getattr(run, kind[:-1]) for run in runs}) for kind in kinds} == known
+        for kind in ("methods", "protocols"):
+            for name in whitened[kind]:
+                assert "whitening takes images of at most 64 px" in mistake(datasets=[dataset], **{kind: [name]})
+    assert all(re.fullmatch(NAME, name) for kind in ("datasets", *kinds) for name in NONE.names(kind))
 
 
 def test_the_five_rows_of_the_ablation():

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from copy import deepcopy
@@ -34,7 +35,12 @@ def running(tmp_path: Path) -> Iterator[tuple[Workspace, int]]:
     at = workspace(tmp_path / "running", QUICK)
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
-            at.command(), cwd=at.root, env=at.environment, stdout=log, stderr=log, start_new_session=True
+            at.command(python=sys.executable),
+            cwd=at.root,
+            env=at.environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     begun = time.monotonic()
     while not (list(holders(at.root / LOCKS)) and list(at.root.glob("logs/**/*.log"))):

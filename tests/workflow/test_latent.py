@@ -1,8 +1,6 @@
 """The latent family in the real workflow: DDOQ and D4M end in images with weights, and a change reruns what it must."""
 
-import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ import pytest
 from wmdd.artifacts.atomic_files import read_json
 from wmdd.artifacts.hdf5 import load, load_meta
 
-from .conftest import ENTRY, TINY, Workspace, workspace
+from .conftest import ENTRY, TINY, Workspace, run_of
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
@@ -33,15 +31,12 @@ AFTER_DDOQ = {"recover": 1, "images": 2, "distance": 1, "student": 2, "grid": 2,
 @pytest.fixture(scope="module")
 def latent(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The tiny workflow of the latent family, run to the end. Never to be changed: use `run`."""
-    place = workspace(tmp_path_factory.mktemp("latent") / "run", CONFIG)
-    place.snakemake()
-    return place
+    return run_of(CONFIG, tmp_path_factory)
 
 
 @pytest.fixture
 def run(latent: Workspace, tmp_path: Path) -> Workspace:
-    shutil.copytree(latent.root, tmp_path / "run", symlinks=True)
-    return Workspace(tmp_path / "run")
+    return latent.copy(tmp_path / "run")
 
 
 def test_atoms_images_and_weights_belong_together(latent: Workspace) -> None:
@@ -95,42 +90,32 @@ def test_recover_begins_at_the_images_of_ddoq(latent: Workspace) -> None:
     assert max(off(mine, start) for mine, start in pairs) < 1, "five steps of a small rate lead nowhere"
 
 
-@pytest.mark.parametrize(
-    ("keys", "value", "jobs"),
-    [
-        ("experiment", "tiny", {}),  # as it was
-        ("methods", {"ddoq": {"decode": {"strength": 0.4}}}, {"decode": 1, **AFTER_DDOQ}),
-        ("methods", {"ddoq": {"student": {"weights": "mass"}}}, {"student": 1, **REPORT}),
-        ("generators.latent-diffusion.diffusion.epochs", 3, {"diffusion": 1, "decode": 1, **AFTER_DDOQ}),
-        ("generators.vae.autoencoder.epochs", 4,
-         {"autoencoder": 1, "encode": 2, "diffusion": 1, "quantize": 2, "decode": 2, "decay": 1, "recover": 1, "images": 3,
-          "distance": 2, "student": 3, "grid": 3, "distances": 1, **REPORT}),
-    ],
-)  # fmt: skip
-def test_a_setting_reruns_the_stages_that_use_it(run: Workspace, keys: str, value: Any, jobs: dict[str, int]) -> None:
-    assert run.changed(*keys.split("."), value=value) == jobs
+CHANGES = [
+    ("experiment", "tiny", {}),  # as it was
+    ("methods", {"ddoq": {"decode": {"strength": 0.4}}}, {"decode": 1, **AFTER_DDOQ}),
+    ("methods", {"ddoq": {"student": {"weights": "mass"}}}, {"student": 1, **REPORT}),
+    ("generators.latent-diffusion.diffusion.epochs", 3, {"diffusion": 1, "decode": 1, **AFTER_DDOQ}),
+    ("generators.vae.autoencoder.epochs", 4,
+     {"autoencoder": 1, "encode": 2, "diffusion": 1, "quantize": 2, "decode": 2, "decay": 1, "recover": 1, "images": 3,
+      "distance": 2, "student": 3, "grid": 3, "distances": 1, **REPORT}),
+]  # fmt: skip
+
+
+def test_a_setting_reruns_the_stages_that_use_it(run: Workspace) -> None:
+    assert run.pending_after(CHANGES) == [jobs for _, _, jobs in CHANGES]
 
 
 def test_another_number_of_images_makes_no_latents_anew(run: Workspace) -> None:
-    config = run.config
-    config["matrix"][0]["ipc"] = [2, 3]
-    run.config = config
-    pending = run.pending()
+    pending = run.changed("matrix", [run.config["matrix"][0] | {"ipc": [2, 3]}])
     assert pending["quantize"] == pending["decode"] == 2
     assert not {"data", "teacher", "features_part", "autoencoder", "encode", "diffusion", "decay"} & set(pending)
 
 
 def test_a_pipeline_is_another_generator_and_looked_for_before_anything_runs(run: Workspace) -> None:
-    config = run.config
-    config["generators"]["mine"] = {"kind": "ldm", "model": "./nothing-here"}
-    config["methods"] = {"ddoq-mine": {"base": "ddoq", "generator": "mine"}}
-    config["matrix"][0]["methods"] = ["ddoq-mine"]
-    run.config = config
-    failed = run.snakemake("--dry-run", check=False)
-    assert failed.returncode
-    message = failed.stdout + failed.stderr
-    assert "method ddoq-mine on digits: generator mine: model: there is no folder ./nothing-here" in message
-    assert "Traceback" not in message
-    config["generators"]["mine"] = {"kind": "ldm", "model": "somebody/something"}  # which only the job looks for
-    run.config = config
-    assert not {"autoencoder", "diffusion"} & set(run.pending())
+    run.change("matrix", [run.config["matrix"][0] | {"methods": ["ddoq-mine"]}])
+    run.change("methods", {"ddoq-mine": {"base": "ddoq", "generator": "mine"}})
+    run.change("generators.mine", {"kind": "ldm", "model": "./nothing-here"})
+    said = run.mistake()
+    assert "method ddoq-mine on digits: generator mine: model: there is no folder ./nothing-here" in said
+    pending = run.changed("generators.mine.model", "somebody/something")  # which only the job looks for
+    assert not {"autoencoder", "diffusion"} & set(pending)

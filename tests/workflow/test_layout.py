@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import fields
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
 
 import pytest
 from hypothesis import given
@@ -18,6 +18,7 @@ from wmdd.workflow.layout import (
     WILDCARDS,
     Cell,
     Place,
+    beside,
     block_of,
     cell_of,
     cost_of,
@@ -64,8 +65,8 @@ def test_reading_a_path_undoes_writing_it_wherever_the_results_are(kind, cell, f
     kind=st.sampled_from([k for k, path in FILES.items() if not path.startswith(REPORT)]), cell=CELLS, folder=FOLDERS
 )
 def test_cost_and_history_belong_to_the_cell_of_their_file(kind, cell, folder):
-    for beside in cost_of, history_of:
-        assert cell_of(folder + beside(path_of(kind, cell))) == own(kind, cell)
+    for file_beside in cost_of, history_of:
+        assert cell_of(folder + file_beside(path_of(kind, cell))) == own(kind, cell)
 
 
 @given(cell=CELLS)
@@ -75,8 +76,8 @@ def test_a_cell_survives_its_wildcards(cell):
 
 def test_a_protocol_may_be_called_as_the_folder_of_the_data():
     cell = Cell("digits", "resnet18", "wmdd", 1, 0, "resnet18", "data", 0)
-    for beside in cost_of, history_of:
-        assert place_of(beside(path_of("student", cell))) == Place("student", cell)
+    for file_beside in cost_of, history_of:
+        assert place_of(file_beside(path_of("student", cell))) == Place("student", cell)
 
 
 def test_a_block_tells_its_classes():
@@ -118,3 +119,22 @@ def test_no_two_kinds_of_files_share_a_path_and_no_two_stages_a_log():
 )
 def test_a_log_has_the_name_of_its_stage(stage, file, log):
     assert log_of(stage, file) == log
+
+
+# Beside each other
+
+CELL = Cell("d", "t", "m", 10, 0, "s", "p", 3, block="classes0-9")
+
+
+@pytest.mark.parametrize("folder", ["", "out/", "/a/results/b/", "../results/"])
+@pytest.mark.parametrize("kind", ["images", "labels", "student"])
+def test_a_file_of_the_same_cell_lies_in_the_same_results(folder, kind):
+    path = PurePath(folder + path_of("student", CELL))
+    assert beside(path, kind) == PurePath(folder + path_of(kind, CELL))
+
+
+def test_a_part_that_is_missing_and_a_path_of_nothing_are_refused():
+    with pytest.raises(WmddError, match="needs block, which this cell lacks"):
+        beside(path_of("student", CELL), "barycenter")
+    with pytest.raises(WmddError, match=r"x/run0\.json is not where"):
+        beside("x/run0.json", "images")

@@ -1,10 +1,8 @@
 """The family match in the real workflow: DM, DataDAM and MTT end in images, and a change reruns what it must."""
 
 import json
-import shutil
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ import pytest
 from wmdd.artifacts.atomic_files import read_json
 from wmdd.artifacts.hdf5 import load, load_meta
 
-from .conftest import ENTRY, TINY, Workspace, workspace
+from .conftest import ENTRY, TINY, Workspace, run_of
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
@@ -36,15 +34,12 @@ AFTER = {"images": 1, "student": 1, "grid": 1, **REPORT}  # what follows from on
 @pytest.fixture(scope="module")
 def matched(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The tiny workflow of the family match, run to the end. Never to be changed: use `run`."""
-    place = workspace(tmp_path_factory.mktemp("match") / "run", CONFIG)
-    place.snakemake()
-    return place
+    return run_of(CONFIG, tmp_path_factory)
 
 
 @pytest.fixture
 def run(matched: Workspace, tmp_path: Path) -> Workspace:
-    shutil.copytree(matched.root, tmp_path / "run", symlinks=True)
-    return Workspace(tmp_path / "run")
+    return matched.copy(tmp_path / "run")
 
 
 def test_each_method_has_images_of_its_own(matched: Workspace) -> None:
@@ -97,29 +92,23 @@ def test_the_report_has_matched_sets_and_their_experts(matched: Workspace) -> No
     assert {("data", "expert"), ("data", "match"), ("match", "images"), ("images", "student")} <= set(edges)
 
 
-@pytest.mark.parametrize(
-    ("keys", "value", "jobs"),
-    [
-        ("experiment", "tiny", {}),  # as it was
-        ("methods.dm.match.lr", 3, AFTER | {"match": 2}),
-        ("methods.mtt.match.trajectories", 3, AFTER | {"expert": 1, "match": 1}),
-        ("experts.convnet3.epochs", 4, AFTER | {"expert": 2, "match": 1}),
-        ("protocols.own.student.epochs", 7, {"student": 4, **REPORT}),
-        ("protocols.own.student.learned_lr", False, {"student": 4, **REPORT}),
-        ("teachers.nano.epochs", 13, {"teacher": 1, "features": 1, **REPORT}),
-    ],
-)
-def test_a_setting_reruns_the_stages_that_use_it(run: Workspace, keys: str, value: Any, jobs: dict[str, int]) -> None:
-    assert run.changed(*keys.split("."), value=value) == jobs
+CHANGES = [
+    ("experiment", "tiny", {}),  # as it was
+    ("methods.dm.match.lr", 3, AFTER | {"match": 2}),
+    ("methods.mtt.match.trajectories", 3, AFTER | {"expert": 1, "match": 1}),
+    ("experts.convnet3.epochs", 4, AFTER | {"expert": 2, "match": 1}),
+    ("protocols.own.student.epochs", 7, {"student": 4, **REPORT}),
+    ("protocols.own.student.learned_lr", False, {"student": 4, **REPORT}),
+    ("teachers.nano.epochs", 13, {"teacher": 1, "features": 1, **REPORT}),
+]
+
+
+def test_a_setting_reruns_the_stages_that_use_it(run: Workspace) -> None:
+    assert run.pending_after(CHANGES) == [jobs for _, _, jobs in CHANGES]
 
 
 def test_experts_that_are_too_short_stop_everything_before_it_begins(run: Workspace) -> None:
-    config = run.config
-    config["methods"]["mtt"]["match"]["start_epochs"] = 20
-    run.config = config
-    failed = run.snakemake("--dry-run", check=False)
-    message = failed.stdout + failed.stderr
-    assert failed.returncode
-    assert "method mtt on digits: match begins at up to 19 epochs of an expert and goes on for 2" in message
-    assert "the experts convnet3 have 3; raise their epochs to 21" in message
-    assert "Traceback" not in message
+    run.change("methods.mtt.match.start_epochs", 20)
+    said = run.mistake()
+    assert "method mtt on digits: match begins at up to 19 epochs of an expert and goes on for 2" in said
+    assert "the experts convnet3 have 3; raise their epochs to 21" in said

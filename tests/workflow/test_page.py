@@ -47,10 +47,9 @@ def test_the_stages_are_those_that_ran_blocks_that_are_deleted_too(finished: Wor
 
 
 def test_a_map_and_a_table_of_their_own(run: Workspace) -> None:
-    config = run.config
-    config["embedding"] = True
-    config["matrix"][0]["name"] = "mine"
-    run.config = config
+    first, *others = run.config["matrix"]
+    run.change("matrix", [first | {"name": "mine"}, *others])
+    run.change("embedding", True)
     assert run.pending("mine") == {"table": 1, "mine": 1}
     assert run.pending() == {"embedding": 1, "page": 1, "all": 1}
     run.snakemake("mine", "figures")

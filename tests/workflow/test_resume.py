@@ -28,14 +28,12 @@ STAGES = {  # stage -> its output, its log, and what shows that it is under way
 }
 
 
-def job_of(snakemake: subprocess.Popen, stage: str) -> psutil.Process | None:
-    """Return the process of a stage's command below Snakemake."""
-    for child in psutil.Process(snakemake.pid).children(recursive=True):
-        try:
-            if child.cmdline()[1:4] == ["-m", "wmdd", stage]:
-                return child
-        except psutil.Error:
-            continue
+def job_of(run: Workspace, stage: str) -> psutil.Process | None:
+    """Return the process of a stage's command in a folder."""
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        line, folder = process.info["cmdline"] or [], process.info["cwd"]
+        if stage in line and line[: line.index(stage)][-2:] == ["-m", "wmdd"] and folder == str(run.root):
+            return process
     return None
 
 
@@ -52,7 +50,7 @@ def kill_in_the_middle(run: Workspace, stage: str) -> None:
     while time.monotonic() < deadline and snakemake.poll() is None:
         started = log_file.exists() and f"wmdd {stage}: " in log_file.read_text()
         under_way = started if sign == "log" else checkpoint.exists()
-        if under_way and (job := job_of(snakemake, stage)) is not None:
+        if under_way and (job := job_of(run, stage)) is not None:
             job.kill()
             break
         time.sleep(0.01)

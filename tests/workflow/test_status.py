@@ -79,9 +79,7 @@ def test_a_job_runs(run: Workspace) -> None:
     """Looked at once its log says that it began; the folder's lock does not matter."""
     target, log, _ = STAGES["recover"]
     (run.root / log).unlink()
-    config = run.config
-    config["datasets"]["digits"]["recover"]["iterations"] = 100_000
-    run.config = config
+    run.change("datasets.digits.recover.iterations", 100_000)
     snakemake = subprocess.Popen(
         run.command(target), cwd=run.root, env=run.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -94,7 +92,7 @@ def test_a_job_runs(run: Workspace) -> None:
         text = status(run)
         assert snakemake.poll() is None
     finally:
-        if (job := job_of(snakemake, "recover")) is not None:
+        if (job := job_of(run, "recover")) is not None:
             job.kill()
         snakemake.wait(300)
     assert "snakemake runs" in text

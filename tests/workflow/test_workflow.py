@@ -17,6 +17,7 @@ from .conftest import ENTRY, REPOSITORY, Workspace
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 SEED = "results/digits/nano/wmdd/ipc2/seed0"
+TEACHER = ("results", "model.safetensors"), ("logs", "teacher.log")
 
 
 def test_tables_and_pictures_are_there(finished: Workspace) -> None:
@@ -54,10 +55,9 @@ def test_same_settings_same_bytes(finished: Workspace, fresh: Workspace) -> None
 
 def test_images_do_not_depend_on_the_block_size(run: Workspace) -> None:
     sets = []
+    run.change("datasets.digits.recover.iterations", 4)
     for size in (5, 10):
-        config = run.config
-        config["datasets"]["digits"] |= {"classes_per_block": size, "recover": {"iterations": 4}}
-        run.config = config
+        run.change("datasets.digits.classes_per_block", size)
         assert run.pending(f"{SEED}/images.h5")["recover"] == 10 // size
         run.snakemake(f"{SEED}/images.h5")
         sets.append(hdf5.load(run.root / SEED / "images.h5")[0])
@@ -68,31 +68,28 @@ def test_images_do_not_depend_on_the_block_size(run: Workspace) -> None:
 
 
 def test_students_of_a_job_are_those_of_jobs_of_their_own(finished: Workspace, run: Workspace) -> None:
-    config = run.config
-    config["matrix"] = [ENTRY | {"runs": 2, "methods": ["random"]}]
-    run.config = config | {"runs_per_job": 2}
-    assert run.pending()["student"] == 1
+    run.change("matrix", [ENTRY | {"runs": 2, "methods": ["random"]}])
+    assert run.changed("runs_per_job", 2)["student"] == 1
     student = "results/digits/nano/random/ipc2/seed0/student/nano/short/run{}.json"
-    run.snakemake()
+    run.snakemake("results/report/table.csv")
     first, second = (json.loads((run.root / student.format(number)).read_text()) for number in (0, 1))
     alone = json.loads((finished.root / student.format(0)).read_text())
     assert [first["identity"]["run"], second["identity"]["run"]] == [0, 1]
     assert first["result"] == alone["result"]
     assert second["result"] != alone["result"]
     assert pd.read_csv(run.root / "results/report/table.csv")[["n", "students"]].values.tolist() == [[1, 2]]
-    run.config = config | {"runs_per_job": 1}
-    assert run.pending("--rerun-triggers", "mtime") == {}, "the files are the same ones"
+    run.change("runs_per_job", 1)
+    pending = run.pending("--rerun-triggers", "mtime", "--", "results/report/table.csv")
+    assert pending == {}, "the files are the same ones"
 
 
 def test_values_that_no_path_can_hold_may_be_swept(run: Workspace) -> None:
-    run.config = run.config | {
-        "matrix": [ENTRY | {"methods": ["start", "prompt"]}],
-        "methods": {
-            "start": {"base": "wmdd", "recover": {"init": ["noise", "method:random"]}},
-            "prompt": {"base": "ddoq", "decode": {"prompt": ["a photo of {name}", "{name}"]}},
-        },
+    run.change("matrix", [ENTRY | {"methods": ["start", "prompt"]}])
+    methods = {
+        "start": {"base": "wmdd", "recover": {"init": ["noise", "method:random"]}},
+        "prompt": {"base": "ddoq", "decode": {"prompt": ["a photo of {name}", "{name}"]}},
     }
-    pending = run.pending()
+    pending = run.changed("methods", methods)
     assert (pending["recover"], pending["decode"], pending["student"]) == (4, 4, 4), "two blocks each"
 
 
@@ -142,8 +139,7 @@ def test_snakemake_report_has_tables_and_captions(run: Workspace) -> None:
     assert len(page) > 100_000
 
 
-@pytest.mark.parametrize("folder", [".", "elsewhere"])
-def test_another_workflow_may_have_this_one_as_a_module(fresh: Workspace, folder: str) -> None:
+def test_another_workflow_may_have_this_one_as_a_module(fresh: Workspace) -> None:
     """Beside its sources or in another folder, with a prefix of its own before all that it makes."""
     module = f'''
 module wmdd:
@@ -153,11 +149,11 @@ module wmdd:
 
 use rule * from wmdd as w_*
 '''
-    (fresh.root / folder).mkdir(exist_ok=True)
-    (fresh.root / folder / "Module").write_text(module)
-    arguments = ("--dry-run", "--snakefile", f"{folder}/Module", "--directory", folder, "out/results/report/index.html")
-    result = fresh.snakemake(*arguments)
-    assert re.search(r"^w_student +5$", result.stdout + result.stderr, re.MULTILINE)
+    for folder in ".", "elsewhere":
+        (fresh.root / folder).mkdir(exist_ok=True)
+        (fresh.root / folder / "Module").write_text(module)
+        arguments = ("--snakefile", f"{folder}/Module", "--directory", folder, "out/results/report/index.html")
+        assert fresh.pending(*arguments)["w_student"] == 5
 
 
 def test_any_folder_may_have_the_sources_and_the_demo_runs_where_no_file_is_named(fresh: Workspace) -> None:
@@ -179,56 +175,43 @@ def test_rules_pass_the_linter(fresh: Workspace) -> None:
     assert "Congratulations" in result.stdout + result.stderr, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_a_mistake_in_the_configuration_is_one_line_and_what_a_preset_loses_a_warning(fresh: Workspace) -> None:
+    config = fresh.config
+    fresh.change("recover", {"regularisation": 3})
+    result = fresh.snakemake("--dry-run")
+    says = "warning: sre2l on digits: recover.regularisation is 3.0 by a general section of the file"
+    assert (result.stdout + result.stderr).count(says) == 1
+    for change, message in (
         ({"matrix": []}, "the experiment has an empty matrix"),
         ({"matrx": []}, "unknown key matrx; did you mean 'matrix'?"),
-    ],
-)
-def test_mistake_in_the_configuration_is_one_line(fresh: Workspace, change: dict, message: str) -> None:
-    fresh.config = fresh.config | change
-    result = fresh.snakemake("--dry-run", check=False)
-    assert result.returncode != 0
-    assert message in result.stdout + result.stderr
-    assert "Traceback" not in result.stdout + result.stderr
+    ):
+        fresh.config = config | change
+        assert message in fresh.mistake()
 
 
-def test_what_the_file_replaces_of_a_presets_method_is_a_warning(fresh: Workspace) -> None:
-    says = "warning: sre2l on digits: recover.regularisation is 3.0 by a general section of the file"
-    fresh.config = fresh.config | {"recover": {"regularisation": 3}}
-    result = fresh.snakemake("--dry-run")
-    assert (result.stdout + result.stderr).count(says) == 1
+def refusal(place: Workspace, target: str, log: str) -> str:
+    """Return the log of a job that is refused."""
+    assert place.snakemake(target, check=False).returncode
+    text = (place.root / log).read_text()
+    assert "Traceback" not in text
+    return text
 
 
-def test_missing_folder_is_one_line_and_nothing_is_left(fresh: Workspace) -> None:
-    config = fresh.config | {"matrix": [ENTRY | {"datasets": ["mine"]}]}
-    config["datasets"]["mine"] = {"data": {"source": "imagefolder", "root": "nowhere", "classes": 3}}
-    fresh.config = config
-    result = fresh.snakemake(check=False)
-    assert result.returncode != 0
-    log = (fresh.root / "logs/data/mine.log").read_text()
-    assert "wmdd data: error: " in log
-    assert "nowhere" in log
-    assert "Traceback" not in log
+def test_a_missing_folder_is_one_line_and_nothing_is_left(fresh: Workspace) -> None:
+    fresh.change("matrix", [ENTRY | {"datasets": ["mine"]}])
+    fresh.change("datasets.mine", {"data": {"source": "imagefolder", "root": "nowhere", "classes": 3}})
+    assert re.search("wmdd data: error: .*nowhere", refusal(fresh, "all", "logs/data/mine.log"))
     assert not list(fresh.root.glob("data/*"))
 
 
-def test_weak_teacher_stops_the_run(fresh: Workspace) -> None:
-    config = fresh.config
-    config["teachers"]["nano"]["epochs"] = 1
-    config["datasets"]["digits"]["teacher"]["min_accuracy"] = 0.99
-    fresh.config = config
-    result = fresh.snakemake("results/digits/nano/teacher/seed0/model.safetensors", check=False)
-    assert result.returncode != 0
-    log = (fresh.root / "logs/digits/nano/teacher/seed0/teacher.log").read_text()
-    assert "below min_accuracy 99.0%" in log
-    assert "Traceback" not in log
-    config["datasets"]["digits"]["teacher"]["min_accuracy"] = 0
-    fresh.config = config
-    fresh.snakemake("results/digits/nano/teacher/seed0/model.safetensors")
-    log = (fresh.root / "logs/digits/nano/teacher/seed0/teacher.log").read_text()
-    assert "going on from" in log, "the trained teacher was thrown away with the gate's refusal"
+def test_a_weak_teacher_stops_the_run_and_is_kept(fresh: Workspace) -> None:
+    target, log = (f"{top}/digits/nano/teacher/seed0/{name}" for top, name in TEACHER)
+    fresh.change("teachers.nano.epochs", 1)
+    fresh.change("datasets.digits.teacher.min_accuracy", 0.99)
+    assert "below min_accuracy 99.0%" in refusal(fresh, target, log)
+    fresh.change("datasets.digits.teacher.min_accuracy", 0)
+    fresh.snakemake(target)
+    assert "going on from" in (fresh.root / log).read_text(), "the trained teacher was thrown away"
 
 
 def test_the_shipped_experiments_whose_jobs_are_pinned_nowhere_build_their_dag(monkeypatch, tmp_path) -> None:

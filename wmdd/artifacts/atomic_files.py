@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from wmdd.base.errors import WmddError, one_line
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SEAL = "seal"  # of a JSON file: the SHA-256 of the rest of it
 HOUR = 3600.0
 
@@ -127,7 +127,9 @@ def write_error(path: Path, error: Exception, part: Path | None = None) -> WmddE
     if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
         error = error.__context__  # torch.save trips over what Python said first
     text = str(error)
-    if getattr(error, "errno", None) in _FULL or any(f"errno = {n}" in text or os.strerror(n) in text for n in _FULL):
+    if getattr(error, "errno", None) in DISK_FULL or any(
+        f"errno = {n}" in text or os.strerror(n) in text for n in DISK_FULL
+    ):
         return WmddError(
             f"disk full (or file size limit reached) while writing {path}; free some space and run again: "
             "nothing half-written was left and finished files are kept"

@@ -1,5 +1,10 @@
 """The one exception that a user is meant to read, and other exceptions in one line."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class WmddError(Exception):
     """A user's mistake or a fault of the machine.
@@ -12,6 +17,13 @@ class WmddError(Exception):
 def one_line(error: BaseException) -> str:
     """Return what an exception says, in one line; its type where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_mistake(error: "ValidationError") -> str:
+    """Return where pydantic found the first mistake, and what it is."""
+    mistake = error.errors()[0]
+    place, text = ".".join(map(str, mistake["loc"])), mistake["msg"].removeprefix("Value error, ")
+    return f"{place}: {text}" if place else text
 
 
 def first_sentence(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from wmdd.base.errors import WmddError
 from wmdd.cost import rates
 from wmdd.settings import catalogue
 from wmdd.settings.data import DataSettings
+from wmdd.workflow.layout import Cell, path_of
 
 NAN = math.nan
 DIGITS = {"train": 1438, "val": 359}  # of scikit-learn's 1,797, a fifth of each class validates
@@ -48,9 +49,7 @@ class Pictures:
         return size if size <= most * 2**20 else 0
 
 
-def pictures(
-    name: str, settings: DataSettings, note: Callable[[str], None] | None, folder: Path = Path("data")
-) -> Pictures:
+def pictures(name: str, settings: DataSettings, note: Callable[[str], None] | None) -> Pictures:
     """Return what is known of a dataset: by its data file, if that has these settings; else by settings and table.
 
     Folders of one's own are listed.
@@ -59,9 +58,8 @@ def pictures(
         name: of the dataset.
         settings: of its data stage.
         note: is told what is missing; None: no file is looked at, and what is missing is `unknown` in rates.yaml.
-        folder: of the data files.
     """
-    if note and (stored := _stored(folder / f"{name}.h5", settings)):
+    if note and (stored := _stored(Path(path_of("data", Cell(name))), settings)):
         return stored
     train, val, each, side = _stated(settings, "train"), _stated(settings, "val"), _archived(settings), settings.side
     reason = ""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from wmdd.base.errors import WmddError
+from wmdd.base.errors import WmddError, first_mistake
 from wmdd.settings.base import Count, Positive
 from wmdd.settings.engine import EngineSettings
 from wmdd.workflow.stages import NETWORK
@@ -128,12 +128,7 @@ def read(path: Path) -> Device:
     except OSError as error:
         raise WmddError(f"cannot read the rates {path}: {error.strerror}") from None
     except ValidationError as error:
-        mistake = error.errors()[0]
-        what = f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg'].removeprefix('Value error, ')}".removeprefix(
-            ": "
-        )
-        raise WmddError(
-            f"{path.name} does not hold the rates of a device ({what}); docs/cost.md has the shape"
-        ) from None
+        fault = f"does not hold the rates of a device ({first_mistake(error)})"
+        raise WmddError(f"{path.name} {fault}; docs/cost.md has the shape") from None
     except ValueError as error:
         raise WmddError(f"{path} is not valid JSON: {error}") from None

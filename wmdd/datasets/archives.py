@@ -14,9 +14,9 @@ from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Self
 
+from wmdd.artifacts.atomic_files import DISK_FULL
 from wmdd.base.errors import WmddError, one_line
 from wmdd.base.progress import progress
-from wmdd.datasets.download import FULL
 
 DAMAGED = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, lzma.LZMAError, EOFError,
@@ -45,10 +45,6 @@ def unpack(archive: Path, folder: Path) -> None:
         WmddError: it is damaged, lacks that folder, has members that would lie outside of it or are devices, or the disk
             is full; names the archive. Nothing is left then.
     """
-    if not hasattr(tarfile, "data_filter"):
-        raise WmddError(
-            f"unpacking {archive} safely needs Python 3.11.4 or newer; update Python, or unpack it yourself"
-        )
     prefix = f".{folder.name}.unpacking."
     try:
         with TemporaryDirectory(dir=folder.parent, prefix=prefix, ignore_cleanup_errors=True) as part:
@@ -59,7 +55,7 @@ def unpack(archive: Path, folder: Path) -> None:
     except DAMAGED as error:
         raise WmddError(f"{archive} is damaged ({one_line(error)}); delete it and run again to fetch it anew") from None
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             remedy = "free some space and run again: nothing half-written was left"
             message = f"disk full (or file size limit reached) while unpacking {archive} to {folder}"
             raise WmddError(f"{message}; {remedy}") from None

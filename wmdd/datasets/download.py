@@ -17,6 +17,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
+from wmdd.artifacts.atomic_files import DISK_FULL
 from wmdd.base.errors import WmddError, one_line
 from wmdd.base.progress import progress
 from wmdd.datasets.class_files import reading
@@ -26,7 +27,6 @@ CHUNK = 2**20
 ATTEMPTS = 5  # to get the rest of a file whose connection broke
 TIMEOUT = 30  # seconds without an answer, or without another byte
 RETRY = Retry(total=4, backoff_factor=1, status_forcelist=(429, 500, 502, 503, 504), raise_on_status=False)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _CutShortError(Exception):
@@ -91,7 +91,7 @@ def _writing(path: Path, archive: Archive) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             whole = f" ({archive.size:,} bytes in all)" if archive.size else ""
             remedy = f"free some space and run again, which goes on where it stopped{whole}"
             raise WmddError(f"disk full (or file size limit reached) while writing {path}; {remedy}") from None

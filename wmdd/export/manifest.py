@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from wmdd.artifacts.hdf5 import Artifact
-from wmdd.base.errors import WmddError
+from wmdd.base.errors import WmddError, first_mistake
 
 Layout = Literal["imagefolder", "hdf5", "webdataset", "parquet"]
 MANIFEST, CARD, EXAMPLE = "manifest.json", "README.md", "example.py"
@@ -130,9 +130,7 @@ def read_manifest(folder: Path) -> Manifest:
         remedy = "give the folder that `wmdd export` wrote"
         raise WmddError(f"{folder} has no {MANIFEST}, so it is no export; {remedy}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        at = ".".join(map(str, first["loc"]))
-        raise WmddError(f"{path} is no manifest of an export ({at}: {first['msg']}); {AGAIN}") from None
+        raise WmddError(f"{path} is no manifest of an export ({first_mistake(error)}); {AGAIN}") from None
     except (OSError, ValueError) as error:
         raise WmddError(f"{path} can't be read ({error}); {AGAIN}") from None
 

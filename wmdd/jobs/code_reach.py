@@ -78,6 +78,8 @@ class Package:
     def __init__(self, root: Path) -> None:
         self.name, self.files = root.name, dict[str, Path]()
         for path in sorted([*root.rglob("*.py"), *root.rglob("*/")]):  # a folder may do without `__init__.py`
+            if path.name == "__pycache__":
+                continue
             parts = path.relative_to(root.parent).with_suffix("").parts
             self.files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
         self.texts = {name: "" if path.is_dir() else path.read_text() for name, path in self.files.items()}

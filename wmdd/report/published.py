@@ -7,7 +7,7 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wmdd.base.errors import WmddError, one_line
+from wmdd.base.errors import WmddError, first_mistake, one_line
 
 COLUMNS = ["dataset", "method", "ipc", "student", "labels", "protocol", "published", "table", "source", "url"]
 KEY = COLUMNS[:6]  # what must agree for two numbers to stand side by side
@@ -90,11 +90,7 @@ def read(path: Path) -> pd.DataFrame:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise WmddError(f"{path} is not valid YAML: {one_line(error)}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = [*map(str, first["loc"])]
-        raise WmddError(
-            f"{path}: {'.'.join(where)}{': ' * bool(where)}{first['msg'].removeprefix('Value error, ')}; correct it"
-        ) from None
+        raise WmddError(f"{path}: {first_mistake(error)}; correct it") from None
     rows = [row for block in content.results for row in _rows(content, block)]
     return pd.DataFrame(rows, columns=COLUMNS).sort_values([*KEY, "table"], ignore_index=True)
 

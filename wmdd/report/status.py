@@ -21,9 +21,10 @@ from tabulate import tabulate
 from wmdd.artifacts.checkpoint import Progress, peek
 from wmdd.base.units import seconds
 from wmdd.workflow.dag import Job
-from wmdd.workflow.lock import holders
+from wmdd.workflow.lock import LOCKS, holders
 from wmdd.workflow.stages import rank
 
+MARKERS, SLURM_LOGS = Path(".snakemake/incomplete"), Path(".snakemake/slurm_logs")
 STATES = ("done", "running", "queued", "failed", "stopped", "out of date", "ready", "waiting")
 FRESH = 180.0  # seconds without a line, of which a job writes one a minute, after which it is taken for dead
 PATIENCE = 7200.0  # the same while a Snakemake waits for it, which sees its end: one step of a large job may take long
@@ -85,22 +86,22 @@ class Seen:
         return max(self.logged, self.kept)
 
 
-def markers(folder: Path = Path(".snakemake/incomplete")) -> dict[Path, float]:
+def markers() -> dict[Path, float]:
     """Return the outputs of the jobs that Snakemake has started or handed to a cluster, with the time when it did."""
     started = {}
-    for path in folder.rglob("*"):
-        name = "".join(part.removeprefix("@") for part in path.relative_to(folder).parts)  # long names are split
+    for path in MARKERS.rglob("*"):
+        name = "".join(part.removeprefix("@") for part in path.relative_to(MARKERS).parts)  # long names are split
         with suppress(OSError, ValueError, binascii.Error):  # another file, or the job has just ended
             if path.is_file():
                 started[Path(urlsafe_b64decode(name).decode())] = path.stat().st_mtime
     return started
 
 
-def holder(folder: Path = Path(".snakemake")) -> str:
+def holder() -> str:
     """Return which Snakemake runs the workflow here, or nothing; one that was killed on another machine can't be told."""
-    if not any((folder / "locks").glob("*.lock")):
+    if not any(LOCKS.glob("*.lock")):
         return ""
-    for _, process in holders(folder / "locks"):
+    for _, process in holders(LOCKS):
         return "" if process.gone else str(process)
     return "it is not known where"
 
@@ -270,9 +271,9 @@ def _ended(seen: Seen, now: float) -> str:
     return "\n".join([*text, f"    → {hint(job.rule, lines, seen.state)}{saved}"])
 
 
-def scheduled(job: Job, logged: float, folder: Path = Path(".snakemake/slurm_logs")) -> Path | None:
+def scheduled(job: Job, logged: float) -> Path | None:
     """Return the SLURM plugin's log of the attempt that wrote to its own log last at `logged`; it keeps those that failed."""
-    logs = [path for path in (folder / f"rule_{job.rule}" / job.wildcards).glob("*.log") if path.is_file()]
+    logs = [path for path in (SLURM_LOGS / f"rule_{job.rule}" / job.wildcards).glob("*.log") if path.is_file()]
     newest = max(logs, key=_modified, default=None)
     return newest if newest is not None and _modified(newest) > logged - FRESH else None
 
@@ -288,6 +289,6 @@ def hint(rule: str, lines: Sequence[str], state: str) -> str:
     if not any(map(SIGNALLED.search, lines)):
         return (
             "it fell silent: killed, or out of memory or time? The cluster's own log says it (SLURM's: "
-            f".snakemake/slurm_logs/rule_{rule}); {AGAIN}"
+            f"{SLURM_LOGS}/rule_{rule}); {AGAIN}"
         )
     return AGAIN

@@ -27,7 +27,7 @@ Shares = Annotated[tuple[Fraction, Fraction], AfterValidator(_ordered)]
 class Settings(BaseModel):
     """Base of all settings: immutable, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     @classmethod
     def unused(cls, values: dict[str, Any]) -> Collection[str]:

@@ -17,7 +17,7 @@ Section = dict[str, Any]  # settings of a stage, checked in wmdd.workflow.experi
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Archive(_Entry):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from tabulate import tabulate
 
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
@@ -142,13 +143,11 @@ def columns(qualities: Sequence[Quality]) -> dict[str, np.ndarray]:
 
 def table(names: Sequence[str], qualities: Sequence[Quality]) -> str:
     """Return the quality as a table in Markdown: a row a class and, below several, their mean."""
-    import pandas as pd
-
-    rows = pd.DataFrame(columns(qualities), index=pd.Index(names, name="class"))
-    rows["seconds"] = [quality.seconds for quality in qualities]
-    rows = rows.rename(columns=lambda name: "W2^2" if name == "cost" else name.replace("_", " "))
-    if len(rows) > 1:
-        rows = rows.astype(float)
-        rows.loc["mean"] = rows.mean()
-    rows["explained"] = rows["explained"].round(6) + 0.0  # at one atom it is 0 but for rounding
-    return str(rows.to_markdown(floatfmt=".5g"))
+    values = columns(qualities) | {"seconds": np.array([quality.seconds for quality in qualities])}
+    if len(names) > 1:
+        names = [*names, "mean"]
+        values = {name: np.append(column, column.mean()) for name, column in values.items()}
+    values["explained"] = values["explained"].round(6) + 0.0  # at one atom it is 0 but for rounding
+    titles = {name: "W2^2" if name == "cost" else name.replace("_", " ") for name in values}
+    rows = {"class": names} | {titles[name]: column for name, column in values.items()}
+    return tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".5g")

@@ -7,7 +7,6 @@ from typing import Any
 
 from wmdd.artifacts import atomic_files, hdf5, model_files
 from wmdd.workflow.layout import place_of
-from wmdd.workflow.stages import STAGES, makers_of
 
 RECORD = "artifact.json"  # beside a run's data: what `describe` says; `wmdd.tracking.sync` draws the lineage from it
 
@@ -20,6 +19,8 @@ def parts_of(output: Path) -> dict[str, Any]:
 
 def kind_of(stage: str) -> str:
     """Return the kind of a stage's artifacts: one for all stages that make the same file, as images and select."""
+    from wmdd.workflow.stages import STAGES, makers_of  # with the settings of all stages, which a job has no use for
+
     file = STAGES[stage].file if stage in STAGES else ""
     return file if len(makers_of(file)) > 1 else stage
 

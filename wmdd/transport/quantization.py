@@ -32,12 +32,13 @@ from wmdd.transport.plans import balanced
 from wmdd.transport.search import improve
 from wmdd.transport.seeding import greedy
 from wmdd.transport.span import Span, wide
-from wmdd.transport.swaps import swapped
+from wmdd.transport.swaps import lloyd, swapped
 from wmdd.transport.uniform import balance
 
 COARSE = 1e-4  # tolerance before the exchanges, which move the optimum anyway
 FEW = 32  # atoms up to which seeds cost little and exchanges save much
 ROUNDS = 10  # of exchanges
+LAST = 10  # tolerances of a step of Hartigan's after steps of Lloyd
 TRIED = (3, 1)  # sets of exchanges a round
 TRIAL = 3  # steps after which an exchange is judged
 CACHE = 2**20  # numbers of a measure; on the CPU, a batch that fits the cache is faster than a larger one
@@ -226,15 +227,19 @@ def free_cells(
         cells = Cells.of(measures, torch.arange(k, device=measures.x.device).expand(c, 1, k), k)
         return cells, [cells.cost.view(c)]
     few = k <= FEW
-    start = start or (swapped if few and exchanges != 0 else greedy)
-    cells = Cells.of(measures, start(measures, k, 1, generators), k).repaired()
-    trace = [cells.cost]
+    trace = list[Tensor]()
+    if few and exchanges != 0 and start is None:
+        label, trace = lloyd(measures, swapped(measures, k, generators), steps, tolerance)
+    else:
+        label = (start or greedy)(measures, k, 1, generators)
+    cells = Cells.of(measures, label, k).repaired()
+    trace.append(cells.cost)
     doubled = exchanges is None
     rounds = (0 if few else ROUNDS) if exchanges is None else exchanges
     if k > 1:
-        left = torch.full_like(cells.cost, steps - 1, dtype=torch.long)
+        left = torch.full_like(cells.cost, max(1, steps - len(trace)), dtype=torch.long)
         coarse = max(tolerance, COARSE) if rounds and not doubled else tolerance
-        cells, costs = descend(cells, left, coarse)
+        cells, costs = descend(cells, left, LAST * tolerance if few and exchanges is None else coarse)
         trace += costs
         if rounds:
             cells, costs = improve(cells, TRIED[k > FEW], TRIAL, left, rounds, coarse, doubled)

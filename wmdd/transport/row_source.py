@@ -1,4 +1,4 @@
-"""Points [N, D] that are read by the row, a chunk at a time, in order or shuffled."""
+"""Points [N, D] that are read by the row, a chunk at a time."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,8 +11,6 @@ from torch import Tensor
 from wmdd.base.errors import WmddError
 
 Progress = Callable[..., Iterator[Any]]
-
-PIECES = 16  # runs of rows that a shuffled chunk is put together from
 
 
 class Rows(Protocol):
@@ -69,13 +67,6 @@ class RowSource:
                 row = self.rows[at + int((~torch.isfinite(points)).any(1).nonzero()[0])]
                 raise WmddError(f"the source holds NaN or infinity, first in row {row}; check where it comes from")
             yield at, points
-
-    def shuffled(self, what: str, draws: torch.Generator) -> Iterator[Tensor]:
-        """Yield chunks of pieces that are drawn from all over the rows, each piece once."""
-        piece = max(1, self.size // PIECES)
-        order = torch.randperm(-(-len(self) // piece), generator=draws) * piece
-        for group in self._shown(order.split(max(1, min(PIECES, self.size))), what):
-            yield torch.cat([self.read(at, at + piece) for at in sorted(group.tolist())])
 
     def _shown(self, chunks: Any, what: str) -> Iterator[Any]:
         return self.progress(chunks, what, len(chunks), unit="chunk")

@@ -59,7 +59,7 @@ class Span:
             part = part - centre[at].to(part.dtype)
             for a in range(0, n, strip):
                 product[a:, a : a + strip] += part[a:] @ part[a : a + strip].T
-        factor = _root(product.tril_(), torch.finfo(part.dtype).eps)
+        factor = root(product.tril_(), torch.finfo(part.dtype).eps)
         return cls(points, centre, factor, factor.to(part.dtype))
 
     def back(self, atoms: Tensor) -> Tensor:
@@ -86,12 +86,14 @@ def _blocks(points: Tensor, centre: Tensor | None = None) -> Iterator[tuple[slic
         yield at, part if centre is None else part - centre[at].to(kind)
 
 
-def _root(product: Tensor, eps: float) -> Tensor:
+def root(product: Tensor, eps: float) -> Tensor:
     """Return the Cholesky factor of X X' (its lower half is given) and the least ridge that its rounding allows."""
     n = len(product)
     ridge = max(4 * n**0.5 * eps * float(product.diagonal().max()), torch.finfo(torch.float64).tiny)
     while True:
-        factor, failed = torch.linalg.cholesky_ex(product + ridge * torch.eye(n, dtype=torch.float64))
+        factor, failed = torch.linalg.cholesky_ex(
+            product + ridge * torch.eye(n, dtype=torch.float64, device=product.device)
+        )
         if not bool(failed):
             return factor
         ridge *= 10

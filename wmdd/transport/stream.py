@@ -4,35 +4,22 @@ For points x [N, D] of mass 1/N each, find atoms b [K, D] and weights w [K] of
 
     min_{b, w} W_2^2(\sum_k w_k delta_{b_k}, 1/N \sum_i delta_{x_i}) = min_b 1/N \sum_i min_k ||x_i - b_k||^2,
 
-where w_k is the mass of the Voronoi cell of b_k. No more than a chunk of the points is held at a time. The passes are
+where w_k is the mass of the Voronoi cell of b_k. No more than a chunk of the points and a sample are held at a time:
 
 1. a survey, in order: the points' mean, which is subtracted from what is read afterwards, and a stratified sample;
-2. competitive learning (CLVQ [1], [2]) from a greedy k-means++ start [6] on the sample: the atom nearest to a point steps
-   towards it,
-
-       b_k <- b_k - gamma_n (b_k - x),   gamma_n = (1 + n)^(-3/4),   n the points that b_k has won so far.
-
-   These are Robbins-Monro steps [5]: \sum gamma_n = \infty, so no start is too far off, and \sum gamma_n^2 < \infty, so the
-   noise dies out. MacQueen's 1/n [3] makes each atom the mean of all it ever won, and so holds it back near the start; with
-   3/4 the cost after two passes was lower in nearly all our trials. In mini-batches [4], m wins at once are m steps of the
-   last length towards their mean. The wins estimate the masses;
-3. refinement: Lloyd's iteration, with sums in float64 over the chunks. Each pass measures the cost and the masses of the
+2. `quantize` of the sample;
+3. refinement: Lloyd's iteration [1], with sums in float64 over the chunks. Each pass measures the cost and the masses of the
    atoms before it moves them, and only atoms that were measured are returned, so both are exact.
 
-Departures from the references: batches are drawn from chunks that are put together from pieces all over the file, so that
-sorted points do little harm; an atom that wins nothing is drawn anew from the sample, with odds in proportion to the squared
-distance to the other atoms.
+Mini-batches [2] and competitive learning read all points once or twice before they are as good as the optimum of a sample, and
+are no cheaper (`docs/transport.md`). An atom whose cell is empty is drawn anew from the sample, with odds in proportion to the
+squared distance to the nearest atom.
 
 References:
-    [1] Pagès: Introduction to vector quantization and its applications for numerics, ESAIM: Proceedings and Surveys 48, 2015.
-    [2] Bottou, Bengio: Convergence properties of the k-means algorithms, NIPS 1994.
-    [3] MacQueen: Some methods for classification and analysis of multivariate observations, 5th Berkeley Symposium, 1967.
-    [4] Sculley: Web-scale k-means clustering, WWW 2010, Algorithm 1.
-    [5] Robbins, Monro: A stochastic approximation method, Annals of Mathematical Statistics 22, 1951, Theorem 2.
-    [6] Arthur, Vassilvitskii: k-means++: The Advantages of Careful Seeding, SODA 2007.
+    [1] Lloyd: Least squares quantization in PCM, IEEE Transactions on Information Theory 28(2), 1982.
+    [2] Sculley: Web-scale k-means clustering, WWW 2010, Algorithm 1.
 """
 
-import math
 import time
 from dataclasses import replace
 
@@ -41,13 +28,14 @@ from torch import Tensor
 
 from wmdd.base.errors import WmddError
 from wmdd.transport.measure import Barycenter, check_k
+from wmdd.transport.quantization import quantize
 from wmdd.transport.row_source import Progress, Rows, RowSource
+from wmdd.transport.seeding import sample
 
-BATCH = 1024  # points of a learning step; 4 for each atom where that is more
 BLOCK = 2**17  # numbers in a temporary array, which the cache holds
 ROWS = 64  # of a block, at least: fewer make no product worth a call
-SAMPLE = 32_768  # points that the start sees, at most; 10 for each atom where that is more
-POWER = 0.75  # of the steps; Robbins-Monro needs more than 1/2 and at most 1
+SAMPLE = 10_000  # points of the sample; 10 for each atom where that is more
+LOOSE = 1e-4  # tolerance on the sample, whose optimum is not that of all points
 
 
 def stream(
@@ -56,23 +44,21 @@ def stream(
     *,
     generator: torch.Generator | None = None,
     rows: slice | range | None = None,
-    epochs: int = 2,
     refinements: int = 10,
     tolerance: float = 1e-4,
     chunk_bytes: int = 2**24,
     progress: Progress = lambda items, *_, **__: iter(items),
 ) -> Barycenter:
-    """Return the barycenter with free weights of points that are read 2 + epochs + refinements times at most, by the chunk.
+    """Return the barycenter with free weights of points that are read 2 + refinements times at most, by the chunk.
 
-    Memory is about six chunks, a few samples (of a chunk or 10 K rows) and a few K D numbers, whatever N. The result depends on
-    the values, the generator and `chunk_bytes`, not on the kind of source.
+    Memory is about six chunks and what `quantize` takes for a sample of 10,000 or 10 K points, whatever N. The result depends
+    on the values and the generator, not on the kind of source nor, but for rounding, on `chunk_bytes`.
 
     Args:
         source: points [N, D]. float64 and whole numbers are computed in float64, shorter floats in float32.
         k: atoms.
-        generator: on the CPU; draws the sample, the start and the order of the points.
+        generator: on the CPU; draws the sample and the start.
         rows: those of the source that make up the measure, rising; all by default.
-        epochs: learning passes.
         refinements: Lloyd passes, at most.
         tolerance: stop to refine when a pass lowers the cost by less than this share of itself.
         chunk_bytes: what is read at a time, in the type that is computed in.
@@ -88,15 +74,15 @@ def stream(
     """
     began = time.perf_counter()
     check_k(k)
-    if min(epochs, refinements) < 0:
-        raise WmddError(f"epochs and refinements cannot be negative: {epochs}, {refinements}")
+    if refinements < 0:
+        raise WmddError(f"refinements cannot be negative: {refinements}")
     data = RowSource.of(source, rows, chunk_bytes, progress)
     draws = generator or torch.Generator().manual_seed(0)
     if k >= len(data):
         return replace(_everything(data, k), seconds=time.perf_counter() - began)
-    data, sample = _survey(data, min(len(data), max(min(data.size, SAMPLE), 10 * k)), draws)
-    atoms = _learn(data, _start(sample, k, draws), sample, epochs, draws)
-    return replace(_refine(data, atoms, sample, refinements, tolerance, draws), seconds=time.perf_counter() - began)
+    data, chosen = _survey(data, min(len(data), max(SAMPLE, 10 * k)), draws)
+    atoms = quantize(chosen, k, generator=draws, tolerance=LOOSE).atoms
+    return replace(_refine(data, atoms, chosen, refinements, tolerance, draws), seconds=time.perf_counter() - began)
 
 
 def _everything(data: RowSource, k: int) -> Barycenter:
@@ -112,34 +98,13 @@ def _survey(data: RowSource, size: int, draws: torch.Generator) -> tuple[RowSour
     edges = torch.arange(size + 1) * len(data) // size
     picks = edges[:-1] + (torch.rand(size, generator=draws, dtype=torch.float64) * edges.diff()).long()
     total = torch.zeros_like(data.centre, dtype=torch.float64)
-    sample = data.centre.new_empty(size, len(data.centre))
+    chosen = data.centre.new_empty(size, len(data.centre))
     for at, points in data.in_order("survey"):
         total += points.sum(0, dtype=torch.float64)
         low, high = torch.searchsorted(picks, torch.tensor([at, at + len(points)])).tolist()
-        sample[low:high] = points[picks[low:high] - at]
+        chosen[low:high] = points[picks[low:high] - at]
     centre = (total / len(data)).to(data.centre)
-    return replace(data, centre=centre), sample - centre
-
-
-def _start(points: Tensor, k: int, draws: torch.Generator) -> Tensor:
-    """Return `k` of the points by greedy k-means++ [6]."""
-    first = points[int(torch.randint(len(points), (1,), generator=draws))][None]
-    return torch.cat([first, _spread(points, first, k - 1, draws)])
-
-
-def _spread(points: Tensor, atoms: Tensor, count: int, draws: torch.Generator) -> Tensor:
-    """Return `count` points to go with the atoms: each time, of some drawn by their cost, the one that lowers it most."""
-    norms = points.square().sum(1)
-    near = (points - atoms[_cells(points, atoms)]).square().sum(1)
-    chosen = torch.empty(count, dtype=torch.long)
-    for n in range(count):
-        odds = near.double().cumsum(0)
-        drawn = odds[-1] * torch.rand(2 + int(math.log(count)), generator=draws, dtype=torch.float64)
-        tries = torch.searchsorted(odds, drawn, right=True).clamp_(max=len(points) - 1)
-        reduced = torch.addmm(norms[tries][:, None] + norms, points[tries], points.T, alpha=-2).clamp_(min=0)
-        best = int(torch.minimum(reduced, near, out=reduced).sum(1).argmin())
-        chosen[n], near = tries[best], reduced[best]
-    return points[chosen]
+    return replace(data, centre=centre), chosen - centre
 
 
 def _cells(points: Tensor, atoms: Tensor) -> Tensor:
@@ -157,35 +122,18 @@ def _add(sums: Tensor, points: Tensor, cells: Tensor) -> Tensor:
     return sums.index_add_(0, cells, points.double())
 
 
-def _revive(atoms: Tensor, dead: Tensor, sample: Tensor, draws: torch.Generator) -> Tensor:
-    """Return the atoms, those that are dead [K] drawn anew from the sample."""
+def _revive(atoms: Tensor, dead: Tensor, points: Tensor, draws: torch.Generator) -> Tensor:
+    """Return the atoms, those that are dead [K] drawn anew from the sampled points."""
     if bool(dead.any()):
-        atoms = atoms.clone()
-        atoms[dead] = _spread(sample.to(atoms), atoms[~dead], int(dead.sum()), draws)
-    return atoms
-
-
-def _learn(data: RowSource, atoms: Tensor, sample: Tensor, epochs: int, draws: torch.Generator) -> Tensor:
-    """Return the atoms after some passes of CLVQ in mini-batches, those without a win in a pass drawn anew."""
-    k = len(atoms)
-    wins = atoms.new_zeros(k, dtype=torch.float64)
-    for epoch in range(epochs):
-        before = wins.clone()
-        for points in data.shuffled(f"learn {epoch + 1}/{epochs}", draws):
-            for batch in torch.randperm(len(points), generator=draws).split(max(BATCH, 4 * k)):
-                x = points[batch]
-                cells = _cells(x, atoms)
-                won = torch.bincount(cells, minlength=k)
-                wins += won
-                pull = 1 - (1 - (1 + wins) ** -POWER) ** won
-                sums = _add(torch.zeros_like(atoms, dtype=torch.float64), x - atoms[cells], cells)
-                atoms = atoms + ((pull / won.clamp(min=1))[:, None] * sums).to(atoms)
-        atoms = _revive(atoms, wins == before, sample, draws)
+        alive, atoms = atoms[~dead].to(points), atoms.clone()
+        near = (points - alive[_cells(points, alive)]).square().sum(1)
+        uniform = torch.rand(1, 1, int(dead.sum()), generator=draws, dtype=torch.float64)
+        atoms[dead] = points[sample(near[None, None], uniform)[0, 0]].to(atoms)
     return atoms
 
 
 def _refine(
-    data: RowSource, atoms: Tensor, sample: Tensor, refinements: int, tolerance: float, draws: torch.Generator
+    data: RowSource, atoms: Tensor, chosen: Tensor, refinements: int, tolerance: float, draws: torch.Generator
 ) -> Barycenter:
     """Return the best atoms of some passes of Lloyd, with their exact masses and cost."""
     centre = data.centre.double()
@@ -200,7 +148,7 @@ def _refine(
         trace.append(cost)
         if settled:
             break
-        atoms = _revive(means, counts == 0, sample, draws)
+        atoms = _revive(means, counts == 0, chosen, draws)
     return best
 
 

@@ -35,7 +35,7 @@ PROTOCOL_STAGES = tuple(stage for stage, keys in KEYS.items() if "protocol" in k
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 def _overrides(model: type[Settings], sweep: bool = False) -> Any:

@@ -26,25 +26,22 @@ STEPS = {
 NAMES = ["tench", '<b>&"quotes"', "français", "cassette player"]
 
 
-def results(dataset: str = "imagenette") -> list:
+def results() -> list:
     """Scores of students: seeds 0 and 1, soft and hard labels, two kinds of students."""
     found = []
     for method, ipc, seed, labels, student in itertools.product(
         METHODS, (1, 10), (0, 1), ("soft", "hard"), ("resnet18", "convnet3")
     ):
-        top1 = SCORES.get(method, 0.38) + 0.02 * math.log(ipc) + 0.01 * seed - 0.05 * (labels == "hard")
-        path = (
-            f"results/{dataset}/resnet18/{method}/ipc{ipc}/seed{seed}/student/{student}/"
-            f"{'paper' if labels == 'soft' else 'paper-hard'}/run0.json"
-        )
+        protocol, less = ("paper", 0) if labels == "soft" else ("paper-hard", 0.05)
+        cell = Cell("imagenette", "resnet18", method, ipc, seed, student, protocol, run=0)
+        top1 = SCORES.get(method, 0.38) + 0.02 * math.log(ipc) + 0.01 * seed - less
         scores = {"top1": top1, "top5": 0.9, "best_top1": top1, "best_epoch": 30}
-        found.append((Path(path), {"settings": {"labels": labels}, "result": scores}))
+        found.append((Path(path_of("student", cell)), {"settings": {"labels": labels}, "result": scores}))
     return found
 
 
-def cells_of(found: list | None = None) -> pd.DataFrame:
+def cells_of(found: list) -> pd.DataFrame:
     """A row a student, each with the family of its method."""
-    found = results() if found is None else found
     places = rows(found).to_dict("records")
     known = {set_of(Cell.of({k: place[k] for k in CELL if place[k] != ""})): place["method"] for place in places}
     return rows(found, {cell: FAMILIES.get(method, "recover") for cell, method in known.items()})
@@ -52,20 +49,14 @@ def cells_of(found: list | None = None) -> pd.DataFrame:
 
 def histories(cells: pd.DataFrame) -> pd.DataFrame:
     """Three measurements and thirty losses of each student."""
-    parts = []
-    for cell in cells.to_dict("records"):
-        epochs = np.arange(1, 31)
-        top1 = np.where(epochs % 10 == 0, cell["top1"] * epochs / 30, np.nan)
-        keep = {name: cell[name] for name in (*CELL, "labels")}
-        parts.append(pd.DataFrame({"epoch": epochs, "loss": 1 / epochs, "top1": top1}).assign(**keep))
-    return pd.concat(parts, ignore_index=True)
+    epochs = pd.DataFrame({"epoch": np.arange(1, 31), "loss": 1 / np.arange(1, 31)})
+    table = cells[[*CELL, "labels", "top1"]].merge(epochs, how="cross")
+    return table.assign(top1=(table["top1"] * table["epoch"] / 30).where(table["epoch"] % 10 == 0))
 
 
 def job(stage: str, seconds: float, **parts: object) -> tuple[Path, dict]:
     """The cost of a job; of a GPU where a student was trained."""
     parts = {"dataset": "imagenette", "block": "classes0-3", "seed": 0} | parts
-    made = cost_of(path_of(STAGES[stage].file, Cell(**parts)))
-    gpu = {"peak_gpu_memory_mb": 900.0} if stage == "student" else {}
     cost = {
         "stage": stage,
         "seconds": seconds,
@@ -73,10 +64,11 @@ def job(stage: str, seconds: float, **parts: object) -> tuple[Path, dict]:
         "peak_memory_mb": 500,
         "machine": "A processor",
     }
-    return Path(made), cost | gpu
+    gpu = {"peak_gpu_memory_mb": 900.0} if stage == "student" else {}
+    return Path(cost_of(path_of(STAGES[stage].file, Cell(**parts)))), cost | gpu
 
 
-def costs(more: list | None = None) -> pd.DataFrame:
+def costs() -> pd.DataFrame:
     """Jobs of every kind."""
     found = [
         job(stage, seconds, teacher="resnet18") for stage, seconds in (("data", 5), ("teacher", 100), ("features", 10))
@@ -87,7 +79,7 @@ def costs(more: list | None = None) -> pd.DataFrame:
     for method, ipc, seed in itertools.product(METHODS, (1, 10), (0, 1)):
         for stage in (*STEPS[FAMILIES.get(method, "recover")], "relabel", "student"):
             found.append(job(stage, 7 * ipc, **place, method=method, ipc=ipc, seed=seed))
-    return jobs(found + (more or []))
+    return jobs(found)
 
 
 def strips() -> list[Strip]:
@@ -103,18 +95,18 @@ def strips() -> list[Strip]:
 def files() -> list:
     """A chain whose teacher was trained anew after the images were made."""
     engine, versions = {"device": "cpu", "dtype": "float32"}, {"torch": "2.13.0"}
-    common = {"engine": engine, "versions": versions, "revision": "abc123"}
-    return [
-        ("data/imagenette.h5", common | {"stage": "data", "digest": "d", "inputs": {}}),
-        ("teacher", common | {"stage": "teacher", "digest": "t2", "inputs": {"data": "d"}}),
-        ("features", common | {"stage": "features", "digest": "f", "inputs": {"data": "d", "teacher": "t2"}}),
-        ("block", common | {"stage": "recover", "digest": "i", "inputs": {"teacher": "t1", "statistics": "f"}}),
-        ("images", common | {"stage": "images", "digest": "i", "inputs": {"0": "i"}}),
-        (
-            "run0.json",
-            common | {"stage": "student", "inputs": {"images": "i", "data": "d"}, "versions": {"torch": "2.12"}},
-        ),
+    chain = [
+        ("data/imagenette.h5", "data", "d", {}),
+        ("teacher", "teacher", "t2", {"data": "d"}),
+        ("features", "features", "f", {"data": "d", "teacher": "t2"}),
+        ("block", "recover", "i", {"teacher": "t1", "statistics": "f"}),
+        ("images", "images", "i", {"0": "i"}),
+        ("run0.json", "student", "s", {"images": "i", "data": "d"}),
     ]
+    common = {"engine": engine, "versions": versions, "revision": "abc123"}
+    metas = [(path, common | {"stage": s, "digest": digest, "inputs": inputs}) for path, s, digest, inputs in chain]
+    metas[-1][1]["versions"] = {"torch": "2.12"}
+    return metas
 
 
 def maps() -> pd.DataFrame:
@@ -126,7 +118,7 @@ def maps() -> pd.DataFrame:
 
 def material() -> Material:
     """Everything."""
-    cells = cells_of()
+    cells = cells_of(results())
     counts = {"train": [900, 900, 900, 900], "val": [50, 50, 50, 50]}
     meta = {
         "variant": "test", "classes": ["n1", "n2", "n3", "n4"], "names": NAMES, "counts": counts, "resolution": 64,

@@ -9,8 +9,9 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from wmdd.report import page
+from wmdd.report.page import Material
 
-from .material import METHODS, NAMES, material
+from .material import METHODS, NAMES
 
 pytestmark = pytest.mark.slow
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -19,9 +20,9 @@ if CHROMIUM is None and not os.environ.get("CI"):
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(tmp_path_factory: pytest.TempPathFactory, all_of_it: Material) -> Path:
     path = tmp_path_factory.mktemp("page") / "index.html"
-    path.write_text(page.build(material()))
+    path.write_text(page.build(all_of_it))
     return path
 
 
@@ -68,12 +69,6 @@ def test_every_chart_has_content_and_the_map_a_choice(opened):
     assert choice.locator("option").count() == len(METHODS)
     choice.select_option("wmdd")
     assert "wmdd" in choice.input_value()
-
-
-def test_no_text_of_the_data_becomes_a_part_of_the_page(opened):
-    assert opened.locator("h1").inner_text() == "an <experiment>"
-    assert opened.locator(".class h4").all_inner_texts() == NAMES
-    assert opened.locator("h4 b").count() == 0
 
 
 def texts(opened, column: int) -> list[str]:
@@ -127,7 +122,7 @@ def test_images_are_chosen_and_enlarged(opened):
     assert strips.first.locator("img").get_attribute("alt") == f"1 image of {NAMES[2]} by wmdd, 1 per class"
 
 
-def test_colours_follow_the_system_until_they_are_chosen_and_text_can_be_read(opened):
+def test_colours_follow_the_system_text_can_be_read_and_a_phone_needs_no_sideways_scroll(opened):
     """WCAG 2: a contrast of 4.5 of text and what it stands on, also in charts."""
     paper = "getComputedStyle(document.body).backgroundColor"
     scroll(opened)
@@ -141,6 +136,9 @@ def test_colours_follow_the_system_until_they_are_chosen_and_text_can_be_read(op
     opened.locator("#theme").click()
     assert opened.locator("#theme span").inner_text() == "light"
     assert opened.evaluate(paper) == "rgb(255, 255, 255)"
+    opened.set_viewport_size({"width": 360, "height": 740})  # a phone's
+    scroll(opened)
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 360, "no sideways scroll"
 
 
 def luminance(colour: str) -> float:
@@ -150,14 +148,14 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_a_phone_shows_it_without_a_sideways_scroll(opened):
-    opened.set_viewport_size({"width": 360, "height": 740})
-    scroll(opened)
-    assert opened.evaluate("document.documentElement.scrollWidth") <= 360
-
-
 def test_what_a_reader_meets(opened):
-    """A broken chain is said first; every picture and control has a name; links of the navigation lead somewhere."""
+    """A broken chain is said first; every picture and control has a name; links of the navigation lead somewhere.
+
+    No text of the data becomes a part of the page.
+    """
+    assert opened.locator("h1").inner_text() == "an <experiment>"
+    assert opened.locator(".class h4").all_inner_texts() == NAMES
+    assert opened.locator("h4 b").count() == 0
     said = "block was made from other teacher than are there now; run the workflow again"
     assert opened.locator("[role=alert] li").all_inner_texts() == [said]
     assert opened.locator("img:not([alt])").count() == 0
