@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import re
 import resource
@@ -20,7 +21,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from wmdd.artifacts.atomic_files import atomic, make_room, write_json, write_text
+from wmdd.artifacts.atomic_files import atomic, make_room, read_json, write_json, write_text
 from wmdd.artifacts.checkpoint import Checkpoint
 from wmdd.artifacts.hdf5 import check_classes, load, load_meta, reading
 from wmdd.artifacts.hdf5_writer import digest_of, save
@@ -276,8 +277,9 @@ def test_a_network_comes_back(tmp_path):
 
 
 def test_json_has_its_keys_in_order(tmp_path):
-    write_json(tmp_path / "x.json", {"b": 1, "a": [1.5, None]})
-    assert (tmp_path / "x.json").read_text() == '{\n  "a": [\n    1.5,\n    null\n  ],\n  "b": 1\n}\n'
+    write_json(tmp_path / "x.json", [{"b": 1, "a": [1.5, None]}])
+    assert json.loads((tmp_path / "x.json").read_text()) == [{"a": [1.5, None], "b": 1}]
+    assert "".join((tmp_path / "x.json").read_text().split()) == '[{"a":[1.5,null],"b":1}]'
 
 
 # Equal content, equal bytes
@@ -318,9 +320,49 @@ def test_the_digest_is_of_names_types_shapes_and_values():
 
 
 def test_a_missing_file(tmp_path):
-    for read in load, load_meta:
-        assert refused(read, tmp_path / "x.h5") == f"{tmp_path}/x.h5 does not exist; run the stage that makes it first"
-    assert refused(load_model, tmp_path / "m") == f"{tmp_path}/m does not exist; train the teacher first"
+    for read in load, load_meta, load_model:
+        assert refused(read, tmp_path / "x") == f"{tmp_path}/x does not exist; run the stage that makes it first"
+
+
+def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for read in load, load_model, read_json:
+        assert refused(read, tmp_path) == f"{tmp_path} is a folder; name a file"
+        assert refused(read, tmp_path / "pipe") == f"{tmp_path}/pipe is a pipe or a device; name a file"
+
+
+def test_a_file_of_others_is_not_called_broken(tmp_path, monkeypatch):
+    (tmp_path / "x").write_bytes(b"")
+    monkeypatch.setattr(os, "access", lambda *arguments, **options: False)
+    for read in load, load_model, read_json:
+        assert refused(read, tmp_path / "x").startswith(f"no permission to read {tmp_path}/x; ask its owner")
+
+
+def test_files_have_the_mode_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save(tmp_path / "x.h5", arrays(), {})
+        save_model(tmp_path / "m", state(), {})
+        write_json(tmp_path / "x.json", {})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+
+
+@pytest.mark.parametrize(("number", "says"), [(errno.EROFS, "read-only"), (errno.ENAMETOOLONG, "name is too long")])
+def test_a_disk_or_name_that_cannot_be_written_is_one_line(tmp_path, number, says):
+    with pytest.raises(WmddError, match=f"cannot write .*x.json: .*{says}"), atomic(tmp_path / "x.json"):
+        raise OSError(number, os.strerror(number))
+
+
+def test_what_killed_jobs_left_half_written_goes_with_the_next_writing(tmp_path):
+    gone = tmp_path / f".x.json.{socket.gethostname()}.{2**22 + 1}.part"  # above the largest number of a process
+    alive = tmp_path / f".x.json.{socket.gethostname()}.{os.getppid()}.part"
+    elsewhere = tmp_path / ".x.json.other-host.17.part"
+    for path in gone, alive, elsewhere:
+        path.write_text("half")
+    write_json(tmp_path / "x.json", {})
+    assert {path.name for path in tmp_path.iterdir()} == {"x.json", alive.name, elsewhere.name}
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99, 0.9999])
@@ -340,7 +382,7 @@ def test_a_file_that_is_cut_short(tmp_path, share):
 def test_a_file_of_something_else(tmp_path, junk):
     (tmp_path / "x").write_bytes(junk)
     torch.save(state(), tmp_path / "pickled")
-    for path in tmp_path / "x", tmp_path, tmp_path / "pickled":
+    for path in tmp_path / "x", tmp_path / "pickled":
         assert "is not a whole HDF5 file" in refused(load, path)
         assert "is not a whole safetensors file" in refused(load_model, path)
 
@@ -375,10 +417,10 @@ def test_a_file_of_another_program(tmp_path):
         assert "was not written by wmdd" in refused(load_model, tmp_path / "m")
 
 
-def test_a_missing_array_is_named_but_a_bug_keeps_its_trace(tmp_path):
+def test_a_missing_array_is_named(tmp_path):
     save(tmp_path / "x.h5", arrays(), {})
     assert "lacks other, weights;" in refused(load, tmp_path / "x.h5", "labels", "weights", "other")
-    with pytest.raises(KeyError), reading(tmp_path / "x.h5") as file:
+    with pytest.raises(WmddError, match="lacks nothing of the kind;"), reading(tmp_path / "x.h5") as file:
         file["nothing of the kind"]
 
 

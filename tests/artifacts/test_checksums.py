@@ -1,4 +1,4 @@
-"""Bytes that changed since they were written are refused by the name of the array, and only what is read is read to check it."""
+"""Bytes that changed since they were written are refused by the name of the array; only what is read is checked."""
 
 import json
 import re
@@ -76,7 +76,7 @@ def test_a_changed_array_is_refused_by_name_where_it_is_read_and_only_there(path
             ):
                 file["images"][key]
         np.testing.assert_array_equal(file["group/weights"][()], ARRAYS["group/weights"])
-    with pytest.raises(WmddError, match="images of .* has changed"):
+    with pytest.raises(WmddError, match=r"images of .* has changed"):
         load(path)
 
 

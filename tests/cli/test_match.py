@@ -247,7 +247,7 @@ def test_a_mistake_is_one_line(here, mistake, line, said):
 def test_an_expert_of_other_data_or_settings_or_cut_short_is_refused(here, run, mistake):
     assert run(DATA.replace("data.h5", "fewer.h5") + " --images-per-class 5")[0] == 0
     assert run(EXPERT.format(7).replace("data.h5", "fewer.h5"))[0] == 0
-    said = "e7.h5 was trained on other data; delete it and run the expert stage again"
+    said = "e7.h5 is of other data than data.h5; run the stages that make them again"
     assert mistake(MTT.replace("e1.h5", "e7.h5")) == said
     assert run(EXPERT.format(8).replace("--lr 0.1", "--lr 0.2"))[0] == 0
     assert mistake(MTT.replace("e1.h5", "e8.h5")) == "e8.h5 has lr 0.2, but e0.h5 has 0.1; give experts of one kind"

@@ -1,6 +1,6 @@
 """What artifacts descend from: the data and the networks before them, by digest. Artifacts of one job must agree on it."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from wmdd.artifacts.hdf5 import Meta
@@ -11,19 +11,19 @@ ROOTS = ("data", "teacher", "autoencoder", "diffusion")  # stages of which all f
 ANY_TEACHER = ("relabel", "student", "distance", "embedding")
 
 
-def origin_of(stage: str, inputs: Iterable[Meta]) -> dict[str, str]:
+def origin_of(stage: str, inputs: Mapping[str, Meta]) -> dict[str, str]:
     """Return the digests of the data and the networks that the inputs of a job descend from.
 
     Args:
         stage: of the job.
-        inputs: meta data of its inputs.
+        inputs: meta data of each input by name; `data`, `teacher` and so on name what they are.
 
     Raises:
         WmddError: two of them descend from different ones.
     """
     origin: dict[str, tuple[str, Meta]] = {}
-    for meta in inputs:
-        for root, digest in _roots(meta).items():
+    for name, meta in inputs.items():
+        for root, digest in _roots(name, meta).items():
             first_digest, first = origin.setdefault(root, (digest, meta))
             if digest != first_digest and not (root == "teacher" and stage in ANY_TEACHER):
                 other = "other data" if root == "data" else f"another {root}"
@@ -31,8 +31,8 @@ def origin_of(stage: str, inputs: Iterable[Meta]) -> dict[str, str]:
     return {root: digest for root, (digest, _) in origin.items()}
 
 
-def _roots(meta: Meta) -> dict[str, str]:
-    """Return the digests of the roots of an artifact, itself included. One of an earlier version says its inputs alone."""
+def _roots(name: str, meta: Meta) -> dict[str, str]:
+    """Return the digests of the roots of an input, itself included. One of an earlier version says its inputs alone."""
     inputs: dict[str, Any] = meta.get("inputs", {})
     roots = {root: inputs[root] for root in ROOTS if root in inputs} | dict(meta.get("origin", {}))
-    return roots | ({meta["stage"]: meta["digest"]} if meta.get("stage") in ROOTS else {})
+    return roots | ({name: meta["digest"]} if name in ROOTS else {})

@@ -50,7 +50,7 @@ def load_meta(path: Path) -> Meta:
 @contextmanager
 def _reading(path: Path, framework: str) -> Iterator[tuple[Any, Meta]]:
     """Open a network whose tensors are those of a framework, and yield it with its meta data."""
-    check_file(path, "run the stage that trains it first")
+    check_file(path, "run the stage that makes it first")
     try:
         with safe_open(path, framework=framework) as file:
             yield file, _meta(path, (file.metadata() or {}).get("wmdd", ""))

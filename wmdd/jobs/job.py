@@ -112,7 +112,7 @@ def job(
         "settings": values,
         "identity": identity,
         "inputs": {name: item["digest"] if isinstance(item, Meta) else item for name, item in inputs.items()},
-        "origin": origin_of(stage, [item for item in inputs.values() if isinstance(item, Meta)]),
+        "origin": origin_of(stage, {name: item for name, item in inputs.items() if isinstance(item, Meta)}),
         "engine": {} if placed is None else placed.describe(),
         "code": code_digest(stage),
     }
