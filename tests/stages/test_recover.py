@@ -432,7 +432,7 @@ def test_bfloat16_goes_down_as_far(tiny_teacher, real):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch needs a C++ compiler")
 def test_the_compiled_loss_is_that_of_the_reference(real, capsys):
-    network = build(NetworkSettings(architecture="convnet1", width=4), CLASSES, SIDE, generator("compiled"))
+    network = build(NetworkSettings(architecture="convnet1", width=4), CLASSES, SIDE, generator("compiled")).eval()
     settings = RecoverSettings(**MILD, iterations=4, cross_entropy=1)
     expected, images = history_of(network, real, settings)
     found, others = history_of(network, real, settings, replace(FAST, mode="compile", images_at_once=6))

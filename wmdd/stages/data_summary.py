@@ -85,11 +85,8 @@ def describe(meta: dict[str, Any], tell: Callable[[str], None]) -> None:
     for index, (folder, name) in enumerate(zip(meta["classes"], meta["names"], strict=True)):
         readable = f" ({name})" if name != folder else ""
         tell(f"class {index}: {folder}{readable}, {train[index]} + {val[index]} pictures")
-    side, skipped, count = (
-        meta["resolution"],
-        meta["skipped"],
-        f"{sum(train)} training and {sum(val)} validation pictures",
-    )
+    side, skipped = meta["resolution"], meta["skipped"]
+    count = f"{sum(train)} training and {sum(val)} validation pictures"
     tell(f"{meta['variant']}: {count}, {side} x {side}, as {meta['storage']}")
     converted = ", ".join(f"{n} {mode}" for mode, n in sorted(meta["modes"].items()) if mode != "RGB")
     enlarged, duplicates = meta["enlarged"], meta["duplicates"]
