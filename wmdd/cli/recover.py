@@ -141,7 +141,7 @@ def recover(
     with job("recover", output, [settings], inputs, engine, threads, block=block, ipc=ipc, seed=seed) as stage_job:
         images = run(
             network, labels, atoms, weights, statistics, teacher_meta["resolution"], teacher_meta["mean"],
-            teacher_meta["std"], settings, seed, stage_job.context, images,
+            teacher_meta["std"], settings, seed, stage_job.context, images, teacher_meta.get("grey", False),
         )  # fmt: skip
         save_images(stage_job, images, weights, labels.tolist(), teacher_meta)
 

@@ -236,22 +236,22 @@ def build(settings: "NetworkSettings", classes: int, resolution: int, generator:
 
 
 def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """Turn uint8 images [B, 3, H, W] into normalised float32: (x / 255 - mean) / std per channel."""
+    """Turn images [..., P, H, W] of 0..255 into normalised float32: (x / 255 - mean) / std in each of the P channels."""
     centre, spread = _per_channel(tuple(mean), images.device), _per_channel(tuple(std), images.device)
     return (images.float() / 255 - centre) / spread
 
 
 @cache  # a copy to a GPU waits for all that it is at
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, device=device).view(3, 1, 1)
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def bounds_of(mean: list[float], std: list[float], device: torch.device) -> list[Tensor]:
-    """Return black and white as normalised pixels, [3, 1, 1] each."""
-    return [((value - torch.tensor(mean)) / torch.tensor(std)).view(3, 1, 1).to(device) for value in (0.0, 1.0)]
+    """Return black and white as normalised pixels, [P, 1, 1] each."""
+    return [((value - torch.tensor(mean)) / torch.tensor(std)).view(-1, 1, 1).to(device) for value in (0.0, 1.0)]
 
 
 def to_pixels(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """Return uint8 images of normalised ones [..., 3, R, R], rounded; stored as they are (WMDD's released code saves JPEG)."""
-    pixels = images * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
+    """Return uint8 images of normalised ones [..., P, R, R], rounded; stored as they are (WMDD's released code saves JPEG)."""
+    pixels = images * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
