@@ -63,7 +63,7 @@ def compare(*results: Path) -> None:
     """Print how students differ in settings and accuracy: mean, standard deviation, difference to the first with its interval.
 
     Args:
-        results: two or more; each a result file of a student or a folder of them, as results/digits/resnet18-w8/wmdd/ipc10.
+        results: two or more; each a result file of a student or a folder of them, as results/digits/convnet2-w32/wmdd/ipc10.
     """
     from wmdd.report.compare import Side, render
 
