@@ -20,7 +20,8 @@ Meta = dict[str, Any]
 
 def data_facts(meta: Meta) -> Meta:
     """Return what every artifact says of the data it comes from."""
-    return {name: meta[name] for name in ("classes", "names", "resolution", "mean", "std")}
+    grey = {"grey": True} if meta.get("grey") else {}
+    return {name: meta[name] for name in ("classes", "names", "resolution", "mean", "std")} | grey
 
 
 def numbered(metas: Iterable[Meta]) -> dict[str, str]:
