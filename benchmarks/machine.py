@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import wmdd.settings
-from wmdd.networks.engine import Engine
+from wmdd.networks.engine import Engine, has_fast_bf16
 
 
 def processor() -> str:
@@ -70,7 +70,9 @@ def matrix_rates(options: argparse.Namespace) -> dict[str, float]:
     """Return the FLOP/s of a large product by type."""
     side, repeats = (8192, 10) if options.device == "cuda" else (2048, 5)
     found = {}
-    for name in ("fp32", "tf32", "bf16") if options.device == "cuda" else ("fp32", "bf16"):
+    cuda = options.device == "cuda"
+    names = {"fp32": True, "tf32": cuda, "bf16": has_fast_bf16(cuda)}  # emulated, a product of this size takes minutes
+    for name in (name for name, possible in names.items() if possible):
         as_installed(options, tf32=name == "tf32")
         a = torch.randn(side, side, device=options.device, dtype=torch.bfloat16 if name == "bf16" else torch.float32)
         spent = [seconds(lambda a=a: a @ a, options.clock) for _ in range(repeats + 2)][2:]

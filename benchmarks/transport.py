@@ -6,6 +6,7 @@ squared distance to the nearest atom, for uniform weights the exact transport co
 
     pip install -r benchmarks/requirements.txt     # the peers; scikit-learn and POT come with wmdd
     python -m benchmarks.transport --features results/cifar10/resnet18-w16/teacher/seed0/features.h5
+    OMP_NUM_THREADS=1 python -m benchmarks.transport --part peers --repeats 5    # CPU seconds, ten clouds, one thread
     python -m benchmarks.transport --part imagenet
     python -m benchmarks.transport --part growth --plot docs/images/transport-growth.png
 """
@@ -29,12 +30,13 @@ import numpy as np
 import ot
 import pandas as pd
 import torch
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.datasets import load_digits
 
+from benchmarks.clouds import clouds, gamma_mixture, write_large
 from benchmarks.machine import processor
 from wmdd.report.charts import COLOURS
-from wmdd.transport import quantize, quantize_all, released
+from wmdd.transport import quantize, quantize_all, released, stream
 from wmdd.transport.cells import Measures
 from wmdd.transport.measure import exact, squared_distances
 from wmdd.transport.quantization import free_cells
@@ -43,14 +45,6 @@ from wmdd.transport.seeding import uniform as uniform_start
 Points = np.ndarray
 Solver = Callable[[Points, int, int], np.ndarray]  # points, atoms, seed -> atoms
 SLOW = 20.0  # seconds from which a solver is not repeated
-
-
-def gamma_mixture(n: int, dimensions: int, modes: int = 12, seed: int = 0) -> Points:
-    """Draw points that are positive and skewed like features after a rectifier, around some modes."""
-    draws = np.random.default_rng(seed)
-    shapes = draws.gamma(2.0, 0.5, (modes, dimensions))
-    share = draws.dirichlet(np.full(modes, 3.0))
-    return draws.gamma(shapes[draws.choice(modes, n, p=share)] + 0.05, 1.0).astype(np.float32)
 
 
 def inputs(features: Path | None, label: int) -> dict[str, Points]:
@@ -73,6 +67,12 @@ def uniform_cost(points: Points, atoms: np.ndarray) -> float:
     k, n = len(atoms), len(points)
     cost = squared_distances(torch.from_numpy(atoms).double(), torch.from_numpy(points).double())
     return exact(torch.full((k,), 1 / k), torch.full((n,), 1 / n), cost).cost
+
+
+def file_cost(points: Points, atoms: np.ndarray) -> float:
+    """Mean squared distance to the nearest atom, by the block."""
+    blocks = range(0, len(points), 10_000)
+    return sum(free_cost(part, atoms) * len(part) for part in (points[a : a + 10_000] for a in blocks)) / len(points)
 
 
 # ---- the solvers
@@ -124,6 +124,23 @@ def pot(points: Points, k: int, seed: int) -> np.ndarray:
     return ot.lp.free_support_barycenter([measure], [np.full(len(points), 1 / len(points))], noise, b=np.full(k, 1 / k))
 
 
+def pot_from_points(points: Points, k: int, seed: int) -> np.ndarray:
+    """POT's free-support barycenter from k of the points with uniform weights."""
+    start = points[np.random.default_rng(seed).choice(len(points), k, replace=False)].astype(np.float64)
+    masses = np.full(len(points), 1 / len(points))
+    return ot.lp.free_support_barycenter([points.astype(np.float64)], [masses], start, b=np.full(k, 1 / k))
+
+
+def streamed(points: Points, k: int, seed: int) -> np.ndarray:
+    """Our solver for files."""
+    return stream(points, k, generator=torch.Generator().manual_seed(seed)).atoms.numpy()
+
+
+def mini_batches(points: Points, k: int, seed: int) -> np.ndarray:
+    """scikit-learn's mini-batch k-means with its defaults."""
+    return MiniBatchKMeans(k, n_init="auto", random_state=seed).fit(points).cluster_centers_
+
+
 def constrained(points: Points, k: int, seed: int) -> np.ndarray:
     """Balanced k-means by minimum-cost flow; sizes within one of each other."""
     from k_means_constrained import KMeansConstrained
@@ -153,7 +170,12 @@ UNIFORM = {
 
 
 def compare(
-    points: Points, k: int, solvers: dict[str, Solver], cost: Callable[..., float], repeats: int
+    points: Points,
+    k: int,
+    solvers: dict[str, Solver],
+    cost: Callable[..., float],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> pd.DataFrame:
     """Run the solvers in turn; one row a run."""
     rows, spent = [], dict.fromkeys(solvers, 0.0)
@@ -161,9 +183,9 @@ def compare(
         for name, solve in solvers.items():
             if spent[name] > SLOW and seed > 0:
                 continue
-            begun = time.perf_counter()
+            begun = clock()
             atoms = solve(points, k, seed + 1)
-            seconds = time.perf_counter() - begun
+            seconds = clock() - begun
             spent[name] = max(spent[name], seconds)
             if seed >= 0 or seconds > SLOW:
                 rows.append({"solver": name, "k": k, "seed": seed, "seconds": seconds, "cost": cost(points, atoms)})
@@ -221,6 +243,31 @@ def table(features: Path | None, label: int, repeats: int, atoms: list[int]) -> 
     return {title: part.to_dict("records") for title, part in parts.items()}
 
 
+def peers(repeats: int, atoms: list[int]) -> dict[str, Any]:
+    """CPU seconds and cost on ten clouds and on one in a memory-mapped file, beside the peers that everybody has."""
+    free = {"wmdd": ours(), "scikit-learn n_init=1": sklearn(1), "scikit-learn n_init=10": sklearn(10)}
+    uniform = {"wmdd uniform": ours(weights="uniform"), "POT from points": pot_from_points}
+    files = {"wmdd stream": streamed, "MiniBatchKMeans": mini_batches}
+    runs: dict[str, list[pd.DataFrame]] = {"free": [], "uniform": [], "stream": []}
+    for name, points in clouds().items():
+        for k in atoms:
+            for title, solvers, cost in (("free", free, free_cost), ("uniform", uniform, uniform_cost)):
+                done = compare(points, k, solvers, cost, repeats, time.process_time)
+                runs[title].append(done.assign(input=name))
+            print(name, k, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        write_large(path := Path(folder) / "points.npy")
+        points = np.load(path, mmap_mode="r")
+        for k in atoms:
+            done = compare(points, k, files, file_cost, min(repeats, 3), time.process_time)
+            runs["stream"].append(done.assign(input="gamma 200000 x 512"))
+    firsts = {"free": "wmdd", "uniform": "wmdd uniform", "stream": "wmdd stream"}
+    tables = {title: summary(pd.concat(parts), firsts[title]) for title, parts in runs.items()}
+    for title, part in tables.items():
+        print(f"\n## {title}\n\n{part.round(4).to_markdown(index=False)}", flush=True)
+    return {title: part.to_dict("records") for title, part in tables.items()}
+
+
 def imagenet(atoms: list[int], classes: int) -> list[dict[str, Any]]:
     """1,000 classes x 1,300 x 512 float32 from HDF5, class after class, as the barycenter stage reads them."""
     rows = []
@@ -247,7 +294,6 @@ def imagenet(atoms: list[int], classes: int) -> list[dict[str, Any]]:
 
 def growth(plot: Path | None) -> list[dict[str, Any]]:
     """How cost and time grow with N and K: our solver in memory, streamed, with uniform weights, and scikit-learn."""
-    from wmdd.transport import stream
 
     def draw(seed: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed)
@@ -322,7 +368,7 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     """Run one part and write its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["table", "imagenet", "growth"], default="table")
+    parser.add_argument("--part", choices=["table", "peers", "imagenet", "growth"], default="table")
     parser.add_argument("--features", type=Path, help="features.h5 of a teacher")
     parser.add_argument("--label", type=int, default=3, help="class of --features")
     parser.add_argument("--k", type=int, nargs="+", help="atoms")
@@ -336,6 +382,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     if given.part == "table":
         found: Any = table(given.features, given.label, given.repeats, given.k or [1, 10, 50, 100, 200])
+    elif given.part == "peers":
+        found = peers(given.repeats, given.k or [10, 100])
     elif given.part == "imagenet":
         found = imagenet(given.k or [10, 100], given.classes)
     else:

@@ -208,6 +208,32 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, kind):
     assert content(tmp_path) == {"old": b"old"}
 
 
+@contextlib.contextmanager
+def tmpfs(folder, size):
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mount.returncode:
+        pytest.skip(f"no permission to mount a small file system: {mount.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tmpfs is Linux's")
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_system_that_is_really_full(tmp_path, kind):
+    with tmpfs(tmp_path, "32k"):
+        (tmp_path / "file").write_text("old")
+        assert "disk full" in refused(WRITERS[kind], tmp_path / "file")
+        assert content(tmp_path) == {"file": b"old"}
+        write_text(tmp_path / "small", "fits")  # the space is free again
+
+
 # Places that can't be written
 
 

@@ -87,7 +87,6 @@ def test_config_prints_the_resolved_settings_of_all_stages_or_one(here, run, mis
     ("content", "says"),
     [
         ("recover: {iteration: 3}", "mine.yaml: unknown key recover.iteration; did you mean 'iterations'?"),
-        ("matrix: [{datasets: [digts], methods: [wmdd]}]", "unknown name 'digts' in datasets; did you mean 'digits'?"),
         ("a: [", "mine.yaml is not valid YAML"),
         (None, "cannot read the experiment file mine.yaml: No such file or directory"),
     ],

@@ -4,7 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -110,43 +109,34 @@ def test_what_was_learned_reaches_the_joined_set(family):
 
 @pytest.mark.parametrize("line", [DM, DATADAM])
 def test_blocks_have_the_images_of_the_whole(here, run, line):
-    assert run(line.format("whole", "classes0-2"))[0] == 0
-    parts = []
-    for name, block in (("a", "classes0-0"), ("b", "classes1-2")):
+    for name, block in ("whole", "classes0-2"), ("part", "classes0-1"):
         assert run(line.format(name, block))[0] == 0
-        parts.append(load(here / f"{name}.h5")[0]["images"].astype(int))
-    assert np.abs(np.concatenate(parts) - load(here / "whole.h5")[0]["images"]).max() <= 1
+    whole, part = (load(here / f"{name}.h5")[0]["images"].astype(int) for name in ("whole", "part"))
+    assert np.abs(whole[:2] - part).max() <= 1
 
 
-@pytest.mark.parametrize(
-    ("line", "name"), [(EXPERT.format(0), "e0"), (DM.format("dm0-1", "classes0-1"), "dm0-1"), (MTT, "t")]
-)
-def test_the_same_command_gives_the_same_bytes(here, run, line, name):
-    path = here / f"{name}.h5"
-    before = path.read_bytes()
-    path.unlink()
-    assert run(line)[0] == 0
-    assert path.read_bytes() == before
+def test_the_same_command_gives_the_same_bytes(here, run):
+    for line, name in (EXPERT.format(0), "e0"), (MTT, "t"):
+        path = here / f"{name}.h5"
+        before = path.read_bytes()
+        path.unlink()
+        assert run(line)[0] == 0
+        assert path.read_bytes() == before
 
 
-def test_classes_stay_the_labels_unless_they_are_to_be_learned(here, run):
-    assert run(MTT.replace("--labels learned", "--labels fixed").replace("t.h5", "x.h5"))[0] == 0
-    arrays, meta = load(here / "x.h5")
+def test_labels_that_are_fixed_and_experts_of_whitened_images(here, run):
+    assert run(MTT.replace("--labels learned", "--labels fixed").replace("t.h5", "fixed.h5"))[0] == 0
+    arrays, meta = load(here / "fixed.h5")
     assert "labels_learned" not in arrays
     assert meta["student_lr"] > 0
-
-
-def test_images_are_matched_to_experts_that_saw_whitened_ones(here, run):
     for seed in 0, 1:
         assert run(EXPERT.format(seed).replace(f"e{seed}", f"w{seed}") + " --whiten")[0] == 0
-    assert run(MTT.replace("e0.h5 e1.h5", "w0.h5 w1.h5").replace("t.h5", "x.h5"))[0] == 0
-    found, other = (load(here / name)[0]["images"] for name in ("x.h5", "t.h5"))
-    assert not np.array_equal(found, other)
+    assert run(MTT.replace("e0.h5 e1.h5", "w0.h5 w1.h5").replace("t.h5", "white.h5"))[0] == 0
+    assert not np.array_equal(load(here / "white.h5")[0]["images"], load(here / "t.h5")[0]["images"])
 
 
-@pytest.mark.parametrize("layout", ["imagefolder", "hdf5", "webdataset", "parquet"])
-def test_a_matched_set_is_exported_with_what_was_learned(here, run, layout):
-    code, _, err = run(f"export --images mtt.h5 --output exported --to {layout}")
+def test_a_matched_set_is_exported_with_what_was_learned(here, run):
+    code, _, err = run("export --images mtt.h5 --output exported --to imagefolder")
     assert code == 0, err
     arrays, meta = load(here / "mtt.h5")
     for distilled in wmdd.load(here / "exported"), wmdd.load(here / "mtt.h5"):
@@ -178,15 +168,16 @@ def test_a_student_trains_at_the_rate_that_was_learned(here, run):
     assert history["lr"].tolist() == pytest.approx([learned, learned / 10])
     _, same = result(here, run, line.replace("--lr 0.3", f"--lr {learned!r}"))
     assert (same["loss"] == history["loss"]).all()
-    content, _ = result(here, run, line.replace("mtt.h5", "dm.h5") + " --learned-lr")
-    assert content["settings"]["lr"] == 0.3, "no rate was learned"
+    content, white = result(here, run, line.replace("mtt.h5", "dm.h5") + " --learned-lr --whiten")
+    assert (content["settings"]["lr"], content["settings"]["whiten"]) == (0.3, True), "no rate was learned"
+    _, plain = result(here, run, line.replace("mtt.h5", "dm.h5"))
+    assert not np.allclose(plain["loss"], white["loss"])
 
 
 def test_hard_labels_are_those_that_were_learned(here, run):
     arrays, meta = load(here / "mtt.h5")
     learned = arrays.pop("labels_learned")
     classes = np.eye(3, dtype=np.float32)[:, None].repeat(2, 1)  # [C, K, C]
-    meta.pop("digest")
     losses = {}
     for name, labels in {
         "none": None,
@@ -199,14 +190,6 @@ def test_hard_labels_are_those_that_were_learned(here, run):
     assert losses["none"] == losses["classes"]
     assert losses["learned"] == result(here, run, STUDENT.format("mtt.h5"))[1]["loss"].tolist()
     assert losses["classes"] != losses["learned"] != losses["others"]
-
-
-def test_students_of_whitened_images_learn_otherwise(here, run):
-    line = STUDENT.format("dm.h5")
-    _, plain = result(here, run, line)
-    content, white = result(here, run, f"{line} --whiten")
-    assert content["settings"]["whiten"] is True
-    assert not np.allclose(plain["loss"], white["loss"])
 
 
 # Mistakes
@@ -255,12 +238,8 @@ def test_an_expert_of_other_data_or_settings_or_cut_short_is_refused(here, run, 
     assert "short.h5 is not a whole HDF5 file" in mistake(MTT.replace("e1.h5", "short.h5"))
 
 
-def test_an_expert_that_was_trained_elsewhere_may_have_further_settings(here, run):
-    """As one of a later version has."""
-    with h5py.File("e1.h5") as file:
-        content = {"parameters": file["parameters"][()]}
-    meta = load_meta(here / "e1.h5")
-    meta.pop("digest")
+def test_experts_of_a_later_version_may_have_further_settings(here, run):
+    content, meta = load(here / "e1.h5")
     for name in "e8", "e9":
         save(here / f"{name}.h5", content, meta | {"settings": meta["settings"] | {"unheard_of": 1}})
     assert run(MTT.replace("e0.h5 e1.h5", "e8.h5 e9.h5").replace("t.h5", "x.h5"))[0] == 0

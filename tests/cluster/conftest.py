@@ -10,22 +10,42 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from tests.workflow.conftest import TINY, Workspace, workspace
+from tests.workflow.conftest import ENTRY, TINY, Workspace, run_of, workspace
 
 from . import slurm
 
 SMALL = copy.deepcopy(TINY)
-SMALL["matrix"] = [SMALL["matrix"][0] | {"methods": ["wmdd", "random"]}]
+SMALL["matrix"] = [ENTRY | {"methods": ["wmdd"]}, ENTRY | {"methods": ["random"], "protocols": ["short-hard"]}]
 SMALL["datasets"]["digits"] |= {"classes_per_block": 4, "recover": {"iterations": 250}}
 SMALL["teachers"]["nano"] |= {"epochs": 60}
 RESULTS = ("data/*.h5", "results/digits/**/*.h5", "results/digits/**/*.safetensors", "results/digits/**/run*.json",
            "results/report/table.csv")  # fmt: skip
+RESULT = Path(__file__).with_name("RESULT.md")
 STAGES = ("data", "teacher", "features", "barycenter", "recover", "images", "select", "relabel", "student")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Write down how the whole campaign went; a part of it, or one without SLURM, leaves the file as it is."""
+    stats = terminalreporter.stats
+    reports = [r for kind in ("passed", "failed") for r in stats.get(kind, []) if r.when == "call"]
+    if config.option.markexpr != "slurm" or config.option.keyword or stats.get("skipped") or not reports:
+        return
+    git = ["git", "-C", str(RESULT.parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"]
+    revision = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    version = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    rows = [f"| {r.nodeid.partition('::')[2]} | {r.outcome} | {r.duration:.0f} |\n" for r in reports]
+    RESULT.write_text(
+        "# The last whole run of `make test-campaign`\n\n"
+        f"{date.today().isoformat()}, revision {revision}, {version} on {os.cpu_count()} cores, "
+        f"{sum(r.duration for r in reports):.0f} s.\n\n| test | result | seconds |\n| --- | --- | --- |\n{''.join(rows)}"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -46,9 +66,7 @@ def cluster() -> Iterator[slurm.Cluster]:
 @pytest.fixture(scope="session")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What the workflow makes without a cluster and without a fault."""
-    made = workspace(tmp_path_factory.mktemp("alone") / "run", SMALL)
-    made.snakemake()
-    return results(made)
+    return results(run_of(SMALL, tmp_path_factory))
 
 
 def results(of: Workspace) -> dict[str, bytes]:
@@ -143,8 +161,11 @@ class Campaign:
 
     def status(self) -> str:
         """Return what `python -m wmdd status` says."""
-        command = [sys.executable, "-m", "wmdd", "status", "--configfile", "tiny.yaml"]
-        return subprocess.run(command, cwd=self.run.root, check=True, capture_output=True, text=True).stdout
+        return self.run.python("-m", "wmdd", "status", "--configfile", "tiny.yaml")
+
+    def logs(self, stage: str) -> str:
+        """Return the logs of a stage's blocks."""
+        return "".join(path.read_text() for path in self.run.root.glob(f"logs/**/{stage}/*.log"))
 
     def records(self) -> list[slurm.Record]:
         """Return the accounts of this campaign's jobs."""

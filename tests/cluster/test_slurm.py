@@ -45,6 +45,32 @@ def test_same_bits_and_never_more_jobs_than_gpus(campaign: Campaign, alone: BITS
     assert len({r.id for r in records}) == len(records), "nothing ran twice"
 
 
+def test_a_cancelled_and_a_preempted_job_and_a_killed_snakemake(campaign: Campaign, alone: BITS) -> None:
+    """What more urgent jobs drive away keeps its state in time; the jobs of a killed Snakemake run on beside the next."""
+    scavenging = ("--default-resources", "slurm_partition=scavenge")
+    campaign.start(*scavenging)
+    campaign.process_of("teacher")
+    cancelled = campaign.job("teacher")
+    campaign.cluster.cancel(cancelled)
+
+    campaign.process_of("recover")
+    preempted = campaign.job("recover")
+    assert re.search(r"^Running:\n  recover .*\n    .*iteration", said := campaign.status(), re.MULTILINE), said
+    urgent = ["sbatch", "-p", "urgent", "-c", "16", "-o", "/dev/null", "--wrap", "sleep 5"]
+    subprocess.run(urgent, check=True, capture_output=True)
+    campaign.until("the end of the preempted jobs", lambda: "recover" not in campaign.cluster.jobs().values())
+
+    campaign.process_of("student")
+    campaign.kill()
+    campaign.start(*scavenging)
+    assert_same(campaign.finish(), alone)
+    assert "is gone; its lock is removed" in campaign.log.read_text()
+    assert re.search(r"^(\d+) of \1 jobs done", campaign.status(), re.MULTILINE)
+    hurt = {(record.id, record.state in DEAD) for record in campaign.records()}
+    assert {(cancelled, True), (preempted, True)} <= hurt
+    assert "going on from" in campaign.logs("recover")
+
+
 @pytest.mark.campaign
 def test_cancelled_jobs_of_every_stage_and_25_kills_in_one_run(campaign: Campaign, alone: BITS) -> None:
     """The first job of each stage is cancelled; where several run at once, some of them come to any kind of end."""
@@ -85,36 +111,17 @@ def test_time_and_memory_that_do_not_suffice(campaign: Campaign, alone: BITS) ->
     assert [r.state in DEAD for r in ends["select"]] == [True] * (len(ends["select"]) - 1) + [False], ends
     assert ends["select"][0].memory < ends["select"][-1].memory
     assert any(r.state in DEAD and r.minutes == 1 for r in ends["recover"]), ends
-    log = "".join(path.read_text() for path in campaign.run.root.glob("logs/**/recover/*.log"))
-    assert "going on from" in log
+    assert "going on from" in campaign.logs("recover")
 
 
-def test_preemption_and_requeue(campaign: Campaign, alone: BITS) -> None:
-    """More urgent jobs take the machine, and a job is put back into the queue: SLURM's warning is enough to keep the state."""
-    campaign.start("--default-resources", "slurm_partition=scavenge")
-    campaign.process_of("recover")
-    urgent = ["sbatch", "-p", "urgent", "-c", "16", "-o", "/dev/null", "--wrap", "sleep 5"]
-    subprocess.run(urgent, check=True, capture_output=True)
-    campaign.until("the end of the preempted jobs", lambda: "recover" not in campaign.cluster.jobs().values())
+@pytest.mark.campaign
+def test_a_requeued_job_is_started_again_by_slurm_itself(campaign: Campaign, alone: BITS) -> None:
+    campaign.start()
     campaign.process_of("student")
     job = campaign.job("student")
     subprocess.run(["scontrol", "requeue", str(job)], check=True)
     assert_same(campaign.finish(), alone)
-    assert len([r for r in campaign.records() if r.id == job]) == 2, "SLURM itself started the requeued job again"
-
-
-@pytest.mark.campaign
-def test_killed_snakemake_started_again(campaign: Campaign, alone: BITS) -> None:
-    """Its jobs run on; the same command completes the run beside them."""
-    campaign.start()
-    campaign.process_of("recover")
-    said = campaign.status()
-    assert re.search(r"^Running:\n  recover .*\n    .*iteration", said, re.MULTILINE), said
-    campaign.kill()
-    campaign.start()
-    assert_same(campaign.finish(), alone)
-    assert "is gone; its lock is removed" in campaign.log.read_text()
-    assert re.search(r"^(\d+) of \1 jobs done", campaign.status(), re.MULTILINE)
+    assert len([r for r in campaign.records() if r.id == job]) == 2
 
 
 @pytest.mark.campaign

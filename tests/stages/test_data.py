@@ -379,6 +379,15 @@ def test_conversions_are_counted(root: Path) -> None:
     assert "converted to RGB: 1 CMYK, 1 L" in told(dataset)
 
 
+def test_whether_all_training_pictures_are_grey(root: Path) -> None:
+    for path in (root / "train").rglob("*.png"):
+        Image.fromarray(noise(8, 8)).save(path)
+    assert collect(root).grey  # those that validate are in colour
+    assert "all training pictures are grey" in told(collect(root))
+    picture(root / "train/dog/1.png")
+    assert not collect(root).grey
+
+
 def test_small_pictures_are_enlarged_and_counted_and_large_ones_have_a_limit(root: Path) -> None:
     picture(root / "train/cat/dot.png", 1, 1)
     picture(root / "val/cat/flat.png", 5, 30)

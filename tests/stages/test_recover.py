@@ -20,17 +20,19 @@ from wmdd.base.rng import generator
 from wmdd.networks.batchnorm import Statistics, inputs_of, layers, running
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import Engine, plain
-from wmdd.networks.models import build
+from wmdd.networks.models import build, normalise, to_pixels
 from wmdd.networks.normalisation import Normalisation
+from wmdd.networks.planes import Planes
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.recover import RecoverSettings
-from wmdd.stages.recover import batches, noise, recover, to_pixels
+from wmdd.stages.recover import batches, noise, recover
 from wmdd.stages.recover import matched as matched_starts
 from wmdd.stages.recover_loss import Target, loss_terms, observed
 from wmdd.stages.recover_views import drawn, view
 
 CLASSES, K, SIDE, FEATURES = 5, 3, 16, 32
 NORMALISATION = Normalisation([0.5, 0.4, 0.6], [0.2, 0.3, 0.25])
+COLOUR = Planes.of(NORMALISATION, grey=False)
 MILD = {"crop_scale": (0.3, 1.0), "jitter": 3}
 STILL = {"crop_scale": (1.0, 1.0), "jitter": 0, "flip": False}
 
@@ -247,13 +249,13 @@ def test_every_image_twice_changes_the_mean_by_nothing_and_the_sum_by_two(teache
 # ---- the optimisation
 
 
-def recovered(network, settings, seed=3, keeper=None, block=slice(0, 4), k=2, engine=PLAIN, start=None):
+def recovered(network, settings, seed=3, keeper=None, block=slice(0, 4), k=2, engine=PLAIN, start=None, grey=False):
     """Recover a block of the tiny problem's classes."""
     target, context = targets(network, k=k), quiet(engine)
     return recover(
         network, target.labels[block], target.atoms[block], target.weights[block],
         target.statistics.of(target.labels[block]), SIDE, NORMALISATION, settings, seed,
-        replace(context, keeper=keeper or context.keeper), start,
+        replace(context, keeper=keeper or context.keeper), start, grey,
     )  # fmt: skip
 
 
@@ -280,11 +282,34 @@ def test_starts_go_to_the_atoms_that_they_are_nearest_to_in_all(tiny_teacher):
     images = normalised(starts(3))
     features = torch.stack([tiny_teacher.embed(mine) for mine in images]).detach()
     order = torch.tensor([2, 0, 1])
-    assert torch.equal(matched_starts(tiny_teacher, images, features[:, order], PLAIN), images[:, order])
+    assert torch.equal(matched_starts(tiny_teacher, images, features[:, order], PLAIN, COLOUR), images[:, order])
     # Both atoms want the first image; the assignment is the cheapest in all, not the first come.
     first, second = features[:, :1], features[:, 1:2]
     atoms = first + torch.tensor([0.4, -1.0])[:, None] * (second - first)
-    assert torch.equal(matched_starts(tiny_teacher, images[:, :2], atoms, PLAIN), images[:, :2].flip(1))
+    assert torch.equal(matched_starts(tiny_teacher, images[:, :2], atoms, PLAIN, COLOUR), images[:, :2].flip(1))
+
+
+@ENGINES
+def test_grey_pictures_give_grey_images(tiny_teacher, engine):
+    """Also where the teacher normalises each channel in its own way, and from starts in colour, which give their mean."""
+    for options in ({}, {"statistics": "global", "composition": "across"}):
+        images = recovered(tiny_teacher, RecoverSettings(**SHORT, **options), engine=engine, grey=True)
+        assert images.shape == (4, 2, 3, SIDE, SIDE)
+        assert torch.equal(images, images[:, :, :1].expand_as(images))
+        assert images.unique().numel() > 50
+    still = recovered(tiny_teacher, RecoverSettings(**SHORT | {"lr": 1e-9}), engine=engine, start=starts(), grey=True)
+    for mine, before in zip(still.float(), starts().float().mean(2, keepdim=True), strict=True):
+        assert any((mine - before[list(order)]).abs().max() <= 1 for order in ((0, 1), (1, 0)))
+
+
+def test_the_teacher_sees_a_grey_plane_as_it_sees_the_grey_image():
+    images = starts()[:, :, :1].expand(-1, -1, 3, -1, -1)
+    planes = Planes.of(NORMALISATION, grey=True)
+    taken = planes.taken(images)
+    assert taken.shape == (4, 2, 1, SIDE, SIDE)
+    torch.testing.assert_close(planes.shown(taken), normalise(images, NORMALISATION))
+    assert torch.equal(planes.pixels(taken), images)
+    assert torch.equal(COLOUR.shown(COLOUR.taken(starts())), normalise(starts(), NORMALISATION))
 
 
 def test_recover_begins_where_it_is_told(tiny_teacher):
@@ -432,7 +457,7 @@ def test_bfloat16_goes_down_as_far(tiny_teacher, real):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch needs a C++ compiler")
 def test_the_compiled_loss_is_that_of_the_reference(real, capsys):
-    network = build(NetworkSettings(architecture="convnet1", width=4), CLASSES, SIDE, generator("compiled"))
+    network = build(NetworkSettings(architecture="convnet1", width=4), CLASSES, SIDE, generator("compiled")).eval()
     settings = RecoverSettings(**MILD, iterations=4, cross_entropy=1)
     expected, images = history_of(network, real, settings)
     found, others = history_of(network, real, settings, replace(FAST, mode="compile", images_at_once=6))

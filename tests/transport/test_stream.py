@@ -136,21 +136,13 @@ def test_cost_and_weights_are_those_of_exact_transport(points, k, rows, single, 
 @pytest.fixture
 def begun(monkeypatch):
     """Begin at some atoms, which the solver is given about the points' mean."""
-    return lambda atoms: monkeypatch.setattr(MODULE, "_start", lambda *_: atoms)
-
-
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_learning_steps_follow_the_schedule(begun, epochs):
-    begun(torch.tensor([[8.0]], dtype=torch.float64))
-    found = stream(torch.tensor([[1.0], [-1.0]] * 2, dtype=torch.float64), 1, epochs=epochs, refinements=0)
-    left = (1 - 5**-0.75) ** 4 * (1 if epochs == 1 else (1 - 9**-0.75) ** 4)
-    assert float(found.atoms) == pytest.approx(8 * left)
+    return lambda atoms: monkeypatch.setattr(MODULE, "quantize", lambda *_, **__: Barycenter(atoms, atoms[:, 0], 0.0))
 
 
 def test_one_refinement_is_one_step_of_lloyd_and_none_measures_the_start(begun):
     points, atoms = cloud(300, 2), cloud(4, 2, seed=1)
     begun(atoms - points.mean(0))
-    still, moved = (stream(points, 4, epochs=0, refinements=n, tolerance=0) for n in (0, 1))
+    still, moved = (stream(points, 4, refinements=n, tolerance=0) for n in (0, 1))
     cost, masses = brute(points, atoms)
     torch.testing.assert_close(still.atoms, atoms)
     torch.testing.assert_close(still.weights, masses.double())
@@ -159,28 +151,30 @@ def test_one_refinement_is_one_step_of_lloyd_and_none_measures_the_start(begun):
     torch.testing.assert_close(moved.atoms, torch.stack([points[cell == k].mean(0) for k in range(4)]))
 
 
-@pytest.mark.parametrize(("epochs", "refinements"), [(1, 0), (0, 1)])
-def test_dead_atoms_are_drawn_anew(begun, epochs, refinements):
+def test_dead_atoms_are_drawn_anew(begun):
     points = mixture(2000, 3, 6)[0]
     begun(torch.cat([torch.zeros(1, 3), 1e4 + torch.arange(15.0).view(5, 3)]).double())
-    found = stream(points, 6, epochs=epochs, refinements=refinements)
+    found = stream(points, 6, refinements=10)
     assert float(found.weights.min()) > 0
     assert found.cost < 0.5 * float(points.var(0, correction=0).sum())
 
 
 def test_the_start_sees_a_sample_of_all_parts_of_the_data(monkeypatch):
     samples = []
-    monkeypatch.setattr(MODULE, "_start", lambda sample, k, _: samples.append(sample) or sample[:k])
+    solve = MODULE.quantize
+    monkeypatch.setattr(MODULE, "quantize", lambda sample, *a, **b: samples.append(sample) or solve(sample, *a, **b))
+    monkeypatch.setattr(MODULE, "SAMPLE", 1000)
     points = torch.arange(100_000.0)[:, None]
-    stream(points, 2, chunk_bytes=4000, epochs=0, refinements=0)
+    stream(points, 2, chunk_bytes=4000, refinements=0)
     rows = (samples[0][:, 0] + points.mean()).round()
     assert torch.equal((rows / 100).long(), torch.arange(1000))  # one of each run of 100
     assert len((rows % 100).unique()) > 90
 
 
-def test_refinement_stops_at_the_tolerance():
+def test_refinement_stops_at_the_tolerance(begun):
     points = mixture(3000, 4, 10)[0]
-    trace = stream(points, 10, epochs=0, refinements=200, tolerance=1e-3).trace
+    begun(points[:10] - points.mean(0))
+    trace = stream(points, 10, refinements=200, tolerance=1e-3).trace
     falls = [1 - after / before for before, after in pairwise(trace)]
     assert 2 < len(trace) < 100
     assert falls[-1] <= 1e-3 < min(falls[:-1])
@@ -197,18 +191,17 @@ def test_each_pass_reads_each_row_once_and_never_more_than_a_chunk(rows):
         passes.append(what)
         return iter(items)
 
-    found = stream(spy, 5, chunk_bytes=chunk_of(rows, points), epochs=2, refinements=3, progress=progress)
+    found = stream(spy, 5, chunk_bytes=chunk_of(rows, points), refinements=3, progress=progress)
     assert min(chunks) * rows >= 1000
-    assert passes[:4] == ["survey", "learn 1/2", "learn 2/2", "refine 0/3"]
+    assert passes[:2] == ["survey", "refine 0/3"]
     assert spy.read[0] == range(1)
     read = spy.read[1:]
     assert max(len(part) for part in read) <= rows
     count = torch.zeros(1000)
     for part in read:
         count[part.start : part.stop] += 1
-    assert count.unique().tolist() == [1 + 2 + len(found.trace)]
-    learning = [part.start for part in read[-(-1000 // rows) :][: -(-1000 // max(1, rows // 16))]]
-    assert rows == 1000 or learning != sorted(learning)
+    assert count.unique().tolist() == [len(passes)]
+    assert len(found.trace) <= len(passes) - 1 <= 4
 
 
 # Symmetries
@@ -238,13 +231,22 @@ def test_translation_and_scale(seed, k, offset, scale):
     assert torch.allclose(there.weights, here.weights)
 
 
-@pytest.mark.parametrize("rows", [1024, 10**6])
-def test_sorted_points_cost_as_much_as_shuffled_ones(rows):
+@pytest.mark.parametrize("k", [1, 7, 40])
+def test_the_size_of_a_chunk_does_not_matter(k):
+    points = mixture(3000, 4, 30)[0]
+    one, *others = (stream(points, k, chunk_bytes=chunk_of(rows, points)) for rows in (3000, 1, 77, 1000))
+    for other in others:
+        torch.testing.assert_close(other.atoms, one.atoms, rtol=0, atol=1e-9)
+        assert torch.equal(other.weights, one.weights)
+        assert other.trace == pytest.approx(one.trace, rel=1e-12)
+
+
+def test_sorted_points_cost_as_much_as_shuffled_ones(monkeypatch):
+    monkeypatch.setattr(MODULE, "SAMPLE", 1000)
     points, part = mixture(20_000, 8, 60)
     orders = (torch.arange(20_000), part.argsort(stable=True), points[:, 0].argsort())
-    options = {"k": 20, "chunk_bytes": chunk_of(rows, points), "refinements": 0}
-    costs = [np.mean([stream(points[o], generator=draws(s), **options).cost for s in range(8)]) for o in orders]
-    assert max(costs) <= 1.04 * min(costs)  # the standard error of a mean is 0.3 %
+    costs = [np.mean([stream(points[o], 20, generator=draws(s), refinements=0).cost for s in range(4)]) for o in orders]
+    assert max(costs) <= 1.04 * min(costs)
 
 
 @pytest.mark.parametrize("k", [5, 40])
@@ -256,8 +258,7 @@ def test_it_is_about_as_good_as_k_means_in_memory(k):
         KMeans(k, n_init=1, random_state=seed).fit(points.numpy()).inertia_ / len(points) for seed in range(3)
     )
     costs = [stream(points, k, generator=draws(seed), chunk_bytes=chunk_of(2048, points)).cost for seed in range(3)]
-    assert min(costs) <= 1.01 * reference
-    assert max(costs) <= 1.05 * reference
+    assert max(costs) <= 1.01 * reference
 
 
 # Sources
@@ -364,7 +365,6 @@ def test_what_is_no_number_is_named_by_its_row(value):
         (torch.zeros(5, 2, 2), {"k": 1}, r"points \[N, D\]"),
         (torch.zeros(0, 2), {"k": 1}, r"points \[N, D\]"),
         (torch.zeros(5, 0), {"k": 1}, r"points \[N, D\]"),
-        (torch.zeros(5, 2), {"k": 1, "epochs": -1}, "negative"),
         (torch.zeros(5, 2), {"k": 1, "refinements": -1}, "negative"),
         (torch.zeros(5, 2), {"k": 1, "rows": range(3, 6)}, r"rows range\(3, 6\) of 5"),
         (torch.zeros(5, 2), {"k": 1, "rows": range(-1, 3)}, "rising order"),
@@ -372,7 +372,7 @@ def test_what_is_no_number_is_named_by_its_row(value):
         (torch.zeros(5, 2), {"k": 1, "rows": slice(4, 2)}, "at least one"),
         (np.array([["a", "b"]]), {"k": 1}, "not numbers"),
         (np.zeros((5, 2), complex), {"k": 1}, "complex"),
-        (torch.randn(50, 2, generator=draws()) * 1e25, {"k": 3}, "overflow torch.float32"),
+        (torch.randn(50, 2, generator=draws()) * 1e25, {"k": 3}, "squared distances of the measure overflow"),
     ],
 )
 def test_mistakes_are_refused(source, options, message):

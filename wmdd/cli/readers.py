@@ -18,7 +18,8 @@ from wmdd.jobs.job import cost_path
 
 def data_facts(meta: Mapping[str, Any]) -> dict[str, Any]:
     """Return what every artifact says of the data it comes from."""
-    return {name: meta[name] for name in ("classes", "names", "resolution", "mean", "std")}
+    grey = {"grey": True} if meta.get("grey") else {}
+    return {name: meta[name] for name in ("classes", "names", "resolution", "mean", "std")} | grey
 
 
 def numbered(metas: Iterable[Meta]) -> dict[str, Meta]:

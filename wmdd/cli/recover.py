@@ -121,7 +121,7 @@ def recover(
     with job("recover", output, [settings], inputs, engine, threads, block=block, ipc=ipc, seed=seed) as stage_job:
         images = optimise(
             network, labels, atoms, weights, statistics, teacher_meta["resolution"], Normalisation.of(teacher_meta),
-            settings, seed, stage_job.context, images,
+            settings, seed, stage_job.context, images, teacher_meta.get("grey", False),
         )  # fmt: skip
         save_images(stage_job, images, weights, labels.tolist(), teacher_meta)
 

@@ -240,23 +240,23 @@ def build(settings: "NetworkSettings", classes: int, resolution: int, generator:
 
 
 def normalise(images: Tensor, normalisation: Normalisation) -> Tensor:
-    """Turn uint8 images [B, 3, H, W] into normalised float32."""
+    """Turn images [..., P, H, W] of 0..255 into normalised float32: (x / 255 - mean) / std in each of the P channels."""
     mean, std = (_per_channel(tuple(values), images.device) for values in normalisation)
     return (images.float() / 255 - mean) / std
 
 
 @cache  # a copy to a GPU waits for all that it is at
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, device=device).view(3, 1, 1)
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def bounds_of(normalisation: Normalisation, device: torch.device) -> list[Tensor]:
-    """Return black and white as normalised pixels, [3, 1, 1] each."""
+    """Return black and white as normalised pixels, [P, 1, 1] each."""
     mean, std = map(torch.tensor, normalisation)
-    return [((value - mean) / std).view(3, 1, 1).to(device) for value in (0.0, 1.0)]
+    return [((value - mean) / std).view(-1, 1, 1).to(device) for value in (0.0, 1.0)]
 
 
 def to_pixels(images: Tensor, normalisation: Normalisation) -> Tensor:
-    """Return uint8 images of normalised ones [..., 3, R, R], rounded; stored as they are (WMDD's released code saves JPEG)."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation)
+    """Return uint8 images of normalised ones [..., P, R, R], rounded; stored as they are (WMDD's released code saves JPEG)."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in normalisation)
     return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

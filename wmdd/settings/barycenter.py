@@ -16,13 +16,13 @@ class TransportSettings(Settings):
     )
     solver: Literal["quantize", "stream", "cuturi-doucet", "released", "d4m"] = Field(
         "quantize",
-        description="quantize: ours; stream: mini-batch CLVQ for points too large for memory, free weights only; "
+        description="quantize: ours; stream: a sample and passes of Lloyd for points too large for memory, free weights only; "
         "cuturi-doucet: the alternation that WMDD's paper prescribes; released: what its published code computes; "
         "d4m: mini-batch k-means in one pass, as D4M's code runs it",
     )
     expand: Count = Field(10, description="d4m: points of a mini-batch for each atom (D4M's km_expand)")
     max_iterations: Count = Field(
-        300, description="steps, at most (stream: passes after the learning, never more than 10; released: has its own)"
+        300, description="steps, at most (stream: passes after the sample, never more than 10; released: has its own)"
     )
     tolerance: NonNegative = Field(1e-6, description="stop when the cost falls by less than this share of itself")
     restarts: Count = Field(1, description="independent starts; the cheapest result is kept")

@@ -22,6 +22,7 @@ class Tally:
     labels: array = field(default_factory=lambda: array("q"))
     moments: np.ndarray = field(default_factory=lambda: np.zeros((3, 3), np.int64))  # count, sum, squares per channel
     digests: array = field(default_factory=lambda: array("Q"))  # 8 bytes of each picture's
+    grey: bool = True  # whether the three channels of every picture are equal
     modes: Counter[str] = field(default_factory=Counter)
     enlarged: list[tuple[int, str]] = field(default_factory=list)  # the smallest: shorter side, name
     enlarged_count: int = 0
@@ -34,6 +35,7 @@ class Tally:
         squares = np.square(values, dtype=np.uint16)
         count = np.full(3, values.shape[1])
         self.moments += np.stack([count, values.sum(1, dtype=np.int64), squares.sum(1, dtype=np.int64)])
+        self.grey = self.grey and bool((pixels == pixels[:1]).all())  # looks at no picture after the first in colour
         self.digests.append(int.from_bytes(blake2b(content, digest_size=8).digest(), "big"))
 
     def note(self, decoded: Decoded, name: str, resolution: int) -> None:
@@ -53,6 +55,7 @@ def summary(settings: DataSettings, tallies: dict[str, Tally], resolution: int, 
     return {
         "source": settings.source,
         "resolution": resolution,
+        "grey": tallies["train"].grey,
         "mean": list(settings.mean or mean),
         "std": list(settings.std or std),
         "measured": {"mean": mean, "std": std},
@@ -85,14 +88,13 @@ def describe(meta: dict[str, Any], tell: Callable[[str], None]) -> None:
     for index, (folder, name) in enumerate(zip(meta["classes"], meta["names"], strict=True)):
         readable = f" ({name})" if name != folder else ""
         tell(f"class {index}: {folder}{readable}, {train[index]} + {val[index]} pictures")
-    side, skipped, count = (
-        meta["resolution"],
-        meta["skipped"],
-        f"{sum(train)} training and {sum(val)} validation pictures",
-    )
+    side, skipped = meta["resolution"], meta["skipped"]
+    count = f"{sum(train)} training and {sum(val)} validation pictures"
     tell(f"{meta['variant']}: {count}, {side} x {side}, as {meta['storage']}")
     converted = ", ".join(f"{n} {mode}" for mode, n in sorted(meta["modes"].items()) if mode != "RGB")
     enlarged, duplicates = meta["enlarged"], meta["duplicates"]
+    if meta["grey"]:
+        tell("all training pictures are grey, and so will be the images that recover makes")
     if converted:
         tell(f"converted to RGB: {converted}")
     if enlarged["count"]:

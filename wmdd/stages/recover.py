@@ -1,8 +1,9 @@
 r"""Recover: images whose features are the barycenter's atoms, under BatchNorm statistics of the class (WMDD, Eq. 5-7).
 
 The loss is that of `wmdd.stages.recover_loss`; Adam descends it in the pixels, which each iteration shows to the teacher in a
-random view (`wmdd.stages.recover_views`). Images begin as noise, or as another method's (`init`), which of each class are
-matched to the atoms by the assignment that is cheapest in all, \sum_j ||f(x_s(j)) - b_j||^2 over permutations s.
+random view (`wmdd.stages.recover_views`). Images of grey pictures stay grey: they are one plane, which the teacher sees in all
+three channels. Images begin as noise, or as another method's (`init`). Those of each class are then matched to the atoms by the
+assignment that is cheapest in all, \sum_j ||f(x_s(j)) - b_j||^2 over permutations s.
 """
 
 import math
@@ -20,8 +21,9 @@ from wmdd.base.rng import generator
 from wmdd.networks.batchnorm import Statistics, layers, running
 from wmdd.networks.context import Context
 from wmdd.networks.engine import Engine, flop, resume, set_rate
-from wmdd.networks.models import Network, bounds_of, normalise, to_pixels
+from wmdd.networks.models import Network, bounds_of
 from wmdd.networks.normalisation import Normalisation
+from wmdd.networks.planes import Planes
 from wmdd.stages.recover_loss import Target, loss_terms, loss_weights, observed
 from wmdd.stages.recover_views import drawn, sampled, view
 
@@ -31,21 +33,21 @@ if TYPE_CHECKING:
 LARGEST = 400  # images of 224 px at once on a GPU; more of them are no faster
 
 
-def noise(labels: Tensor, k: int, resolution: int, seed: int) -> Tensor:
-    """Return standard normal start images [C, K, 3, R, R], drawn for (seed, class)."""
-    shape = (k, 3, resolution, resolution)
+def noise(labels: Tensor, k: int, resolution: int, seed: int, planes: int = 3) -> Tensor:
+    """Return standard normal start images [C, K, P, R, R], drawn for (seed, class)."""
+    shape = (k, planes, resolution, resolution)
     return torch.stack([torch.randn(shape, generator=generator("recover", "noise", seed, int(c))) for c in labels])
 
 
 @torch.no_grad()
-def matched(network: Network, images: Tensor, atoms: Tensor, engine: Engine) -> Tensor:
-    """Return normalised images [C, K, 3, R, R], those of each class in the order that suits its atoms [C, K, D] best."""
+def matched(network: Network, images: Tensor, atoms: Tensor, engine: Engine, planes: Planes) -> Tensor:
+    """Return normalised planes [C, K, P, R, R], those of each class in the order that suits its atoms [C, K, D] best."""
     from scipy.optimize import linear_sum_assignment
 
     ordered = []
     for images_of_class, atoms_of_class in zip(images, atoms, strict=True):
         with engine.autocast():
-            parts = [network.embed(engine.arranged(x, network)) for x in images_of_class.split(128)]
+            parts = [network.embed(engine.arranged(planes.shown(x), network)) for x in images_of_class.split(128)]
         features = torch.cat(parts).float().cpu()
         _, order = linear_sum_assignment(torch.cdist(atoms_of_class.float(), features).square().numpy())
         ordered.append(images_of_class[torch.from_numpy(order)])
@@ -67,12 +69,13 @@ def batches(classes: int, k: int, settings: "RecoverSettings", at_once: int) -> 
 
 @dataclass(frozen=True)
 class _Run:
-    """What the batches of a block share; `bounds` are black and white, normalised."""
+    """What the batches of a block share; `bounds` are black and white in each plane, normalised."""
 
     network: Network
     settings: "RecoverSettings"
     seed: int
     context: Context
+    planes: Planes
     bounds: list[Tensor]
 
 
@@ -88,12 +91,13 @@ def recover(
     seed: int,
     context: Context,
     start: Tensor | None = None,
+    grey: bool = False,
 ) -> Tensor:
     """Return the images [C, K, 3, R, R] uint8 of the classes `labels` [C].
 
     They are to match atoms [C, K, D] (None where no term needs them) of weights [C, K], rows of sum 1, and the statistics of
     each class [C, ch] by layer, which `statistics: global` does not use. They begin at the uint8 images `start`
-    [C, K, 3, R, R], or (None) as noise.
+    [C, K, 3, R, R], or (None) as noise. Those of `grey` pictures have three equal channels.
 
     Raises:
         WmddError: a term of the loss has nothing to match, there is no term, or the loss is not a number.
@@ -104,21 +108,24 @@ def recover(
     engine.place(network)
     shared = settings.statistics == "global"
     target = Target(labels, atoms, weights, running(network) if shared else statistics, shared)
+    planes = Planes.of(normalisation, grey)
     state = context.keeper.load()
     if state is None:
         k = weights.shape[1]
-        images = noise(labels, k, resolution, seed) if start is None else normalise(start, normalisation)
+        start_planes = len(planes.normalisation.mean)
+        images = noise(labels, k, resolution, seed, start_planes) if start is None else planes.taken(start)
         if start is not None and atoms is not None:
-            images = matched(network, images, atoms, engine)
+            images = matched(network, images, atoms, engine, planes)
         at_once = _at_once(network, target, resolution, settings, engine)
         state = {"part": 0, "images": images, "at_once": at_once}
-    run = _Run(network, settings, seed, context, bounds_of(normalisation, engine.device))
+    bounds = bounds_of(planes.normalisation, engine.device)
+    run = _Run(network, settings, seed, context, planes.to(engine.device), bounds)
     images = _optimise_batches(run, target, state)
-    return through_jpeg(to_pixels(images, normalisation), settings.jpeg)
+    return through_jpeg(planes.pixels(images), settings.jpeg)
 
 
 def _optimise_batches(run: _Run, target: Target, state: dict[str, Any]) -> Tensor:
-    """Optimise one batch after the other, from where `state` is, and return the normalised images [C, K, 3, R, R]."""
+    """Optimise one batch after the other, from where `state` is, and return the normalised planes [C, K, P, R, R]."""
     settings, images = run.settings, state["images"]
     at_once = int(state["at_once"])  # of the first attempt: how much of a GPU's memory is free may have changed
     classes_of_block, k = target.weights.shape
@@ -178,7 +185,7 @@ def _optimise(
     resumed: dict[str, Any] | None,
     keep: Callable[[dict[str, Any]], None],
 ) -> Tensor:
-    """Run Adam on one batch of normalised images [B, 3, R, R] and return them.
+    """Run Adam on one batch of normalised planes [B, P, R, R] and return them.
 
     A batch that was interrupted ends in the same bits: what is kept is the images, Adam's state and the iteration, and of
     the iteration alone follow the views (keyed by seed and iteration) and the learning rate.
@@ -225,7 +232,7 @@ def _stepper(
 
         def terms_of(images: Tensor, chosen: Tensor) -> Tensor:
             # float32 outside of autocast: pixels are not rounded before the network sees them
-            seen = sampled(images, chosen) if engine.fast else view(images, chosen)
+            seen = run.planes.shown(sampled(images, chosen) if engine.fast else view(images, chosen))
             with engine.autocast():
                 return torch.stack(list(loss_terms(network, seen, target, settings, last_moments).values()))
 

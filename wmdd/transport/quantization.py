@@ -229,7 +229,7 @@ def free_cells(
     few = k <= FEW
     trace = list[Tensor]()
     if few and exchanges != 0 and start is None:
-        label, trace = lloyd(measures, swapped(measures, k, generators), steps, tolerance)
+        label, trace = lloyd(measures, swapped(measures, k, generators), steps - 1, tolerance)
     else:
         label = (start or greedy)(measures, k, 1, generators)
     cells = Cells.of(measures, label, k).repaired()
@@ -237,7 +237,7 @@ def free_cells(
     doubled = exchanges is None
     rounds = (0 if few else ROUNDS) if exchanges is None else exchanges
     if k > 1:
-        left = torch.full_like(cells.cost, max(1, steps - len(trace)), dtype=torch.long)
+        left = steps - torch.stack(trace).isfinite().sum(0)
         coarse = max(tolerance, COARSE) if rounds and not doubled else tolerance
         cells, costs = descend(cells, left, LAST * tolerance if few and exchanges is None else coarse)
         trace += costs

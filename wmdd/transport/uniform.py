@@ -15,9 +15,12 @@ so that we solve the exact plan for the corrected costs (1 - beta/n) d_ki + 2 be
 lowers F, then 1/2, then 0, the classical step. This is ours; it is Hartigan's correction (`wmdd.transport.cells`) for balanced
 cells, and on features of 1,300 points in 512 dimensions it ends 1-4 % below the classical alternation.
 
+On a line optimal plans are monotone, so the k-th atom is the mean of the k-th of K quantile groups, whatever the start [3].
+
 References:
     [1] Cuturi, Doucet: Fast Computation of Wasserstein Barycenters, ICML 2014, Algorithm 2 and Eq. 8.
     [2] Bennett, Bradley, Demiriz: Constrained K-Means Clustering, MSR-TR-2000-65.
+    [3] Peyré, Cuturi: Computational Optimal Transport, 2019, Remark 2.30.
 """
 
 from dataclasses import dataclass
@@ -54,11 +57,26 @@ def balance(cells: Cells, k: int, steps: int, tolerance: float) -> list[Barycent
     row = torch.arange(k, device=cells.label.device) % cells.sums.shape[2]
     for c, count in enumerate(cells.measures.count.tolist()):
         x = cells.measures.x[c, :count]
-        best, costs = _descend(x, cells.means[c, 0][row], steps, tolerance)
+        if x.shape[1] == 3:  # one dimension
+            best, costs = _on_a_line(x, k)
+        else:
+            best, costs = _descend(x, cells.means[c, 0][row], steps, tolerance)
         atoms = (best.atoms.double() + cells.measures.centre[c]).cpu()
         weights = torch.full((k,), 1 / k, dtype=torch.float64)
         barycenters.append(Barycenter(atoms, weights, best.cost, costs, best.plan.gap))
     return barycenters
+
+
+def _on_a_line(x: Tensor, k: int) -> tuple[_Step, list[float]]:
+    """Return the optimum of points of one dimension, x [N, 3], and its cost."""
+    n = len(x)
+    order = x[:, 0].argsort(stable=True)
+    cuts = torch.cat([torch.arange(n) * k, torch.arange(k + 1) * n]).unique().to(x.device)  # in units of 1 / (N K)
+    row, column, mass = cuts[:-1] // n, order[cuts[:-1] // k], cuts.diff().double() / (n * k)
+    plan = Plan(row, column, mass, 0.0, torch.zeros(k))
+    atoms, _ = _means(x, plan, k)
+    cost = float((mass * (x[column, 0] - atoms[row, 0]).double().square()).sum())
+    return _Step(plan, atoms, cost), [cost]
 
 
 def _descend(x: Tensor, atoms: Tensor, steps: int, tolerance: float) -> tuple[_Step, list[float]]:
