@@ -46,7 +46,7 @@ class Planes:
 
     def shown(self, planes: Tensor) -> Tensor:
         """Return the normalised images [..., 3, R, R] that the teacher sees."""
-        return planes if self.gain is None else planes * self.gain + self.offset
+        return planes if self.gain is None or self.offset is None else planes * self.gain + self.offset
 
     def pixels(self, planes: Tensor) -> Tensor:
         """Return the images [..., 3, R, R] uint8."""
