@@ -29,25 +29,21 @@ settings.register_profile("wmdd", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("wmdd")
 
 
-# Files whose tests one process runs, as they start from the same slow thing: a browser, a finished run of the workflow.
-TOGETHER = {
-    "tests/report/page/test_browser.py": "browser",
-    "tests/workflow/test_latent.py": "latent run",
-    "tests/workflow/test_match.py": "match run",
-} | {
-    f"tests/workflow/test_{name}.py": "finished run"
-    for name in ("extending", "page", "rebuild", "resume", "status", "workflow")
-}
+# Of tests/workflow, the files whose tests start from the same finished run.
+FINISHED = ("extending", "page", "rebuild", "resume", "status", "workflow")
+
+
+def together(nodeid: str) -> str:
+    """Return what the tests are called that one process runs: a file, which may share something slow, or several."""
+    file = nodeid.partition("::")[0]
+    return "finished run" if file in [f"tests/workflow/test_{name}.py" for name in FINISHED] else file
 
 
 class _Shared(LoadScopeScheduling):
-    """Lets one process run all tests that start from the same slow thing; any other goes to who is free.
-
-    (xdist's marks of groups are without effect under pytest 9.)
-    """
+    """Lets one process run the tests that go together. (xdist's marks of groups are without effect under pytest 9.)"""
 
     def _split_scope(self, nodeid: str) -> str:
-        return TOGETHER.get(nodeid.partition("::")[0], nodeid)
+        return together(nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -58,15 +54,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let slow tests go first, those before all of which many go together, so that all processes end at the same time."""
-    sizes = Counter(TOGETHER.get(item.nodeid.partition("::")[0]) for item in items)
-    sizes[None] = 0
-    items.sort(
-        key=lambda item: (
-            item.get_closest_marker("slow") is None,
-            -sizes[TOGETHER.get(item.nodeid.partition("::")[0])],
-        )
-    )
+    """Let those with many slow tests go first, so that all processes end at the same time."""
+    slow = Counter(together(item.nodeid) for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[together(item.nodeid)])
 
 
 class Killed(Exception):

@@ -80,15 +80,6 @@ def test_a_protocol_may_be_called_as_the_folder_of_the_data():
         assert place_of(file_beside(path_of("student", cell))) == Place("student", cell)
 
 
-def test_a_block_tells_its_classes():
-    assert list(Cell(block=block_of(3, 5)).classes) == [3, 4, 5]
-
-
-def test_a_path_needs_the_parts_that_it_names():
-    with pytest.raises(WmddError, match="the path of images needs seed"):
-        path_of("images", Cell("digits", "resnet18", "wmdd", 1))
-
-
 @pytest.mark.parametrize(
     "path", ["run0.json", "results/digits/images.h5", "data/raw/digits.h5/x", "results/a/b/c/ipc1/seedx/images.h5"]
 )
@@ -98,14 +89,14 @@ def test_a_file_that_is_none_of_the_workflow_is_told_apart(path):
         cell_of(path)
 
 
-def test_a_cost_lies_beside_a_file_without_a_suffix_too():
-    assert cost_of("a/v1.2/atoms") == "a/v1.2/atoms.cost.json"
-
-
-def test_no_two_kinds_of_files_share_a_path_and_no_two_stages_a_log():
-    assert len(set(FILES.values())) == len(FILES)
+def test_no_two_kinds_of_files_share_a_path_nor_two_stages_a_log_and_a_missing_part_is_named():
+    assert list(Cell(block=block_of(3, 5)).classes) == [3, 4, 5]
+    assert cost_of("a/v1.2/atoms") == "a/v1.2/atoms.cost.json", "of a file without a suffix too"
+    assert len(set(FILES.values())) == len(FILES), "two kinds of files share a path"
     logs = [stage.log for stage in STAGES.values()]
-    assert len(set(logs)) == len(logs)
+    assert len(set(logs)) == len(logs), "two stages share a log"
+    with pytest.raises(WmddError, match="the path of images needs seed"):
+        path_of("images", Cell("digits", "resnet18", "wmdd", 1))
 
 
 @pytest.mark.parametrize(

@@ -47,11 +47,6 @@ MEMBERS = [  # the sections of `mine` based on a method, and for each member its
         },
     ),
     ("wmdd", {"recover": {"flip": [True, False]}}, {f"mine-flip{v}": {"recover.flip": v} for v in (True, False)}),
-    (
-        "wmdd",
-        {"recover": {"statistics": ["per-class", "global"]}},
-        {f"mine-statistics{v}": {"recover.statistics": v} for v in ("per-class", "global")},
-    ),
     ("wmdd", {"recover": {"lr": [0.1, 0.1]}}, {"mine-lr0.1": {"recover.lr": 0.1}}),  # named twice, run once
     (
         "random",

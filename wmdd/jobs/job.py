@@ -129,7 +129,7 @@ def job(
 
 
 def _placed(engine: EngineSettings | None, threads: int) -> "Engine | None":
-    """Return where networks run; a stage without any has a command that imports torch, if it is computed with, at its top."""
+    """Return where networks run, None for a stage without any; where a command has imported torch, it gets its threads."""
     if engine is None:
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(threads)

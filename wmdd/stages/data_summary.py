@@ -93,7 +93,7 @@ def describe(meta: dict[str, Any], tell: Callable[[str], None]) -> None:
     tell(f"{meta['variant']}: {count}, {side} x {side}, as {meta['storage']}")
     converted = ", ".join(f"{n} {mode}" for mode, n in sorted(meta["modes"].items()) if mode != "RGB")
     enlarged, duplicates = meta["enlarged"], meta["duplicates"]
-    if meta["grey"]:
+    if meta.get("grey"):
         tell("all training pictures are grey, and so will be the images that recover makes")
     if converted:
         tell(f"converted to RGB: {converted}")
