@@ -21,7 +21,7 @@ from wmdd.base.rng import generator
 from wmdd.networks.batchnorm import Statistics
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import plain
-from wmdd.networks.models import build, normalise
+from wmdd.networks.models import build, normalise, to_pixels
 from wmdd.networks.planes import Planes
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.recover import RecoverSettings
