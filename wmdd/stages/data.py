@@ -198,12 +198,12 @@ def _pack_arrays(
         raise WmddError(f"{settings.source} has no picture files to store; set data.storage to auto or pixels")
     if settings.held_out:
         labels, images = train
-        members = [np.flatnonzero(labels == label) for label in range(len(classes))]
+        rows_of_classes = [np.flatnonzero(labels == label) for label in range(len(classes))]
         apart = [
-            [those[positions] for positions in _apart(len(those), settings, seed, label, classes)]
-            for label, those in enumerate(members)
+            [rows[positions] for positions in _apart(len(rows), settings, seed, label, classes)]
+            for label, rows in enumerate(rows_of_classes)
         ]
-        train, val = ((labels[those], images[those]) for those in map(np.concatenate, zip(*apart, strict=True)))
+        train, val = ((labels[rows], images[rows]) for rows in map(np.concatenate, zip(*apart, strict=True)))
     side = settings.resolution or 32  # CIFAR's own; digits are enlarged to it
     tallies = {}
     for split, arrays, limit in zip(SPLITS, (train, val), (settings.images_per_class or None, None), strict=True):
