@@ -127,7 +127,7 @@ def test_the_features_of_an_artifact(here):
     assert list(found) == list("abcd")
     np.testing.assert_array_equal(found["c"], VALUES[100:150])
     with reading(here / "f.h5") as source:
-        assert source.digest() == meta["digest"]
+        assert source.input() == meta
         assert source.cloud.title(2) == "class 2 ('C')"
 
 
@@ -138,7 +138,7 @@ def test_an_array_is_one_measure_and_is_not_read_whole(here):
     np.testing.assert_array_equal(found["x.npy"], VALUES)
     with reading(here / "x.npy") as source:
         assert isinstance(source.cloud.points, np.memmap)
-        assert source.digest() == sha256_of(here / "x.npy")
+        assert source.input() == sha256_of(here / "x.npy")
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def check_file(path: Path, remedy: str) -> None:
         WmddError: it is missing (`remedy` says what to do), a folder, a pipe or a device, or may not be read.
     """
     try:
-        mode = path.stat().st_mode
+        mode = os.stat(path).st_mode
     except FileNotFoundError:
         raise WmddError(f"{path} does not exist; {remedy}") from None
     except OSError as error:

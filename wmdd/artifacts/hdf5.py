@@ -110,38 +110,54 @@ class Array:
         """
         if self._checksums is None or self._checked.all():
             return self._dataset[key]
-        if _is_all(key):
-            values = self._dataset[()]
-            for block in range(len(self._checked)):
-                self._check(block, values)
-            return values
-        for block in self._blocks(key):
-            if not self._checked[block]:
-                first = block * self._rows
-                self._check(block, self._dataset[first : first + self._rows], first)
-        return self._dataset[key]
+        rows, rest = (key[0], key[1:]) if isinstance(key, tuple) and key else (key, ())
+        wanted = self._consecutive(rows)
+        if self.ndim == 0 or wanted is None:
+            for block in self._blocks(rows):
+                self._check(block, *self._read(block, block))
+            return self._dataset[key]
+        if not wanted:
+            return self._dataset[key]
+        values, first = self._read(wanted[0] // self._rows, wanted[-1] // self._rows)
+        for block in range(wanted[0] // self._rows, wanted[-1] // self._rows + 1):
+            self._check(block, values, first)
+        part = slice(wanted[0] - first, wanted[-1] + 1 - first, wanted.step)
+        return values[(part if isinstance(rows, slice) or _is_all(rows) else part.start, *rest)]
 
     def __iter__(self) -> Iterator[Any]:
         return (self[row] for row in range(len(self)))
 
-    def _blocks(self, key: Any) -> Iterable[int]:
-        """Return the blocks that hold the rows of a key."""
-        rows = key[0] if isinstance(key, tuple) else key
+    def _consecutive(self, rows: Any) -> range | None:
+        """Return the rows of a number or a rising slice; None of any other key."""
         if _is_all(rows):
-            return range(len(self._checked))
+            return range(len(self)) if self.ndim else None
         if isinstance(rows, slice):
             chosen = range(len(self))[rows]
-            ends = sorted((chosen[0], chosen[-1])) if chosen else (0, -self._rows)
-            return range(ends[0] // self._rows, ends[1] // self._rows + 1)
+            return chosen if chosen.step > 0 else None
+        if isinstance(rows, int | np.integer) and -len(self) <= rows < len(self):
+            return range(rows % len(self), rows % len(self) + 1)
+        return None
+
+    def _blocks(self, rows: Any) -> list[int]:
+        """Return the blocks that hold the rows of a list of them, or (of any other key) all blocks."""
+        if self.ndim == 0 or not isinstance(rows, list | np.ndarray):
+            return list(range(len(self._checked)))
         index = np.asarray(rows)
         index = np.flatnonzero(index) if index.dtype == bool else index % len(self)
         return np.unique(index // self._rows).tolist()
 
-    def _check(self, block: int, values: np.ndarray, first: int = 0) -> None:
-        """Check a block that lies among the values of rows from `first` on."""
+    def _read(self, first: int, last: int) -> tuple[np.ndarray, int]:
+        """Return the rows of blocks first to last, and the number of the first of these rows."""
+        if self.ndim == 0:
+            return np.atleast_1d(self._dataset[()]), 0
+        return self._dataset[first * self._rows : (last + 1) * self._rows], first * self._rows
+
+    def _check(self, block: int, values: np.ndarray, first: int) -> None:
+        """Check a block, if it is not yet, whose rows lie among values of rows from `first` on."""
+        if self._checked[block] or self._checksums is None:
+            return
         begin = block * self._rows - first
-        rows = np.atleast_1d(values)[begin : begin + self._rows]
-        if self._checksums is None or checksum_of(rows) != self._checksums[block].tobytes():
+        if checksum_of(values[begin : begin + self._rows]) != self._checksums[block].tobytes():
             raise WmddError(f"{self.name} of {self.path} has changed since it was written; {AGAIN}")
         self._checked[block] = True
 
