@@ -1,6 +1,7 @@
 """The stages quantize, distance and decay, and the tables of distances, on measures whose distances are known."""
 
 import itertools
+import re
 from pathlib import Path
 
 import h5py
@@ -174,13 +175,13 @@ def test_a_row_is_the_mean_over_classes_and_seeds(table):
 
 def test_the_text_says_what_the_numbers_are_and_leaves_out_what_there_is_not(table):
     text = build.markdown(table, build.decays([]))
-    assert "| digits    | nano      | random   |     1 |" in text
+    assert re.search(r"\| digits +\| nano +\| random +\| 1 +\|", text)
     assert "Decay" not in text
     alone = table[table["method"] == "random"]
     assert "latents W2^2" not in build.markdown(alone, build.decays([])).split("\n\n")[-1]
     rows = ROWS | {"twonn": 3.0}
     text = build.markdown(table, build.decays([(DECAY, {"decay": [rows, rows | {"cost": [10.0, 6.0, 4.0]}]})]))
-    assert "|       9 |       5 |       3 |        2 |       3 |     4 |" in text
+    assert re.search(r"\| 9 +\| 5 +\| 3 +\| 2 +\| 3 +\| 4 +\|", text)
 
 
 @pytest.mark.parametrize("falling", [False, True])

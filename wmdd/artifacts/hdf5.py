@@ -5,7 +5,7 @@ What is read is checked against the checksums that were written with it (`wmdd.a
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
