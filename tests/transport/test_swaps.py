@@ -89,7 +89,9 @@ def test_far_clusters_are_found_whatever_the_dimension(k, dimensions):
         means = torch.stack([points[label[0, 0] == c].mean(0) for c in label.unique()])
         torch.testing.assert_close(by_rows(means), by_rows(centres), rtol=0, atol=1e-3)
         costs = [float(c) for c in trace]
-        assert all(after <= before * (1 + 1e-4) for before, after in pairwise(costs))  # of 100 beside 0.001, it is rounding
+        assert all(
+            after <= before * (1 + 1e-4) for before, after in pairwise(costs)
+        )  # of 100 beside 0.001, it is rounding
 
 
 def test_swaps_lower_the_cost_of_the_start(monkeypatch):
