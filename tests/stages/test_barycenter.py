@@ -143,7 +143,9 @@ def test_other_starts_change_no_atoms_and_give_a_gap(solver, weights):
     assert all(torch.equal(a, b) for a, b in zip(atoms(plain), atoms(compared), strict=True))
     assert {q.restarts_gap for _, q in plain} == {None}
     assert all(q.restarts_gap >= 0 for _, q in compared)
-    assert solver == "stream" or any(q.restarts_gap > 0 for _, q in compared)  # stream finds one optimum from all starts
+    assert solver == "stream" or any(
+        q.restarts_gap > 0 for _, q in compared
+    )  # stream finds one optimum from all starts
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ problem is optimal quantization [1], that is k-means, and w_k is the mass of the
 balanced k-means, see `wmdd.transport.uniform`. So W2^2(free) <= W2^2(uniform); K = 1 gives the mean; K = N the points.
 
 Free weights start from swaps on a summary of the points (`wmdd.transport.swaps`; up to 32 atoms) or greedy k-means++, and go on
-by Hartigan's simultaneous moves (`wmdd.transport.cells`) and exchanges of parts of cells (`wmdd.transport.search`). No step raises the cost. A measure of many
-more dimensions than points is solved in as many dimensions as it has points (`wmdd.transport.span`).
+by Hartigan's simultaneous moves (`wmdd.transport.cells`) and exchanges of parts of cells (`wmdd.transport.search`). No step
+raises the cost. A measure of many more dimensions than points is solved in as many dimensions as it has points
+(`wmdd.transport.span`).
 
 References:
     [1] Graf, Luschgy: Foundations of Quantization for Probability Distributions, Springer 2000.
