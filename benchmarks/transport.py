@@ -37,10 +37,9 @@ from benchmarks.clouds import clouds, gamma_mixture, write_large
 from benchmarks.machine import processor
 from wmdd.report.charts import COLOURS
 from wmdd.transport import quantize, quantize_all, released, stream
-from wmdd.transport.cells import Measures
+from wmdd.transport.cells import Cells, Measures
+from wmdd.transport.descent import descend
 from wmdd.transport.measure import exact, squared_distances
-from wmdd.transport.quantization import free_cells
-from wmdd.transport.seeding import uniform as uniform_start
 
 Points = np.ndarray
 Solver = Callable[[Points, int, int], np.ndarray]  # points, atoms, seed -> atoms
@@ -93,9 +92,10 @@ def ours_in_steps(steps: int) -> Solver:
 
     @torch.inference_mode()
     def solve(points: Points, k: int, seed: int) -> np.ndarray:
-        draws = [torch.Generator().manual_seed(seed)]
+        rows = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:k]
         measures = Measures.of(torch.from_numpy(points)[None], torch.tensor([len(points)]))
-        cells, _ = free_cells(measures, k, draws, steps, 0.0, 0, start=uniform_start)
+        label = measures.distances(measures.points[:, None, rows]).min(2).indices
+        cells, _ = descend(Cells.of(measures, label, k).repaired(), steps, 0.0)
         return (cells.means[0, 0].double() + measures.centre[0]).float().numpy()
 
     return solve

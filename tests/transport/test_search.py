@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wmdd.transport.cells import Cells, Measures
+from wmdd.transport.cells import Cells
 from wmdd.transport.descent import descend
-from wmdd.transport.quantization import free_cells
 from wmdd.transport.search import exchanges, improve, joins_of_cells, moves_of_parts, split
 
 from .samples import SEEDS, batch, cloud, draws, grid
@@ -187,20 +186,6 @@ def test_an_exchange_leaves_an_optimum_of_single_moves(seed):
     end, trace = improve(stuck, 2, 3, 300, 10, 0.0)
     assert float(end.cost) == pytest.approx(best, rel=1e-9)
     assert [float(c) for c in trace] == sorted((float(c) for c in trace), reverse=True)
-
-
-@pytest.mark.parametrize("rounds", [0, 10])
-def test_the_solver_leaves_an_optimum_of_single_moves_by_exchanges_only(rounds):
-    points, label, best = three_clusters()
-
-    def start(measures: Measures, k: int, replicas: int, generators: list[torch.Generator]) -> Tensor:
-        return label.expand(1, replicas, -1)
-
-    end, _ = free_cells(batch([points]), 3, [draws()], 300, 0.0, rounds, start)
-    if rounds:
-        assert float(end.cost) == pytest.approx(best, rel=1e-9)
-    else:
-        assert float(end.cost) > 100 * best
 
 
 def test_only_those_that_get_better_are_changed():

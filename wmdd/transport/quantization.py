@@ -8,9 +8,10 @@ over the atoms b [K, D], and over the weights w [K] when these are free: then ev
 problem is optimal quantization [1], that is k-means, and w_k is the mass of the k-th Voronoi cell. With uniform weights it is
 balanced k-means, see `wmdd.transport.uniform`. So W2^2(free) <= W2^2(uniform); K = 1 gives the mean; K = N the points.
 
-Free weights are found by greedy k-means++ (several seeds, the best kept), Hartigan's simultaneous moves
-(`wmdd.transport.cells`) and exchanges of parts of cells (`wmdd.transport.search`). No step raises the cost. A measure of many
-more dimensions than points is solved in as many dimensions as it has points (`wmdd.transport.span`).
+Free weights start from swaps on a summary of the points (`wmdd.transport.swaps`; up to 32 atoms) or greedy k-means++, and go on
+by Hartigan's simultaneous moves (`wmdd.transport.cells`) and exchanges of parts of cells (`wmdd.transport.search`). No step
+raises the cost. A measure of many more dimensions than points is solved in as many dimensions as it has points
+(`wmdd.transport.span`).
 
 References:
     [1] Graf, Luschgy: Foundations of Quantization for Probability Distributions, Springer 2000.
@@ -18,7 +19,7 @@ References:
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,8 +43,6 @@ LAST = 10  # tolerances of a step of Hartigan's after steps of Lloyd
 TRIED = (3, 1)  # sets of exchanges a round
 TRIAL = 3  # steps after which an exchange is judged
 CACHE = 2**20  # numbers of a measure; on the CPU, a batch that fits the cache is faster than a larger one
-
-Start = Callable[[Measures, int, int, list[torch.Generator]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,9 @@ def quantize(
         max_iterations: steps, at most.
         tolerance: stop when the cost falls by less than this share of itself.
         restarts: independent starts; the cheapest result is returned.
-        exchanges: rounds of local search by exchanges of parts of cells, at most; 0 for none (free weights). If not given, 10,
-            beyond 32 atoms only as long as two cells look as if they shared a cluster; elsewhere a round or two more save
-            0.1-1 % of the cost there for about half as much time again.
+        exchanges: rounds of local search by exchanges of parts of cells, at most (free weights); 0 for none, and no swaps
+            before. If not given, none up to 32 atoms, and beyond 10 as long as two cells look as if they shared a cluster;
+            elsewhere a round or two more save 0.1-1 % of the cost there for about half as much time again.
 
     Returns:
         Atoms and weights in the type of `points`, on the CPU. The trace never rises.
@@ -219,7 +218,6 @@ def free_cells(
     steps: int,
     tolerance: float,
     exchanges: int | None,
-    start: Start | None = None,
 ) -> tuple[Cells, list[Tensor]]:
     """Return cells at a local optimum (R = 1) and the costs [C] after each step."""
     c = len(measures.count)
@@ -228,10 +226,10 @@ def free_cells(
         return cells, [cells.cost.view(c)]
     few = k <= FEW
     trace = list[Tensor]()
-    if few and exchanges != 0 and start is None:
+    if few and exchanges != 0:
         label, trace = lloyd(measures, swapped(measures, k, generators), steps - 1, tolerance)
     else:
-        label = (start or greedy)(measures, k, 1, generators)
+        label = greedy(measures, k, 1, generators)
     cells = Cells.of(measures, label, k).repaired()
     trace.append(cells.cost)
     doubled = exchanges is None

@@ -55,21 +55,6 @@ def greedy(measures: Measures, k: int, replicas: int, generators: list[torch.Gen
     return label
 
 
-def uniform(measures: Measures, k: int, replicas: int, generators: list[torch.Generator]) -> Tensor:
-    """Draw k distinct points of each measure uniformly and return the label of each point, [C, R, N]."""
-    n = measures.count.tolist()
-    rows = torch.stack(
-        [
-            torch.stack([torch.randperm(m, generator=g)[:k] for _ in range(replicas)])
-            for m, g in zip(n, generators, strict=True)
-        ]
-    )
-    c = len(n)
-    rows = rows.to(measures.x.device).view(c, -1)
-    atoms = measures.points[torch.arange(c, device=rows.device)[:, None], rows].view(c, replicas, k, -1)
-    return measures.distances(atoms).argmin(2)
-
-
 def distances_of_points(measures: Measures, rows: Tensor) -> Tensor:
     """Return the squared distances [C, R, M, N] of the points `rows` [C, R, M] to all; 0 on padding."""
     c, r, m = rows.shape
