@@ -1,11 +1,9 @@
 """One tiny run of the real workflow, from which each test starts with a copy of its own."""
 
-import atexit
 import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -146,8 +144,8 @@ class Workspace:
 @cache
 def sources() -> Path:
     """Return a folder with a compiled copy of the sources, of which all workspaces are copies."""
-    place = Workspace(Path(tempfile.mkdtemp(prefix="wmdd-sources-")))
-    atexit.register(shutil.rmtree, place.root, ignore_errors=True)
+    place = Workspace(Path(warm_python.python()).with_name("sources"))
+    place.root.mkdir()
     for name in SOURCES:
         source = REPOSITORY / name
         if source.is_dir():

@@ -44,9 +44,8 @@ with socket.socket(socket.AF_UNIX) as server:
 
 @cache
 def python() -> str:
-    """Return the path of the program; the process that it forks from ends with this one."""
+    """Return the path of the program; the process that it forks from ends with this one, and removes its folder then."""
     folder = Path(tempfile.mkdtemp(prefix="wmdd-python-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     program, address = folder / "python", folder / "socket"
     program.write_text(PROGRAM.format(interpreter=sys.executable, address=address))
     program.chmod(0o755)
@@ -75,6 +74,7 @@ def main(folder: Path) -> None:
             client.close()
             os.wait()
         else:
+            shutil.rmtree(folder)
             return
     length, streams, *_ = socket.recv_fds(client, 8, 3)
     module_arguments, place, environment = json.loads(client.makefile("rb").read(int.from_bytes(length)))
