@@ -11,7 +11,7 @@ ROOTS = ("data", "teacher", "autoencoder", "diffusion")  # stages of which all f
 ANY_TEACHER = ("relabel", "student", "distance", "embedding")
 
 
-def origin_of(stage: str, inputs: Mapping[str, Meta]) -> dict[str, str]:
+def roots_of(stage: str, inputs: Mapping[str, Meta]) -> dict[str, str]:
     """Return the digests of the data and the networks that the inputs of a job descend from.
 
     Args:
@@ -21,18 +21,18 @@ def origin_of(stage: str, inputs: Mapping[str, Meta]) -> dict[str, str]:
     Raises:
         WmddError: two of them descend from different ones.
     """
-    origin: dict[str, tuple[str, Meta]] = {}
+    roots: dict[str, tuple[str, Meta]] = {}
     for name, meta in inputs.items():
-        for root, digest in _roots(name, meta).items():
-            first_digest, first = origin.setdefault(root, (digest, meta))
+        for root, digest in _own_roots(name, meta).items():
+            first_digest, first = roots.setdefault(root, (digest, meta))
             if digest != first_digest and not (root == "teacher" and stage in ANY_TEACHER):
                 other = "other data" if root == "data" else f"another {root}"
                 raise WmddError(f"{meta.path} is of {other} than {first.path}; run the stages that make them again")
-    return {root: digest for root, (digest, _) in origin.items()}
+    return {root: digest for root, (digest, _) in roots.items()}
 
 
-def _roots(name: str, meta: Meta) -> dict[str, str]:
+def _own_roots(name: str, meta: Meta) -> dict[str, str]:
     """Return the digests of the roots of an input, itself included. One of an earlier version says its inputs alone."""
     inputs: dict[str, Any] = meta.get("inputs", {})
-    roots = {root: inputs[root] for root in ROOTS if root in inputs} | dict(meta.get("origin", {}))
+    roots = {root: inputs[root] for root in ROOTS if root in inputs} | dict(meta.get("roots", {}))
     return roots | ({name: meta["digest"]} if name in ROOTS else {})

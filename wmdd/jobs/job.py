@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from wmdd.artifacts import atomic_files
 from wmdd.artifacts.checkpoint import Checkpoint, seconds_between
 from wmdd.artifacts.hdf5 import Meta
-from wmdd.artifacts.lineage import origin_of
+from wmdd.artifacts.lineage import roots_of
 from wmdd.base import units
 from wmdd.base.preemption import AGAIN, NOTHING, Notice, listening
 from wmdd.base.progress import progress
@@ -112,7 +112,7 @@ def job(
         "settings": values,
         "identity": identity,
         "inputs": {name: item["digest"] if isinstance(item, Meta) else item for name, item in inputs.items()},
-        "origin": origin_of(stage, {name: item for name, item in inputs.items() if isinstance(item, Meta)}),
+        "roots": roots_of(stage, {name: item for name, item in inputs.items() if isinstance(item, Meta)}),
         "engine": {} if placed is None else placed.describe(),
         "code": code_digest(stage),
     }
