@@ -1,4 +1,4 @@
-"""Tables of accuracy: the best at a glance, the main table, and tables with a column for each dataset or student."""
+"""Tables of accuracy: what is told apart at a glance, the main table, and tables with a column for each dataset or student."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import pandas as pd
 from wmdd.report import intervals
 from wmdd.report.published import KEY
 from wmdd.report.render import EMPTY, Column, Table, Value, number, plain, records, table
-from wmdd.report.results import GAIN, GROUP, MEASURES, SETTING, kind_of, scores_of, sets_of
+from wmdd.report.results import CONTROL, GAIN, GROUP, MEASURES, SETTING, kind_of, scores_of, sets_of
 
 ABLATION = {  # preset -> cross-entropy, per-class statistics, barycenter
     "wmdd": (False, True, True),
@@ -32,7 +32,9 @@ GAINED = (
 
 
 def glance(cells: pd.DataFrame) -> list[str]:
-    """Return what a reader should know first: in each setting the best distilled set beside the best of real images.
+    """Return what a reader should know first: in each setting what is better than random real images, what is worse.
+
+    A setting without random images has the best distilled set beside the best of real images.
 
     Args:
         cells: `results.rows`.
@@ -42,28 +44,54 @@ def glance(cells: pd.DataFrame) -> list[str]:
     for key, students in cells.groupby(SETTING, dropna=False):
         place = dict(zip(SETTING, key, strict=True))
         more = [str(place[n]) for n in SETTING if n in ("student", "protocol") or (n in varying and n not in SAID)]
-        real, distilled = (_best(students, kind) for kind in ("real", "distilled"))
-        if distilled is None:
-            continue
         where = f"{place['dataset']}, {place['ipc']} per class, {place['labels']} labels ({', '.join(more)})"
-        line = f"{where}: {distilled[0]}"
-        if real:
-            gain = intervals.difference(real[1], distilled[1])
-            line += f"; real images: {real[0]}; difference {intervals.difference_text(gain)}: {intervals.verdict(gain)}"
-        lines.append(line)
+        said = _beside_random(students) if CONTROL in set(students["method"]) else _best_of_both(students)
+        lines += [f"{where}: {said}"] if said else []
     return lines
 
 
-def _best(students: pd.DataFrame, kind: str) -> tuple[str, dict[int, float]] | None:
-    """Return the best method whose images are real, or distilled: what is said of it, and its scores by seed."""
-    chosen = students[students["family"].map(kind_of) == kind]
-    scores = {str(method): scores_of(rows) for method, rows in chosen.groupby("method")}
+def _beside_random(students: pd.DataFrame) -> str:
+    """Say of each method whether it is told apart from random images, the largest gain first; nothing without others."""
+    scores = _scores(students)
+    gains = {method: intervals.difference(scores[CONTROL], own) for method, own in scores.items() if method != CONTROL}
+    by_verdict: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+    for method in sorted(gains, key=lambda name: -gains[name].mean):
+        gain = gains[method]
+        by_verdict[intervals.verdict(gain)].append(f"{method} {intervals.difference_text(gain)}")
+    said = [f"{verdict}: {', '.join(methods)}" for verdict, methods in by_verdict.items() if methods]
+    return "; ".join([f"random real images {_mean_of(students, CONTROL)}", *said]) if said else ""
+
+
+def _best_of_both(students: pd.DataFrame) -> str:
+    """Say which distilled set is the best, beside the best of real images; nothing where no set is distilled."""
+    real, distilled = (_best(students[students["family"].map(kind_of) == kind]) for kind in ("real", "distilled"))
+    if distilled is None:
+        return ""
+    if real is None:
+        return distilled[0]
+    gain = intervals.difference(real[1], distilled[1])
+    difference = f"difference {intervals.difference_text(gain)}: {intervals.verdict(gain)}"
+    return f"{distilled[0]}; real images: {real[0]}; {difference}"
+
+
+def _best(students: pd.DataFrame) -> tuple[str, dict[int, float]] | None:
+    """Return the best method: what is said of it, and its scores by seed."""
+    scores = _scores(students)
     if not scores:
         return None
     best = max(scores, key=lambda method: intervals.mean(scores[method]).mean)
-    sets = sets_of(chosen.loc[chosen["method"] == best, "set"])
     many = f", the best of {len(scores)}" if len(scores) > 1 else ""
-    return f"{best} {intervals.mean_text(*intervals.mean(scores[best])[:3], sets)}{many}", scores[best]
+    return f"{best} {_mean_of(students, best)}{many}", scores[best]
+
+
+def _scores(students: pd.DataFrame) -> dict[str, dict[int, float]]:
+    """Return the scores of each method by seed."""
+    return {str(method): scores_of(rows) for method, rows in students.groupby("method")}
+
+
+def _mean_of(students: pd.DataFrame, method: str) -> str:
+    rows = students[students["method"] == method]
+    return intervals.mean_text(*intervals.mean(scores_of(rows))[:3], sets_of(rows["set"]))
 
 
 def results(summary: pd.DataFrame) -> Table:
