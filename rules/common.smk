@@ -42,6 +42,7 @@ from wmdd.base.errors import WmddError
 from wmdd.cost.blocks import Blocks
 from wmdd.cost.resources import Requests
 from wmdd.jobs.provenance import code_digest, git_revision
+from wmdd.workflow import experiment_file
 from wmdd.workflow.costs import costs
 from wmdd.workflow.experiment import Experiment
 from wmdd.workflow.inputs import Inputs, any_of
@@ -62,6 +63,8 @@ if DeploymentMethod.CONDA in DEPLOYMENT:
     shell.prefix(OUTLIVE + f'export PYTHONPATH={sources} PATH="$CONDA_PREFIX/bin:$PATH"; ')
 
 try:
+    for file in workflow.configfiles:
+        experiment_file.read(Path(file))  # Snakemake itself takes a key twice
     experiment = Experiment(config)
     blocks = Blocks(experiment)
 except WmddError as error:

@@ -25,9 +25,9 @@ Shares = Annotated[tuple[Fraction, Fraction], AfterValidator(_ordered)]
 
 @Parameter(name="*")
 class Settings(BaseModel):
-    """Base of all settings: immutable, unknown keys refused."""
+    """Base of all settings: immutable; unknown keys are refused, and numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, allow_inf_nan=False)
 
     @classmethod
     def unused(cls, values: dict[str, Any]) -> Collection[str]:

@@ -61,13 +61,13 @@ def snakefile() -> Path:
     raise WmddError("there is no Snakefile here; change to the folder in which you run snakemake")
 
 
-def jobs(configfile: Path, forceall: bool = False) -> list[Job]:
+def jobs(*configfiles: Path, forceall: bool = False) -> list[Job]:
     """Return the jobs of an experiment in the current folder. Nothing is locked or run.
 
     A change of the software environment does not count: only the command line that ran a job tells whether it had one.
 
     Args:
-        configfile: the experiment file.
+        configfiles: the experiment file, or several of which the later ones count more.
         forceall: as if nothing were done yet; faster, as no file is looked at.
 
     Raises:
@@ -87,7 +87,7 @@ def jobs(configfile: Path, forceall: bool = False) -> list[Job]:
     output = OutputSettings(dryrun=True, quiet=frozenset({Quietness.ALL}))
     try:
         with redirect_stdout(nowhere), redirect_stderr(nowhere), SnakemakeApi(output) as api:
-            settings = ConfigSettings(configfiles=(configfile,))
+            settings = ConfigSettings(configfiles=configfiles)
             workflow = api.workflow(ResourceSettings(cores=1), settings, snakefile=path)
             triggers = RerunTrigger.all() - {RerunTrigger.SOFTWARE_ENV}
             workflow.dag(DAGSettings(forceall=forceall, rerun_triggers=triggers)).printrulegraph()  # builds the DAG

@@ -37,6 +37,15 @@ class _Layer:
         return self.methods if kind == "methods" else getattr(self.content, kind)
 
 
+def _over(content: dict[str, Any], stronger: dict[str, Any]) -> dict[str, Any]:
+    """Return a mapping with another one over it, key by key in all depths."""
+    both = {
+        key: _over(content[key], value) if isinstance(value, dict) and isinstance(content.get(key), dict) else value
+        for key, value in stronger.items()
+    }
+    return content | both
+
+
 class Experiment:
     """A checked experiment file over the presets; resolves the settings of any stage of any run.
 
@@ -53,9 +62,12 @@ class Experiment:
         check(self)
 
     @classmethod
-    def read(cls, path: Path) -> "Experiment":
-        """Read an experiment file (YAML)."""
-        return cls(experiment_file.read(path), path.name)
+    def read(cls, *paths: Path) -> "Experiment":
+        """Read experiment files (YAML), later ones over earlier ones as Snakemake does."""
+        content: dict[str, Any] = {}
+        for path in paths:
+            content = _over(content, experiment_file.read(path))
+        return cls(content, ", ".join(path.name for path in paths))
 
     # ---- the matrix
 

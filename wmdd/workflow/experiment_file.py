@@ -9,10 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, field_validator
 
-from wmdd.base.errors import WmddError
+from wmdd.base.errors import WmddError, one_line
 from wmdd.settings import catalogue
 from wmdd.settings.base import NAME, Count, Positive, Settings
 from wmdd.settings.engine import EngineSettings, Mode
@@ -21,6 +20,7 @@ from wmdd.settings.match import ExpertSettings
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.student import WeightsSettings
 from wmdd.settings.teacher import TeacherSettings
+from wmdd.workflow import strict_yaml
 from wmdd.workflow.mistakes import as_json, first_mistake
 from wmdd.workflow.stages import KEYS, SETTINGS, STAGES, Family
 
@@ -231,14 +231,16 @@ def read(path: Path) -> dict[str, Any]:
     """Return the content of an experiment file (YAML), unchecked.
 
     Raises:
-        WmddError: there is no such file, or it holds no mapping in YAML.
+        WmddError: there is no such file, or it holds no mapping in YAML that is what it looks like (`strict_yaml`).
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = strict_yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WmddError(f"cannot read the experiment file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WmddError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise WmddError(f"{path} is not valid YAML: {one_line(error)}") from None
+    except WmddError as error:
+        raise WmddError(f"{path}: {error}") from None
     if not isinstance(content, dict):
         kind = "nothing" if content is None else f"a {type(content).__name__}"
         raise WmddError(f"{path} must hold a mapping of settings (key: value), but it holds {kind}")
@@ -250,7 +252,9 @@ def presets() -> Any:
     """Return the entries that come with the package: datasets, teachers, generators, experts, methods, protocols, students."""
     path = Path(__file__).with_name("presets.yaml")
     datasets = {name: entry.settings() for name, entry in catalogue.table().items() if entry.data}
-    return parse(yaml.safe_load(path.read_text()) | {"datasets": datasets}, f"{path.name}, datasets.yaml")
+    return parse(
+        strict_yaml.load(path.read_text(encoding="utf-8")) | {"datasets": datasets}, f"{path.name}, datasets.yaml"
+    )
 
 
 def values_set(entry: BaseModel | None) -> dict[str, Any]:

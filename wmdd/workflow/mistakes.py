@@ -58,7 +58,13 @@ def first_mistake(error: ValidationError, model: type[BaseModel]) -> str:
         nearest = difflib.get_close_matches(path[-1], keys, n=1, cutoff=0.0)
         return f"unknown key {_dotted(path)}; did you mean {nearest[0]!r}? Known here: {', '.join(keys)}"
     reasons = dict.fromkeys(_reason(m[2]) for m in of_field if m[0] == path)
-    return f"{_dotted(path)}: {', or: '.join(reasons)} (got {mistake['input']!r})"
+    return f"{_dotted(path)}: {', or: '.join(reasons)} (got {_short(mistake['input'])})"
+
+
+def _short(value: Any) -> str:
+    """Return a value as text, of 200 characters at most."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 def _reason(mistake: Any) -> str:
