@@ -162,7 +162,7 @@ def test_bad_input_is_one_line(two, mistake):
         ("results nowhere", "there is no student's result at nowhere; give a run0.json"),
         (f"{BASE}/wmdd x.json", "x.json is not the result of a student"),
         (f"{BASE}/wmdd cut.json", "cut.json is not a whole JSON file"),
-        (f"{BASE}/wmdd more/{BASE}/wmdd", "is not a number; delete the file and run again"),
+        (f"{BASE}/wmdd more/{BASE}/wmdd", "is nan, not a number from 0 to 1; delete the file"),
         (f"{BASE}/many {BASE}/random", "share no protocol; name folders further down"),
     ):
         assert said in mistake(f"compare {line}")

@@ -58,8 +58,13 @@ def test_what_is_no_result_of_a_student_is_refused():
     for other in [], {"settings": {}}:
         with pytest.raises(WmddError, match="is not the result of a student"):
             rows([(path, other)])
-    with pytest.raises(WmddError, match="is not a number; delete the file and run again"):
-        rows([result(float("nan"))])
+    for score in float("nan"), 1e9, -3, "0.9", None, True, [0.5]:
+        path, content = result(0.5)
+        content["result"]["top1"] = score
+        with pytest.raises(
+            WmddError, match=r"top1 of results/.*run0\.json is .*, not a number from 0 to 1; delete the file"
+        ):
+            rows([(path, content)])
 
 
 # Summary

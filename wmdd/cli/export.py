@@ -22,6 +22,7 @@ from wmdd.export.dataset_card import Origin
 from wmdd.export.export import check_output, mean_soft_labels
 from wmdd.export.export import export as write_folder
 from wmdd.export.manifest import Layout, Manifest, SoftLabels, check_images, manifest_classes, provenance
+from wmdd.report.results import top1_of
 from wmdd.settings import catalogue
 from wmdd.stages.labels import opened
 from wmdd.workflow.layout import Cell, place_of
@@ -144,6 +145,7 @@ def _students(paths: Sequence[Path], images: Path, meta: dict[str, Any]) -> list
     for path, content in zip(paths, contents, strict=True):
         if not isinstance(content, dict) or not {"settings", "result", "inputs"} <= content.keys():
             raise WmddError(f"{path} has no scores of a student; give run0.json and the like")
+        top1_of(path, content)
         if content["inputs"].get("images") != meta["digest"]:
             raise WmddError(f"{path} is of a student of another set than {images}; leave it out")
     return contents

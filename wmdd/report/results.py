@@ -42,6 +42,7 @@ MEASURES = (
     # The best of all looks is chosen by the validation set itself, so that no table has it.
     Measure("best_top1", lambda content: 100 * content["result"]["best_top1"], mean=False),
 )
+SCORES = {"top1", "top5", "best_top1"}  # shares of the validation pictures
 Results = list[tuple[Path, dict[str, Any]]]
 
 
@@ -113,12 +114,16 @@ def top1_of(path: Path, content: Meta) -> float:
     """Return the top-1 of a student in percent.
 
     Raises:
-        WmddError: it is not a number.
+        WmddError: it is no result of a student, or one of its scores is no share of pictures.
     """
-    top1 = 100 * float(content["result"]["top1"])
-    if math.isnan(top1):
-        raise WmddError(f"the accuracy in {path} is not a number; delete the file and run again")
-    return top1
+    result = content.get("result") if isinstance(content, Mapping) else None
+    if not isinstance(result, Mapping) or "top1" not in result:
+        raise WmddError(NO_RESULT.format(path))
+    for name in SCORES & result.keys():
+        score = result[name]
+        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+            raise WmddError(f"{name} of {path} is {score!r}, not a number from 0 to 1; delete the file and run again")
+    return 100 * float(result["top1"])
 
 
 def set_digest(content: Meta) -> str:
