@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from wmdd.artifacts import checksums
 from wmdd.artifacts.atomic_files import read_json, write_json
 from wmdd.artifacts.checkpoint import Checkpoint
-from wmdd.artifacts.hdf5 import dataset_of, load, load_meta, opened, reading
+from wmdd.artifacts.hdf5 import checked_weights, dataset_of, load, load_meta, opened, reading
 from wmdd.artifacts.hdf5_writer import save, writing
 from wmdd.artifacts.model_files import load_model, save_model
 from wmdd.base.errors import WmddError
@@ -218,3 +219,13 @@ def test_a_checkpoint_that_changed_is_set_aside(tmp_path, capsys):
     (tmp_path / "c").write_bytes(content)
     assert checkpoint.load() is None
     assert "cannot be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -1, 0])
+def test_weights_that_are_no_masses_are_refused(wrong):
+    good = np.ones((3, 2), np.float32)
+    assert checked_weights(Path("images.h5"), good) is good
+    bad = good.copy()
+    bad[1] = wrong
+    with pytest.raises(WmddError, match=r"the weights of class 1 in images\.h5 are"):
+        checked_weights(Path("images.h5"), bad)

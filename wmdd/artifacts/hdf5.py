@@ -294,6 +294,21 @@ def learned_labels(path: Path, file: Artifact) -> np.ndarray | None:
     return np.asarray(file[LEARNED][()], np.float32).reshape(-1, classes)
 
 
+def checked_weights(path: Path, weights: np.ndarray) -> np.ndarray:
+    """Return the weights [C, K] of the images or atoms of a file.
+
+    Raises:
+        WmddError: one is negative or no number, or all of a class are 0.
+    """
+    for label, row in enumerate(weights):
+        if not (np.isfinite(row).all() and (row >= 0).all() and row.sum() > 0):
+            raise WmddError(
+                f"the weights of class {label} in {path} are {row.min():g} to {row.max():g}; they must be numbers, none "
+                "negative and not all 0: make the file again"
+            )
+    return weights
+
+
 def check_classes(expected: list[str], found: list[str], expected_from: str, found_from: str) -> None:
     """Refuse two artifacts whose classes differ in number, name or order.
 

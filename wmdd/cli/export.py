@@ -14,7 +14,7 @@ from cyclopts.validators import Number
 
 from wmdd.artifacts import hdf5
 from wmdd.artifacts.atomic_files import read_json
-from wmdd.artifacts.hdf5 import LEARNED, check_classes, learned_labels
+from wmdd.artifacts.hdf5 import LEARNED, check_classes, checked_weights, learned_labels
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
 from wmdd.cli.arguments import Paths, Threads, command
@@ -78,7 +78,7 @@ def export(
         dataset = _source(source, cell, meta)
         accuracy = labels_meta.get("teacher_accuracy") if labels_meta else None
         origin = Origin(cell, dataset, source is not None, _students(student or [], images, meta), accuracy)
-        weights = file["weights"][()].astype(np.float32)
+        weights = checked_weights(images, file["weights"][()].astype(np.float32))
         write_folder(output, manifest, file["images"], weights, soft, origin, progress, overwrite)
     print(
         f"{output}: {manifest.images} images of {len(weights)} classes; read {output / 'README.md'} before you pass them on"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from wmdd.artifacts import atomic_files, hdf5, hdf5_writer
-from wmdd.artifacts.hdf5 import load
+from wmdd.artifacts.hdf5 import checked_weights, load
 from wmdd.artifacts.partial_output import Pieces
 from wmdd.base.errors import WmddError
 from wmdd.cli.arguments import ENGINE, Block, Data, Paths, Positive, Seed, Threads, command
@@ -177,7 +177,9 @@ def decode(
             read_generator(stage_job.engine), torch.from_numpy(arrays["atoms"]), labels, tuple(meta["shape"]), settings,
             seed, stage_job.context,
         )  # fmt: skip
-        save_images(stage_job, images, torch.from_numpy(arrays["weights"]), labels.tolist(), meta)
+        save_images(
+            stage_job, images, torch.from_numpy(checked_weights(atoms, arrays["weights"])), labels.tolist(), meta
+        )
 
 
 @command

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from wmdd.artifacts import atomic_files, hdf5
-from wmdd.artifacts.hdf5 import check_classes, load
+from wmdd.artifacts.hdf5 import check_classes, checked_weights, load
 from wmdd.cli.arguments import ENGINE, Features, Paths, Teacher, Threads, command
 from wmdd.cli.readers import reading_features
 from wmdd.cli.tensor_readers import read_teacher
@@ -44,7 +44,10 @@ def distance(
     with reading_features(features, teacher, teacher_meta) as (file, features_meta):
         inputs = {"images": meta, "teacher": teacher_meta, "features": features_meta}
         with job("distance", output, [], inputs, engine, threads) as stage_job:
-            pixels, weights = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["weights"])
+            pixels, weights = (
+                torch.from_numpy(arrays["images"]),
+                torch.from_numpy(checked_weights(images, arrays["weights"])),
+            )
             cloud = Cloud(file["features"], file["labels"][()], features_meta["names"])
             embedded = features_of(network, pixels.flatten(0, 1), Normalisation.of(teacher_meta), stage_job.context)
             distances = distances_to(embedded.unflatten(0, pixels.shape[:2]), weights, cloud, stage_job.context)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from wmdd.artifacts import hdf5
-from wmdd.artifacts.hdf5 import Meta, check_classes, load
+from wmdd.artifacts.hdf5 import Meta, check_classes, checked_weights, load
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
 from wmdd.cli.arguments import ENGINE, Block, Ipc, Positive, Seed, Teacher, Threads, command
@@ -137,7 +137,7 @@ def _atoms(
         raise WmddError(f"{path} is of other classes or images per class than {block} at ipc {ipc}; rebuild it")
     if arrays["atoms"].shape[2] != width:
         raise WmddError(f"{path} is of the features of another teacher than {teacher}; rebuild it")
-    return torch.from_numpy(arrays["atoms"]), torch.from_numpy(arrays["weights"]), meta
+    return torch.from_numpy(arrays["atoms"]), torch.from_numpy(checked_weights(path, arrays["weights"])), meta
 
 
 def _start(path: Path, teacher_meta: dict[str, Any], classes: range, ipc: int) -> tuple[Tensor, Meta]:

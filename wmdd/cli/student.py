@@ -10,7 +10,7 @@ import torch
 from cyclopts import Parameter
 
 from wmdd.artifacts import atomic_files, hdf5, hdf5_writer
-from wmdd.artifacts.hdf5 import check_classes, learned_labels, load
+from wmdd.artifacts.hdf5 import check_classes, checked_weights, learned_labels, load
 from wmdd.artifacts.partial_output import Pieces, gathered
 from wmdd.base.errors import WmddError
 from wmdd.cli.arguments import ENGINE, Data, Paths, Seed, Teacher, Threads, command
@@ -120,7 +120,7 @@ def student(
         if settings.whiten:
             pictures, _ = files.enter_context(opened(near, "train", once=True))
             white = whitening.fit(pictures, normalisation)
-        weights = torch.from_numpy(arrays["weights"])  # [C, K]
+        weights = torch.from_numpy(checked_weights(images, arrays["weights"]))  # [C, K]
         students = train(
             torch.from_numpy(arrays["images"]).flatten(0, 1), _own_labels(images, *weights.shape),
             weighted(weights, settings.weights).flatten(), views_labels, val_pictures, len(weights),

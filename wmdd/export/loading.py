@@ -85,7 +85,8 @@ def _from_images(path: Path, transform: Callable[[Tensor], Any] | None) -> Disti
     with hdf5.reading(path) as file:
         check_images(path, file)
         meta = file.meta
-        images, weights = (torch.from_numpy(file[name][()]) for name in ("images", "weights"))
+        images = torch.from_numpy(file["images"][()])
+        weights = torch.from_numpy(hdf5.checked_weights(path, file["weights"][()]))
         learned = hdf5.learned_labels(path, file)
     labels = torch.arange(len(images)).repeat_interleave(images.shape[1])
     return Distilled(
