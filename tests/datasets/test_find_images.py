@@ -1,6 +1,7 @@
 """Where pictures are: folders, Tiny-ImageNet and ImageNet in every form that people have them in."""
 
 import io
+import re
 import shutil
 import tarfile
 import zipfile
@@ -17,6 +18,7 @@ import scipy.io
 
 from tests.artifacts.test_artifacts import unprivileged
 from tests.stages.test_data import refusal
+from wmdd.base.errors import WmddError
 from wmdd.datasets.find_images import DatasetFiles, find
 from wmdd.settings import catalogue
 from wmdd.settings.catalogue import Archive
@@ -80,7 +82,7 @@ def test_folders(root: Path) -> None:
 
 
 def test_odd_names(root: Path) -> None:
-    odd = ["a b", "ü 猫", "-rf", "it's", "a;b", "100%", "{x}", "\udcff"]
+    odd = ["a b", "ü 猫", "-rf", "it's", "a;b", "100%", "{x}"]
     for name, split in product(odd, ("train", "val")):
         (root / split / name).mkdir()
         (root / split / name / f"{name}.jpg").write_bytes(b"here")
@@ -89,6 +91,26 @@ def test_odd_names(root: Path) -> None:
         label = found.classes.index(name)
         assert names(found.train)[label] == [f"train/{name}/{name}.jpg"]
         assert found.train[label].read(0) == b"here"
+
+
+@pytest.mark.parametrize(("name", "shown"), [("caf\udce9", "caf\\udce9"), ("b\n\x1b[2J", "b\\n\\x1b[2J")])
+def test_a_name_that_no_later_stage_can_write_is_refused(root: Path, name: str, shown: str) -> None:
+    (root / "train" / name).mkdir()
+    with pytest.raises(
+        WmddError, match=f"the name {re.escape(shown)} in .*train is no UTF-8 or has control characters"
+    ):
+        locate(root)
+
+
+def test_pictures_in_formats_that_are_not_read_are_counted(root: Path) -> None:
+    write(root, ["train/cat/IMG_1.HEIC", "train/cat/deep/a.avif", "val/dog/x.jp2"])
+    assert locate(root).other_formats == ["train/cat/IMG_1.HEIC", "train/cat/deep/a.avif", "val/dog/x.jp2"]
+
+
+def test_with_a_part_held_out_no_validation_folder_is_needed(root: Path) -> None:
+    shutil.rmtree(root / "val")
+    listing = locate(root, held_out=0.5)
+    assert (list(listing.val), listing.val_folder) == ([], "")
 
 
 def test_nested_hidden_and_other_files(root: Path) -> None:

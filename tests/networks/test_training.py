@@ -15,7 +15,7 @@ from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
 from wmdd.networks.context import quiet
-from wmdd.networks.engine import plain
+from wmdd.networks.engine import OPTIMIZERS, plain
 from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.training import Batch, batches_of, cross_entropy, distillation, evaluate, fit, learning_rate
 from wmdd.settings.network import TrainingSettings
@@ -163,13 +163,13 @@ def steps(monkeypatch):
     """The rate and the weights of every step of SGD."""
     seen = []
 
-    class Watched(torch.optim.SGD):
+    class Watched(OPTIMIZERS["sgd"]):
         def step(self, *arguments):
             super().step(*arguments)
             group = self.param_groups[0]
             seen.append((group["lr"], group["params"][0].detach().clone()))
 
-    monkeypatch.setattr(torch.optim, "SGD", Watched)
+    monkeypatch.setitem(OPTIMIZERS, "sgd", Watched)
     return seen
 
 

@@ -132,7 +132,10 @@ def test_order_within_a_class_is_that_of_the_names_whatever_their_extensions(roo
     assert dataset.train.files[: len(names)] == [(root / "train/cat" / name).read_bytes() for name in names]
 
 
-@pytest.mark.parametrize(("present", "chosen"), [("val test", "val"), ("test validation", "test"), ("validation",) * 2])
+@pytest.mark.parametrize(
+    ("present", "chosen"),
+    [("val test", "val"), ("test validation", "validation"), ("test valid", "valid"), ("test",) * 2],
+)
 def test_validation_folder(root: Path, present: str, chosen: str) -> None:
     (root / "val").rename(root / "kept")
     for folder in present.split():

@@ -17,7 +17,7 @@ def test_the_manifest_is_told(root: Path) -> None:
     lines = told(collect(root)).splitlines()
     assert lines[0] == "class 0: cat, 3 + 2 pictures"
     assert lines[1] == "class 1: dog (domestic dog), 3 + 2 pictures"
-    assert "6 training and 4 validation pictures, 8 x 8, as pixels" in lines[2]
+    assert "6 training and 4 validation pictures (of val/), 8 x 8, as pixels" in lines[2]
     assert len(lines) == 3
 
 

@@ -13,6 +13,15 @@ class WmddError(Exception):
     stack trace; anything else that is raised is a bug of ours and keeps its trace.
     """
 
+    def __str__(self) -> str:
+        """Return the message with nothing in it that a terminal takes for a command."""
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    r"""Return a text in one line, in which control characters and bytes that are no UTF-8 are written out (`\x1b`)."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
 
 def one_line(error: BaseException) -> str:
     """Return what an exception says, in one line; its type where it says nothing."""

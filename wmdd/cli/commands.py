@@ -14,5 +14,5 @@ COMMAND = re.compile(r'^@command\ndef (\w+)\(.*?"""(.*?)(?:\n|""")', re.MULTILIN
 
 app = App(name="wmdd", help="Dataset distillation with Wasserstein barycenters.", version=__version__)
 for source in sorted(Path(__file__).parent.glob("*.py")):
-    for name, summary in COMMAND.findall(source.read_text()):
+    for name, summary in COMMAND.findall(source.read_text(encoding="utf-8")):
         app.command(f"{__package__}.{source.stem}:{name}", help=summary)

@@ -19,7 +19,7 @@ from wmdd.workflow.stages import NETWORK
 @cache
 def table() -> Any:
     """Return what was measured, and what the data sheets say."""
-    return yaml.safe_load(Path(__file__).with_name("rates.yaml").read_text())
+    return yaml.safe_load(Path(__file__).with_name("rates.yaml").read_text(encoding="utf-8"))
 
 
 def _rated(rates: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
@@ -123,7 +123,7 @@ def read(path: Path) -> Device:
         WmddError: the file can't be read, or is not of that shape.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         return Device.model_validate(content | {"name": path.stem} if isinstance(content, dict) else content)
     except OSError as error:
         raise WmddError(f"cannot read the rates {path}: {error.strerror}") from None

@@ -1,7 +1,7 @@
 """Archives of tar and zip become folders, whole or not at all.
 
 Their checksums are the published ones (`wmdd.datasets.download`). Even so nothing is written outside of the folder: `tarfile`
-refuses such members (PEP 706), `zipfile` strips their names.
+refuses such members (PEP 706), `zipfile` strips their names. Nothing that grows beyond what its compression can do is unpacked.
 """
 
 import gzip
@@ -9,15 +9,17 @@ import lzma
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
-from typing import Self
+from typing import Any, Self
 
 from wmdd.artifacts.atomic_files import DISK_FULL
 from wmdd.base.errors import WmddError, one_line
 from wmdd.base.progress import progress
 
+MOST = 1100  # times the archive's bytes; deflate makes a file 1,032 times as small at most
 DAMAGED = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, lzma.LZMAError, EOFError,
     NotImplementedError, RuntimeError,  # a zip's compression that Python has not, or a password
@@ -69,10 +71,26 @@ def _extract(archive: Path, folder: Path) -> None:
     what = f"unpacking {archive.name}"
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive) as zipped:
-            zipped.extractall(folder, progress(zipped.infolist(), what, unit="files"))
+            members = list(_bounded(zipped.infolist(), archive))
+            zipped.extractall(folder, progress(members, what, unit="files"))
     else:
         with tarfile.open(archive, tarinfo=StrictTarInfo) as tar:
-            tar.extractall(folder, progress(tar, what, unit="files"), filter="data")
+            tar.extractall(folder, progress(_bounded(tar, archive), what, unit="files"), filter="data")
+
+
+def _bounded(members: Iterable[Any], archive: Path) -> Iterator[Any]:
+    """Yield the members of an archive, as long as it can hold them.
+
+    Raises:
+        TarError: it can't: one is sparse, or they are larger than compression explains.
+    """
+    room = MOST * archive.stat().st_size
+    for member in members:
+        room -= getattr(member, "size", 0) or getattr(member, "file_size", 0)
+        if room < 0 or (isinstance(member, tarfile.TarInfo) and member.issparse()):
+            name = getattr(member, "name", "") or getattr(member, "filename", "")
+            raise tarfile.TarError(f"{name} claims to be larger than the archive can hold")
+        yield member
 
 
 def _place(content: Path, folder: Path, archive: Path) -> None:

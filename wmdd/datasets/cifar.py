@@ -27,7 +27,7 @@ def read(settings: DataSettings) -> tuple[Arrays, Arrays, list[str]]:
     for name in names:
         check_inside(folder / name, folder)
     with reading(folder):
-        classes = (folder / rows.classes).read_text().split()
+        classes = (folder / rows.classes).read_text(encoding="utf-8").split()
         train, test = (_read_rows(rows, folder, files, len(classes)) for files in (rows.train, rows.test))
     return train, test, classes
 

@@ -1,6 +1,7 @@
-"""Folders of pictures: root/train/CLASS/... and root/val/CLASS/... (or test/, or validation/), nested as they like.
+"""Folders of pictures: root/train/CLASS/... and root/val/CLASS/... (or valid/, validation/, test/), nested as they like.
 
-No link that leaves the root is followed; hidden entries and files of other kinds are passed over.
+No link that leaves the root is followed. Hidden entries and files of other kinds are passed over; pictures in formats that are
+not read are counted.
 """
 
 import os
@@ -9,13 +10,28 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from wmdd.base.errors import WmddError
+from wmdd.base.errors import WmddError, printable
 from wmdd.datasets.class_files import ClassFiles, in_folder, reading
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
-_VAL_FOLDERS = ("val", "test", "validation")  # the first that exists
+OTHER_FORMATS = (
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jp2",
+    ".j2k",
+    ".jxl",
+    ".svg",
+    ".psd",
+    ".dng",
+    ".cr2",
+    ".nef",
+    ".arw",
+    ".exr",
+)
+_VAL_FOLDERS = ("val", "valid", "validation", "test")  # the first that exists
 
 
 class Splits(NamedTuple):
@@ -25,20 +41,24 @@ class Splits(NamedTuple):
     train: Sequence[ClassFiles]
     val: Sequence[ClassFiles]
     val_folder: str
+    other_formats: Sequence[str] = ()  # pictures that are passed over
 
 
-def find(root: Path) -> Splits:
-    """List the pictures of both splits, which must have the same classes.
+def find(root: Path, held_out: bool = False) -> Splits:
+    """List the pictures of both splits, which must have the same classes; of the training set alone, if a part validates.
 
     Raises:
         WmddError: a split is not there, a class is only in one of them or has no pictures, a link leaves the root, or a
             folder can't be read.
     """
     val_folder = next((name for name in _VAL_FOLDERS if (root / name).is_dir()), "val")
-    classes = class_names(root, "train")
+    classes, others = class_names(root, "train"), list[str]()
+    train = [class_files(root, f"train/{name}", others) for name in classes]
+    if held_out:
+        return Splits(classes, train, [], "", others)
     check_same(root, classes, class_names(root, val_folder), val_folder)
-    train, val = ([class_files(root, f"{split}/{name}") for name in classes] for split in ("train", val_folder))
-    return Splits(classes, train, val, val_folder)
+    val = [class_files(root, f"{val_folder}/{name}", others) for name in classes]
+    return Splits(classes, train, val, val_folder, others)
 
 
 def class_names(root: Path, split: str) -> list[str]:
@@ -48,7 +68,9 @@ def class_names(root: Path, split: str) -> list[str]:
         WmddError: there is no such split, or no class folder in it.
     """
     folder = root / split
-    remedy = "put train/ and val/ (or test/, validation/) there, with one folder per class, or correct data.root"
+    remedy = (
+        "put train/ and val/ (or valid/, validation/, test/) there, with one folder per class, or correct data.root"
+    )
     if not folder.is_dir():
         raise WmddError(f"there is no folder {folder}; {remedy}")
     names = [entry.name for entry in visible_entries(folder, root) if entry.is_dir()]
@@ -78,15 +100,20 @@ def shortened(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def class_files(root: Path, folder: str) -> ClassFiles:
-    """List the pictures below a class folder.
+def class_files(root: Path, folder: str, others: list[str] | None = None) -> ClassFiles:
+    """List the pictures below a class folder; those in formats that are not read are added to `others`.
 
     Raises:
         WmddError: there are none, or something in it can't be read or leaves the root.
     """
-    files = in_folder(root, folder, _pictures_below(root / folder, root))
+    passed: list[str] = []
+    files = in_folder(root, folder, _pictures_below(root / folder, root, passed))
+    if others is not None:
+        others += [f"{folder}/{name}" for name in passed]
     if not len(files):
         remedy = "add some, or delete the class in both splits"
+        if passed:
+            remedy = f"convert the {len(passed)} that are in other formats, as {passed[0]}"
         raise WmddError(f"the class folder {root / folder} has no pictures ({' '.join(EXTENSIONS)}); {remedy}")
     return files
 
@@ -156,26 +183,31 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
 
 
-def _pictures_below(folder: Path, root: Path, prefix: str = "") -> Iterator[str]:
+def _pictures_below(folder: Path, root: Path, passed: list[str], prefix: str = "") -> Iterator[str]:
     for entry in visible_entries(folder, root):
         if entry.is_dir() and entry.is_symlink():
             raise WmddError(f"{entry.path} links to a folder, which might never end; put the pictures there themselves")
         if entry.is_dir():
-            yield from _pictures_below(folder / entry.name, root, f"{prefix}{entry.name}/")
+            yield from _pictures_below(folder / entry.name, root, passed, f"{prefix}{entry.name}/")
         elif entry.is_file() and is_picture(entry.name):
             yield prefix + entry.name
+        elif entry.name.lower().endswith(OTHER_FORMATS):
+            passed.append(prefix + entry.name)
 
 
 def visible_entries(folder: Path, root: Path) -> list[os.DirEntry[str]]:
     """Return what is in a folder, sorted by name, without hidden entries.
 
     Raises:
-        WmddError: it can't be read, or a link in it leaves the root.
+        WmddError: it can't be read, a name in it is no UTF-8 or has control characters, or a link in it leaves the root.
     """
     check_inside(folder, root)
     with reading(folder), os.scandir(folder) as entries:
         visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=attrgetter("name"))
     for entry in visible:
+        if printable(entry.name) != entry.name:
+            fault = "is no UTF-8 or has control characters, which no later stage can write"
+            raise WmddError(f"the name {printable(entry.name)} in {folder} {fault}; rename it")
         if entry.is_symlink():
             check_inside(folder / entry.name, root)
     return visible

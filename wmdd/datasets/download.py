@@ -148,8 +148,8 @@ def _append(file: BinaryIO, archive: Archive, session: requests.Session) -> None
             done = 0
         if response.status_code == 416:
             raise _CutShortError("the server has no more than a part that was here")
-        length = response.headers.get("Content-Length")
-        total = done + int(length) if length else archive.size
+        length = response.headers.get("Content-Length", "")
+        total = done + int(length) if length.isdecimal() else archive.size
         if archive.size and total != archive.size:
             raise requests.RequestException(f"it has {total:,} bytes there where {archive.size:,} were published")
         if shutil.disk_usage(Path(file.name).parent).free < total - done:
@@ -157,6 +157,11 @@ def _append(file: BinaryIO, archive: Archive, session: requests.Session) -> None
         chunks = response.raw.stream(CHUNK, decode_content=False)  # .tar.gz as it is, whatever the server calls it
         try:
             for chunk in progress(chunks, f"fetching {archive.name}", -(-total // CHUNK) or None, done // CHUNK, "MiB"):
+                if archive.size and file.tell() + len(chunk) > archive.size:
+                    file.truncate(0)
+                    raise requests.RequestException(
+                        f"it sends more than the {archive.size:,} bytes that were published"
+                    )
                 file.write(chunk)
         except urllib3.exceptions.HTTPError as error:
             reason = f"the connection broke at {file.tell():,} of {total:,} bytes: {_brief(error)}"

@@ -26,6 +26,7 @@ class DatasetFiles:
     val: Sequence[ClassFiles]
     val_folder: str  # what the validation split was called
     variant: str  # which of the things that go by this name it is, for the report
+    other_formats: Sequence[str] = ()  # pictures that are passed over
 
 
 def find(settings: DataSettings) -> DatasetFiles:
@@ -40,7 +41,11 @@ def find(settings: DataSettings) -> DatasetFiles:
         variant = f"{entry.variant}, from {form}"
     elif entry.layout in ("folders", "tiny-imagenet"):
         root = unpacked(settings, lambda folder: (folder / "train").is_dir())
-        splits = _tiny_imagenet(root) if entry.layout == "tiny-imagenet" else class_folders.find(root)
+        splits = (
+            _tiny_imagenet(root)
+            if entry.layout == "tiny-imagenet"
+            else class_folders.find(root, bool(settings.held_out))
+        )
         variant = entry.variant.format(folder=root.name)
     else:
         raise WmddError(f"the pictures of {settings.source} are not files; this is a mistake of ours")
@@ -48,7 +53,7 @@ def find(settings: DataSettings) -> DatasetFiles:
         imagenet_classes.readable(name) if name == folder else name
         for name, folder in zip(class_folders.readable_names(root, splits.classes), splits.classes, strict=True)
     ]
-    return DatasetFiles(root, splits.classes, names, splits.train, splits.val, splits.val_folder, variant)
+    return DatasetFiles(root, names=names, variant=variant, **splits._asdict())
 
 
 def root_of(settings: DataSettings) -> Path:
@@ -91,7 +96,11 @@ def _tiny_imagenet(root: Path) -> Splits:
         return class_folders.find(root)
     classes = class_folders.class_names(root, "train")
     with reading(annotations):
-        rows = [line.split("\t") for line in annotations.read_text(errors="replace").splitlines() if "\t" in line]
+        rows = [
+            line.split("\t")
+            for line in annotations.read_text(encoding="utf-8", errors="replace").splitlines()
+            if "\t" in line
+        ]
     labels = {name.rpartition(".")[0]: label for name, label, *_ in rows}
     names = class_folders.pictures_in(root, "val/images")
     positions = class_folders.positions_by_class(names, labels, classes, folder, annotations)

@@ -157,7 +157,7 @@ def _positions(
         label_file, labels = solution, _read_solution(solution)
     elif synsets:
         with reading(synsets):
-            wnids = synsets.read_text(errors="replace").split()
+            wnids = synsets.read_text(encoding="utf-8", errors="replace").split()
         label_file, labels = synsets, _in_order(names, wnids, pictures, synsets)
     elif (base / devkit.name).is_file():
         label_file = fetch(devkit, base, False)

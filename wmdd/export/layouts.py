@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from wmdd.artifacts import hdf5, hdf5_writer
+from wmdd.artifacts.atomic_files import check_file
 from wmdd.base.errors import WmddError, one_line
 from wmdd.datasets.decode import UnreadableError, decode
 from wmdd.export.manifest import AGAIN, ARRAYS, PICTURES, TABLE, Manifest
@@ -22,6 +23,7 @@ SHARD = 2000  # images of a tar or parquet file: about 200 MB at 224 px
 GROUP = 100  # images of a row group of a parquet file, and of what is read at once
 _DAMAGE = (  # what pandas, tarfile, numpy and pyarrow raise
     OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, NotImplementedError, UnreadableError, tarfile.TarError,
+    RecursionError, MemoryError, OverflowError,
 )  # fmt: skip
 
 
@@ -183,6 +185,7 @@ def _read_image_folder(folder: Path, manifest: Manifest) -> Iterator[Rows]:
         labels, weights = columns["label"].astype(int).to_numpy(), columns["weight"].astype(np.float32).to_numpy()
         softs = columns.get("soft_label")
     for position, name in enumerate(names):
+        check_file(folder / name, AGAIN)
         with readable(folder / name):
             data = (folder / name).read_bytes()
         with readable(table):
@@ -214,7 +217,7 @@ def _read_web_dataset(folder: Path, manifest: Manifest) -> Iterator[Rows]:
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member) if member.isreg() else None
+    file = tar.extractfile(member) if member.isreg() and not member.issparse() else None
     if file is None:
         raise ValueError(f"{member.name} is no file")
     return file.read()

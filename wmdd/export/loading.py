@@ -110,6 +110,11 @@ def _from_export(folder: Path, transform: Callable[[Tensor], Any] | None) -> Dis
 def _verified_arrays(folder: Path, manifest: Manifest) -> dict[str, np.ndarray]:
     """Read all rows of an export into arrays, and check that they are what was exported."""
     n, side = manifest.images, manifest.resolution
+    stored = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if 3 * n * side**2 > max(hdf5.SMALL, hdf5.MOST * stored):
+        raise WmddError(
+            f"the manifest of {folder} claims {n:,} images of {side:,} px, more than its files hold; {AGAIN}"
+        )
     arrays: dict[str, np.ndarray] = {
         "images": np.empty((n, 3, side, side), np.uint8),
         "labels": np.empty(n, np.int64),

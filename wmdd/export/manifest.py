@@ -131,7 +131,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise WmddError(f"{folder} has no {MANIFEST}, so it is no export; {remedy}") from None
     except ValidationError as error:
         raise WmddError(f"{path} is no manifest of an export ({first_mistake(error)}); {AGAIN}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WmddError(f"{path} can't be read ({error}); {AGAIN}") from None
 
 

@@ -251,7 +251,7 @@ def _vocabulary(place: Path) -> list[Path]:
 
 def _settings_file(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict):
             return content
         reason = f"holds no settings but a {type(content).__name__}"

@@ -82,7 +82,9 @@ class Package:
                 continue
             parts = path.relative_to(root.parent).with_suffix("").parts
             self.files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-        self.texts = {name: "" if path.is_dir() else path.read_text() for name, path in self.files.items()}
+        self.texts = {
+            name: "" if path.is_dir() else path.read_text(encoding="utf-8") for name, path in self.files.items()
+        }
         self.sources = _hash([f"{name} {text}" for name, text in self.texts.items()])
         self.module = cache(self._module)
         self.text = cache(self._text)

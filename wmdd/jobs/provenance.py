@@ -70,7 +70,7 @@ def code_digest(stage: str, root: Path = PACKAGE) -> str:
 def _kept(sources: str) -> dict[str, str]:
     """Return the digests of stages that were computed from these sources before."""
     with suppress(OSError, ValueError, TypeError, KeyError):  # not there, or damaged
-        kept = json.loads(KEPT.read_text())
+        kept = json.loads(KEPT.read_text(encoding="utf-8"))
         if kept["sources"] == sources:
             return dict(kept["digests"])
     return {}
@@ -79,7 +79,7 @@ def _kept(sources: str) -> dict[str, str]:
 def _keep(sources: str, digests: dict[str, str]) -> None:
     part = KEPT.with_suffix(f".{os.getpid()}.part")
     with suppress(OSError):
-        part.write_text(json.dumps({"sources": sources, "digests": digests}))
+        part.write_text(json.dumps({"sources": sources, "digests": digests}), encoding="utf-8")
         part.replace(KEPT)
 
 
@@ -99,7 +99,7 @@ def git_revision() -> str:
 def processor() -> str:
     """Return the name of the CPU."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

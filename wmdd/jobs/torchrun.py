@@ -97,7 +97,7 @@ class _PassedOn(Notice):
         if not self.signal:
             super().give(name)
             part = self._file.with_suffix(".part")
-            part.write_text(name)
+            part.write_text(name, encoding="utf-8")
             part.replace(self._file)
 
 
@@ -146,7 +146,7 @@ def follow() -> None:
         warned = False
         while os.getppid() == launcher:
             if not warned and (warned := warning.exists()):
-                os.kill(os.getpid(), getattr(signal, warning.read_text()))
+                os.kill(os.getpid(), getattr(signal, warning.read_text(encoding="utf-8")))
             time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGKILL)
 

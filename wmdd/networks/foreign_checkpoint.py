@@ -1,9 +1,9 @@
 """Weights from outside: of torchvision, of timm, or of a checkpoint file, by the names that they have there."""
 
 import argparse
-import json
 import pickle
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from wmdd.artifacts.atomic_files import sha256_of
 from wmdd.artifacts.hdf5_writer import digest_of
+from wmdd.artifacts.model_files import load_model
 from wmdd.base.errors import WmddError, first_sentence
 from wmdd.networks.foreign_weights import check, timm_config, torchvision_entry
 from wmdd.networks.normalisation import Normalisation
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 State = dict[str, Tensor]
 
-NESTED = ("state_dict", "model_state_dict", "model", "network", "net", "teacher")  # a checkpoint has its weights in one
+# A checkpoint has its weights in one of these; of several the first is taken.
+NESTED = ("state_dict", "model_state_dict", "model", "network", "net", "teacher", "model_ema", "state_dict_ema", "ema")
 PREFIXES = ("module.", "model.", "_orig_mod.")  # of DistributedDataParallel, of wrappers, of torch.compile
 
 
@@ -146,26 +148,39 @@ def _safetensors(path: Path) -> tuple[State, dict[str, Any]]:
     """Return tensors, and the meta data if the file is of this package."""
     try:
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {}).get("wmdd", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if "wmdd" not in (file.metadata() or {}):
+                return state, {}
+        return load_model(path)
     except (SafetensorError, OSError) as error:
         raise WmddError(f"{path} is not a whole safetensors file ({first_sentence(error)}); get it again") from None
 
 
 def _flat(content: Any, path: Path) -> State:
-    """Return the tensors of a checkpoint, out of what they are nested in and without prefixes that all of them have."""
+    """Return the tensors of a checkpoint, out of what they are nested in and without prefixes that most of them have.
+
+    What is left out is said: other states, and tensors without the prefix (a count of averages, weights of a loss).
+    """
     while isinstance(content, dict):
-        inner = next((content[name] for name in NESTED if isinstance(content.get(name), dict)), None)
-        if inner is None:
+        nested = [name for name in NESTED if isinstance(content.get(name), dict)]
+        if not nested:
             break
-        content = inner
+        if len(nested) > 1:
+            _say(f"{path} has several states: {nested[0]} is taken, not {', '.join(nested[1:])}")
+        content = content[nested[0]]
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         keys = f"keys {', '.join(map(str, [*content][:5]))}" if isinstance(content, dict) else type(content).__name__
         raise WmddError(f"{path} holds no state dict ({keys}); save model.state_dict(), alone or as one of {NESTED}")
     state = dict(content)
-    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    while prefix := next((p for p in PREFIXES if sum(name.startswith(p) for name in state) > len(state) / 2), None):
+        if others := [name for name in state if not name.startswith(prefix)]:
+            _say(f"{path} has {', '.join(others[:3])} beside {prefix}...; left out: {len(others)}")
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     return state
+
+
+def _say(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def _origin(name: str, digest: str) -> str:

@@ -84,7 +84,7 @@ def read(path: Path) -> pd.DataFrame:
         WmddError: the file cannot be read or is not as it should be.
     """
     try:
-        content = Published.model_validate(yaml.safe_load(path.read_text()))
+        content = Published.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise WmddError(f"cannot read the published numbers {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -89,7 +89,11 @@ def datasets(metas: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
     lines = []
     for name, meta in metas:
         train, val = (sum(meta["counts"][split]) for split in ("train", "val"))
-        noticed = [meta["duplicates"]["val in train"], len(meta["skipped"]), meta["enlarged"]["count"]]
+        noticed = [
+            meta["duplicates"]["val in train"],
+            len(meta["skipped"]) + len(meta.get("other_formats", ())),
+            meta["enlarged"]["count"],
+        ]
         moments = [" ".join(f"{value:.3f}" for value in meta[moment]) for moment in ("mean", "std")]
         counts = _counts(len(meta["classes"]), train, val, meta["resolution"])
         lines.append([Value(name), Value(str(meta["variant"])), *counts, *map(Value, moments), *_counts(*noticed)])
@@ -97,7 +101,7 @@ def datasets(metas: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
     columns += ["validation in training", "left out", "enlarged"]
     caption = (
         "Mean and std are those of the normalisation. Validation in training counts validation pictures that stand in the "
-        "training set too; left out, unreadable ones; enlarged, those smaller than the resolution."
+        "training set too; left out, unreadable ones and those in other formats; enlarged, those smaller than the resolution."
     )
     return Table("datasets", columns, lines, caption)
 

@@ -96,7 +96,7 @@ class Known(_Entry):
 @cache
 def table() -> Mapping[str, Known]:
     """Return the datasets that come with the package, by name."""
-    content = yaml.safe_load(Path(__file__).with_name("datasets.yaml").read_text())
+    content = yaml.safe_load(Path(__file__).with_name("datasets.yaml").read_text(encoding="utf-8"))
     return MappingProxyType({source: Known.model_validate(entry) for source, entry in content.items()})
 
 

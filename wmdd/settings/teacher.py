@@ -1,5 +1,6 @@
 """Settings of the stages teacher and features."""
 
+import os
 from collections.abc import Collection
 from typing import Any, Literal
 
@@ -24,7 +25,8 @@ class AdoptedSettings(NetworkSettings):
     @property
     def checkpoint(self) -> str:
         """The file that the weights are taken from, or nothing."""
-        return self.weights if "/" in self.weights or self.weights.endswith(CHECKPOINTS) else ""
+        is_file = "/" in self.weights or self.weights.endswith(CHECKPOINTS)
+        return os.path.expanduser(self.weights) if is_file else ""
 
 
 class TeacherSettings(TrainingSettings, AdoptedSettings):

@@ -75,7 +75,7 @@ def _pack_files(settings: DataSettings, writer: Writer, seed: int, listing: Data
         pictures = progress(pictures, f"reading {split}", count[split], unit="img")
         _write_split(writer, split, tally, pictures, encoded)
     meta = {"classes": listing.classes, "names": listing.names, "val_folder": listing.val_folder}
-    meta["variant"] = _variant(listing.variant, settings)
+    meta |= {"variant": _variant(listing.variant, settings), "other_formats": list(listing.other_formats)}
     return meta | summary(settings, tallies, reader.resolution, encoded)
 
 

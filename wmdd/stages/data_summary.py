@@ -90,7 +90,8 @@ def describe(meta: dict[str, Any], tell: Callable[[str], None]) -> None:
         tell(f"class {index}: {folder}{readable}, {train[index]} + {val[index]} pictures")
     side, skipped = meta["resolution"], meta["skipped"]
     count = f"{sum(train)} training and {sum(val)} validation pictures"
-    tell(f"{meta['variant']}: {count}, {side} x {side}, as {meta['storage']}")
+    where = f" (of {meta['val_folder']}/)" if meta.get("val_folder") else ""
+    tell(f"{meta['variant']}: {count}{where}, {side} x {side}, as {meta['storage']}")
     converted = ", ".join(f"{n} {mode}" for mode, n in sorted(meta["modes"].items()) if mode != "RGB")
     enlarged, duplicates = meta["enlarged"], meta["duplicates"]
     if meta.get("grey"):
@@ -102,6 +103,8 @@ def describe(meta: dict[str, Any], tell: Callable[[str], None]) -> None:
         tell(f"warning: {small} pictures are smaller than {side} px and were enlarged; the smallest: {smallest}")
     if skipped:
         tell(f"warning: {len(skipped)} unreadable pictures were left out; the first: {skipped[0]}")
+    if others := meta.get("other_formats"):
+        tell(f"warning: {len(others)} pictures in formats that are not read were left out; the first: {others[0]}")
     if both := duplicates["val in train"]:
         tell(f"warning: {both} validation pictures stand in the training set too; scores are too high")
     if duplicates["train"] + duplicates["val"]:

@@ -20,7 +20,7 @@ from snakemake.logging import logger
 LOCKS = Path(".snakemake/locks")
 MACHINE = [os.uname().nodename]  # what a process id belongs to; machine-id and container where there are such
 with suppress(OSError):
-    MACHINE.append(Path("/etc/machine-id").read_text().strip())
+    MACHINE.append(Path("/etc/machine-id").read_text(encoding="utf-8").strip())
 with suppress(OSError):
     MACHINE.append(os.readlink("/proc/self/ns/pid"))
 
@@ -55,7 +55,7 @@ def holders(locks: Path = LOCKS) -> Iterator[tuple[Path, Holder]]:
     """Yield the holders of a folder, each with its file; what can't be read is left to Snakemake's lock."""
     for path in locks.glob("wmdd-*.json"):
         with suppress(OSError, ValueError, TypeError):
-            yield path, Holder(**json.loads(path.read_text()))
+            yield path, Holder(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def clear(locks: Path = LOCKS) -> None:
@@ -96,4 +96,4 @@ class Guard(logging.Handler):
 def hold(workflow: object) -> None:
     """Write down that this process has locked the folder (`onstart`)."""
     if locking(workflow) and LOCKS.is_dir():  # it is not where locks are in a database
-        (LOCKS / f"wmdd-{os.urandom(8).hex()}.json").write_text(json.dumps(asdict(Holder())))
+        (LOCKS / f"wmdd-{os.urandom(8).hex()}.json").write_text(json.dumps(asdict(Holder())), encoding="utf-8")

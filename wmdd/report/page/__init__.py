@@ -45,8 +45,8 @@ def build(material: Material) -> str:
             specs=_script(specs),
             libraries=_libraries() if specs else "",
             sorting=_sorting(),
-            styles=(TEMPLATES / "page.css").read_text(),
-            behaviour=(TEMPLATES / "page.js").read_text(),
+            styles=(TEMPLATES / "page.css").read_text(encoding="utf-8"),
+            behaviour=(TEMPLATES / "page.js").read_text(encoding="utf-8"),
         )
     )
 
@@ -75,4 +75,4 @@ def _sorting() -> tuple[str, str]:
 
     folder = Path(itables.__file__).parent / "html"
     module = base64.b64encode((folder / "dt_bundle.js").read_bytes()).decode()
-    return module, (folder / "dt_bundle.css").read_text().replace("</style", "<\\/style")
+    return module, (folder / "dt_bundle.css").read_text(encoding="utf-8").replace("</style", "<\\/style")
