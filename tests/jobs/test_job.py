@@ -23,8 +23,9 @@ class Memory(NullTracker):
     def log(self, metrics, step=None):
         self.logged |= metrics
 
-    def finish(self, exit_code=0):
+    def finish(self, exit_code=0, reason=""):
         self.codes.append(exit_code)
+        self.reason = reason
 
 
 @pytest.fixture
@@ -32,6 +33,12 @@ def memory(monkeypatch):
     tracker = Memory()
     monkeypatch.setattr(tracking, "start", lambda *_: tracker)
     return tracker
+
+
+def test_why_a_job_failed_is_in_its_run(tmp_path, memory):
+    with pytest.raises(WmddError), job("teacher", tmp_path / "x.h5", [SETTINGS], {}):
+        raise WmddError("the teacher is too weak")
+    assert (memory.codes, memory.reason) == ([1], "the teacher is too weak")
 
 
 def test_a_job_that_succeeds_writes_its_cost_and_removes_its_checkpoint(tmp_path, memory, capsys):

@@ -124,7 +124,7 @@ def test_a_table_of_what_is_not_there_is_one_line(tmp_path, monkeypatch, mistake
     Path("list.json").write_text("[]")
     for flags, said in (
         (f"--runs {ROOT}/docs/studies/cifar10/results.json", "results.json does not hold the runs of a report"),
-        ("--runs .", ". is a folder; name a file in it"),
+        ("--runs .", ". is a folder; name a file"),
         ("--runs list.json", "list.json does not hold the runs of a report"),
         (f"{RUNS} --name explain", "give its --configfile"),
         (f"{RUNS} {EXPLAIN.replace('explain', 'explian')}", "has the name explian; those that it has: reproduce, "),

@@ -155,7 +155,7 @@ def test_a_run_says_where_it_belongs_and_keeps_its_metrics_and_pictures(chain):
 
 def test_the_same_output_continues_the_same_run(chain):
     ids = {name: {each["run"][0]["run_id"] for each in several} for name, several in chain[1].items()}
-    output = Path("results/digits/resnet18-w8") / RECOVER
+    output = chain[0] / "results/digits/resnet18-w8" / RECOVER
     assert (ids[RECOVER], len(chain[1][RECOVER])) == ({run_id("a-group", output.with_suffix(".h5"))}, 2)
     assert len(set.union(*ids.values())) == len(ids) == 7
 
@@ -289,7 +289,7 @@ def test_a_wandb_that_does_not_start_ends_no_job(tmp_path):
     assert "wmdd select: wandb can't start (ModuleNotFoundError" in done.stderr
 
 
-def test_nothing_like_a_key_is_said_and_run_ids_differ_by_group_and_path_alone(monkeypatch):
+def test_nothing_like_a_key_is_said_and_run_ids_differ_by_group_and_path_alone(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", "local-secret")
     assert without_key(f"a {KEY} b local-secret c wandb_v1_abc") == "a *** b *** c ***"
     monkeypatch.delenv("WANDB_API_KEY")
@@ -297,6 +297,9 @@ def test_nothing_like_a_key_is_said_and_run_ids_differ_by_group_and_path_alone(m
     path = Path("results/a/images.h5")
     assert run_id("g", path) == run_id("g", Path("results//a/./images.h5"))
     assert len({run_id("g", path), run_id("h", path), run_id("g", Path("results/b/images.h5"))}) == 3
+    before = run_id("g", path)
+    monkeypatch.chdir(tmp_path)
+    assert run_id("g", path) != before, "two people who run the same experiment do not write into one run"
 
 
 def test_the_mode_is_offline_unless_set(monkeypatch):

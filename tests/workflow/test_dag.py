@@ -28,7 +28,7 @@ def dag(content, forceall=True, **cell):
     """The jobs of an experiment of one entry of the matrix, of CIFAR-10 unless told otherwise."""
     cell = {"datasets": ["cifar10"], "teachers": ["resnet18-w8"], "methods": ["wmdd"], "ipc": [2]} | cell
     Path("mine.yaml").write_text(yaml.safe_dump({"matrix": [{"students": ["resnet18-w8"], **cell}]} | content))
-    return jobs(Path("mine.yaml"), forceall)
+    return jobs(Path("mine.yaml"), forceall=forceall)
 
 
 def counted(content, **cell):
@@ -38,8 +38,7 @@ def counted(content, **cell):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("config", "data 1 select 4 teacher 1 features 1 grid 6 relabel 12 student 18 barycenter 4 "
-         "recover 8 images 8 report 1 page 1"),
+        ("config", "data 1 select 12 teacher 1 features 1 grid 8 student 24 barycenter 6 recover 12 images 12 report 1 page 1"),
         ("imagenette", "data 1 select 6 teacher 1 features 1 grid 8 relabel 8 student 16 barycenter 2 "
          "recover 2 images 2 report 1 page 1"),
         ("cifar10", "data 1 select 12 teacher 1 features 1 grid 8 relabel 24 student 48 barycenter 6 "

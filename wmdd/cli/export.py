@@ -22,7 +22,7 @@ from wmdd.export.dataset_card import Origin
 from wmdd.export.export import check_output, mean_soft_labels
 from wmdd.export.export import export as write_folder
 from wmdd.export.manifest import Layout, Manifest, SoftLabels, check_images, manifest_classes, provenance
-from wmdd.report.results import top1_of
+from wmdd.report.scores import top1_of
 from wmdd.settings import catalogue
 from wmdd.stages.labels import opened
 from wmdd.workflow.layout import Cell, place_of

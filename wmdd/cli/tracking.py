@@ -1,6 +1,7 @@
 """The commands around tracked runs: upload and dashboard."""
 
 import json
+import os
 from pathlib import Path
 
 from wmdd.base import units
@@ -10,13 +11,14 @@ from wmdd.tracking import sync as offline
 
 
 @command
-def sync(*, folder: Path = Path("wandb"), dry_run: bool = False) -> None:
+def sync(*, folder: Path | None = None, dry_run: bool = False) -> None:
     """Upload the offline wandb runs, from a machine with a network, and draw their lineage; again, to go on or for new ones.
 
     Args:
-        folder: that wandb wrote to.
+        folder: that wandb wrote to; $WANDB_DIR/wandb unless given, or wandb.
         dry_run: only list what would be uploaded.
     """
+    folder = folder or Path(os.environ.get("WANDB_DIR", ""), "wandb")
     runs = offline.find(folder)
     waiting = [run for run in runs if run.state == "waiting"]
     count = {state: sum(run.state == state for run in runs) for state in ("synced", "running")}

@@ -17,6 +17,7 @@ from wmdd.artifacts.checkpoint import Checkpoint, seconds_between
 from wmdd.artifacts.hdf5 import Meta
 from wmdd.artifacts.lineage import roots_of
 from wmdd.base import units
+from wmdd.base.errors import WmddError
 from wmdd.base.preemption import AGAIN, NOTHING, Notice, listening
 from wmdd.base.progress import progress
 from wmdd.jobs.provenance import code_digest, git_revision, processor, versions
@@ -160,7 +161,7 @@ def _tracked(stage_job: StageJob, columns: dict[str, Any], threads: int, started
     except BaseException as error:
         end = checkpoint.notice.end(error)
         if end is None:
-            tracker.finish(1)
+            tracker.finish(1, str(error) if isinstance(error, WmddError) else type(error).__name__)
             raise
         with suppress(Exception):  # wandb may have had the same warning
             tracker.finish(AGAIN)

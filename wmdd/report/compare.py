@@ -12,7 +12,8 @@ from tabulate import tabulate
 from wmdd.artifacts import atomic_files, hdf5
 from wmdd.base.errors import WmddError
 from wmdd.report import intervals
-from wmdd.report.results import NO_RESULT, set_digest, sets_of, top1_of
+from wmdd.report.results import set_digest, sets_of
+from wmdd.report.scores import NO_RESULT, top1_of
 from wmdd.workflow.layout import CELL, COST, Cell, beside, place_of
 from wmdd.workflow.stages import ATOMS, STAGES
 

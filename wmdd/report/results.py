@@ -15,6 +15,7 @@ from wmdd.artifacts import hdf5
 from wmdd.base.errors import WmddError
 from wmdd.report import intervals
 from wmdd.report.render import records
+from wmdd.report.scores import NO_RESULT, top1_of
 from wmdd.workflow.layout import CELL, Cell, beside, cell_of, place_of
 from wmdd.workflow.stages import REAL, STAGES
 
@@ -24,7 +25,6 @@ SETTING = [name for name in GROUP if name != "method"]  # in which methods are c
 CONTROL = "random"
 GAIN = ("gain", "gain_low", "gain_high", "gain_p", "gain_n")  # over it: the fields of `intervals.Difference`
 COLUMNS = [*CELL, "labels", "set", "family", "top1"]  # of a student, before `MEASURES`
-NO_RESULT = "{} is not the result of a student; give a run0.json of the student stage"
 Meta = Mapping[str, Any]
 
 
@@ -42,7 +42,6 @@ MEASURES = (
     # The best of all looks is chosen by the validation set itself, so that no table has it.
     Measure("best_top1", lambda content: 100 * content["result"]["best_top1"], mean=False),
 )
-SCORES = {"top1", "top5", "best_top1"}  # shares of the validation pictures
 Results = list[tuple[Path, dict[str, Any]]]
 
 
@@ -108,22 +107,6 @@ def rows(results: Results, families: Mapping[Cell, str] | None = None) -> pd.Dat
             raise WmddError(NO_RESULT.format(path)) from None
         lines.append(line)
     return pd.DataFrame(lines, columns=[*COLUMNS, *(measure.name for measure in MEASURES)])
-
-
-def top1_of(path: Path, content: Meta) -> float:
-    """Return the top-1 of a student in percent.
-
-    Raises:
-        WmddError: it is no result of a student, or one of its scores is no share of pictures.
-    """
-    result = content.get("result") if isinstance(content, Mapping) else None
-    if not isinstance(result, Mapping) or "top1" not in result:
-        raise WmddError(NO_RESULT.format(path))
-    for name in SCORES & result.keys():
-        score = result[name]
-        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
-            raise WmddError(f"{name} of {path} is {score!r}, not a number from 0 to 1; delete the file and run again")
-    return 100 * float(result["top1"])
 
 
 def set_digest(content: Meta) -> str:

@@ -33,8 +33,8 @@ class NullTracker:
     def log_artifact(self, output: Path, meta: dict[str, Any]) -> None:
         """Record what was made, and from what."""
 
-    def finish(self, exit_code: int = 0) -> None:
-        """Close the run."""
+    def finish(self, exit_code: int = 0, reason: str = "") -> None:
+        """Close the run; `reason` says why it failed."""
 
 
 def _harmless(method: Callable[..., None]) -> Any:
@@ -53,7 +53,7 @@ def _harmless(method: Callable[..., None]) -> Any:
 
 
 class WandbTracker(NullTracker):
-    """A wandb run whose id follows from the output's path, so that a rerun continues the same line on the dashboard."""
+    """A wandb run whose id follows from the output's place, so that a rerun continues the same line on the dashboard."""
 
     def __init__(self, output: Path, stage: str, settings: dict[str, Any]) -> None:
         import wandb
@@ -116,8 +116,10 @@ class WandbTracker(NullTracker):
         self._run.log_artifact(artifact, aliases=aliases)
 
     @_harmless
-    def finish(self, exit_code: int = 0) -> None:
-        """Flush and close."""
+    def finish(self, exit_code: int = 0, reason: str = "") -> None:
+        """Flush and close; why the job failed stands in the summary."""
+        if reason:
+            self._run.summary["error"] = without_key(reason)
         self._run.finish(exit_code=exit_code)
 
 
@@ -133,8 +135,8 @@ def without_key(text: str) -> str:
 
 
 def run_id(group: str, output: Path) -> str:
-    """Return the stable id of the run that makes `output`."""
-    return hashlib.sha256(f"{group} {output.as_posix()}".encode()).hexdigest()[:16]
+    """Return the id of the run that makes `output`: the same for each attempt, another in another folder or experiment."""
+    return hashlib.sha256(f"{group} {output.absolute().as_posix()}".encode()).hexdigest()[:16]
 
 
 def start(output: Path, stage: str, settings: dict[str, Any]) -> NullTracker:

@@ -1,6 +1,7 @@
 """The jobs of an experiment, as Snakemake sees them: the only DAG that there is."""
 
 import io
+import os
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,7 @@ def jobs(*configfiles: Path, forceall: bool = False) -> list[Job]:
         ResourceSettings,
     )
 
-    path, nowhere = snakefile(), io.StringIO()
+    path, nowhere, environment = snakefile(), io.StringIO(), dict(os.environ)
     output = OutputSettings(dryrun=True, quiet=frozenset({Quietness.ALL}))
     try:
         with redirect_stdout(nowhere), redirect_stderr(nowhere), SnakemakeApi(output) as api:
@@ -112,3 +113,6 @@ def jobs(*configfiles: Path, forceall: bool = False) -> list[Job]:
         reason = " ".join(f"{error}".split()).partition(" Traceback: ")[0].removeprefix("Error: ")
         reason = reason or type(error).__name__
         raise WmddError(f"snakemake can't read the workflow: {reason}; `snakemake -n` says more") from error
+    finally:  # a workflow sets variables for its jobs
+        os.environ.clear()
+        os.environ.update(environment)

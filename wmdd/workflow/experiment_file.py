@@ -234,13 +234,13 @@ def read(path: Path) -> dict[str, Any]:
         WmddError: there is no such file, or it holds no mapping in YAML that is what it looks like (`strict_yaml`).
     """
     try:
-        content = strict_yaml.load(path.read_text(encoding="utf-8"))
+        content = strict_yaml.parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WmddError(f"cannot read the experiment file {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise WmddError(f"{path} is not valid YAML: {one_line(error)}") from None
     except WmddError as error:
-        raise WmddError(f"{path}: {error}") from None
+        raise WmddError(f"{path} {error}") from None
     if not isinstance(content, dict):
         kind = "nothing" if content is None else f"a {type(content).__name__}"
         raise WmddError(f"{path} must hold a mapping of settings (key: value), but it holds {kind}")
@@ -253,7 +253,7 @@ def presets() -> Any:
     path = Path(__file__).with_name("presets.yaml")
     datasets = {name: entry.settings() for name, entry in catalogue.table().items() if entry.data}
     return parse(
-        strict_yaml.load(path.read_text(encoding="utf-8")) | {"datasets": datasets}, f"{path.name}, datasets.yaml"
+        strict_yaml.parsed(path.read_text(encoding="utf-8")) | {"datasets": datasets}, f"{path.name}, datasets.yaml"
     )
 
 

@@ -22,9 +22,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in seen and key.tag != "tag:yaml.org,2002:merge":
-                    raise WmddError(
-                        f"the key {key.value} stands twice, again in line {key.start_mark.line + 1}; keep one"
-                    )
+                    raise WmddError(f"has the key {key.value} twice, again in line {key.start_mark.line + 1}; keep one")
                 seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
 
@@ -33,7 +31,7 @@ class _Loader(yaml.SafeLoader):
             if trap.fullmatch(node.value):
                 value = super().construct_yaml_int(node)
                 raise WmddError(
-                    f"YAML reads {node.value} in line {node.start_mark.line + 1} as {reading}, {value}; "
+                    f"has {node.value} in line {node.start_mark.line + 1}, which YAML reads as {reading}, {value}; "
                     "write the number that you mean, or put it in quotes"
                 )
         return int(super().construct_yaml_int(node))
@@ -42,11 +40,12 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
-def load(text: str) -> Any:
+def parsed(text: str) -> Any:
     """Return the content of a YAML document.
 
     Raises:
-        WmddError: it is no YAML, a key stands twice, a number is another than it looks, or it is too deep or too large.
+        WmddError: says what is wrong, to come after the name of the file: it is no YAML, a key stands twice, a number is
+            another than it looks, or it is too deep or too large.
     """
     try:
         loader = _Loader(text)
@@ -56,19 +55,19 @@ def load(text: str) -> Any:
         _check_size(node, {}, set())
         return loader.construct_document(node)
     except yaml.YAMLError as error:
-        raise WmddError(f"it is not valid YAML: {' '.join(str(error).split())[:500]}") from None
+        raise WmddError(f"is not valid YAML: {' '.join(str(error).split())[:500]}") from None
     except RecursionError:
-        raise WmddError("it is nested too deeply; no setting is below more than ten brackets") from None
+        raise WmddError("is nested too deeply; no setting is below more than ten brackets") from None
 
 
 def _check_size(node: yaml.Node, sizes: dict[int, int], above: set[int]) -> int:
     """Return the number of values in a node, aliases written out."""
     if id(node) in above:
-        raise WmddError(f"line {node.start_mark.line + 1} refers to itself; write it out")
+        raise WmddError(f"refers to itself in line {node.start_mark.line + 1}; write it out")
     if id(node) not in sizes:
         parts = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
         children = [] if isinstance(node, yaml.ScalarNode) else parts
         sizes[id(node)] = 1 + sum(_check_size(child, sizes, above | {id(node)}) for child in children)
     if sizes[id(node)] > LARGEST:
-        raise WmddError(f"what stands in line {node.start_mark.line + 1} has more than {LARGEST:,} values; write fewer")
+        raise WmddError(f"has more than {LARGEST:,} values in line {node.start_mark.line + 1}; write fewer")
     return sizes[id(node)]
