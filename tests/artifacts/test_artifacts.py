@@ -381,6 +381,11 @@ def test_a_disk_or_name_that_cannot_be_written_is_one_line(tmp_path, number, say
         raise OSError(number, os.strerror(number))
 
 
+def test_a_name_that_is_too_long_is_known_before_the_work(tmp_path):
+    with pytest.raises(WmddError, match="its name is too long for the disk"):
+        make_room(tmp_path / f"{'n' * 240}.h5")
+
+
 def test_what_killed_jobs_left_half_written_goes_with_the_next_writing(tmp_path):
     gone = tmp_path / f".x.json.{socket.gethostname()}.{2**22 + 1}.part"  # above the largest number of a process
     alive = tmp_path / f".x.json.{socket.gethostname()}.{os.getppid()}.part"

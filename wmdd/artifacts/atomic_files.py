@@ -33,7 +33,7 @@ def atomic(path: Path) -> Iterator[Path]:
         WmddError: the disk is full, the folder can't be written, or another job removed what was being written.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{owner()}.part")
+    part = _part(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path)
@@ -53,6 +53,10 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # not there, or its folder is not
             part.unlink()
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{owner()}.part")
 
 
 def owner() -> str:
@@ -118,6 +122,8 @@ def make_room(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
             raise PermissionError
+        with suppress(FileNotFoundError):
+            _part(path).lstat()  # says whether the disk takes a name of that length
     except OSError as error:
         raise (write_error(path, error) or error) from None
 
