@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from wmdd.artifacts.atomic_files import check_file
 from wmdd.artifacts.hdf5 import Artifact
 from wmdd.base.errors import WmddError, first_mistake
 
@@ -124,6 +125,8 @@ def read_manifest(folder: Path) -> Manifest:
         WmddError: there is none, or it isn't one.
     """
     path = folder / MANIFEST
+    if path.exists():
+        check_file(path, AGAIN)
     try:
         return Manifest.model_validate(json.loads(path.read_text("utf-8")))
     except FileNotFoundError:

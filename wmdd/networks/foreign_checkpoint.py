@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from wmdd.artifacts.atomic_files import sha256_of
+from wmdd.artifacts.atomic_files import check_file, sha256_of
 from wmdd.artifacts.hdf5_writer import digest_of
 from wmdd.artifacts.model_files import load_model
 from wmdd.base.errors import WmddError, first_sentence
@@ -116,6 +116,7 @@ def of_file(path: Path) -> Weights:
     Raises:
         WmddError: it is missing, cut short, needs code to be unpickled, or holds no weights.
     """
+    check_file(path, "give the path of a checkpoint in weights")
     try:
         digest = sha256_of(path)
     except OSError as error:

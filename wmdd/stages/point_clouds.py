@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wmdd.artifacts import hdf5
-from wmdd.artifacts.atomic_files import sha256_of
+from wmdd.artifacts.atomic_files import check_file, sha256_of
 from wmdd.base.errors import WmddError, one_line
 
 PIECE = 2**24  # bytes that are read at a time
@@ -159,11 +159,10 @@ def reading(path: Path, dataset: str | None = None, labels: str | None = None) -
 
 
 def _begin(path: Path) -> bytes:
+    check_file(path, "run the stage that makes it first, or correct the name")
     try:
         with path.open("rb") as file:
             return file.read(8)
-    except FileNotFoundError:
-        raise WmddError(f"{path} does not exist; run the stage that makes it first, or correct the name") from None
     except OSError as error:
         raise WmddError(f"{path} cannot be read: {error.strerror}") from None
 
