@@ -238,7 +238,7 @@ def test_files_that_hold_no_points(here, content, says):
 
 
 def test_a_folder_and_flags_that_do_not_belong(here):
-    with pytest.raises(WmddError, match="cannot be read: Is a directory"):
+    with pytest.raises(WmddError, match="is a folder; name a file"):
         kept(here)
     np.save("x.npy", VALUES)
     with pytest.raises(WmddError, match="has one array; --dataset and --labels are for HDF5"):
