@@ -62,6 +62,15 @@ def opened(path: Path) -> Iterator[h5py.File]:
             raise WmddError(f"{path} is damaged ({error}); {AGAIN}") from None
 
 
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn what h5py and JSON raise on damaged files into one line."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, RuntimeError, KeyError) as error:
+        raise WmddError(f"{path} is damaged ({one_line(error)}); {AGAIN}") from None
+
+
 def dataset_of(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
     """Return an array that lies in the file itself and is no larger than the file can hold.
 
@@ -106,8 +115,14 @@ class Array:
         """Return a part, as h5py does: `[()]` is all of it.
 
         Raises:
-            WmddError: it has changed since it was written.
+            WmddError: it is damaged, or has changed since it was written.
         """
+        try:
+            return self._part(key)
+        except RuntimeError as error:  # of HDF5
+            raise WmddError(f"{self.name} of {self.path} is damaged ({one_line(error)}); {AGAIN}") from None
+
+    def _part(self, key: Any) -> Any:
         if self._checksums is None or self._checked.all():
             return self._dataset[key]
         rows, rest = (key[0], key[1:]) if isinstance(key, tuple) and key else (key, ())
@@ -255,15 +270,18 @@ def artifact_in(path: Path, file: h5py.File) -> Artifact:
     Raises:
         WmddError: it is damaged, or has changed since it was written.
     """
-    try:
+    with _damage(path):
         return Artifact(path, file)
-    except (ValueError, TypeError, AttributeError, RuntimeError, KeyError) as error:
-        raise WmddError(f"{path} is damaged ({one_line(error)}); {AGAIN}") from None
 
 
 def is_artifact(file: h5py.File) -> bool:
-    """Return whether this package wrote the file."""
-    return META in file and "digest" in file.attrs
+    """Return whether this package wrote the file.
+
+    Raises:
+        WmddError: it is damaged.
+    """
+    with _damage(Path(file.filename)):
+        return META in file and "digest" in file.attrs
 
 
 def load(path: Path, *names: str) -> tuple[Arrays, Meta]:

@@ -23,6 +23,7 @@ MOST = 1100  # times the archive's bytes; deflate makes a file 1,032 times as sm
 DAMAGED = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, lzma.LZMAError, EOFError,
     NotImplementedError, RuntimeError,  # a zip's compression that Python has not, or a password
+    IndexError, ValueError, OverflowError,  # names and numbers in a damaged header
 )  # fmt: skip
 
 
