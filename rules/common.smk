@@ -139,5 +139,8 @@ def source(name):
 
 
 def tracked(*paths):
-    """Those files of the sources as inputs, without any that is missing or has braces, which Snakemake takes for a wildcard."""
-    return [path for path in paths if Path(path).is_file() and "{" not in path]
+    """Those files of the sources as inputs, which lie in no storage.
+
+    Any that is missing is left out, or has braces, which Snakemake takes for a wildcard.
+    """
+    return [local(path) for path in paths if Path(path).is_file() and "{" not in path]

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -168,6 +169,17 @@ def test_any_folder_may_have_the_sources_and_the_demo_runs_where_no_file_is_name
     flags = shlex.split(page.partition("Shell command: ")[2])
     assert flags[flags.index("--experiment") + 1] == "mine"
     assert flags[flags.index("--published") + 1] == str(sources / "config/published.yaml")
+
+
+def test_all_that_a_job_reads_is_an_input(fresh: Workspace) -> None:
+    """Files lie in a storage: jobs see copies of what their rules name, and of nothing else."""
+    if shutil.which("rsync") is None:
+        pytest.skip("no rsync here, by which the storage copies")
+    storage = fresh.root.with_name("storage")
+    fresh.config = fresh.config | {"matrix": [ENTRY | {"methods": ["wmdd", "random"]}]}
+    fresh.snakemake("--default-storage-provider", "fs", "--default-storage-prefix", str(storage))
+    assert (storage / "results/report/index.html").is_file()
+    assert not (fresh.root / "results").exists()
 
 
 def test_rules_pass_the_linter(fresh: Workspace) -> None:
