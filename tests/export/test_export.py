@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import runpy
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from torchvision.datasets import ImageFolder
 
 import wmdd
+from wmdd.artifacts import atomic_files
 from wmdd.artifacts.atomic_files import write_json
 from wmdd.artifacts.hdf5 import load, load_meta
 from wmdd.artifacts.hdf5_writer import save
@@ -309,3 +311,31 @@ def test_mistakes(here, mistake):
         assert expected in mistake(f"export --images {name}.h5 --to hdf5 --output out")
     assert "is no distilled set" in mistake(f"export --images {HERE}/labels.h5 --to hdf5 --output out")
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("can", [True, False])
+@pytest.mark.usefixtures("here")
+def test_at_no_moment_of_a_replacement_neither_export_is_there(run, monkeypatch, can):
+    """Killed at any of its renames, an export leaves the old one or the new one, under its name or once the next begins."""
+    exported(run, "hdf5")
+    output, before = Path("out"), {path.name for path in Path("out").iterdir()}
+    if not can:
+        monkeypatch.setattr(atomic_files, "exchanged", lambda *paths: False)
+    renames = []
+    rename = Path.rename
+
+    def killed(self, target):
+        renames.append(self.name)
+        rename(self, target)
+        if len(renames) == 1:
+            os._exit(9)
+
+    if not (child := os.fork()):
+        monkeypatch.setattr(Path, "rename", killed)
+        run(line("hdf5") + " --overwrite")
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert (status, output.exists()) == ((0, True) if can else (9, False))
+    assert "out already holds an export; add --overwrite" in run(line("hdf5"))[2]
+    assert {path.name for path in output.iterdir()} == before
+    assert not [path.name for path in Path().glob(".out*")]

@@ -1,12 +1,11 @@
 """Write a distilled set as a folder that others read without this package (the layouts stand in `wmdd.export.manifest`)."""
 
 import json
-import os
 import re
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from glob import escape
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,15 +112,17 @@ def _new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
     output = output.resolve()  # of a link, what it leads to is replaced
     check_output(output, overwrite)
     atomic_files.make_room(output)
-    mark = f"{socket.gethostname()}.{os.getpid()}"
+    mark = atomic_files.owner()
     part, old = output.with_name(f".{output.name}.{mark}.part"), output.with_name(f".{output.name}.{mark}.old")
     try:
         part.mkdir()
         yield part
         check_output(output, overwrite)  # it has taken a while
-        if output.exists():
+        if not output.exists():
+            part.rename(output)
+        elif not atomic_files.exchanged(part, output):  # for a moment neither has the name
             output.rename(old)
-        part.rename(output)
+            part.rename(output)
     except (OSError, RuntimeError) as error:
         raise (atomic_files.write_error(output, error) or error) from None
     finally:
@@ -131,12 +132,25 @@ def _new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _clear(output: Path) -> None:
+    """Remove what killed exports left of a folder; an earlier export whose replacement was cut short gets its name back."""
+    for left in sorted(output.parent.glob(f".{escape(output.name)}.*")):
+        own = left.stem == f".{output.name}.{atomic_files.owner()}"
+        if own or left.suffix not in (".part", ".old") or not atomic_files.abandoned(left):
+            continue
+        if left.suffix == ".old" and not output.exists():
+            left.rename(output)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def check_output(output: Path, overwrite: bool) -> None:
-    """Refuse a place that holds anything but an earlier export that may be overwritten.
+    """Refuse a place that holds anything but an earlier export that may be overwritten; what killed exports left goes.
 
     Raises:
         WmddError: names what is there.
     """
+    _clear(output)
     if output.exists() and not output.is_dir():
         raise WmddError(f"{output} is a file; name a new folder as --output")
     names = sorted(entry.name for entry in output.iterdir()) if output.exists() else []
