@@ -4,6 +4,7 @@ import io
 import re
 import shlex
 import shutil
+import signal
 import socket
 import sys
 from collections import Counter
@@ -200,7 +201,9 @@ def run(monkeypatch, capfd):
         out, err = capfd.readouterr()
         return code, out, err
 
-    return run
+    before = signal.getsignal(signal.SIGINT)
+    yield run
+    signal.signal(signal.SIGINT, before)  # which an interrupted command takes no more
 
 
 @pytest.fixture

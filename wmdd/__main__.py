@@ -1,12 +1,15 @@
 """`python -m wmdd STAGE …`: a user's mistake, and a scheduler's warning, end in one line, anything else in its trace."""
 
 import os
+import signal
 import sys
 from difflib import get_close_matches
 
-from wmdd.base.errors import WmddError
+from wmdd.base.errors import WmddError, first_sentence, one_line
 from wmdd.base.preemption import AGAIN, Notice, Preempted, listening
 from wmdd.jobs import torchrun
+
+NO_MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory", "Cannot allocate memory")
 
 
 def main() -> None:
@@ -44,11 +47,22 @@ def _run() -> None:
     except Exception as error:
         if torchrun.launched():
             torchrun.leave(error)
-        if not isinstance(error, WmddError):
+        if not isinstance(error, WmddError) and not _ran_out(error):
             raise
-        sys.exit(f"wmdd {_command()}: error: {error}")
+        sys.exit(f"wmdd {_command()}: error: {_ran_out(error) or error}")
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one while Python leaves would be a trace
         sys.exit(130)
+
+
+def _ran_out(error: Exception) -> str:
+    """Return the line for a lack of memory, of Python, NumPy or torch; nothing for any other error."""
+    text = one_line(error)
+    if not isinstance(error, MemoryError) and not any(sign in text for sign in NO_MEMORY):
+        return ""
+    where = "the GPU" if "CUDA" in text else "this machine, or the job's share of it,"
+    remedy = "ask for more (jobs, mem_mb of the profile), or lower the stage's batch_size or classes_per_block"
+    return f"{where} has no memory left ({first_sentence(error)}); {remedy}"
 
 
 def _command() -> str:

@@ -3,12 +3,15 @@
 import inspect
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 import wmdd
@@ -64,6 +67,20 @@ def test_a_bug_keeps_its_trace_and_an_interrupt_is_no_mistake(here, run, monkeyp
     monkeypatch.setattr("wmdd.cli.recover.optimise", interrupt)
     code, _, err = run(COMMANDS["recover"])
     assert code == 130
+    assert "Traceback" not in err
+
+
+def _lacks_memory(*_):
+    return torch.empty(2**46)
+
+
+@pytest.mark.parametrize("lack", [_lacks_memory, lambda *_: np.empty(2**46), lambda *_: [0] * 2**60])
+def test_a_lack_of_memory_is_one_line_with_a_remedy(here, run, monkeypatch, lack):
+    monkeypatch.setattr("wmdd.cli.recover.optimise", lack)
+    code, _, err = run(COMMANDS["recover"])
+    assert code == 1
+    last = err.strip().splitlines()[-1]
+    assert re.search(r"^wmdd recover: error: this machine, .* has no memory left \(.+\); ask for more", last)
     assert "Traceback" not in err
 
 

@@ -50,7 +50,7 @@ HINTS = (  # what a log says -> what to do
         "the memory of the GPU was too small: lower the batch size of this stage in the experiment, or ask for a larger GPU",
     ),
     (
-        r"oom[_-]kill|(?i:out of memory|can't allocate memory|cannot allocate memory)|MemoryError",
+        r"oom[_-]kill|(?i:out of memory|can't allocate memory|cannot allocate memory|has no memory left)|MemoryError",
         "it ran out of memory: a retry asks for more; or give it more at once in the profile, set-resources: {{{rule}: "
         "{{mem_mb: …}}}}",
     ),
