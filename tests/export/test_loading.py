@@ -34,8 +34,18 @@ def refused(path):
 
 
 def changed(out, **changes):
+    """Write a manifest that another program might write, which has no seal."""
     path = out / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    content = json.loads(path.read_text()) | changes
+    content.pop("seal", None)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.usefixtures("here")
+def test_a_manifest_that_was_edited_is_refused(run):
+    path = exported(run, "hdf5") / "manifest.json"
+    path.write_text(path.read_text().replace("bee", "wasp"))
+    assert refused(path.parent) == f"{path} has changed since it was written; export the set again"
 
 
 # ---- the set

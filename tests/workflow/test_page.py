@@ -35,6 +35,16 @@ def test_the_page_of_a_run(finished: Workspace) -> None:
     assert all((finished.root / PAGE).parent.joinpath(path).is_file() for path in paths)
 
 
+@pytest.mark.parametrize(("ending", "says"), [(".csv", "the history beside"), (".json", "run0.json has changed")])
+def test_what_was_edited_by_hand_is_in_no_page(run: Workspace, ending: str, says: str) -> None:
+    result = run.path("results/digits/nano/wmdd/*/*/student/*/*/run0.json").with_suffix(ending)
+    result.write_text(result.read_text().replace("0.", "0.9"))
+    refused = run.snakemake(PAGE, check=False)
+    assert refused.returncode == 1
+    assert says in refused.stdout + refused.stderr
+    assert "has changed since it was written; delete" in refused.stdout + refused.stderr
+
+
 def test_the_stages_are_those_that_ran_blocks_that_are_deleted_too(finished: Workspace) -> None:
     chart = json.loads((finished.root / "results/report/figures/stages-0.vl.json").read_text())
     rows = [row for data in chart["datasets"].values() for row in data]

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from wmdd.artifacts import atomic_files, hdf5
-from wmdd.artifacts.atomic_files import read_json
+from wmdd.artifacts.atomic_files import read_json, sha256_of
 from wmdd.base import units
 from wmdd.base.errors import WmddError
 from wmdd.cli.arguments import Paths, command
@@ -117,6 +117,11 @@ def _histories(students: list[Path], cells: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for path, cell in zip(students, cells.to_dict("records"), strict=True):
         try:
+            digest = read_json(path).get("history")  # none in results of earlier versions
+            if digest not in (None, sha256_of(path.with_suffix(".csv"))):
+                raise WmddError(
+                    f"the history beside {path} has changed since it was written; delete both and run again"
+                )
             history = pd.read_csv(path.with_suffix(".csv"))
         except (OSError, ValueError):
             raise WmddError(f"{path.with_suffix('.csv')} is missing or damaged; delete {path} and run again") from None

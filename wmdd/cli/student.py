@@ -148,7 +148,8 @@ def _save_scores(
     result = {"top1": last["top1"], "top5": last["top5"], "best_top1": best["top1"], "best_epoch": best["epoch"]}
     stage_job.tracker.log({f"{prefix}final/{name}": value for name, value in result.items()})
     save_history(path, history)
-    atomic_files.write_json(path, stage_job.meta | meta | {"result": result})
+    digest = atomic_files.sha256_of(path.with_suffix(".csv"))
+    atomic_files.write_json(path, stage_job.meta | meta | {"result": result, "history": digest})
 
 
 @contextmanager

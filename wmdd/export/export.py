@@ -97,8 +97,10 @@ def export(
         digests = {"images": image_digest.hexdigest(), "labels": digest(labels), "weights": digest(weights)}
         digests |= {} if soft_labels is None else {"soft_labels": digest(soft_labels)}
         manifest = manifest.model_copy(update={"digests": digests})
+        content = manifest.model_dump(mode="json")
+        content[atomic_files.SEAL] = atomic_files.seal_of(content)
         texts = {
-            MANIFEST: json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n",
+            MANIFEST: json.dumps(content, indent=1, sort_keys=True) + "\n",
             EXAMPLE: example(manifest),
             CARD: card(manifest, origin),
         }

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from wmdd.artifacts.atomic_files import check_file
+from wmdd.artifacts.atomic_files import SEAL, check_file, seal_of
 from wmdd.artifacts.hdf5 import Artifact
 from wmdd.base.errors import WmddError, first_mistake
 
@@ -128,7 +128,10 @@ def read_manifest(folder: Path) -> Manifest:
     if path.exists():
         check_file(path, AGAIN)
     try:
-        return Manifest.model_validate(json.loads(path.read_text("utf-8")))
+        content = json.loads(path.read_text("utf-8"))
+        if isinstance(content, dict) and content.pop(SEAL, None) not in (None, seal_of(content)):
+            raise WmddError(f"{path} has changed since it was written; {AGAIN}")
+        return Manifest.model_validate(content)
     except FileNotFoundError:
         remedy = "give the folder that `wmdd export` wrote"
         raise WmddError(f"{folder} has no {MANIFEST}, so it is no export; {remedy}") from None
