@@ -155,6 +155,11 @@ use rule * from wmdd as w_*
         (fresh.root / folder / "Module").write_text(module)
         arguments = ("--snakefile", f"{folder}/Module", "--directory", folder, "out/results/report/index.html")
         assert fresh.pending(*arguments)["w_student"] == 5
+    fresh.config = fresh.config | {"matrix": [ENTRY | {"methods": ["wmdd", "random"]}]}
+    fresh.snakemake(*arguments)
+    assert (fresh.root / "elsewhere/out/results/report/index.html").is_file()
+    made = {path.name for path in (fresh.root / "elsewhere").iterdir() if path.name[0] != "."}
+    assert made == {"Module", "out"}
 
 
 def test_any_folder_may_have_the_sources_and_the_demo_runs_where_no_file_is_named(fresh: Workspace) -> None:

@@ -112,7 +112,13 @@ def _run(module: str) -> int:
 
 def _tell(client: socket.socket, job: int) -> None:
     """Tell the client how its job ended; when the client is gone, end the job."""
-    threading.Thread(target=lambda: client.recv(1) or os.kill(job, signal.SIGKILL), daemon=True).start()
+
+    def follow() -> None:
+        with suppress(ProcessLookupError, OSError):  # it has ended in this moment
+            if not client.recv(1):
+                os.kill(job, signal.SIGKILL)
+
+    threading.Thread(target=follow, daemon=True).start()
     code = os.waitstatus_to_exitcode(os.waitpid(job, 0)[1])
     with suppress(OSError):
         client.send(bytes([code if code >= 0 else 128 - code]))
