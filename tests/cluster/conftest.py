@@ -39,7 +39,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     git = ["git", "-C", str(RESULT.parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"]
     revision = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    version = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    version = subprocess.run(["/usr/sbin/slurmctld", "-V"], capture_output=True, text=True, check=False).stdout.strip()
     rows = [f"| {r.nodeid.partition('::')[2]} | {r.outcome} | {r.duration:.0f} |\n" for r in reports]
     RESULT.write_text(
         "# The last whole run of `make test-campaign`\n\n"
