@@ -63,8 +63,9 @@ if DeploymentMethod.CONDA in DEPLOYMENT:
     shell.prefix(OUTLIVE + f'export PYTHONPATH={sources} PATH="$CONDA_PREFIX/bin:$PATH"; ')
 
 try:
-    for file in workflow.configfiles:
-        experiment_file.read(Path(file))  # Snakemake itself takes a key twice
+    if workflow.modifier.parent_modifier is None:  # of a module the outer workflow's files are not ours to judge
+        for file in workflow.configfiles:
+            experiment_file.read(Path(file))  # Snakemake itself takes a key twice
     experiment = Experiment(config)
     blocks = Blocks(experiment)
 except WmddError as error:
@@ -139,8 +140,5 @@ def source(name):
 
 
 def tracked(*paths):
-    """Those files of the sources as inputs, which lie in no storage.
-
-    Any that is missing is left out, or has braces, which Snakemake takes for a wildcard.
-    """
+    """Those files of the sources as inputs, which lie in no storage; not those whose path has braces, a wildcard to Snakemake."""
     return [local(path) for path in paths if Path(path).is_file() and "{" not in path]

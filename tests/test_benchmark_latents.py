@@ -46,7 +46,9 @@ def test_all_solvers_are_measured_and_compared(tmp_path):
         assert (row["n"], row["k"], row["points"]) == (1, 3, "float16")
         assert row["uniform W2^2"][0] >= 0.999 * row["W2^2"][0] > 0
     cost = {row["solver"]: row["W2^2"][0] for row in content["rows"]}
-    assert cost["wmdd quantize"] <= 1.001 * min(cost.values())
+    peers = {solver: value for solver, value in cost.items() if not solver.startswith("wmdd")}
+    assert cost["wmdd quantize"] < min(peers.values())
+    assert min(cost, key=cost.get) in ("wmdd quantize", "wmdd stream"), "which starts from the atoms of quantize"
 
 
 def test_ratios_are_within_a_repeat():

@@ -47,9 +47,10 @@ def _run() -> None:
     except Exception as error:
         if torchrun.launched():
             torchrun.leave(error)
-        if not isinstance(error, WmddError) and not _ran_out(error):
+        line = str(error) if isinstance(error, WmddError) else _ran_out(error)
+        if not line:
             raise
-        sys.exit(f"wmdd {_command()}: error: {_ran_out(error) or error}")
+        sys.exit(f"wmdd {_command()}: error: {line}")
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one while Python leaves would be a trace
         sys.exit(130)

@@ -82,7 +82,7 @@ def test_folders(root: Path) -> None:
 
 
 def test_odd_names(root: Path) -> None:
-    odd = ["a b", "ü 猫", "-rf", "it's", "a;b", "100%", "{x}"]
+    odd = ["a b", "ü 猫", "-rf", "it's", "a;b", "100%", "{x}", "a\u00a0b\u3000c", "\u0645\u06cc\u200c\u0631"]
     for name, split in product(odd, ("train", "val")):
         (root / split / name).mkdir()
         (root / split / name / f"{name}.jpg").write_bytes(b"here")

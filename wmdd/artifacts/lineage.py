@@ -8,7 +8,7 @@ from wmdd.base.errors import WmddError
 
 ROOTS = ("data", "teacher", "autoencoder", "diffusion")  # stages of which all files of a job have the same
 # Labels and distances may be another teacher's than the one by which the images were made.
-ANY_TEACHER = ("relabel", "student", "distance", "embedding")
+ANY_TEACHER = ("relabel", "student", "distance")
 
 
 def roots_of(stage: str, inputs: Mapping[str, Meta]) -> dict[str, str]:

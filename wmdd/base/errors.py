@@ -1,6 +1,7 @@
 """The one exception that a user is meant to read, and other exceptions in one line."""
 
 from typing import TYPE_CHECKING
+from unicodedata import category
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -20,7 +21,15 @@ class WmddError(Exception):
 
 def printable(text: str) -> str:
     r"""Return a text in one line, in which control characters and bytes that are no UTF-8 are written out (`\x1b`)."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return "".join(c.encode("unicode_escape", "surrogatepass").decode() if _controls(c) else c for c in text)
+
+
+def _controls(letter: str) -> bool:
+    """Return whether a letter moves the cursor, ends a line, turns the direction of writing or is half a letter."""
+    return (
+        category(letter) in ("Cc", "Cs", "Zl", "Zp")
+        or letter in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    )
 
 
 def one_line(error: BaseException) -> str:

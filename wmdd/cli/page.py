@@ -84,7 +84,8 @@ def page(
 
 def _runs(students: list[Path], costs: list[Path], images: list[Path]) -> dict[str, Any]:
     """Read the scores and the histories of students, the costs of all jobs, and what each file says of itself."""
-    cells = results.rows([(path, read_json(path)) for path in students], results.families_of(images))
+    contents = [(path, read_json(path)) for path in students]
+    cells = results.rows(contents, results.families_of(images))
     joined = [cost_path(path) for path in images]  # joining the blocks of a set has a cost too
     costs = list(dict.fromkeys([*costs, *filter(Path.is_file, joined)]))
     outputs = {cost: _outputs(cost) for cost in costs}
@@ -92,7 +93,7 @@ def _runs(students: list[Path], costs: list[Path], images: list[Path]) -> dict[s
     sizes = {cost: sum(path.stat().st_size for path in several) for cost, several in outputs.items()}
     return {
         "cells": cells,
-        "histories": _histories(students, cells),
+        "histories": _histories(contents, cells),
         "costs": results.jobs([(path, read_json(path) | {"bytes": sizes[path]}) for path in costs]),
         "files": [(str(path), meta) for path in paths if (meta := _provenance(path)) is not None],
     }
@@ -112,12 +113,12 @@ def _provenance(path: Path) -> dict[str, Any] | None:
     return meta if isinstance(meta, dict) and "stage" in meta else None
 
 
-def _histories(students: list[Path], cells: pd.DataFrame) -> pd.DataFrame:
-    """Read the histories of students: a row an epoch."""
+def _histories(contents: results.Results, cells: pd.DataFrame) -> pd.DataFrame:
+    """Read the histories of students, given what their results hold: a row an epoch."""
     parts = []
-    for path, cell in zip(students, cells.to_dict("records"), strict=True):
+    for (path, content), cell in zip(contents, cells.to_dict("records"), strict=True):
         try:
-            digest = read_json(path).get("history")  # none in results of earlier versions
+            digest = content.get("history")  # none in results of earlier versions
             if digest not in (None, sha256_of(path.with_suffix(".csv"))):
                 raise WmddError(
                     f"the history beside {path} has changed since it was written; delete both and run again"
