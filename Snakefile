@@ -19,6 +19,7 @@ include: "rules/recover.smk"
 include: "rules/select.smk"
 include: "rules/latent.smk"
 include: "rules/match.smk"
+include: "rules/import.smk"
 include: "rules/student.smk"
 include: "rules/report.smk"
 

@@ -42,7 +42,7 @@ JOBS = [
     "barycenter --features features.h5 --output barycenter.h5 --block classes0-9 --k 1 --seed 0",
     f"recover {TEACHER} --class-statistics statistics.h5 --barycenter barycenter.h5 --output block.h5 --block classes0-9"
     f" --ipc 1 --seed 0 --iterations 1 {CPU}",
-    "images --blocks block.h5 --output images.h5",
+    "join --blocks block.h5 --output images.h5",
     "select --data data.h5 --output selected.h5 --ipc 1 --seed 0 --strategy random",
     f"relabel --images images.h5 {TEACHER} --output labels.h5 --seed 0 --epochs 1 {CPU}",
     f"student --images images.h5 --data data.h5 --soft-labels labels.h5 --output run0.json --seed 0 --run 0 {TRAINING} {CPU}",

@@ -69,7 +69,7 @@ rule recover:
         " > {log} 2>&1"
 
 
-rule images:
+rule join:
     """Joining the blocks of {wildcards.method} to a set of {wildcards.ipc} images a class"""
     input:
         inputs.blocks,
@@ -77,14 +77,14 @@ rule images:
         images=FILES["images"],
         cost=cost_of(FILES["images"]),
     log:
-        STAGES["images"].log,
+        STAGES["join"].log,
     wildcard_constraints:
         method=inputs.methods_of("recover", "latent", "match"),
     conda:
         ENVIRONMENT
     resources:
-        **request("images"),
+        **request("join"),
     params:
-        code=code_digest("images"),
+        code=code_digest("join"),
     shell:
-        "python -m wmdd images" " --blocks {input}" " --output {output.images}" " --threads {threads}" " > {log} 2>&1"
+        "python -m wmdd join" " --blocks {input}" " --output {output.images}" " --threads {threads}" " > {log} 2>&1"

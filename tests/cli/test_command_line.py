@@ -145,7 +145,7 @@ COMPUTING = {"teacher", "recover", "select", "student", "generator", "latent", "
 MAY_IMPORT = [
     ({"commands"}, set()),
     ({"arguments", "workflow"}, {"pydantic", "snakemake"}),
-    ({"readers", "writers", "inspection", "images", "tracking"}, FILES | {"requests"}),
+    ({"readers", "writers", "inspection", "join", "tracking"}, FILES | {"requests"}),
     ({"grid"}, FILES | {"PIL"}),
     ({"tables", "kept_results", "page"}, FILES | {"PIL", "pandas", "pyarrow", "altair", "jinja2", "requests"}),
     ({"data", "tensor_readers"} | COMPUTING, FILES | {"PIL", "torch", "requests"}),

@@ -28,7 +28,7 @@ DIFFUSION = (
 QUANTIZE = f"quantize --latents {LATENTS} --output q.h5 --block classes0-2 --k 2 --seed 0"
 THROUGH = "--kind latent-diffusion --encoder vae --autoencoder a.safetensors --diffusion d.safetensors --steps 3"
 DECODE = f"decode --atoms q.h5 --output i.h5 --seed 0 {CPU} {THROUGH}"
-IMAGES = "images --blocks i.h5 --output images.h5"
+IMAGES = "join --blocks i.h5 --output images.h5"
 DISTANCE = (
     f"distance --images images.h5 --teacher model.safetensors --features features.h5 --output distance.json {CPU}"
 )

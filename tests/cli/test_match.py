@@ -25,7 +25,7 @@ MTT = (
     "match --data data.h5 --output t.h5 --block classes0-2 --ipc 2 --seed 0 --objective mtt --experts e0.h5 e1.h5 "
     f"--trajectories 2 --iterations 4 --lr 5 --labels learned --labels-lr 20 {STEPS} {CPU}"
 )
-JOIN = "images --blocks {} --output {}.h5"
+JOIN = "join --blocks {} --output {}.h5"
 STUDENT = (
     f"student --images {{}} --data data.h5 --output o/run0.json --seed 0 --run 0 {NET} --norm instance --epochs 2 "
     f"--batch-size 3 --evaluate-every 1 --labels hard --store online --views dsa --mix none --schedule step {CPU}"
@@ -75,7 +75,7 @@ def test_an_expert_says_what_it_was_trained_on_and_how_well(family):
 
 def test_blocks_say_what_made_them(family):
     arrays, meta = load(family / "t.h5")
-    assert (arrays["images"].shape, arrays["images"].dtype) == ((3, 2, 3, 8, 8), np.uint8)
+    assert (arrays["images"].shape, arrays["images"].dtype) == ((3, 2, 3, 8, 8), np.float32)
     assert arrays["labels"].tolist() == [0, 1, 2]
     assert (arrays["weights"] == 0.5).all()
     assert meta["inputs"] == {
@@ -143,7 +143,7 @@ def test_a_matched_set_is_exported_with_what_was_learned(here, run):
         assert np.array_equal(distilled.soft_labels, arrays["labels_learned"].reshape(-1, 3))
         assert distilled.meta["images"]["student_lr"] == meta["student_lr"]
     card = (here / "exported/README.md").read_text()
-    for words in "| stage | match, images |", "objective: mtt", "`soft_label` is what the method learned":
+    for words in "| stage | match, join |", "objective: mtt", "`soft_label` is what the method learned":
         assert words in card
     assert f"| learned rate of a student | {meta['student_lr']:.6g} |" in card
     assert wmdd.load(here / "dm.h5").soft_labels is None

@@ -64,7 +64,7 @@ def test_the_whole_chain_and_what_each_file_says_of_itself(here, run):
         COMMANDS["teacher"].replace("o/model", "model"),
         COMMANDS["features"].replace("o/", ""),
         *blocks,
-        f"images --blocks {place}/recover/classes0-1.h5 {place}/recover/classes2-2.h5 --output images.h5",
+        f"join --blocks {place}/recover/classes0-1.h5 {place}/recover/classes2-2.h5 --output images.h5",
         COMMANDS["relabel"].replace("o/", ""),
         COMMANDS["student"].replace("o/", f"{students[0]}/"),
         COMMANDS["student"].replace("o/", f"{students[1]}/") + " --labels hard",
@@ -378,13 +378,13 @@ def test_blocks_that_do_not_make_a_whole(here, mistake):
         names = [f"part{number}.h5" for number in range(len(parts))]
         for name, labels in zip(names, parts, strict=True):
             write_images(here / name, labels)
-        message = mistake(f"images --blocks {' '.join(names)} --output o/images.h5", begun=True)
+        message = mistake(f"join --blocks {' '.join(names)} --output o/images.h5", begun=True)
         assert (
             f"hold the classes {[label for labels in parts for label in labels]}, not each class once in order"
             in message
         )
     write_images(here / "other.h5", [0, 1], names=["ant", "bee", "dog"])
-    message = mistake("images --blocks part0.h5 other.h5 --output o/images.h5", begun=True)
+    message = mistake("join --blocks part0.h5 other.h5 --output o/images.h5", begun=True)
     assert message.startswith("class 2 is 'cat' in part0.h5 but 'dog' in other.h5")
 
 

@@ -28,7 +28,7 @@ SMALL["teachers"]["nano"] |= {"epochs": 60}
 RESULTS = ("data/*.h5", "results/digits/**/*.h5", "results/digits/**/*.safetensors", "results/digits/**/run*.json",
            "results/report/table.csv")  # fmt: skip
 RESULT = Path(__file__).with_name("RESULT.md")
-STAGES = ("data", "teacher", "features", "barycenter", "recover", "images", "select", "relabel", "student")
+STAGES = ("data", "teacher", "features", "barycenter", "recover", "join", "select", "relabel", "student")
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

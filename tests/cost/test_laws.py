@@ -81,7 +81,7 @@ def test_work_is_proportional_to_images_and_iterations():
     ):
         more, less = job(stage, content), job(stage)
         assert (more.flop, more.images) == (times * less.flop, times * less.images)
-    for stage in ("recover", "relabel", "images"):
+    for stage in ("recover", "relabel", "join"):
         more, less = job(stage, ipc=6), job(stage, ipc=2)
         assert (more.flop, more.images, more.disk) == (3 * less.flop, 3 * less.images, 3 * less.disk)
 
@@ -139,7 +139,7 @@ def test_bytes_on_disk():
     moments = 16 * 10 * counts(NetworkSettings(width=8), 10, 32).channels
     assert job("data").disk == 60_000 * 3 * 32**2
     assert job("features").disk == job("gather").disk == 50_000 * (4 * 64 + 8) + moments
-    assert job("recover").disk == job("images").disk == 20 * 3 * 32**2
+    assert job("recover").disk == job("join").disk == 20 * 3 * 32**2
     assert job("barycenter").disk == 20 * 4 * 65
     imagenet, part = (job("data", dataset=name) for name in ("imagenet-1k", "imagenet-100"))
     assert imagenet.disk == pytest.approx(147_897_477_120 + 6_744_924_160)

@@ -109,7 +109,7 @@ def test_several_devices_by_grahams_bound():
         least, most = found.with_devices(number)
         assert max(found.chain, spent / number) == least <= most <= spent
     each = {row.stage: row.cost.seconds / row.jobs for row in found.rows}
-    stages = "data", "teacher", "features", "barycenter", "recover", "images", "relabel", "student", "report", "page"
+    stages = "data", "teacher", "features", "barycenter", "recover", "join", "relabel", "student", "report", "page"
     assert found.chain == pytest.approx(sum(each[stage] for stage in stages))
 
 

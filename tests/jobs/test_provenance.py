@@ -26,7 +26,7 @@ DECIDES = {
     "RecoverSettings.coupled": {"recover"} | TABLES,
     "RelabelSettings.labelled": {"relabel"} | TABLES,
     "learned_labels": {"student"},
-    "check_classes": NETWORKS - {"autoencoder", "diffusion", "expert"} | {"images"},
+    "check_classes": NETWORKS - {"autoencoder", "diffusion", "expert"} | {"join"},
     "resized_crop": {"recover", "relabel", "student", "teacher", "select"},
     "Engine": NETWORKS,
     "learning_rate": TRAINED,
@@ -105,9 +105,7 @@ def test_every_rule_has_a_digest_of_its_own_name(before):
         (usual or looped).removesuffix("_part") for usual, looped in named if usual != "figures"
     ]  # it runs nothing
     assert rules == re.findall(r'code_digest\("(\w+)"\)', RULES)
-    assert {"data", "teacher", "features", "barycenter", "recover", "images", "select", "relabel", "student"} < set(
-        rules
-    )
+    assert {"data", "teacher", "features", "barycenter", "recover", "join", "select", "relabel", "student"} < set(rules)
     assert all(re.fullmatch(r"[0-9a-f]{16}", value) for value in before.values())
     assert len(set(before.values())) == len(before)
     with pytest.raises(WmddError, match="0 functions recovery are marked as a command"):

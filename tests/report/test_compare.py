@@ -28,7 +28,7 @@ def write(folder, cell, top1, seed=0, run=0, protocol="quick", made=None, inputs
     return path
 
 
-RECOVERED = {"stage": "images", "settings": {}, "recover": {"settings": RecoverSettings().model_dump(mode="json")}}
+RECOVERED = {"stage": "join", "settings": {}, "recover": {"settings": RecoverSettings().model_dump(mode="json")}}
 SELECTED = {"stage": "select", "settings": SelectSettings().model_dump(mode="json")}
 WMDD, RANDOM = [50.0, 52.0, 55.0], [44.0, 47.0, 46.0]
 
@@ -76,7 +76,7 @@ def test_joined_sets_are_compared_by_the_settings_of_their_blocks(tmp_path):
     for stage, kind in ("recover", RecoverSettings), ("match", MatchSettings):
         for number in 5, 7:
             block = {"settings": kind(iterations=number).model_dump(mode="json")}
-            write(tmp_path / stage, f"m{number}/ipc1", 50.0, made={"stage": "images", "settings": {}, stage: block})
+            write(tmp_path / stage, f"m{number}/ipc1", 50.0, made={"stage": "join", "settings": {}, stage: block})
         shown = compared(tmp_path / stage, "m5", "m7")
         assert [f"{stage}.iterations", "5", "7"] in table(shown)
 

@@ -126,9 +126,9 @@ def test_numbers_in_csv_are_whole_where_they_count():
 def test_a_family_follows_from_what_made_the_images():
     for meta, family, kind in (
         ({"stage": "select"}, "select", "real"),
-        ({"stage": "images", "recover": {}}, "recover", "distilled"),
-        ({"stage": "images", "decode": {}}, "latent", "distilled"),
-        ({"stage": "images", "match": {}}, "match", "distilled"),
+        ({"stage": "join", "recover": {}}, "recover", "distilled"),
+        ({"stage": "join", "decode": {}}, "latent", "distilled"),
+        ({"stage": "join", "match": {}}, "match", "distilled"),
         ({"stage": "import"}, "", ""),
     ):
         assert (family_of(meta), kind_of(family)) == (family, kind)
@@ -136,7 +136,7 @@ def test_a_family_follows_from_what_made_the_images():
 
 def test_the_set_beside_a_student_says_its_family(tmp_path):
     students = [tmp_path / result(0.5, method=method)[0] for method in ("wmdd-plus", "wmdd", "theirs")]
-    for student, meta in zip(students, ({"stage": "select"}, {"stage": "images", "recover": {}}), strict=False):
+    for student, meta in zip(students, ({"stage": "select"}, {"stage": "join", "recover": {}}), strict=False):
         hdf5_writer.save(student.parents[3] / "images.h5", {"x": np.zeros(1)}, meta)
     found = {cell.method: family for cell, family in families_beside(students).items()}
     assert found == {"wmdd-plus": "select", "wmdd": "recover"}

@@ -185,7 +185,7 @@ def test_the_scores_and_the_cost_end_in_the_summary_under_one_name(chain):
 def test_each_stage_says_what_it_made_and_from_what(chain):
     names = ["teacher/seed1/model", "teacher/seed1/features", f"{SET}/barycenter/classes0-9", RECOVER, f"{SET}/images"]
     artifacts = [artifact_of(chain, name) for name in [*names, f"{STUDENT}/quick/run0"]]
-    kinds = ["teacher", "features", "barycenter", "recover", "images", "student"]
+    kinds = ["teacher", "features", "barycenter", "recover", "join", "student"]
     assert [artifact["type"] for artifact in artifacts] == kinds
     for before, after in pairwise(artifacts):
         inputs, digest = after["metadata"]["inputs"], before["metadata"]["digest"]

@@ -75,7 +75,7 @@ def test_jobs_are_counted_once():
 
 def test_experts_are_trained_once_for_all_that_follow_them():
     found = counted({}, methods=["mtt-cifar10-ipc1", "mtt-cifar10-ipc10", "dm"], ipc=[1, 10], seeds=[0, 1], runs=2)
-    assert (found["expert"], found["match"], found["images"], found["student"]) == (100, 12, 12, 24)
+    assert (found["expert"], found["match"], found["join"], found["student"]) == (100, 12, 12, 24)
     few = {"methods": {"mtt-cifar10-ipc1": {"match": {"trajectories": 3}}}}
     names = ["mtt-cifar10-ipc1", "mtt-cifar10-ipc10-whitened"]
     experts = Counter(job.cell.expert for job in dag(few, methods=names) if job.stage == "expert")
@@ -85,10 +85,10 @@ def test_experts_are_trained_once_for_all_that_follow_them():
 def test_what_a_method_starts_from_is_made_once():
     for methods, expected in ((["ddoq", "ddoq-recover"], (1, 1, 2, 2)), (["ddoq-recover"], (1, 1, 2, 1))):
         found = counted({}, methods=methods)
-        assert (found["decode"], found["recover"], found["images"], found["student"]) == expected
+        assert (found["decode"], found["recover"], found["join"], found["student"]) == expected
     mine = {"methods": {"mine": {"base": "wmdd", "recover": {"init": "method:mtt"}}}}
     found = counted(mine, methods=["mine"])
-    assert (found["expert"], found["match"], found["recover"], found["images"]) == (100, 1, 1, 2)
+    assert (found["expert"], found["match"], found["recover"], found["join"]) == (100, 1, 1, 2)
 
 
 def test_protocols_with_the_same_labels_share_them():

@@ -25,7 +25,7 @@ CONFIG = TINY | {
 SIZES = {"features_jobs": 2, "classes_per_block": 10, "recover": {"iterations": 5, "lr": 0.001}}
 CONFIG["datasets"] = {"digits": TINY["datasets"]["digits"] | SIZES}
 REPORT = {"report": 1, "page": 1, "all": 1}
-AFTER_DDOQ = {"recover": 1, "images": 2, "distance": 1, "student": 2, "grid": 2, "distances": 1, **REPORT}
+AFTER_DDOQ = {"recover": 1, "join": 2, "distance": 1, "student": 2, "grid": 2, "distances": 1, **REPORT}
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ CHANGES = [
     ("methods", {"ddoq": {"student": {"weights": "mass"}}}, {"student": 1, **REPORT}),
     ("generators.latent-diffusion.diffusion.epochs", 3, {"diffusion": 1, "decode": 1, **AFTER_DDOQ}),
     ("generators.vae.autoencoder.epochs", 4,
-     {"autoencoder": 1, "encode": 2, "diffusion": 1, "quantize": 2, "decode": 2, "decay": 1, "recover": 1, "images": 3,
+     {"autoencoder": 1, "encode": 2, "diffusion": 1, "quantize": 2, "decode": 2, "decay": 1, "recover": 1, "join": 3,
       "distance": 2, "student": 3, "grid": 3, "distances": 1, **REPORT}),
 ]  # fmt: skip
 

@@ -38,7 +38,7 @@ def test_the_page_of_a_run(finished: Workspace) -> None:
 def test_the_stages_are_those_that_ran_blocks_that_are_deleted_too(finished: Workspace) -> None:
     chart = json.loads((finished.root / "results/report/figures/stages-0.vl.json").read_text())
     rows = [row for data in chart["datasets"].values() for row in data]
-    chain = ["data", "teacher", "features", "barycenter", "recover", "images", "relabel", "student"]
+    chain = ["data", "teacher", "features", "barycenter", "recover", "join", "relabel", "student"]
     edges = {(row["from"], row["to"]) for row in rows if "from" in row}
     assert {*pairwise(chain), ("teacher", "recover"), ("select", "student")} <= edges
 

@@ -15,7 +15,7 @@ from .conftest import Workspace
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
 REPORT = {"report", "page", "all"}
-LATER = {"images", "relabel", "student", "grid", *REPORT}  # what follows from recovered images
+LATER = {"join", "relabel", "student", "grid", *REPORT}  # what follows from recovered images
 REGULARISATION = {"wmdd": {"recover": {"regularisation": 3.0}}}
 DEFAULTS = {"wmdd": {"recover": {"regularisation": 10.0, "feature_weight": 1}}}
 SEED = "results/digits/nano/wmdd/ipc2/seed0"
@@ -31,7 +31,7 @@ def test_regularisation_reruns_recover_and_later_for_one_method(run: Workspace) 
     others = ("data/*.h5", "results/**/teacher/**/*", "results/**/sre2l/**/images.h5", "results/**/barycenter/*.h5")
     before, images = run.contents(*others), (run.root / SEED / "images.h5").read_bytes()
     assert run.changed("methods", REGULARISATION) == {
-        "recover": 2, "images": 1, "relabel": 1, "student": 1, "grid": 1, "report": 1, "page": 1, "all": 1,
+        "recover": 2, "join": 1, "relabel": 1, "student": 1, "grid": 1, "report": 1, "page": 1, "all": 1,
     }  # fmt: skip
     run.snakemake()
     assert run.pending() == {}

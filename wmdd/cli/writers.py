@@ -11,6 +11,7 @@ import numpy as np
 
 from wmdd.artifacts import atomic_files
 from wmdd.artifacts.hdf5_writer import save
+from wmdd.artifacts.pixels import as_bytes
 from wmdd.cli.readers import data_facts
 from wmdd.jobs.job import StageJob
 
@@ -39,13 +40,14 @@ def save_images(
     learned: Mapping[str, np.ndarray] = MappingProxyType({}),
     learned_meta: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Write distilled images [C, K, 3, H, W] uint8 with weights [C, K], and show the first of some classes on the tracker.
+    """Write distilled images [C, K, 3, H, W] with weights [C, K], and show the first of some classes on the tracker.
 
-    `meta` is of an artifact of the same data; `learned` and `learned_meta` are what a method learned besides images.
+    The images are uint8, or float32 in unit scale. `meta` is of an artifact of the same data; `learned` and `learned_meta`
+    are what a method learned besides images.
     """
     arrays = {"images": images.numpy(), "weights": weights.float().numpy(), "labels": np.array(labels), **learned}
     save(stage_job.output, arrays, stage_job.meta | data_facts(meta) | dict(learned_meta), chunked=("images",))
-    shown = images[:TRACKED, 0].permute(0, 2, 3, 1).numpy()
+    shown = as_bytes(images[:TRACKED, 0].permute(0, 2, 3, 1).numpy())
     stage_job.tracker.log_images("images", shown, [meta["names"][label] for label in labels[:TRACKED]])
 
 

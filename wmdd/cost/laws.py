@@ -120,11 +120,18 @@ def _recover_batches(s: Scene, settings: Any) -> int:
     return math.ceil(s.mine / max(1, settings.batch_size // s.ipc))
 
 
-def images(s: Scene) -> Work:
+def join(s: Scene) -> Work:
     """Return the work of joining blocks."""
     blocks = s.shapes.blocks.names(s.cell)
     largest = max(len(s.cell.having(block=block).classes) for block in blocks) * s.ipc
     return Work(moved=2 * s.bytes, disk=s.bytes, memory=3 * largest * s.pixels)
+
+
+def images(s: Scene) -> Work:
+    """Return the work of taking a set that others made, at which the teacher looks once."""
+    return replace(
+        s.forward(s.images, s.teacher, 128), moved=5 * s.bytes, disk=s.bytes, memory=16 * s.bytes + s.teacher.bytes
+    )
 
 
 def select(s: Scene) -> Work:
@@ -205,6 +212,6 @@ LAWS: dict[str, Law] = {
     "grid": lambda s: Work(memory=2**28),
     "page": lambda s: Work(memory=2**29 + 2**18 * s.inputs),  # the JSON of each input, and the pictures
     **dict.fromkeys(("report", "distances", "table"), lambda s: Work(memory=2**27 + 2**18 * s.inputs)),
-    **{law.__name__: law for law in (data, teacher, features, gather, barycenter, recover, images, select)},
+    **{law.__name__: law for law in (data, teacher, features, gather, barycenter, recover, join, images, select)},
     **{law.__name__: law for law in (distance, relabel, student, embedding, *match_laws.LAWS, *latent_laws.LAWS)},
 }

@@ -240,9 +240,13 @@ def build(settings: "NetworkSettings", classes: int, resolution: int, generator:
 
 
 def normalise(images: Tensor, normalisation: Normalisation) -> Tensor:
-    """Turn images [..., P, H, W] of 0..255 into normalised float32: (x / 255 - mean) / std in each of the P channels."""
+    """Turn images [..., P, H, W] into normalised float32: (x - mean) / std in each of the P channels, x in unit scale.
+
+    Bytes 0..255 are divided by 255; floats are in unit scale already (black 0, white 1).
+    """
     mean, std = (_per_channel(tuple(values), images.device) for values in normalisation)
-    return (images.float() / 255 - mean) / std
+    unit = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    return (unit - mean) / std
 
 
 @cache  # a copy to a GPU waits for all that it is at
@@ -256,7 +260,12 @@ def bounds_of(normalisation: Normalisation, device: torch.device) -> list[Tensor
     return [((value - mean) / std).view(-1, 1, 1).to(device) for value in (0.0, 1.0)]
 
 
+def to_unit(images: Tensor, normalisation: Normalisation) -> Tensor:
+    """Return the float32 images in unit scale of normalised ones [..., P, R, R]: what `normalise` takes back."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in normalisation)
+    return images * std + mean
+
+
 def to_pixels(images: Tensor, normalisation: Normalisation) -> Tensor:
     """Return uint8 images of normalised ones [..., P, R, R], rounded; stored as they are (WMDD's released code saves JPEG)."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in normalisation)
-    return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return (to_unit(images, normalisation) * 255).round().clamp(0, 255).to(torch.uint8)

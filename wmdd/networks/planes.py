@@ -43,8 +43,11 @@ class Planes:
         return replace(self, gain=self.gain.to(device), offset=self.offset.to(device))
 
     def taken(self, pixels: Tensor) -> Tensor:
-        """Return the normalised planes [..., P, R, R] of images [..., 3, R, R] uint8; a grey one is their mean."""
-        return normalise(pixels if self.gain is None else pixels.float().mean(-3, keepdim=True), self.normalisation)
+        """Return the normalised planes [..., P, R, R] of images [..., 3, R, R]; a grey one is the mean of the channels."""
+        if self.gain is not None:
+            mean = pixels.float().mean(-3, keepdim=True)
+            pixels = mean / 255 if pixels.dtype == torch.uint8 else mean
+        return normalise(pixels, self.normalisation)
 
     def shown(self, planes: Tensor) -> Tensor:
         """Return the normalised images [..., 3, R, R] that the teacher sees."""

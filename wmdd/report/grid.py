@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from wmdd.artifacts.pixels import as_bytes
+
 SMALL, LARGE = 96, 128  # px: smaller images are enlarged by a whole factor, larger ones reduced
 GAP, MARGIN = 4, 12  # px
 FONT, INK = 15, "#222222"  # px
@@ -15,10 +17,12 @@ LINE, LINES = 24, 4  # letters of a name in a line, and lines
 
 
 def draw(images: np.ndarray, names: list[str], output: Path, title: str) -> None:
-    """Draw images [C, K, 3, H, W] uint8, a row a class with its name, under a title."""
+    """Draw images [C, K, 3, H, W], a row a class with its name, under a title."""
     head = text([title])
     labels = [text(textwrap.wrap(name, LINE, max_lines=LINES, placeholder=" …")) for name in names]
-    pictures = [[_scaled(image) for image in row] for row in images.transpose(0, 1, 3, 4, 2)]  # [C, K, H, W, 3]
+    pictures = [
+        [_scaled(image) for image in row] for row in as_bytes(images).transpose(0, 1, 3, 4, 2)
+    ]  # [C, K, H, W, 3]
     width, height = (side + GAP for side in pictures[0][0].size)
     left, top = max(label.width for label in labels) + 2 * MARGIN, head.height + 2 * MARGIN
     right = max(left + len(pictures[0]) * width - GAP, MARGIN + head.width)

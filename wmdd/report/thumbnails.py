@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from wmdd.artifacts.pixels import as_bytes
+
 SHOWN = 10  # images of a class, and classes
 LOSSLESS = 48  # px: larger images are shown smaller and lossy, so that a page stays small
 SIDE = 96  # px, of those
@@ -33,9 +35,11 @@ def chosen(classes: int) -> list[int]:
 
 
 def strip(images: np.ndarray) -> tuple[str, int]:
-    """Return images [K, 3, H, W] uint8 in a row as a data URI, with a transparent gap between them, and their height in it."""
+    """Return images [K, 3, H, W] in a row as a data URI, with a transparent gap between them, and their height in it."""
     side = images.shape[-1]
-    pictures = [Image.fromarray(image) for image in images.transpose(0, 2, 3, 1)]  # [K, 3, H, W] -> [K, H, W, 3]
+    pictures = [
+        Image.fromarray(image) for image in as_bytes(images).transpose(0, 2, 3, 1)
+    ]  # [K, 3, H, W] -> [K, H, W, 3]
     if side > SIDE:
         pictures = [image.resize((SIDE, SIDE), Image.Resampling.LANCZOS) for image in pictures]
     width, height = pictures[0].size

@@ -27,6 +27,11 @@ class MatchSettings(ConvNetSettings):
     objective: Literal["dm", "datadam", "mtt"] = Field(
         "dm", description="match mean features of untrained networks, their attention maps, or trajectories of training"
     )
+    pixels: Literal["free", "picture"] = Field(
+        "free",
+        description="free: float32, which may leave the range from black to white (as the published codes score them); "
+        "picture: within it, and rounded to 8 bits",
+    )
     init: Literal["real", "noise"] = Field("real", description="where to start: the images of `random`, or noise")
     iterations: Count = Field(20000, description="steps of the pixels (DM, DataDAM: 20,000; MTT: 5,000)")
     lr: Positive = Field(

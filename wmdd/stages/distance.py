@@ -22,7 +22,7 @@ SIZE = 128  # images a forward pass
 
 @torch.inference_mode()
 def features(network: Network, images: Tensor, normalisation: Normalisation, context: Context) -> Tensor:
-    """Return the features [N, D] of images uint8 [N, 3, R, R], in the engine's precision."""
+    """Return the features [N, D] of images [N, 3, R, R], in the engine's precision."""
     engine = context.engine
     engine.place(network).eval()
     parts = []

@@ -53,7 +53,7 @@ def seen(
     normalisation: Normalisation,
     whitening: Whitening | None = None,
 ) -> Tensor:
-    """Return the views of `images[index]`, [B, 3, R, R] normalised (and whitened), of a set [N, 3, R, R] that stays uint8.
+    """Return the views of `images[index]`, [B, 3, R, R] normalised (and whitened), of a set [N, 3, R, R] that stays as it is.
 
     Only these images and their CutMix partners become float32, the partners behind the images. All on one device.
     """
@@ -90,7 +90,7 @@ def relabel(
 ) -> Iterator[Tensor]:
     """Yield the teacher's logits on the views of one epoch after the other, each [N, C] float16 on the engine's device.
 
-    The views are of the distilled images [N, 3, R, R] uint8, from one of the `seeds` [E] an epoch; `start` epochs are done.
+    The views are of the distilled images [N, 3, R, R], from one of the `seeds` [E] an epoch; `start` epochs are done.
     The result does not depend on the batch size, beyond rounding.
 
     Raises:

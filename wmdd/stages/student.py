@@ -72,7 +72,7 @@ def train(
     The loss is 1/B \sum_i w_i KL(softmax(t_i / T) || softmax(s_i / T)) over the views of a batch, t the teacher's logits, or
     the cross-entropy with hard labels. The weights w [N], given on any scale, have mean 1 over the set.
 
-    The set is uint8 images [N, 3, R, R]; `own` are their classes [N], or probabilities [N, C] that a method learned. `labels`
+    The set is images [N, 3, R, R]; `own` are their classes [N], or probabilities [N, C] that a method learned. `labels`
     hold the seed of each epoch's views. `whitening` is that of the real training images, if students see whitened ones; the
     numbers `runs` tell the students apart, which do not depend on each other.
 

@@ -1,5 +1,7 @@
 """Checks of an experiment before anything runs: every run is resolved once, so that a mistake shows at once."""
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmdd.base.errors import WmddError
@@ -38,6 +40,9 @@ def check(experiment: "Experiment") -> None:
         )
     for dataset, method in sorted({(run.dataset, run.method) for run in runs}):
         _check_method(experiment, dataset, method)
+    for dataset, method, ipc, seed in sorted({(run.dataset, run.method, run.ipc, run.seed) for run in runs}):
+        if experiment.family(method) == "import":
+            _check_import(experiment, dataset, method, ipc, seed)
     for dataset, method, protocol, student in sorted({(r.dataset, r.method, r.protocol, r.student) for r in runs}):
         names = {"dataset": dataset, "method": method, "protocol": protocol}
         labels = experiment.resolve("relabel", **names)
@@ -120,6 +125,17 @@ def _check_latent(experiment: "Experiment", dataset: str, method: str) -> None:
 def _check_pipeline(settings: GeneratorSettings, side: int, where: str) -> None:
     """Refuse a pipeline that is not there, or not whole; of a hub id nothing is asked here."""
     _prefixed(where, pipeline_folder.check, settings, side or settings.size)
+
+
+def _check_import(experiment: "Experiment", dataset: str, method: str, ipc: int, seed: int) -> None:
+    """Refuse a set of others that is not there."""
+    settings = experiment.resolve("images", dataset=dataset, method=method)
+    where, source = f"method {method} on {dataset}: images.", settings.source(ipc, seed)
+    if not source:
+        raise WmddError(f"{where}path is not set; name the file or folder of the set")
+    for name, path in ("path", source), ("classes", os.path.expanduser(settings.classes)):
+        if path and not Path(path).exists():
+            raise WmddError(f"{where}{name}: there is no {path}; paths are from {Path.cwd()}")
 
 
 def _check_match(experiment: "Experiment", dataset: str, method: str) -> None:

@@ -121,7 +121,7 @@ class Experiment:
         return next((getattr(entry, key) for entry in entries if entry is not None and getattr(entry, key)), None)
 
     def family(self, method: str) -> str:
-        """Return the chain of rules that makes a method's images: recover, select, latent or match."""
+        """Return the chain of rules that makes a method's images, a `Family`."""
         if family := self.entry_value("methods", method, "family"):
             return str(family)
         raise WmddError(f"method {method} has no family; give it a base, one of {', '.join(self.names('methods'))}")

@@ -4,8 +4,10 @@ An input function takes Snakemake's wildcards (or any mapping that has them) and
 the job has no such input.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,33 @@ class Inputs:
         count = self.experiment.trajectories(cell.dataset, cell.method)
         expert = self.experiment.expert(cell.method) if count else None
         return [path_of("expert", cell.having(expert=expert, seed=number)) for number in range(count)]
+
+    def imported(self, wildcards: Any) -> list[str]:
+        """Return the files of a set that others made; of tensors in several files (MTT) the others too."""
+        cell = Cell.of(wildcards)
+        settings = self.experiment.settings("images", cell)
+        path = Path(settings.source(cell.ipc, cell.seed))
+        beside = [path.with_name(path.name.replace("images", part, 1)) for part in ("labels", "lr")]
+        paths = [path, *(other for other in beside if path.is_file() and other != path and other.is_file())]
+        return [str(each) for each in paths] + ([os.path.expanduser(settings.classes)] if settings.classes else [])
+
+    def imported_state(self, wildcards: Any) -> str:
+        """Return a digest of the names, sizes and times of the files in a folder that is imported; "" of a single file.
+
+        Snakemake itself notices a change of a file, but not of one in a folder below.
+        """
+        folder = Path(self.imported(wildcards)[0])
+        if not folder.is_dir():
+            return ""
+        files = sorted((path, path.stat()) for path in folder.rglob("*") if path.is_file())
+        text = "".join(f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\0" for path, stat in files)
+        return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def teacher_if_order_checked(self, wildcards: Any) -> Paths:
+        """Return the teacher that looks whether the classes of an imported set are permuted."""
+        cell = Cell.of(wildcards)
+        checked = self.experiment.settings("images", cell).order == "checked"
+        return path_of("teacher", self.teacher_of(cell)) if checked else []
 
     def labels_if_stored(self, wildcards: Any) -> Paths:
         """Return the soft labels of a student that learns from a file: the first protocol's that has such labels."""

@@ -12,6 +12,7 @@ from typing import Literal
 from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.settings.base import Settings
 from wmdd.settings.data import DataSettings
+from wmdd.settings.imported import ImportSettings
 from wmdd.settings.latent import (
     AutoencoderSettings,
     DecaySettings,
@@ -30,7 +31,7 @@ from wmdd.workflow.layout import FILES, log_of, wildcards_of
 
 DATASET, TEACHER = ("dataset",), ("dataset", "teacher")
 METHOD, GENERATOR = ("dataset", "method"), ("dataset", "generator")
-Family = Literal["recover", "select", "latent", "match"]
+Family = Literal["recover", "select", "latent", "match", "import"]
 REAL: tuple[Family, ...] = ("select",)  # the families whose images are real ones: the controls of a table
 
 
@@ -91,8 +92,9 @@ _ROWS = (
     Stage("recover", "recover", RecoverSettings, METHOD, ("recover",), network=True, block=True),
     Stage("expert", "expert", ExpertSettings, ("dataset", "expert"), ("match",), network=True),
     Stage("match", "match", MatchSettings, METHOD, ("match",), network=True, block=True),
-    Stage("images", "images", families=("recover", "latent", "match")),
+    Stage("join", "images", families=("recover", "latent", "match")),
     Stage("select", "images", SelectSettings, METHOD, ("select",), network=True),
+    Stage("images", "images", ImportSettings, METHOD, ("import",)),
     Stage("distance", "distance", network=True, after=True),
     Stage("decay", "decay", DecaySettings, GENERATOR, ("latent",), after=True),
     Stage("relabel", "labels", RelabelSettings, (*METHOD, "protocol"), network=True, after=True),

@@ -20,8 +20,8 @@ SCORES = {"random": 0.30, "kmeans-medoid": 0.33, "wmdd": 0.42, "wmdd-ce": 0.40, 
 FAMILIES = {"random": "select", "kmeans-medoid": "select", "ddoq": "latent"}
 STEPS = {
     "select": ["select"],
-    "latent": ["quantize", "decode", "images"],
-    "recover": ["barycenter", "recover", "images"],
+    "latent": ["quantize", "decode", "join"],
+    "recover": ["barycenter", "recover", "join"],
 }
 NAMES = ["tench", '<b>&"quotes"', "français", "cassette player"]
 

@@ -12,7 +12,7 @@ from wmdd.datasets.loader import Resident
 from wmdd.networks import siamese
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import plain
-from wmdd.networks.models import bounds_of, build, normalise
+from wmdd.networks.models import build, normalise
 from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.match import MatchSettings
 from wmdd.stages.match import real, start
@@ -93,11 +93,12 @@ def test_one_step_is_that_of_the_gradient_of_the_equation(settings):
         target = means(net, siamese.apply(truth, how.repeated(4)), 1, settings, plain())
         total = total + loss(net, siamese.apply(x[c], how.repeated(K))[None], target, settings, plain()).sum()
     total.backward()
-    low, high = bounds_of(NORMALISATION, torch.device("cpu"))
-    wanted = torch.minimum(torch.maximum(x - settings.lr * x.grad, low), high)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMALISATION)
-    pixels = (wanted * std + mean) * 255
-    assert (matched(settings).float() - pixels).abs().max() <= 0.51
+    wanted = (x - settings.lr * x.grad) * std + mean
+    torch.testing.assert_close(matched(settings), wanted.detach(), atol=1e-4, rtol=0)
+    picture = matched(settings.model_copy(update={"pixels": "picture"}))
+    assert picture.dtype == torch.uint8
+    assert (picture.float() - 255 * wanted.clamp(0, 1)).abs().max() <= 0.53
     assert (matched(settings) != matched(settings.model_copy(update={"lr": 1e-9}))).any()
 
 

@@ -3,9 +3,9 @@ r"""Match: images on which networks behave as on real ones, optimised in their p
 `distributions` matches, class by class, what untrained networks make of real and of distilled images (DM, DataDAM);
 `trajectories` matches where networks go that are trained on them (MTT).
 
-Images begin as real ones, those that the method `random` chooses under the same seed, or as noise. After every step the pixels
-are brought back into [0, 255], because a picture can hold no others; the published codes let them leave it, and score the
-tensors.
+Images begin as real ones, those that the method `random` chooses under the same seed, or as noise. Their pixels are free, as in
+the published codes: float32, and they may leave the range from black to white. With `pixels: picture` they are brought back
+into it after every step, and rounded to 8 bits at the end.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +16,7 @@ from torch import Tensor
 from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Pictures, read
-from wmdd.networks.models import normalise
+from wmdd.networks.models import bounds_of, normalise, to_pixels, to_unit
 from wmdd.networks.normalisation import Normalisation
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Matched(NamedTuple):
-    """Images uint8 [C, K, 3, R, R]; of MTT also the student's learning rate, and learned labels [C, K, classes] if any."""
+    """Images [C, K, 3, R, R]; of MTT also the student's learning rate, and learned labels [C, K, classes] if any."""
 
     images: Tensor
     rate: float | None = None
@@ -73,7 +73,17 @@ def start(real_images: Real, k: int, normalisation: Normalisation, settings: "Ma
     return torch.stack(images)
 
 
+def limits(settings: "MatchSettings", normalisation: Normalisation, device: torch.device) -> list[Tensor] | None:
+    """Return black and white as normalised pixels; None where the pixels are free."""
+    return bounds_of(normalisation, device) if settings.pixels == "picture" else None
+
+
 def within(images: Tensor, bounds: list[Tensor]) -> None:
     """Bring normalised pixels back between black and white, in place."""
     with torch.no_grad():
         torch.minimum(torch.maximum(images, bounds[0], out=images), bounds[1], out=images)
+
+
+def finished(images: Tensor, normalisation: Normalisation, settings: "MatchSettings") -> Tensor:
+    """Return normalised images as they are kept: float32 in unit scale, or rounded to uint8."""
+    return (to_pixels if settings.pixels == "picture" else to_unit)(images, normalisation)

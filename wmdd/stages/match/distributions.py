@@ -32,9 +32,9 @@ from wmdd.base.rng import generator
 from wmdd.networks import siamese
 from wmdd.networks.context import Context
 from wmdd.networks.engine import Engine, resume
-from wmdd.networks.models import ConvNet, bounds_of, build, normalise, to_pixels
+from wmdd.networks.models import ConvNet, build, normalise
 from wmdd.networks.normalisation import Normalisation
-from wmdd.stages.match import Matched, Real, start, within
+from wmdd.stages.match import Matched, Real, finished, limits, start, within
 
 if TYPE_CHECKING:
     from wmdd.settings.match import MatchSettings
@@ -105,7 +105,7 @@ def match(
     if state:
         resume(optimizer, state["optimizer"])
         first = int(state["iteration"])
-    bounds = bounds_of(normalisation, engine.device)
+    bounds = limits(settings, normalisation, engine.device)
     pixels = real.pictures.batches(_positions(real, settings, seed, first))
     every = max(1, iterations // 100)
     for i in context.progress(range(first, iterations), "matching", iterations, first):
@@ -115,7 +115,8 @@ def match(
         optimizer.zero_grad(set_to_none=True)
         total = _descend(network, x, real_batches, _distortions(real, settings, seed, i), settings, engine)
         optimizer.step()
-        within(x, bounds)
+        if bounds is not None:
+            within(x, bounds)
         due = context.keeper.due()
         if due or i % every == 0 or i + 1 == iterations:
             context.log({"loss": (value := total.item() / len(real.labels))}, i)
@@ -127,7 +128,7 @@ def match(
         if due:
             kept: dict[str, Any] = {"images": x.detach().cpu(), "optimizer": optimizer.state_dict(), "iteration": i + 1}
             context.keeper.save(kept, i + 1, iterations, "iteration")
-    return Matched(to_pixels(x.detach().cpu(), normalisation))
+    return Matched(finished(x.detach().cpu(), normalisation, settings))
 
 
 def _descend(

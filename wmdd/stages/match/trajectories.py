@@ -15,7 +15,7 @@ The gradient goes backwards through the steps by hand (`wmdd.stages.match.unroll
 The images of all classes are one student's training set: nothing separates by class, and the stage has one block. A batch is
 `student_batch` of them, all by default.
 
-Departures: pixels are kept within [0, 255] (`wmdd.stages.match`); alpha is kept above zero; which expert, where a student
+Departures: alpha is kept above zero; which expert, where a student
 begins and the order of batches are drawn for (seed, iteration).
 """
 
@@ -32,11 +32,11 @@ from wmdd.base.rng import generator
 from wmdd.networks import siamese
 from wmdd.networks.context import Context
 from wmdd.networks.engine import Engine, resume
-from wmdd.networks.models import bounds_of, build, to_pixels
+from wmdd.networks.models import build
 from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.training import batches_of
 from wmdd.networks.whitening import Whitening
-from wmdd.stages.match import Matched, Real, start, within
+from wmdd.stages.match import Matched, Real, finished, limits, start, within
 from wmdd.stages.match.unrolling import Step, gradient_of, unrolled
 
 if TYPE_CHECKING:
@@ -72,12 +72,14 @@ class _Distilled:
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def step(self, bounds: list[Tensor]) -> None:
-        """Make a step of gradient descent; pixels stay between black and white, alpha above zero."""
+    def step(self, bounds: list[Tensor] | None) -> None:
+        """Make a step of gradient descent; alpha stays above zero, and pixels between `bounds`, if there are any."""
         for optimizer in self._optimizers:
             optimizer.step()
         with torch.no_grad():
             self.rate.clamp_(min=LEAST)
+            if bounds is None:
+                return
             pixels = self.images()
             within(pixels, bounds)
             if self._white is not None:
@@ -132,7 +134,7 @@ def match(
     if state is not None:
         distilled.resume(state)
     first, every = int(begun["iteration"]), max(1, iterations // 200)
-    bounds = bounds_of(normalisation, engine.device)
+    bounds = limits(settings, normalisation, engine.device)
     for i in context.progress(range(first, iterations), "matching", iterations, first):
         begin, target = (theta.to(engine.device) for theta in _segment(experts, settings, seed, i))
         step_of = _steps(distilled, network, classes, k, settings, seed, i, engine)
@@ -148,7 +150,7 @@ def match(
             context.keeper.save(distilled.state() | {"iteration": i + 1}, i + 1, iterations, "iteration")
     shape = (len(real.labels), k)
     labels = None if distilled.logits is None else distilled.logits.detach().softmax(1).cpu().view(*shape, classes)
-    images = to_pixels(distilled.images().cpu(), normalisation).view(*shape, 3, side, side)
+    images = finished(distilled.images().cpu(), normalisation, settings).view(*shape, 3, side, side)
     return Matched(images, distilled.rate.item(), labels)
 
 

@@ -13,12 +13,12 @@ from wmdd.jobs.job import job
 
 
 @command
-def images(*, blocks: Paths, output: Path, threads: Threads = 1) -> None:
+def join(*, blocks: Paths, output: Path, threads: Threads = 1) -> None:
     """Join the blocks of a distilled set into one file, every class once and in order; one block is in memory at a time."""
     parts = [load(path, "weights", "labels") for path in blocks]
     metas = [meta for _, meta in parts]
     first = metas[0]
-    with job("images", output, [], numbered(metas), threads=threads) as stage_job:
+    with job("join", output, [], numbered(metas), threads=threads) as stage_job:
         _check_blocks(blocks, parts)
         weights, labels = (np.concatenate([arrays[name] for arrays, _ in parts]) for name in ("weights", "labels"))
         if labels.tolist() != list(range(len(first["classes"]))):

@@ -1,0 +1,150 @@
+"""Score a distilled set that others made: an experiment file with its controls, run by the workflow in the current folder."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from wmdd.artifacts import atomic_files
+from wmdd.base.errors import WmddError
+from wmdd.settings.imported import ImportSettings
+from wmdd.workflow.dag import snakefile
+from wmdd.workflow.experiment import Experiment
+from wmdd.workflow.experiment_file import NAME_LENGTH, presets
+from wmdd.workflow.layout import REPORT
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONTROLS = ("random", "kmeans-medoid")
+FOLDER = "evaluations"  # of the experiment files
+TABLE, PAGE = f"{REPORT}/table", f"{REPORT}/index.html"
+WHERE = ("--cores", "--jobs", "--profile", "-c", "-j")  # options of Snakemake that say where jobs run
+
+
+def method_name(path: Path) -> str:
+    """Return the name of a set as a method: that of its file or folder, unless a method that comes with wmdd has it."""
+    stem = path.stem if path.is_file() else path.resolve().name
+    name = re.sub(r"[^A-Za-z0-9_.+-]+", "-", stem).strip("-.+_")[:NAME_LENGTH] or "set"
+    return f"{name}-set" if name in presets().methods else name
+
+
+def experiment_of(
+    source: ImportSettings,
+    ipc: int,
+    dataset: str,
+    *,
+    name: str,
+    teacher: str = "resnet18",
+    protocols: Sequence[str] = ("paper",),
+    students: Sequence[str] = ("resnet18",),
+    seeds: int = 3,
+    controls: Sequence[str] = CONTROLS,
+) -> dict[str, Any]:
+    """Return the content of an experiment file that scores a set beside its controls at the same images and steps.
+
+    Args:
+        source: where the set is, and how it is meant.
+        ipc: its images per class.
+        dataset: whose classes it has.
+        name: of the set as a method, and of the experiment.
+        teacher: that labels it, and by whose features controls are chosen.
+        protocols: how students are trained.
+        students: networks.
+        seeds: of labels and students, and of the controls' images.
+        controls: methods beside it.
+    """
+    matrix = {
+        "datasets": [dataset],
+        "teachers": [teacher],
+        "methods": [name, *controls],
+        "ipc": [ipc],
+        "seeds": list(range(seeds)),
+        "students": list(students),
+        "protocols": list(protocols),
+    }
+    images = source.model_dump(mode="json", exclude_defaults=True)
+    return {"experiment": name, "matrix": [matrix], "methods": {name: {"family": "import", "images": images}}}
+
+
+def run(content: dict[str, Any], configfiles: Sequence[Path] = (), options: Sequence[str] = ()) -> None:
+    """Write an experiment file into `evaluations/`, and run the workflow on it.
+
+    Args:
+        content: of the file, checked before anything runs.
+        configfiles: experiment files with datasets, teachers and so on of your own; the content counts more.
+        options: of Snakemake; without one that says where jobs run they run here, on all cores.
+
+    Raises:
+        WmddError: the experiment is wrong, or the workflow fails.
+    """
+    path = Path(FOLDER, f"{content['experiment']}.yaml")
+    atomic_files.write_text(path, yaml.safe_dump(content, sort_keys=False))
+    files = [*configfiles, path]
+    Experiment.read(*files)
+    here = () if any(option.partition("=")[0] in WHERE for option in options) else ("--cores", "all")
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile()), "--configfile", *map(str, files)]
+    if subprocess.run([*command, *here, *options]).returncode:
+        raise WmddError(
+            f"the workflow of {path} failed; its own words stand above, and the same command goes on from there"
+        )
+
+
+def evaluate(
+    images: np.ndarray,
+    labels: np.ndarray,
+    dataset: str,
+    protocol: str = "paper",
+    *,
+    name: str = "set",
+    space: str = "auto",
+    configfiles: Sequence[Path] = (),
+    options: Sequence[str] = (),
+    **choices: Any,
+) -> "pd.DataFrame":
+    """Score a distilled set that is in memory, beside random real images and medoids at the same number of images and steps.
+
+    The arrays are kept as `evaluations/NAME.npz` in the current folder, where the workflow runs and leaves its results.
+
+    Args:
+        images: [N, 3, R, R], uint8, or floats in the given `space`.
+        labels: classes [N], or what the set learned: probabilities or logits [N, C].
+        dataset: whose classes it has.
+        protocol: how students are trained.
+        name: of the set as a method.
+        space: of the pixels, as of `ImportSettings`; of floats `unit` unless given.
+        configfiles: experiment files with datasets, teachers and so on of your own.
+        options: of Snakemake.
+        choices: teacher, students, seeds, controls, as of `experiment_of`.
+
+    Returns:
+        The table of results, a row a method, student and protocol.
+
+    Raises:
+        WmddError: the arrays or names are wrong, or the workflow fails.
+    """
+    import pandas as pd
+
+    images, labels = np.asarray(images), np.asarray(labels)
+    if len(images) != len(labels) or not len(images):
+        raise WmddError(f"there are {len(images)} images and {len(labels)} labels; give one label an image")
+    if space == "auto" and images.dtype != np.uint8:
+        space = "unit"
+    path = Path(FOLDER, f"{name}.npz")
+    with atomic_files.atomic(path) as part, part.open("wb") as file:
+        np.savez(file, images=images, labels=labels)
+    source = ImportSettings(path=str(path), space=space)  # type: ignore[arg-type]
+    content = experiment_of(source, images_per_class(labels), dataset, name=name, protocols=[protocol], **choices)
+    run(content, configfiles, options)
+    return pd.read_csv(f"{TABLE}.csv")
+
+
+def images_per_class(labels: np.ndarray) -> int:
+    """Return how many images the largest class has, of labels [N] or what was learned [N, C]."""
+    classes = labels if labels.ndim == 1 else labels.argmax(1)
+    return int(np.unique(classes, return_counts=True)[1].max())
