@@ -32,8 +32,8 @@ TEACHER = "--teacher model.safetensors"
 READ = [
     "config {config}",
     "schema",
-    "plan --configfile {config}",
-    "status --configfile {config}",
+    "plan {config}",
+    "status {config}",
 ]
 JOBS = [
     "data --name digits --output data.h5 --source digits --classes 10 --resolution 8 --images-per-class 2",

@@ -13,8 +13,10 @@ from snakemake.settings.types import DeploymentMethod
 
 # Of this Snakefile, also where it is a module of another workflow.
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
-# Jobs find the interpreter that runs this workflow and the package beside the Snakefile, wherever they are started.
-sys.path.insert(0, str(ROOT))
+# Jobs find the interpreter that runs this workflow and the package that it belongs to, wherever they are started: the one
+# beside the Snakefile, or the installed one, which holds the Snakefile.
+LIBRARY = ROOT if (ROOT / "wmdd").is_dir() else ROOT.parents[1]
+sys.path.insert(0, str(LIBRARY))
 
 # Of a job, from the folder of its rule; Snakemake would take braces in the sources' own path for a field to fill in.
 ENVIRONMENT = "../envs/wmdd.yaml"
@@ -28,7 +30,7 @@ if not workflow.config_settings.configfiles:
     configfile: DEMO if Path(DEMO).is_file() else str(ROOT / DEMO)
 
 
-for variable, place in ("PATH", Path(sys.executable).parent), ("PYTHONPATH", ROOT):
+for variable, place in ("PATH", Path(sys.executable).parent), ("PYTHONPATH", LIBRARY):
     os.environ[variable] = os.pathsep.join([str(place), *filter(None, [os.environ.get(variable)])])
 
 # A scheduler's warning (SIGTERM, SIGUSR1) reaches every process of a job: what runs the command must outlive the command,
@@ -59,7 +61,7 @@ if DeploymentMethod.APPTAINER in DEPLOYMENT and not IMAGE:
     raise WorkflowError("--sdm apptainer needs an image; build one from envs/ (docs/cluster.md), name it in WMDD_IMAGE")
 if DeploymentMethod.CONDA in DEPLOYMENT:
     # Snakemake drops PYTHONPATH here, and any other active environment may stay ahead of the job's own in PATH.
-    sources = shlex.quote(str(ROOT)).replace("{", "{{").replace("}", "}}")
+    sources = shlex.quote(str(LIBRARY)).replace("{", "{{").replace("}", "}}")
     shell.prefix(OUTLIVE + f'export PYTHONPATH={sources} PATH="$CONDA_PREFIX/bin:$PATH"; ')
 
 try:
@@ -136,7 +138,8 @@ def source(name):
     A module has the absolute path: its `prefix` would be put before a relative one.
     """
     is_module = workflow.modifier.parent_modifier is not None
-    return str(ROOT / name) if is_module or not Path(name).is_file() else name
+    home = LIBRARY if name.startswith("wmdd/") else ROOT
+    return str(home / name) if is_module or not Path(name).is_file() else name
 
 
 def tracked(*paths):

@@ -134,14 +134,14 @@ OWN = {"machine": "mine", "device": "cuda", "peak": PEAK, "rates": {"recover": {
 
 def test_the_command_prints_a_plan(run):
     Path("mine.yaml").write_text(MINE)
-    _, shown, _ = run("plan --configfile mine.yaml --parallel 3")
+    _, shown, _ = run("plan mine.yaml --parallel 3")
     assert shown.startswith("mine.yaml on cpu-core: AMD EPYC")
     assert re.search(r"\| digits +\| recover +\| +1 \|", shown)
     assert "With 3 at once" in shown
     Path("mine.yaml").write_text(MINE + "engine: {precision: fp32}\n")
-    assert run("plan --configfile mine.yaml")[1].startswith("mine.yaml on cpu-core-fp32")
+    assert run("plan mine.yaml")[1].startswith("mine.yaml on cpu-core-fp32")
     Path("own.json").write_text(json.dumps(OWN))
-    _, shown, _ = run("plan --configfile mine.yaml --rates own.json")
+    _, shown, _ = run("plan mine.yaml --rates own.json")
     assert shown.startswith("mine.yaml on own: mine")
     for text in "5.00e11 measured", "Assumed: the slowest measured rate of own", "GPU-h":
         assert text in shown
@@ -158,7 +158,7 @@ def test_a_mistake_is_one_line(mistake):
         ("", "experiment: mine", "the experiment has an empty matrix"),
     ):
         Path("mine.yaml").write_text(content)
-        assert says in mistake(f"plan --configfile mine.yaml {options}")
+        assert says in mistake(f"plan mine.yaml {options}")
 
 
 # The document

@@ -350,7 +350,7 @@ def test_the_command(run, mistake):
     Path("other.yaml").write_text("experiment: other")
     for path in ("results/d/a.txt", "results/d/a2.txt", "results/b.txt"):
         put(path, "")
-    assert run("status --configfile other.yaml --detail")[1].endswith("2 of 2 jobs done\n")
+    assert run("status other.yaml --detail")[1].endswith("2 of 2 jobs done\n")
     Path("mine.yaml").write_text("recover: {iteration: 3}")
     says = "mine.yaml: unknown key recover.iteration; did you mean 'iterations'?"
-    assert mistake("status --configfile mine.yaml").startswith(says)
+    assert mistake("status mine.yaml").startswith(says)

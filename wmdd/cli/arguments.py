@@ -11,6 +11,7 @@ from wmdd.settings.engine import EngineSettings
 
 Paths = Annotated[list[Path], Parameter(consume_multiple=True)]
 Positive = Annotated[int, Parameter(validator=Number(gte=1))]
+Flag = Annotated[bool, Parameter(negative=())]  # which has no --no-…
 Threads = Annotated[int, Parameter(help="of the CPU.")]
 Data = Annotated[Path, Parameter(help="of the data stage.")]
 Teacher = Annotated[Path, Parameter(help="of the teacher stage.")]

@@ -17,7 +17,7 @@ from wmdd.artifacts.atomic_files import read_json
 from wmdd.artifacts.hdf5 import LEARNED, check_classes, checked_weights, learned_labels
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
-from wmdd.cli.arguments import Paths, Threads, command
+from wmdd.cli.arguments import Flag, Paths, Threads, command
 from wmdd.export.dataset_card import Origin
 from wmdd.export.export import check_output, mean_soft_labels
 from wmdd.export.export import export as write_folder
@@ -40,7 +40,7 @@ def export(
     temperature: Temperature = 1.0,
     student: Paths | None = None,
     source: str | None = None,
-    overwrite: bool = False,
+    overwrite: Flag = False,
     threads: Threads = 1,
 ) -> None:
     """Write a distilled set as a folder that others read without this package, with a dataset card (docs/export.md).

@@ -12,6 +12,7 @@ from wmdd.cost.blocks import Blocks
 from wmdd.report.show_settings import resolved
 from wmdd.workflow import experiment_file
 from wmdd.workflow.experiment import Experiment
+from wmdd.workflow.launch import experiment_files
 
 
 @command
@@ -27,9 +28,14 @@ def manifest(file: Path) -> None:
 
 
 @command
-def config(file: Path, *, stage: str | None = None) -> None:
-    """Print the merged, resolved settings of every run of an experiment file, as YAML."""
-    experiment = Experiment.read(file)
+def config(*files: Path, stage: str | None = None) -> None:
+    """Print the merged, resolved settings of every run of an experiment, as YAML.
+
+    Args:
+        files: the experiment file, or several as of `plan`.
+        stage: of which alone.
+    """
+    experiment = Experiment.read(*experiment_files(files))
     Blocks(experiment)  # refuses a wrong jobs.device
     print(yaml.safe_dump(resolved(experiment, stage), sort_keys=False, width=120), end="")
 

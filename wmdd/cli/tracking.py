@@ -5,13 +5,13 @@ import os
 from pathlib import Path
 
 from wmdd.base import units
-from wmdd.cli.arguments import command
+from wmdd.cli.arguments import Flag, command
 from wmdd.tracking import dashboard as views
 from wmdd.tracking import sync as offline
 
 
 @command
-def sync(*, folder: Path | None = None, dry_run: bool = False) -> None:
+def sync(*, folder: Path | None = None, dry_run: Flag = False) -> None:
     """Upload the offline wandb runs, from a machine with a network, and draw their lineage; again, to go on or for new ones.
 
     Args:
@@ -41,7 +41,7 @@ def sync(*, folder: Path | None = None, dry_run: bool = False) -> None:
 
 
 @command
-def dashboard(*, entity: str = "", project: str = "", save: bool = False) -> None:
+def dashboard(*, entity: str = "", project: str = "", save: Flag = False) -> None:
     """Print the wandb workspace and report that compare the runs, as JSON, or save them to wandb.
 
     Args:

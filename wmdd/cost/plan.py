@@ -10,7 +10,7 @@ max(FLOP / peak, bytes moved / bandwidth). On N devices at once the jobs take, i
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,21 @@ def _chain(costs: Iterable[tuple[Job, Cost]]) -> float:
         return (0.0 if math.isnan(cost.chained) else cost.chained) + max(map(until, job.needs), default=0.0)
 
     return max(map(until, by_output))
+
+
+def numbers(plan: Plan) -> dict[str, Any]:
+    """Return a plan for programs: rows and total with their sizes, seconds and bytes; None is what is not known."""
+
+    def known(row: Row) -> dict[str, Any]:
+        values = asdict(row.cost) | {name: getattr(row, name) for name in ("dataset", "method", "ipc", "stage", "jobs")}
+        return {
+            name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()
+        }
+
+    return {
+        "device": plan.device.name, "rows": list(map(known, plan.rows)), "total": known(plan.total),
+        "chain": None if math.isnan(plan.chain) else plan.chain, "notes": list(plan.notes),
+    }  # fmt: skip
 
 
 def render(plan: Plan, name: str, parallel: int = 1) -> str:

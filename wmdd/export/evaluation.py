@@ -1,8 +1,6 @@
 """Score a distilled set that others made: an experiment file with its controls, run by the workflow in the current folder."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +11,9 @@ import yaml
 from wmdd.artifacts import atomic_files
 from wmdd.base.errors import WmddError
 from wmdd.settings.imported import ImportSettings
-from wmdd.workflow.dag import snakefile
 from wmdd.workflow.experiment import Experiment
 from wmdd.workflow.experiment_file import NAME_LENGTH, presets
+from wmdd.workflow.launch import snakemake
 from wmdd.workflow.layout import REPORT
 
 if TYPE_CHECKING:
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 CONTROLS = ("random", "kmeans-medoid")
 FOLDER = "evaluations"  # of the experiment files
 TABLE, PAGE = f"{REPORT}/table", f"{REPORT}/index.html"
-WHERE = ("--cores", "--jobs", "--profile", "-c", "-j")  # options of Snakemake that say where jobs run
 
 
 def method_name(path: Path) -> str:
@@ -78,7 +75,7 @@ def run(content: dict[str, Any], configfiles: Sequence[Path] = (), options: Sequ
     Args:
         content: of the file, checked before anything runs.
         configfiles: experiment files with datasets, teachers and so on of your own; the content counts more.
-        options: of Snakemake; without one that says where jobs run they run here, on all cores.
+        options: of Snakemake; jobs run here, on all cores, unless they say where.
 
     Raises:
         WmddError: the experiment is wrong, or the workflow fails.
@@ -87,9 +84,7 @@ def run(content: dict[str, Any], configfiles: Sequence[Path] = (), options: Sequ
     atomic_files.write_text(path, yaml.safe_dump(content, sort_keys=False))
     files = [*configfiles, path]
     Experiment.read(*files)
-    here = () if any(option.partition("=")[0] in WHERE for option in options) else ("--cores", "all")
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile()), "--configfile", *map(str, files)]
-    if subprocess.run([*command, *here, *options]).returncode:
+    if snakemake(files, options):
         raise WmddError(
             f"the workflow of {path} failed; its own words stand above, and the same command goes on from there"
         )
@@ -138,7 +133,7 @@ def evaluate(
     path = Path(FOLDER, f"{name}.npz")
     with atomic_files.atomic(path) as part, part.open("wb") as file:
         np.savez(file, images=images, labels=labels)
-    source = ImportSettings(path=str(path), space=space)  # type: ignore[arg-type]
+    source = ImportSettings(path=str(path), space=space)
     content = experiment_of(source, images_per_class(labels), dataset, name=name, protocols=[protocol], **choices)
     run(content, configfiles, options)
     return pd.read_csv(f"{TABLE}.csv")

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -182,6 +183,21 @@ def _state(seen: Seen, since: float | None, lives: bool, now: float) -> str:
         return "stopped"
     # else it ended well, as it says or (grid, report) as nobody denies, and its output was deleted
     return "waiting" if job.waits else "ready"
+
+
+def facts(jobs: Sequence[Seen]) -> dict[str, Any]:
+    """Return the state of each job, and how many are in each, for programs."""
+    rows = [
+        {
+            "stage": s.job.stage,
+            **s.job.cell.parts(),
+            "state": s.state,
+            "outputs": list(map(str, s.job.outputs)),
+            "log": str(s.job.log or ""),
+        }
+        for s in jobs
+    ]
+    return {"jobs": rows, "counts": dict(Counter(s.state for s in jobs))}
 
 
 def render(jobs: Sequence[Seen], name: str, holder: str = "", detail: bool = False, now: float | None = None) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wmdd.base.errors import WmddError
+from wmdd.workflow.launch import snakefile
 from wmdd.workflow.layout import Cell
 from wmdd.workflow.stages import stage_of
 
@@ -48,18 +49,6 @@ class Job:
     def checkpoint(self) -> Path:
         """Where `wmdd.jobs.job` keeps its state."""
         return self.outputs[0].with_name(f".{self.outputs[0].name}.checkpoint")
-
-
-def snakefile() -> Path:
-    """Return the workflow's file: in the current folder, or beside this package.
-
-    Raises:
-        WmddError: there is none.
-    """
-    for folder in (Path(), Path(__file__).parents[2]):
-        if (folder / "Snakefile").is_file():
-            return folder / "Snakefile"
-    raise WmddError("there is no Snakefile here; change to the folder in which you run snakemake")
 
 
 def jobs(*configfiles: Path, forceall: bool = False) -> list[Job]:

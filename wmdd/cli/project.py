@@ -1,0 +1,70 @@
+"""The commands of a study's folder: begin one, run it, and let Snakemake find the profile of a cluster."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from wmdd.artifacts import atomic_files
+from wmdd.base.errors import WmddError
+from wmdd.cli.arguments import command
+from wmdd.workflow import launch
+
+STUDY = launch.DEFAULTS[0]
+WORKFLOW = """# The workflow of the installed package wmdd: `snakemake --configfile study.yaml` runs it here.
+from wmdd.workflow.launch import sources
+
+
+configfile: "study.yaml"
+
+
+include: str(sources() / "Snakefile")
+"""
+
+
+@command
+def init(folder: Path, /) -> None:
+    """Begin a study: a folder with an experiment file, that of the demo, and a Snakefile that runs the installed workflow.
+
+    Args:
+        folder: is made; what it holds stays.
+    """
+    files = {STUDY: (launch.sources() / "config/config.yaml").read_text("utf-8"), Path("Snakefile"): WORKFLOW}
+    for name in files:
+        if (folder / name).exists():
+            raise WmddError(f"{folder / name} is there already; choose another folder")
+    for name, text in files.items():
+        atomic_files.write_text(folder / name, text)
+    print(f"{folder / STUDY} is the experiment. Now: cd {folder} && wmdd run")
+
+
+@command
+def run(file: Path | None = None, /, *snakemake: str) -> None:
+    """Run an experiment in the current folder; what is done already is not done again.
+
+    Args:
+        file: the experiment; study.yaml, or else config/config.yaml, unless given.
+        snakemake: options of Snakemake, behind `--`, as in `wmdd run study.yaml -- --profile slurm`.
+    """
+    raise SystemExit(launch.snakemake(launch.experiment_files([file] if file else []), snakemake))
+
+
+@command
+def profile(name: Literal["slurm"], /) -> None:
+    """Let `snakemake --profile slurm` find the profile, which then takes your cluster's partitions.
+
+    Args:
+        name: of the profile.
+    """
+    ours = launch.sources() / "profiles" / name
+    place = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "snakemake", name)
+    in_clone = ours.parents[1] == launch.PACKAGE.parent
+    if place.exists() and not (in_clone and place.samefile(ours)):
+        raise WmddError(f"{place} is there already; edit it, or rename it and call this again")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if in_clone:  # so that the profile is edited where it is kept
+        place.unlink(missing_ok=True)
+        place.symlink_to(ours)
+    else:
+        shutil.copytree(ours, place)
+    print(f"{place}/config.v8+.yaml is the profile; write your cluster's partitions into it")

@@ -1,0 +1,58 @@
+"""Where the workflow's own files are, and how Snakemake is started on them from any folder."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from wmdd.base.errors import WmddError
+
+PACKAGE = Path(__file__).parents[1]
+PROFILE = "profiles/default"
+DEFAULTS = (Path("study.yaml"), Path("config/config.yaml"))  # the experiment of a folder
+
+
+def sources() -> Path:
+    """Return the folder of Snakefile, rules, config, envs and profiles: the top of a clone, or one in the installed package."""
+    clone = PACKAGE.parent
+    return clone if (clone / "rules").is_dir() and (clone / "Snakefile").is_file() else PACKAGE / "pipeline"
+
+
+def snakefile() -> Path:
+    """Return the workflow's file: that of the current folder, or ours."""
+    own = Path("Snakefile")
+    return own if own.is_file() else sources() / own
+
+
+def experiment_files(files: Sequence[Path]) -> list[Path]:
+    """Return the experiment files that were named, or the one that this folder has.
+
+    Raises:
+        WmddError: none was named, and none is here.
+    """
+    if files:
+        return list(files)
+    if here := [path for path in DEFAULTS if path.is_file()]:
+        return here[:1]
+    raise WmddError(f"there is no {' or '.join(map(str, DEFAULTS))} here; name the experiment file")
+
+
+def snakemake(configfiles: Sequence[Path], options: Sequence[str] = ()) -> int:
+    """Run Snakemake in the current folder, and return its exit status; what it says goes where ours goes.
+
+    Args:
+        configfiles: of the experiment; of several the later ones count more.
+        options: of Snakemake.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(snakefile()),
+        "--configfile",
+        *map(str, configfiles),
+    ]
+    if not Path(PROFILE).is_dir() and not any(option.startswith("--workflow-profile") for option in options):
+        command += ["--workflow-profile", str(sources() / PROFILE)]
+    return subprocess.run([*command, *options], check=False).returncode
