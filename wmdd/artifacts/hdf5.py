@@ -38,8 +38,8 @@ class Meta(dict[str, Any]):
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
-    """Open any HDF5 file to read.
+def opened(path: Path, remedy: str = AGAIN) -> Iterator[h5py.File]:
+    """Open any HDF5 file to read; `remedy` says what to do where it is damaged.
 
     Raises:
         WmddError: it is missing, locked, not to be read, no file or cut short.
@@ -52,26 +52,26 @@ def opened(path: Path) -> Iterator[h5py.File]:
             raise WmddError(
                 f"{path} is locked by a process that writes it; wait, or set HDF5_USE_FILE_LOCKING=FALSE"
             ) from None
-        raise WmddError(f"{path} is not a whole HDF5 file ({one_line(error)}); {AGAIN}") from None
+        raise WmddError(f"{path} is not a whole HDF5 file ({one_line(error)}); {remedy}") from None
     with file:
         try:
             yield file
         except OSError as error:
             if error.errno is not None:  # not of HDF5, which has none once the file is open
                 raise
-            raise WmddError(f"{path} is damaged ({error}); {AGAIN}") from None
+            raise WmddError(f"{path} is damaged ({error}); {remedy}") from None
 
 
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def damage(path: Path, remedy: str = AGAIN) -> Iterator[None]:
     """Turn what h5py and JSON raise on damaged files into one line."""
     try:
         yield
     except (ValueError, TypeError, AttributeError, RuntimeError, KeyError) as error:
-        raise WmddError(f"{path} is damaged ({one_line(error)}); {AGAIN}") from None
+        raise WmddError(f"{path} is damaged ({one_line(error)}); {remedy}") from None
 
 
-def dataset_of(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
+def dataset_of(path: Path, file: h5py.File, name: str, remedy: str = AGAIN) -> h5py.Dataset:
     """Return an array that lies in the file itself and is no larger than the file can hold.
 
     Raises:
@@ -83,12 +83,12 @@ def dataset_of(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
             raise WmddError(f"{name} of {path} is a link, which is not followed; write the array into the file")
     dataset = file.get(name)
     if not isinstance(dataset, h5py.Dataset):
-        raise WmddError(f"{path} lacks {name}; {AGAIN}")
+        raise WmddError(f"{path} lacks {name}; {remedy}")
     if dataset.external or dataset.is_virtual:
         raise WmddError(f"{name} of {path} lies in other files, which are not read; write the array into the file")
     if dataset.nbytes > max(SMALL, MOST * dataset.id.get_storage_size()):
         size = dataset.id.get_storage_size()
-        raise WmddError(f"{name} of {path} claims {dataset.nbytes:,} bytes, of which the file has {size:,}; {AGAIN}")
+        raise WmddError(f"{name} of {path} claims {dataset.nbytes:,} bytes, of which the file has {size:,}; {remedy}")
     return dataset
 
 
@@ -270,7 +270,7 @@ def artifact_in(path: Path, file: h5py.File) -> Artifact:
     Raises:
         WmddError: it is damaged, or has changed since it was written.
     """
-    with _damage(path):
+    with damage(path):
         return Artifact(path, file)
 
 
@@ -280,7 +280,7 @@ def is_artifact(file: h5py.File) -> bool:
     Raises:
         WmddError: it is damaged.
     """
-    with _damage(Path(file.filename)):
+    with damage(Path(file.filename)):
         return META in file and "digest" in file.attrs
 
 

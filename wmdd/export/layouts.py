@@ -21,7 +21,7 @@ from wmdd.export.manifest import AGAIN, ARRAYS, PICTURES, TABLE, Manifest
 
 SHARD = 2000  # images of a tar or parquet file: about 200 MB at 224 px
 GROUP = 100  # images of a row group of a parquet file, and of what is read at once
-_DAMAGE = (  # what pandas, tarfile, numpy and pyarrow raise
+DAMAGE = (  # what pandas, tarfile, numpy and pyarrow raise
     OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, NotImplementedError, UnreadableError, tarfile.TarError,
     RecursionError, MemoryError, OverflowError,
 )  # fmt: skip
@@ -160,7 +160,7 @@ def readable(path: Path | str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise WmddError(f"{path} is missing; restore it or {AGAIN}") from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise WmddError(f"{path} is damaged ({one_line(error)}); restore it or {AGAIN}") from None
 
 
@@ -209,14 +209,19 @@ def _read_web_dataset(folder: Path, manifest: Manifest) -> Iterator[Rows]:
         path = folder / name
         with readable(path), tarfile.open(path, "r:") as tar:
             for key, members in itertools.groupby(tar, lambda member: member.name.partition(".")[0]):
-                sample = {member.name.partition(".")[2]: _content(tar, member) for member in members}
+                sample = {member.name.partition(".")[2]: content(tar, member) for member in members}
                 soft = np.load(io.BytesIO(sample["npy"]), allow_pickle=False)[None] if "npy" in sample else None
                 weight = np.array([json.loads(sample["json"])["weight"]], np.float32)
                 where = f"{path} ({key})"
                 yield Rows(where, _pixels(where, sample["png"])[None], np.array([int(sample["cls"])]), weight, soft)
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """Return the bytes of a plain member.
+
+    Raises:
+        ValueError: it is a link, sparse or no file.
+    """
     file = tar.extractfile(member) if member.isreg() and not member.issparse() else None
     if file is None:
         raise ValueError(f"{member.name} is no file")

@@ -1,7 +1,5 @@
 """Weights from outside: of torchvision, of timm, or of a checkpoint file, by the names that they have there."""
 
-import argparse
-import pickle
 import re
 import sys
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from torch import Tensor
 from wmdd.artifacts.atomic_files import check_file, sha256_of
 from wmdd.artifacts.hdf5_writer import digest_of
 from wmdd.artifacts.model_files import load_model
+from wmdd.artifacts.torch_files import unpickled
 from wmdd.base.errors import WmddError, first_sentence
 from wmdd.networks.foreign_weights import check, timm_config, torchvision_entry
 from wmdd.networks.normalisation import Normalisation
@@ -129,20 +128,8 @@ def of_file(path: Path) -> Weights:
 
 
 def _unpickled(path: Path) -> Any:
-    try:
-        # Namespace: of the options that most training scripts save beside the weights. It holds values and runs nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        needed = re.search(r"Unsupported (?:global|class)\S*:? ?(?:GLOBAL )?([\w.]+)", str(error))
-        if needed is None:
-            raise WmddError(f"{path} is no checkpoint of torch; give another file in weights") from None
-        raise WmddError(
-            f"{path} holds more than tensors ({needed[1]}) and is not unpickled, as that can run any code; where you trust "
-            "it, save its weights alone: torch.save(model.state_dict(), 'weights.pt')"
-        ) from None
-    except Exception as error:  # of the unpickler, which trips in many ways over what it does not expect
-        raise WmddError(f"{path} is not a whole checkpoint of torch ({first_sentence(error)}); get it again") from None
+    alone = "its weights alone: torch.save(model.state_dict(), 'weights.pt')"
+    return unpickled(path, "checkpoint", "give another file in weights", alone)
 
 
 def _safetensors(path: Path) -> tuple[State, dict[str, Any]]:
