@@ -140,11 +140,12 @@ HEAVY = {
     "sklearn", "ot", "scipy", "snakemake", "PIL", "h5py", "numpy", "pydantic", "jinja2", "vl_convert", "requests",
 }  # fmt: skip
 FILES = {"pydantic", "numpy", "h5py"}
-COMPUTING = {"teacher", "recover", "select", "student", "generator", "latent", "match", "measure", "export"}
+COMPUTING = {"teacher", "recover", "select", "student", "generator", "latent", "match", "measure", "export", "images"}
 # The modules of the command line, and what they may import together: what reading the arguments of their commands takes.
 MAY_IMPORT = [
     ({"commands"}, set()),
-    ({"arguments", "workflow"}, {"pydantic", "snakemake"}),
+    ({"arguments", "workflow", "project"}, {"pydantic", "snakemake"}),
+    ({"evaluate"}, FILES),
     ({"readers", "writers", "inspection", "join", "tracking"}, FILES | {"requests"}),
     ({"grid"}, FILES | {"PIL"}),
     ({"tables", "kept_results", "page"}, FILES | {"PIL", "pandas", "pyarrow", "altair", "jinja2", "requests"}),

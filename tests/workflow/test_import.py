@@ -58,4 +58,6 @@ def test_a_set_that_is_not_there_stops_before_anything_runs(run: Workspace) -> N
     method = {"family": "import", "images": {"path": "sets/{ipc}.pt"}}
     run.config = TINY | {"methods": {"theirs": method}, "matrix": [ENTRY | {"methods": ["theirs"]}]}
     result = run.snakemake("-n", check=False)
-    assert "method theirs on digits: images.path: there is no sets/2.pt; paths are from" in result.stderr
+    assert (
+        "method theirs on digits: images.path: there is no sets/2.pt; paths are from" in result.stdout + result.stderr
+    )

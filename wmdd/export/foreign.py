@@ -8,6 +8,7 @@ not allocated. What was guessed on the way is told in `notes`.
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
@@ -26,9 +27,13 @@ from wmdd.export.foreign_pictures import (
 )
 from wmdd.export.foreign_tensors import read_tensors
 from wmdd.export.manifest import MANIFEST
+from wmdd.settings.imported import Layout
+
+if TYPE_CHECKING:
+    from wmdd.settings.imported import MeaningSettings
 
 TENSOR_LAYOUTS = ("dc", "mtt", "datm", "idc", "ncfm", "tensors")
-LAYOUTS = ("auto", "imagefolder", *TENSOR_LAYOUTS, "arrays", "hdf5", "parquet", "webdataset", "wmdd")
+LAYOUTS: tuple[str, ...] = get_args(Layout)
 _ENDINGS = {
     ".pt": "tensors", ".pth": "tensors", ".npz": "arrays", ".npy": "arrays", ".h5": "hdf5", ".hdf5": "hdf5",
     ".parquet": "parquet", ".tar": "webdataset",
@@ -236,3 +241,11 @@ def _own(path: Path, most: int) -> ForeignSet:
         None if soft is None else labels, known.weights.numpy(), None, known.classes, known.names,
         None if images.dtype == np.uint8 else "unit", 1, notes,
     )  # fmt: skip
+
+
+def images_per_class(path: Path, settings: "MeaningSettings") -> int:
+    """Return how many images the largest class of a set has, once its tiles are cut out."""
+    theirs = read(path, settings.layout, settings.label_kind)
+    labels = theirs.labels if theirs.hard_labels is None else theirs.hard_labels
+    classes = labels if labels.ndim == 1 else labels.argmax(1)
+    return int(np.unique(classes, return_counts=True)[1].max()) * (settings.tiles or theirs.factor or 1) ** 2

@@ -5,22 +5,26 @@ from typing import Literal
 
 from pydantic import Field
 
-from wmdd.settings.base import Count, Settings
+from wmdd.settings.base import Settings
+
+Layout = Literal[
+    "auto", "imagefolder", "dc", "mtt", "datm", "idc", "ncfm", "tensors", "arrays", "hdf5", "parquet", "webdataset", "wmdd"
+]  # fmt: skip
 
 
 class MeaningSettings(Settings):
     """How the files, pixels and labels of a distilled set are meant."""
 
-    layout: Literal["auto", "imagefolder", "torch", "numpy", "hdf5", "parquet", "webdataset", "wmdd"] = Field(
-        "auto", description="of the files; auto: told by what they are"
-    )
+    layout: Layout = Field("auto", description="of the files (docs/imported.md); auto: told by what they are")
     space: Literal["auto", "bytes", "unit", "normalised", "zca"] = Field(
         "auto",
         description="of the pixels. bytes: 0 to 255; unit: black 0, white 1; normalised: by mean and standard deviation of "
         "the data; zca: whitened, as by MTT's code; auto: told by the layout, and an error where that does not tell",
     )
-    tiles: Count = Field(
-        1, description="m: an image holds m x m images, each enlarged m times (IDC, NCFM: their factor)"
+    tiles: int = Field(
+        0,
+        ge=0,
+        description="m: an image holds m x m images, each enlarged m times (IDC, NCFM: their factor); 0: as files say, or 1",
     )
     resize: bool = Field(False, description="enlarge or reduce images to the side of the data's")
     classes: str = Field(

@@ -6,8 +6,12 @@ Its pixels come from `imported_pixels`, its labels from `imported_classes`.
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from wmdd.base.errors import WmddError
+from wmdd.networks.context import Context
+from wmdd.networks.models import Network, normalise
+from wmdd.networks.normalisation import Normalisation
 
 WHOLE = 10  # times the images that were asked for are taken for a whole training set
 
@@ -144,3 +148,15 @@ def _checked_counts(counts: np.ndarray, classes: list[str], ipc: int | None) -> 
             f"ipc: {most}, or name another set"
         )
     return ipc
+
+
+@torch.inference_mode()
+def confidence(network: Network, images: np.ndarray, normalisation: Normalisation, context: Context) -> np.ndarray:
+    """Return the mean probability [C, C] that a teacher gives class j on the images [C, K, 3, R, R] of class i."""
+    engine = context.engine
+    engine.place(network).eval()
+    rows = []
+    for pixels in context.progress(images, "checking the order of classes", len(images), 0, "class"):
+        shown = normalise(torch.from_numpy(pixels).to(engine.device), normalisation)
+        rows.append(network(engine.arranged(shown, network)).float().softmax(1).mean(0).cpu().numpy())
+    return np.stack(rows)
