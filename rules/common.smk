@@ -23,9 +23,9 @@ ENVIRONMENT = "../envs/wmdd.yaml"
 if "{" in str(ROOT):
     ENVIRONMENT = str(ROOT / "envs/wmdd.yaml").replace("{", "{{").replace("}", "}}")
 
-# Without --configfile the demo runs: that of the working folder, or the one beside the Snakefile.
+# Without a configuration the demo runs: that of the working folder, or the one beside the Snakefile.
 DEMO = "config/config.yaml"
-if not workflow.config_settings.configfiles:
+if not (workflow.config_settings.configfiles or workflow.configfiles):
 
     configfile: DEMO if Path(DEMO).is_file() else str(ROOT / DEMO)
 

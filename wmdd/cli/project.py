@@ -3,7 +3,9 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from wmdd.artifacts import atomic_files
 from wmdd.base.errors import WmddError
@@ -19,6 +21,12 @@ configfile: "study.yaml"
 
 
 include: str(sources() / "Snakefile")
+
+
+rule study:
+    default_target: True
+    input:
+        rules.all.input,
 """
 
 
@@ -39,14 +47,15 @@ def init(folder: Path, /) -> None:
 
 
 @command
-def run(file: Path | None = None, /, *snakemake: str) -> None:
+def run(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> None:
     """Run an experiment in the current folder; what is done already is not done again.
 
     Args:
-        file: the experiment; study.yaml, or else config/config.yaml, unless given.
-        snakemake: options of Snakemake, behind `--`, as in `wmdd run study.yaml -- --profile slurm`.
+        arguments: the experiment file (study.yaml, or else config/config.yaml, unless given), and options of Snakemake, as in
+            `wmdd run study.yaml --profile slurm`.
     """
-    raise SystemExit(launch.snakemake(launch.experiment_files([file] if file else []), snakemake))
+    named = [] if not arguments or arguments[0].startswith("-") else [Path(arguments[0])]
+    raise SystemExit(launch.snakemake(launch.experiment_files(named), arguments[len(named) :]))
 
 
 @command
