@@ -146,11 +146,12 @@ def readable(path: Path | str) -> Iterator[None]:
     Raises:
         WmddError: names the path.
     """
+    from wmdd.datasets.archives import DAMAGED
     from wmdd.export.layouts import DAMAGE
 
     try:
         yield
     except PermissionError:
         raise WmddError(f"no permission to read {path}; ask its owner for `chmod a+r`, or copy it") from None
-    except DAMAGE as error:
+    except (*DAMAGE, *DAMAGED) as error:
         raise WmddError(f"cannot read {path} ({one_line(error)}); {GET_AGAIN}") from None

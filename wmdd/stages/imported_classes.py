@@ -38,8 +38,8 @@ def classes_of(
 
     The first of these that fits all classes is taken: the mapping; the same names (ids, readable names, or a word of those
     that have several); numbers, as in new000, 00000 or 7, which are ImageNet's where they are those of the data's classes and
-    positions where they count from 0. A set without names has numbers. MTT's code numbers the classes of its ImageNet subsets in
-    its own order (utils.py, Config), so that ImageWoof's needs a mapping: `permutation` notices.
+    positions where they count from 0. A set without names has numbers. MTT's code numbers the classes of its ImageNet subsets
+    in its own order (utils.py, Config), so that those of ImageWoof need a mapping; `permutation` notices where it is missing.
 
     Args:
         labels: [N] indices, or [N, C'] with a column for each of the set's classes.
@@ -122,8 +122,8 @@ def _numbered(numbers: list[int], classes: list[str], names: list[str]) -> tuple
     if indices is not None and set(numbers) <= set(indices):
         return [indices.index(number) for number in numbers], "The set's classes have ImageNet's numbers, out of 1,000."
     raise WmddError(
-        f"the set numbers its classes {min(numbers)} to {max(numbers)} and the data has {len(classes)}, counted from 0; name the "
-        f"data that the set was distilled from, or {_REMEDY}"
+        f"the set numbers its classes {min(numbers)} to {max(numbers)} and the data has {len(classes)}, counted from 0; name "
+        f"the data that the set was distilled from, or {_REMEDY}"
     )
 
 
