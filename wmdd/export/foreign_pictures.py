@@ -127,10 +127,8 @@ def read_parquet(path: Path, side: int, most: int) -> Content:
     columns, names, total, claimed = dict[str, str](), None, 0, 0
     for file in files:
         with readable(file), ParquetFile(file) as table:
-            columns, names = (
-                _columns(file, table.schema_arrow.names),
-                _class_names(table.schema_arrow.metadata, columns),
-            )
+            columns = _columns(file, table.schema_arrow.names)
+            names = _class_names(table.schema_arrow.metadata, columns)
             total += table.metadata.num_rows
             claimed += sum(
                 table.metadata.row_group(group).total_byte_size for group in range(table.metadata.num_row_groups)

@@ -1,4 +1,4 @@
-"""Sets in files of torch, as their authors' scripts save them. All are read with `weights_only=True`.
+"""Sets in files of torch, as their authors' scripts save them. Tensors are read, and no code is run.
 
 dc     {"data": [[images, labels], ...], "accs_all_exps": ...}: one pair for each experiment; normalised pixels, labels
        are indices                                        (VICO-UoE/DatasetCondensation: main.py, main_DM.py; 306245d)

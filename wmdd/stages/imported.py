@@ -115,7 +115,7 @@ def _classes_by_place(rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
             other = int((own != largest).sum())
             if other:
                 return own, [
-                    f"{other} soft labels are largest at another class than their place says; the place was taken."
+                    f"Of the soft labels, {other} are largest at another class than their place says; the place was taken."
                 ]
             return own, []
     return largest, ["The class of an image is the largest entry of its soft label."]
