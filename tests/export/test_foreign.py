@@ -426,3 +426,11 @@ def test_refused(tmp_path, name, options, reason):
     images[1, 0, 0, 0] = np.nan
     np.savez(tmp_path / "set.npz", images=images, labels=[0, 1])
     assert reason in refused(tmp_path / name, **options)
+
+
+def test_an_experiment_in_a_folder_of_its_own_is_found(tmp_path, pixels):
+    """SRe2L saves into syn_data/EXPERIMENT/new000; the folder above names the same set."""
+    folders(tmp_path / "syn_data/experiment", {f"new00{c}/{c}.png": png(pixels[c]) for c in range(2)})
+    assert read(tmp_path / "syn_data").names == ["new000", "new001"]
+    folders(tmp_path / "nested", {f"n0{c}/images/{c}.png": png(pixels[c]) for c in range(2)})
+    assert read(tmp_path / "nested").names == ["n00", "n01"]

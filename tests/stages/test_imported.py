@@ -195,6 +195,7 @@ def test_numbers_of_imagenet():
         (np.eye(2), None, None, "the set has 2 classes and the data 3"),
         ([0, 1, 2], ["fox", "cat", "n01"], None, "'cat' of the set is no class of the data"),
         ([0, 1, 2], ["fox", "n03", "n01"], None, "classes fox and n03 of the set are both 'n03'"),
+        ([0, 1, 3], ["fox", "n02", "n01"], None, "the set names 3 classes and its labels go up to 3"),
         ([0, 1, 2], ["a", "b", "c"], {"a": "fox"}, "the mapping lacks the class b"),
         ([0, 1, 2], ["a", "b", "c"], {"a": "cat"}, "gives a the class 'cat', which the data has not"),
     ],

@@ -25,7 +25,7 @@ from wmdd.export.foreign_pictures import (
     tar_files,
 )
 from wmdd.export.foreign_tensors import read_tensors
-from wmdd.export.manifest import MANIFEST
+from wmdd.export.manifest import ARRAYS, MANIFEST
 
 TENSOR_LAYOUTS = ("dc", "mtt", "datm", "idc", "ncfm", "tensors")
 LAYOUTS = ("auto", "imagefolder", *TENSOR_LAYOUTS, "arrays", "hdf5", "parquet", "webdataset", "wmdd")
@@ -109,7 +109,8 @@ def layout_of(path: Path) -> str:
     if layout is None:
         kinds = ", ".join(_ENDINGS)
         raise WmddError(f"{path} is of no known layout by its ending; give a folder, or a file that ends in {kinds}")
-    return "wmdd" if layout == "hdf5" and _is_images(path) else layout
+    ours = layout == "hdf5" and (_is_images(path) or (path.name == ARRAYS and (path.parent / MANIFEST).is_file()))
+    return "wmdd" if ours else layout
 
 
 def _layout_of_folder(path: Path) -> str:

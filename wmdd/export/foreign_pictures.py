@@ -26,6 +26,7 @@ from wmdd.datasets import class_folders
 from wmdd.export.foreign_content import GET_AGAIN, IMAGES, LABELS, Content, check_claim, check_number, readable
 
 _SPLITS = ("train", "val", "valid", "validation", "test")
+_SETTING = "images.path"
 _GROUP = 100  # rows of a Parquet file that are in memory at once, still encoded
 
 
@@ -57,19 +58,23 @@ def _stacked(pictures: Iterable[tuple[str, bytes]], number: int, held: int, side
 
 
 def picture_folder(path: Path) -> Path | None:
-    """Return the folder that holds the class folders: the path or its train/; None if neither does."""
+    """Return the folder that holds the class folders: the path, its train/, or the only folder in it that has folders of them.
+
+    None if there is none.
+    """
     for folder in (path / "train", path):
-        if folder.is_dir() and any(_has_pictures(entry) for entry in folder.iterdir() if entry.name not in _SPLITS):
+        classes = _folders_with_pictures(folder) if folder.is_dir() else []
+        if len(classes) == 1 and not any(class_folders.is_picture(entry.name) for entry in classes[0].iterdir()):
+            return picture_folder(classes[0]) or folder
+        if classes:
             return folder
     return None
 
 
-def _has_pictures(entry: Path) -> bool:
-    return (
-        entry.is_dir()
-        and not entry.name.startswith(".")
-        and any(class_folders.is_picture(p.name) for p in entry.rglob("*"))
-    )
+def _folders_with_pictures(folder: Path) -> list[Path]:
+    """Return the folders in a folder that have a picture at any depth; those of splits are left out."""
+    inner = [e for e in folder.iterdir() if e.is_dir() and not e.name.startswith(".") and e.name not in _SPLITS]
+    return [entry for entry in inner if any(class_folders.is_picture(path.name) for path in entry.rglob("*"))]
 
 
 def read_image_folder(path: Path, side: int, most: int) -> Content:
@@ -81,7 +86,7 @@ def read_image_folder(path: Path, side: int, most: int) -> Content:
     root = picture_folder(path)
     if root is None:
         raise WmddError(f"{path} has no folders of classes with pictures in them; give each class a folder")
-    names = [e.name for e in class_folders.visible_entries(root, root.resolve()) if e.is_dir()]
+    names = [e.name for e in class_folders.visible_entries(root, root.resolve(), _SETTING) if e.is_dir()]
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
@@ -92,7 +97,7 @@ def read_image_folder(path: Path, side: int, most: int) -> Content:
         labels += [label] * len(own)
     check_number(path, len(files), most)
     for file in files:
-        class_folders.check_inside(file, root.resolve())
+        class_folders.check_inside(file, root.resolve(), _SETTING)
 
     def pictures() -> Iterator[tuple[str, bytes]]:
         for file in files:

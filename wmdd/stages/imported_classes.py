@@ -60,6 +60,10 @@ def classes_of(
         raise WmddError(
             f"the set's labels have {given} columns and it names {len(words)} classes; they do not belong together"
         )
+    if labels.ndim == 1 and labels.max(initial=-1) >= len(words):
+        raise WmddError(
+            f"the set names {len(words)} classes and its labels go up to {labels.max()}; correct one of them"
+        )
     if mapping is None and labels.ndim == 1 and names is None:
         words, labels = _present(labels)
     if len(words) > len(data_classes) or (len(words) < len(data_classes) and labels.ndim == 2):
