@@ -66,9 +66,9 @@ def unpickled(path: Path, thing: str, remedy: str, alone: str) -> Any:
 
 def _check_members(path: Path) -> None:
     """Refuse a zip whose members claim more than deflate can make of the file; torch itself does not compress."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             claimed = sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):

@@ -141,7 +141,7 @@ def _is_images(path: Path) -> bool:
         with h5py.File(path, "r", locking=False) as file:
             images = file.get("images")
             return "meta" in file and "digest" in file.attrs and isinstance(images, h5py.Dataset) and images.ndim == 5
-    except OSError:
+    except (OSError, RuntimeError, KeyError, ValueError):
         return False  # its reader says what is wrong
 
 

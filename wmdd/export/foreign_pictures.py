@@ -39,8 +39,8 @@ def _stacked(pictures: Iterable[tuple[str, bytes]], number: int, held: int, side
     from wmdd.datasets.decode import UnreadableError, decode
 
     images = np.empty((0, 3, 0, 0), np.uint8)
-    first = ""
-    for index, (where, data) in enumerate(pictures):
+    first, count = "", 0
+    for where, data in pictures:
         try:
             pixels = decode(data, side).pixels
         except UnreadableError as error:
@@ -53,7 +53,11 @@ def _stacked(pictures: Iterable[tuple[str, bytes]], number: int, held: int, side
             raise WmddError(
                 f"{first} is {sizes[0]} px and {where} is {sizes[1]} px; make all one size, or ask to resize"
             )
-        images[index] = pixels
+        if count < number:
+            images[count] = pixels
+        count += 1
+    if count != number:
+        raise WmddError(f"the file of {first} says that it has {number} pictures and holds {count}; {GET_AGAIN}")
     return images
 
 
