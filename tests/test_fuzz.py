@@ -13,7 +13,10 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -25,8 +28,11 @@ from wmdd.artifacts.model_files import load_model, save_model
 from wmdd.base.errors import WmddError
 from wmdd.datasets.archives import unpack
 from wmdd.datasets.decode import UnreadableError, decode
+from wmdd.export.foreign import read as read_foreign
+from wmdd.export.layouts import png
 from wmdd.workflow.experiment_file import parse, read
 
+FOREIGN = ("pt", "npz", "npy", "h5", "parquet", "tar")
 TRIES = int(os.environ.get("WMDD_FUZZ", "300"))
 ARRAYS = {"images": np.arange(600, dtype=np.uint8).reshape(10, 3, 20), "group/weights": np.linspace(0, 1, 10)}
 EXPERIMENT = """
@@ -90,6 +96,33 @@ def _experiment(path: Path) -> object:
     return None  # another valid file is another experiment
 
 
+def _foreign(path: Path) -> object:
+    """Read a set of others; its pixels have no checksums."""
+    read_foreign(path)
+
+
+def _write_foreign(path: Path) -> None:
+    pixels, labels = np.arange(96, dtype=np.uint8).reshape(2, 3, 4, 4), np.arange(2)
+    if path.suffix == ".pt":
+        pair = [torch.from_numpy(pixels), torch.from_numpy(labels)]
+        torch.save({"data": [pair], "accs_all_exps": {"ConvNet": [np.float64(0.5)]}}, path)
+    elif path.suffix == ".npz":
+        np.savez_compressed(path, images=pixels, labels=labels)
+    elif path.suffix == ".npy":
+        np.save(path, pixels[None])
+    elif path.suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            file["images"], file["labels"] = pixels, labels
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.table({"image": [{"bytes": png(p)} for p in pixels], "label": labels}), path)
+    else:
+        with tarfile.open(path, "w") as tar:
+            for name, data in {"0.png": png(pixels[0]), "0.cls": b"0", "0.json": b'{"weight": 1}'}.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
 def _write_archive(path: Path) -> None:
     content = b"picture" * 300
     if path.suffix == ".zip":
@@ -115,6 +148,7 @@ WRITERS: dict[str, tuple[str, Callable[[Path], object], Callable[[Path], object]
     "tar.gz": ("x.tar.gz", _write_archive, _archive),
     "zip": ("x.zip", _write_archive, _archive),
     "png": ("x.png", lambda path: Image.new("RGB", (9, 7), (1, 2, 3)).save(path), _picture),
+    **{f"foreign {ending}": (f"set.{ending}", _write_foreign, _foreign) for ending in FOREIGN},
     "jpeg": ("x.jpg", lambda path: Image.new("RGB", (9, 7), (1, 2, 3)).save(path), _picture),
 }
 

@@ -1,8 +1,8 @@
 """Reading a file that `torch.save` wrote elsewhere: its values, and no code that it may hold.
 
-`weights_only=True` rebuilds tensors and plain containers. Beside these only classes that hold values are let in: the options
-of a training script, and numbers of NumPy, which scripts save as the accuracies beside their tensors. A compressed file, or a
-tensor of another shape than its storage, can claim any size; both are refused.
+torch's unpickler of weights rebuilds tensors and plain containers. Beside these only classes that hold values are let in: the
+options of a training script, and numbers of NumPy, which scripts save as the accuracies beside their tensors. A compressed
+file, or a tensor of another shape than its storage, can claim any size; both are refused.
 """
 
 import argparse
@@ -66,9 +66,9 @@ def unpickled(path: Path, thing: str, remedy: str, alone: str) -> Any:
 
 def _check_members(path: Path) -> None:
     """Refuse a zip whose members claim more than deflate can make of the file; torch itself does not compress."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             claimed = sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):

@@ -195,13 +195,13 @@ def _pictures_below(folder: Path, root: Path, passed: list[str], prefix: str = "
             passed.append(prefix + entry.name)
 
 
-def visible_entries(folder: Path, root: Path) -> list[os.DirEntry[str]]:
-    """Return what is in a folder, sorted by name, without hidden entries.
+def visible_entries(folder: Path, root: Path, setting: str = "data.root") -> list[os.DirEntry[str]]:
+    """Return what is in a folder, sorted by name, without hidden entries; `setting` names the root.
 
     Raises:
         WmddError: it can't be read, a name in it is no UTF-8 or has control characters, or a link in it leaves the root.
     """
-    check_inside(folder, root)
+    check_inside(folder, root, setting)
     with reading(folder), os.scandir(folder) as entries:
         visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=attrgetter("name"))
     for entry in visible:
@@ -209,12 +209,12 @@ def visible_entries(folder: Path, root: Path) -> list[os.DirEntry[str]]:
             fault = "is no UTF-8 or has control characters, which no later stage can write"
             raise WmddError(f"the name {printable(entry.name)} in {folder} {fault}; rename it")
         if entry.is_symlink():
-            check_inside(folder / entry.name, root)
+            check_inside(folder / entry.name, root, setting)
     return visible
 
 
-def check_inside(path: Path, root: Path) -> None:
-    """Refuse links that are broken or leave the root.
+def check_inside(path: Path, root: Path, setting: str = "data.root") -> None:
+    """Refuse links that are broken or leave the root, which a setting names.
 
     Raises:
         WmddError: names the link and where it leads.
@@ -224,4 +224,4 @@ def check_inside(path: Path, root: Path) -> None:
     except (OSError, RuntimeError):  # RuntimeError: a loop, before Python 3.13
         raise WmddError(f"{path} is a broken link; repair or delete it") from None
     if not target.is_relative_to(root):
-        raise WmddError(f"{path} links to {target}, outside of data.root; copy it there or set data.root to the target")
+        raise WmddError(f"{path} links to {target}, outside of {setting}; copy it there or set {setting} to the target")

@@ -26,7 +26,7 @@ from wmdd.export.foreign_pictures import (
     tar_files,
 )
 from wmdd.export.foreign_tensors import read_tensors
-from wmdd.export.manifest import MANIFEST
+from wmdd.export.manifest import ARRAYS, MANIFEST
 from wmdd.settings.imported import Layout
 
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ def layout_of(path: Path) -> str:
     if layout is None:
         kinds = ", ".join(_ENDINGS)
         raise WmddError(f"{path} is of no known layout by its ending; give a folder, or a file that ends in {kinds}")
-    return "wmdd" if layout == "hdf5" and _is_images(path) else layout
+    ours = layout == "hdf5" and (_is_images(path) or (path.name == ARRAYS and (path.parent / MANIFEST).is_file()))
+    return "wmdd" if ours else layout
 
 
 def _layout_of_folder(path: Path) -> str:
@@ -145,7 +146,7 @@ def _is_images(path: Path) -> bool:
         with h5py.File(path, "r", locking=False) as file:
             images = file.get("images")
             return "meta" in file and "digest" in file.attrs and isinstance(images, h5py.Dataset) and images.ndim == 5
-    except OSError:
+    except (OSError, RuntimeError, KeyError, ValueError):
         return False  # its reader says what is wrong
 
 

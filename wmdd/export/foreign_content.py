@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -85,7 +86,7 @@ def images_of(array: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
         WmddError: it has other axes, numbers that are no pixels, none, or NaN.
     """
     notes = []
-    if array.ndim == 5:
+    if array.ndim == 5 and array.size:
         array = array.reshape(-1, *array.shape[2:])
     if array.ndim != 4 or 0 in array.shape or (array.shape[1] not in (1, 3) and array.shape[3] not in (1, 3)):
         raise WmddError(f"the images of {path} are {list(array.shape)}; images [N, 3, H, W] are needed")
@@ -118,7 +119,7 @@ def check_number(path: Path, number: int, most: int) -> None:
     Raises:
         WmddError: names both numbers.
     """
-    if not number:
+    if number <= 0:
         raise WmddError(f"{path} has no images; name a distilled set")
     if most and number > most:
         raise WmddError(
@@ -146,11 +147,12 @@ def readable(path: Path | str) -> Iterator[None]:
     Raises:
         WmddError: names the path.
     """
+    from wmdd.datasets.archives import DAMAGED
     from wmdd.export.layouts import DAMAGE
 
     try:
         yield
     except PermissionError:
         raise WmddError(f"no permission to read {path}; ask its owner for `chmod a+r`, or copy it") from None
-    except DAMAGE as error:
+    except (*DAMAGE, *DAMAGED, TokenError, SyntaxError) as error:  # the last two of headers of NumPy
         raise WmddError(f"cannot read {path} ({one_line(error)}); {GET_AGAIN}") from None

@@ -26,6 +26,7 @@ from wmdd.datasets import class_folders
 from wmdd.export.foreign_content import GET_AGAIN, IMAGES, LABELS, Content, check_claim, check_number, readable
 
 _SPLITS = ("train", "val", "valid", "validation", "test")
+_SETTING = "images.path"
 _GROUP = 100  # rows of a Parquet file that are in memory at once, still encoded
 
 
@@ -38,8 +39,8 @@ def _stacked(pictures: Iterable[tuple[str, bytes]], number: int, held: int, side
     from wmdd.datasets.decode import UnreadableError, decode
 
     images = np.empty((0, 3, 0, 0), np.uint8)
-    first = ""
-    for index, (where, data) in enumerate(pictures):
+    first, count = "", 0
+    for where, data in pictures:
         try:
             pixels = decode(data, side).pixels
         except UnreadableError as error:
@@ -52,24 +53,32 @@ def _stacked(pictures: Iterable[tuple[str, bytes]], number: int, held: int, side
             raise WmddError(
                 f"{first} is {sizes[0]} px and {where} is {sizes[1]} px; make all one size, or ask to resize"
             )
-        images[index] = pixels
+        if count < number:
+            images[count] = pixels
+        count += 1
+    if count != number:
+        raise WmddError(f"the file of {first} says that it has {number} pictures and holds {count}; {GET_AGAIN}")
     return images
 
 
 def picture_folder(path: Path) -> Path | None:
-    """Return the folder that holds the class folders: the path or its train/; None if neither does."""
+    """Return the folder that holds the class folders: the path, its train/, or the only folder in it that has folders of them.
+
+    None if there is none.
+    """
     for folder in (path / "train", path):
-        if folder.is_dir() and any(_has_pictures(entry) for entry in folder.iterdir() if entry.name not in _SPLITS):
+        classes = _folders_with_pictures(folder) if folder.is_dir() else []
+        if len(classes) == 1 and not any(class_folders.is_picture(entry.name) for entry in classes[0].iterdir()):
+            return picture_folder(classes[0]) or folder
+        if classes:
             return folder
     return None
 
 
-def _has_pictures(entry: Path) -> bool:
-    return (
-        entry.is_dir()
-        and not entry.name.startswith(".")
-        and any(class_folders.is_picture(p.name) for p in entry.rglob("*"))
-    )
+def _folders_with_pictures(folder: Path) -> list[Path]:
+    """Return the folders in a folder that have a picture at any depth; those of splits are left out."""
+    inner = [e for e in folder.iterdir() if e.is_dir() and not e.name.startswith(".") and e.name not in _SPLITS]
+    return [entry for entry in inner if any(class_folders.is_picture(path.name) for path in entry.rglob("*"))]
 
 
 def read_image_folder(path: Path, side: int, most: int) -> Content:
@@ -81,7 +90,7 @@ def read_image_folder(path: Path, side: int, most: int) -> Content:
     root = picture_folder(path)
     if root is None:
         raise WmddError(f"{path} has no folders of classes with pictures in them; give each class a folder")
-    names = [e.name for e in class_folders.visible_entries(root, root.resolve()) if e.is_dir()]
+    names = [e.name for e in class_folders.visible_entries(root, root.resolve(), _SETTING) if e.is_dir()]
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
@@ -92,7 +101,7 @@ def read_image_folder(path: Path, side: int, most: int) -> Content:
         labels += [label] * len(own)
     check_number(path, len(files), most)
     for file in files:
-        class_folders.check_inside(file, root.resolve())
+        class_folders.check_inside(file, root.resolve(), _SETTING)
 
     def pictures() -> Iterator[tuple[str, bytes]]:
         for file in files:
@@ -127,10 +136,8 @@ def read_parquet(path: Path, side: int, most: int) -> Content:
     columns, names, total, claimed = dict[str, str](), None, 0, 0
     for file in files:
         with readable(file), ParquetFile(file) as table:
-            columns, names = (
-                _columns(file, table.schema_arrow.names),
-                _class_names(table.schema_arrow.metadata, columns),
-            )
+            columns = _columns(file, table.schema_arrow.names)
+            names = _class_names(table.schema_arrow.metadata, columns)
             total += table.metadata.num_rows
             claimed += sum(
                 table.metadata.row_group(group).total_byte_size for group in range(table.metadata.num_row_groups)

@@ -1,4 +1,4 @@
-"""Sets in files of torch, as their authors' scripts save them. All are read with `weights_only=True`.
+"""Sets in files of torch, as their authors' scripts save them. Tensors are read, and no code is run.
 
 dc     {"data": [[images, labels], ...], "accs_all_exps": ...}: one pair for each experiment; normalised pixels, labels
        are indices                                        (VICO-UoE/DatasetCondensation: main.py, main_DM.py; 306245d)
@@ -15,6 +15,7 @@ tensors  a mapping, a pair or one tensor with any of the names in `foreign_conte
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -56,7 +57,7 @@ def read_tensors(path: Path, layout: str, most: int, experiment: int) -> Content
                 raise WmddError(f"{path} is not of the layout {layout}: it holds {_summary(content)}; set layout: auto")
             found = take(path, content, experiment)
             found.layout = layout if layout == "ncfm" else found.layout
-            check_number(path, len(found.images), most)
+            check_number(path, math.prod(found.images.shape[:-3]), most)
             return found
     raise WmddError(
         f"{path} holds {_summary(content)}, in which no images and labels were found; save {{'images': ..., 'labels': ...}}"

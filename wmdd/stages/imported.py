@@ -58,29 +58,7 @@ def as_set(
         WmddError: images are of another size or hold NaN, labels are missing or of other classes, a class has no images, or
             the largest has more or fewer than K.
     """
-    if not len(labels) or len(labels) != len(images):
-        raise WmddError(f"the set has {len(images)} images and {len(labels)} labels; give one label for each image")
-    if side is not None and images.shape[2:] != (side, side):
-        height, width = images.shape[2:]
-        raise WmddError(
-            f"the set's images are {width} x {height} px and the data's {side} px; set resize: true to resize them, or name "
-            "the data set at that resolution"
-        )
-    if images.dtype != np.uint8 and not np.isfinite(images).all():
-        raise WmddError("the set has NaN or infinite pixels; leave such images out, or distil them again")
-    notes = list[str]()
-    soft = labels if labels.ndim == 2 else None
-    if soft is not None and soft.shape[1] != len(classes):
-        raise WmddError(
-            f"the set's labels have {soft.shape[1]} classes and the data {len(classes)}; name the data of the set"
-        )
-    own = hard_labels if hard_labels is not None else labels
-    if own.ndim == 2:
-        own, notes = _classes_by_place(own)
-    if own.min() < 0 or own.max() >= len(classes):
-        raise WmddError(
-            f"the set's labels go up to {own.max()} and the data has {len(classes)} classes; name the set's data"
-        )
+    own, notes = _own_classes(images, labels, classes, side, hard_labels)
     counts = np.bincount(own, minlength=len(classes))
     k = _checked_counts(counts, classes, ipc)
     if (counts < k).any():
@@ -100,8 +78,38 @@ def as_set(
         order.append(rows[place])
         masses.append((mass / mass.sum() / copies)[place])
     chosen = np.stack(order)  # [C, K]
-    learned = None if soft is None else np.asarray(soft[chosen], np.float32)
-    return ImportedSet(images[chosen], np.stack(masses).astype(np.float32), learned, notes)
+    sorted_already = np.array_equal(chosen.ravel(), np.arange(len(images)))  # nothing has to be copied
+    sorted_images = images.reshape(*chosen.shape, *images.shape[1:]) if sorted_already else images[chosen]
+    learned = np.asarray(labels[chosen], np.float32) if labels.ndim == 2 else None
+    return ImportedSet(sorted_images, np.stack(masses).astype(np.float32), learned, notes)
+
+
+def _own_classes(
+    images: np.ndarray, labels: np.ndarray, classes: list[str], side: int | None, hard_labels: np.ndarray | None
+) -> tuple[np.ndarray, list[str]]:
+    """Return the class of each image, once images and labels are seen to be of the data, and what was noticed."""
+    if not len(labels) or len(labels) != len(images):
+        raise WmddError(f"the set has {len(images)} images and {len(labels)} labels; give one label for each image")
+    if side is not None and images.shape[2:] != (side, side):
+        height, width = images.shape[2:]
+        raise WmddError(
+            f"the set's images are {width} x {height} px and the data's {side} px; set resize: true to resize them, or name "
+            "the data set at that resolution"
+        )
+    if images.dtype != np.uint8 and not np.isfinite(images).all():
+        raise WmddError("the set has NaN or infinite pixels; leave such images out, or distil them again")
+    if labels.ndim == 2 and labels.shape[1] != len(classes):
+        raise WmddError(
+            f"the set's labels have {labels.shape[1]} classes and the data {len(classes)}; name the data of the set"
+        )
+    own, notes = (labels if hard_labels is None else hard_labels), list[str]()
+    if own.ndim == 2:
+        own, notes = _classes_by_place(own)
+    if own.min() < 0 or own.max() >= len(classes):
+        raise WmddError(
+            f"the set's labels go up to {own.max()} and the data has {len(classes)} classes; name the set's data"
+        )
+    return own, notes
 
 
 def _classes_by_place(rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -119,7 +127,7 @@ def _classes_by_place(rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
             other = int((own != largest).sum())
             if other:
                 return own, [
-                    f"{other} soft labels are largest at another class than their place says; the place was taken."
+                    f"Of the soft labels, {other} are largest at another class than their place says; the place was taken."
                 ]
             return own, []
     return largest, ["The class of an image is the largest entry of its soft label."]

@@ -38,7 +38,7 @@ def classes_of(
     The first of these that fits all classes is taken: the mapping; the same names (ids, readable names, or a word of those
     that have several); numbers, as in new000, 00000 or 7, which are ImageNet's where they are those of the data's classes and
     positions where they count from 0. A set without names has numbers. MTT's code numbers the classes of its ImageNet subsets
-    in its own order (utils.py, Config), so that ImageWoof's needs a mapping: `permutation` notices.
+    in its own order (utils.py, Config), so that those of ImageWoof need a mapping; `permutation` notices where it is missing.
 
     Args:
         labels: [N] indices, or [N, C'] with a column for each of the set's classes.
@@ -58,6 +58,10 @@ def classes_of(
     if len(words) != given and labels.ndim == 2:
         raise WmddError(
             f"the set's labels have {given} columns and it names {len(words)} classes; they do not belong together"
+        )
+    if labels.ndim == 1 and labels.max(initial=-1) >= len(words):
+        raise WmddError(
+            f"the set names {len(words)} classes and its labels go up to {labels.max()}; correct one of them"
         )
     if mapping is None and labels.ndim == 1 and names is None:
         words, labels = _present(labels)

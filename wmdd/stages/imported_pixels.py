@@ -52,11 +52,16 @@ def published_normalisation(source: str, ours: Normalisation) -> tuple[Normalisa
 
 
 def authors_whitening(pictures: "Pictures") -> Whitening:
-    """Return the whitening that MTT and DATM fit on a training set: of pixels in [0, 1], with eps 0.1.
+    """Return the whitening that MTT and DATM fit on a whole training set: of pixels in [0, 1], with eps 0.1.
 
     Raises:
         WmddError: the images are larger than 64 px.
     """
+    if pictures.resolution > LARGEST:
+        raise WmddError(
+            f"whitening is undone for images of at most {LARGEST} px, and the data's have {pictures.resolution} px; name the "
+            "data at the set's resolution, or set space: normalised"
+        )
     return fit(pictures, UNCHANGED)
 
 
@@ -117,7 +122,7 @@ def in_unit_scale(
     """
     if space == "bytes":
         if images.dtype == np.uint8 or (images == np.round(images)).all():
-            return images.astype(np.uint8), []
+            return images.astype(np.uint8, copy=False), []
         unit = images / np.float32(255)
     elif space == "normalised":
         mean, std = (np.array(values, np.float64)[:, None, None] for values in normalisation)
@@ -125,7 +130,7 @@ def in_unit_scale(
     elif space == "zca":
         unit = _unwhitened(images, whitening)
     else:
-        unit = images.astype(np.float32)
+        unit = images.astype(np.float32, copy=False)
     outside = float(((unit < 0) | (unit > 1)).mean())
     if not outside:
         return unit, []
