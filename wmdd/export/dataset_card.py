@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from wmdd.export.manifest import Manifest
+from wmdd.export.manifest import ARRAYS, PICTURES, Manifest
 from wmdd.workflow.layout import Cell
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
 UNKNOWN = "not on record"
 LISTED = 100  # classes that the card lists
 _SPDX = {"CC BY 4.0": "cc-by-4.0"}  # names of licences as Hugging Face has them
+_FILES = {  # that `datasets` of Hugging Face reads, which would take manifest.json for one more table
+    "imagefolder": f"{PICTURES}/**", "hdf5": ARRAYS, "webdataset": "train-*.tar", "parquet": "data/train-*.parquet"
+}  # fmt: skip
 _SIZES = {"n<1K": 1000, "1K<n<10K": 10_000, "10K<n<100K": 100_000, "100K<n<1M": 10**6}
 
 
@@ -51,10 +54,11 @@ def card(manifest: Manifest, origin: Origin) -> str:
         place=place,
         source=origin.source,
         soft=manifest.soft_labels,
+        values=manifest.images * 3 * manifest.resolution**2,
         front_matter=front_matter(manifest, origin).to_yaml(),
         title=_title(origin),
         kind="real" if "select" in stages else "synthetic",
-        columns="`label`, `weight`" + (", `soft_label`" if manifest.soft_labels else ""),
+        columns="`label`, `weight`" + (", `soft_label`, `soft_logit`" if manifest.soft_labels else ""),
         dataset=place.dataset if place else UNKNOWN,
         method=place.method if place else UNKNOWN,
         stages=stages,
@@ -75,10 +79,7 @@ def front_matter(manifest: Manifest, origin: Origin) -> "DatasetCardData":
         licence = {"license": _SPDX.get(source.licence, "other")}
         if licence["license"] == "other":
             licence |= {"license_name": "terms-of-the-source", "license_link": source.homepage}
-    configs = None
-    if manifest.layout == "parquet":
-        files = [{"split": "train", "path": "data/train-*.parquet"}]
-        configs = [{"config_name": "default", "data_files": files}]
+    configs = [{"config_name": "default", "data_files": [{"split": "train", "path": _FILES[manifest.layout]}]}]
     return DatasetCardData(
         **licence,
         pretty_name=_title(origin),
