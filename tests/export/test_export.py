@@ -22,7 +22,7 @@ from wmdd.artifacts import atomic_files
 from wmdd.artifacts.atomic_files import write_json
 from wmdd.artifacts.hdf5 import load, load_meta
 from wmdd.artifacts.hdf5_writer import save
-from wmdd.export import layouts
+from wmdd.export import layout_writers
 from wmdd.export.manifest import folder_names
 from wmdd.settings.student import RelabelSettings
 from wmdd.stages import labels as stored_labels
@@ -187,7 +187,7 @@ def test_the_example_runs(here, run, layout, soft, floats, monkeypatch, capfd):
 
 @pytest.mark.parametrize("layout", ["webdataset", "parquet"])
 def test_large_sets_are_cut_into_files(here, run, layout, monkeypatch):
-    monkeypatch.setattr(layouts, "SHARD", 4)
+    monkeypatch.setattr(layout_writers, "SHARD", 4)
     assert len(list(exported(run, layout).rglob("train-*"))) == 2
     assert np.array_equal(wmdd.load("out").images, wmdd.load(f"{HERE}/images.h5").images)
 
@@ -343,7 +343,7 @@ def test_a_failure_leaves_what_was(here, run, monkeypatch):
     def broken(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(layouts.WRITERS, "parquet", broken)
+    monkeypatch.setitem(layout_writers.WRITERS, "parquet", broken)
     code, _, err = run(line("parquet", more="--overwrite"))
     assert code == 1
     assert "disk full" in err

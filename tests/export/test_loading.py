@@ -31,7 +31,7 @@ from tests.export.test_export import (
 from wmdd.artifacts.hdf5 import load_meta
 from wmdd.artifacts.hdf5_writer import save
 from wmdd.base.errors import WmddError
-from wmdd.export.layouts import png
+from wmdd.export.layout_writers import png
 from wmdd.export.loading import load
 from wmdd.networks.models import normalise
 from wmdd.networks.normalisation import Normalisation

@@ -15,9 +15,10 @@ import torch
 
 from wmdd.artifacts import atomic_files
 from wmdd.base.errors import WmddError
-from wmdd.export import layouts
+from wmdd.export import layout_writers
 from wmdd.export.dataset_card import Origin, card
 from wmdd.export.example import example
+from wmdd.export.layouts import Rows
 from wmdd.export.manifest import (
     ARRAYS,
     CARD,
@@ -75,20 +76,20 @@ class _Parts:
         self.digests = {name: sha256() for name in manifest.array_names()}
         self.losses: list[Lost] = []
 
-    def of_class(self, label: int) -> layouts.Rows:
+    def of_class(self, label: int) -> Rows:
         """Return the images of a class, with all that belongs to them."""
         pixels, k = np.asarray(self.images[label]), self.manifest.images_per_class
         if self.floats and not np.isfinite(pixels).all():
             name = self.manifest.classes[label].name
             raise WmddError(f"an image of class {name!r} has pixels that are no numbers; make the images again")
         if self.floats and self.manifest.pixels == "uint8":
-            pixels, lost = layouts.to_bytes(pixels)
+            pixels, lost = layout_writers.to_bytes(pixels)
             self.losses.append(lost)
         soft: dict[str, np.ndarray] = {}
         if self.soft_labels is not None and self.manifest.soft_labels is not None:
             own = self.soft_labels[label * k : (label + 1) * k]
             soft = {"soft_labels": own, "soft_logits": soft_logits(own, self.manifest.soft_labels.temperature)}
-        part = layouts.Rows("", pixels, np.full(k, label, np.int64), self.weights[label], **soft)
+        part = Rows("", pixels, np.full(k, label, np.int64), self.weights[label], **soft)
         for name, hashed in self.digests.items():
             hashed.update(np.ascontiguousarray(getattr(part, name)).data)
         return part
@@ -127,14 +128,14 @@ def export(
     """
     floats, sharded = images.dtype.kind == "f", manifest.layout in ("webdataset", "parquet")
     storage = {
-        "shards": -(-manifest.images // layouts.SHARD) if sharded else 1,
+        "shards": -(-manifest.images // layout_writers.SHARD) if sharded else 1,
         "pixels": "float32" if floats and manifest.layout == "hdf5" else "uint8",
     }
     manifest = manifest.model_copy(update=storage)
     parts, count = _Parts(manifest, images, weights, soft_labels), len(manifest.classes)
     with _new_folder(output, overwrite) as folder:
         rows = (parts.of_class(label) for label in progress(range(count), "exporting", count, 0, "class"))
-        layouts.WRITERS[manifest.layout](folder, rows, manifest)
+        layout_writers.WRITERS[manifest.layout](folder, rows, manifest)
         manifest = manifest.model_copy(update=parts.facts())
         content = manifest.model_dump(mode="json")
         content[atomic_files.SEAL] = atomic_files.seal_of(content)
