@@ -166,8 +166,23 @@ def test_parquet_carries_the_types_of_the_hub(here, run):
     assert table.schema.names == list(features)
     assert table["label"].to_pylist() == [0, 0, 1, 1, 2, 2]
     _, front, _ = (out / "README.md").read_text().split("---\n", 2)
-    files = yaml.safe_load(front)["configs"][0]["data_files"]
-    assert [path.name for each in files for path in out.glob(each["path"])] == ["train-00000-of-00001.parquet"]
+    (files,) = yaml.safe_load(front)["configs"][0]["data_files"]
+    assert [path.name for pattern in files["path"] for path in out.glob(pattern)] == ["train-00000-of-00001.parquet"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_croissant_names_the_files_and_the_columns_of_tables(here, run, layout):
+    out = exported(run, layout)
+    content = json.loads((out / "croissant.json").read_text())
+    named = {str(path.relative_to(out)) for each in content["distribution"] for path in out.glob(each["includes"])}
+    ours = ["README.md", "croissant.json", "example.py", "manifest.json"]
+    assert named == {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} - {*ours}
+    columns = {
+        "imagefolder": lambda: json.loads((out / "train/metadata.jsonl").open().readline()),
+        "parquet": lambda: pq.read_schema(next(out.rglob("*.parquet"))).names,
+    }
+    fields = [field["source"]["extract"]["column"] for each in content.get("recordSet", []) for field in each["field"]]
+    assert fields == [*columns.get(layout, list)()]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from wmdd.export.manifest import ARRAYS, PICTURES, Manifest
+from wmdd.export.manifest import FILES, TABLE, Manifest
 from wmdd.workflow.layout import Cell
 
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
 UNKNOWN = "not on record"
 LISTED = 100  # classes that the card lists
 _SPDX = {"CC BY 4.0": "cc-by-4.0"}  # names of licences as Hugging Face has them
-_FILES = {  # that `datasets` of Hugging Face reads, which would take manifest.json for one more table
-    "imagefolder": f"{PICTURES}/**", "hdf5": ARRAYS, "webdataset": "train-*.tar", "parquet": "data/train-*.parquet"
-}  # fmt: skip
 _SIZES = {"n<1K": 1000, "1K<n<10K": 10_000, "10K<n<100K": 100_000, "100K<n<1M": 10**6}
 
 
@@ -56,7 +53,7 @@ def card(manifest: Manifest, origin: Origin) -> str:
         soft=manifest.soft_labels,
         values=manifest.images * 3 * manifest.resolution**2,
         front_matter=front_matter(manifest, origin).to_yaml(),
-        title=_title(origin),
+        title=title(origin),
         kind="real" if "select" in stages else "synthetic",
         columns="`label`, `weight`" + (", `soft_label`, `soft_logit`" if manifest.soft_labels else ""),
         dataset=place.dataset if place else UNKNOWN,
@@ -79,10 +76,13 @@ def front_matter(manifest: Manifest, origin: Origin) -> "DatasetCardData":
         licence = {"license": _SPDX.get(source.licence, "other")}
         if licence["license"] == "other":
             licence |= {"license_name": "terms-of-the-source", "license_link": source.homepage}
-    configs = [{"config_name": "default", "data_files": [{"split": "train", "path": _FILES[manifest.layout]}]}]
+    files = [FILES[manifest.layout], *([TABLE] if manifest.layout == "imagefolder" else [])]
+    configs = [
+        {"config_name": "default", "data_files": [{"split": "train", "path": files}]}
+    ]  # else all JSON would be data
     return DatasetCardData(
         **licence,
-        pretty_name=_title(origin),
+        pretty_name=title(origin),
         task_categories=["image-classification"],
         size_categories=[next((name for name, limit in _SIZES.items() if manifest.images < limit), "n>1M")],
         tags=["dataset-distillation", "wmdd"],
@@ -90,7 +90,8 @@ def front_matter(manifest: Manifest, origin: Origin) -> "DatasetCardData":
     )
 
 
-def _title(origin: Origin) -> str:
+def title(origin: Origin) -> str:
+    """Return what the set is called: its source, and its method where that is known."""
     name = origin.source.title if origin.source else origin.place.dataset if origin.place else "A dataset"
     return _line(f"{name}, distilled" + (f" by {origin.place.method}" if origin.place else ""))
 

@@ -16,6 +16,7 @@ import torch
 from wmdd.artifacts import atomic_files
 from wmdd.base.errors import WmddError
 from wmdd.export import layout_writers
+from wmdd.export.croissant import CROISSANT, croissant
 from wmdd.export.dataset_card import Origin, card
 from wmdd.export.example import example
 from wmdd.export.layouts import Rows
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from wmdd.stages.labels import Labels
 
 Progress = Callable[..., Iterator[Any]]
-_OURS = (CARD, EXAMPLE, MANIFEST, PICTURES, TABLE_OF_VERSION_1, ARRAYS, "data")
+_OURS = (CARD, CROISSANT, EXAMPLE, MANIFEST, PICTURES, TABLE_OF_VERSION_1, ARRAYS, "data")
 
 
 def mean_soft_labels(
@@ -143,6 +144,7 @@ def export(
             MANIFEST: json.dumps(content, indent=1, sort_keys=True) + "\n",
             EXAMPLE: example(manifest),
             CARD: card(manifest, origin),
+            CROISSANT: json.dumps(croissant(manifest, origin), indent=1) + "\n",
         }
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")

@@ -30,6 +30,12 @@ Layout = Literal["imagefolder", "hdf5", "webdataset", "parquet"]
 MANIFEST, CARD, EXAMPLE = "manifest.json", "README.md", "example.py"
 PICTURES, ARRAYS = "train", "distilled.h5"
 TABLE, TABLE_OF_VERSION_1 = f"{PICTURES}/metadata.jsonl", "metadata.csv"
+FILES: dict[Layout, str] = {  # that hold the images, as a pattern
+    "imagefolder": f"{PICTURES}/*/*.png",
+    "hdf5": ARRAYS,
+    "webdataset": "train-*.tar",
+    "parquet": "data/train-*.parquet",
+}
 AGAIN = "export the set again"
 _Positive = Annotated[int, Field(gt=0)]
 _Channels = tuple[float, float, float]
