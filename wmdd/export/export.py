@@ -79,7 +79,8 @@ class _Parts:
 
     def of_class(self, label: int) -> Rows:
         """Return the images of a class, with all that belongs to them."""
-        pixels, k = np.asarray(self.images[label]), self.manifest.images_per_class
+        pixels = np.asarray(self.images[label], np.float32 if self.floats else np.uint8)
+        k = self.manifest.images_per_class
         if self.floats and not np.isfinite(pixels).all():
             name = self.manifest.classes[label].name
             raise WmddError(f"an image of class {name!r} has pixels that are no numbers; make the images again")
