@@ -144,6 +144,7 @@ def test_bytes_on_disk():
     imagenet, part = (job("data", dataset=name) for name in ("imagenet-1k", "imagenet-100"))
     assert imagenet.disk == pytest.approx(147_897_477_120 + 6_744_924_160)
     assert part.disk == pytest.approx(imagenet.disk * (126_689 + 5_000) / (1_281_167 + 50_000))
+    assert math.isnan(job("data", dataset="imagefruit").disk)  # of which no source says how many pictures it has
 
 
 # Other families

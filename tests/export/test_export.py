@@ -1,6 +1,5 @@
 """Each layout is read by the tool that it is for, in our order of classes; the card and the example are true."""
 
-import csv
 import json
 import os
 import runpy
@@ -10,6 +9,7 @@ import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import timm.data
 import torch
 import webdataset
 import yaml
@@ -22,7 +22,7 @@ from wmdd.artifacts import atomic_files
 from wmdd.artifacts.atomic_files import write_json
 from wmdd.artifacts.hdf5 import load, load_meta
 from wmdd.artifacts.hdf5_writer import save
-from wmdd.export import layouts
+from wmdd.export import layout_writers
 from wmdd.export.manifest import folder_names
 from wmdd.settings.student import RelabelSettings
 from wmdd.stages import labels as stored_labels
@@ -45,6 +45,16 @@ def write_images(path, classes=CLASSES, names=NAMES, ipc=IPC):
         "versions": {"torch": "2"}, "recover": {"settings": {"lr": 0.25}, "identity": {}, "code": ""},
     }  # fmt: skip
     save(path, {"images": images, "weights": weights, "labels": np.arange(len(classes))}, meta, chunked=("images",))
+
+
+def make_float():
+    """Let the set have float pixels, one of them below 0, two above 1 and three in between that are no byte; return them."""
+    arrays, meta = load(f"{HERE}/images.h5")
+    images = arrays["images"].astype(np.float32) / 255
+    images[1, 0].flat[:6] = -0.5, 1.25, 7, 0.1, 0.25, 0.501
+    save(f"{HERE}/images.h5", arrays | {"images": images}, meta, chunked=("images",))
+    write_labels(f"{HERE}/labels.h5", f"{HERE}/images.h5")
+    return images.reshape(-1, 3, SIDE, SIDE)
 
 
 def write_labels(path, images, classes=CLASSES, ipc=IPC, **changes):
@@ -117,9 +127,20 @@ def test_image_folder_has_our_classes_in_our_order(here, run):
     for (picture, label), pixels, own in zip(found, images, np.arange(3).repeat(IPC), strict=True):
         assert label == own
         assert np.array_equal(np.asarray(picture).transpose(2, 0, 1), pixels)
-    rows = list(csv.DictReader((out / "metadata.csv").open()))
-    assert [str(out / row["file_name"]) for row in rows] == [path for path, _ in found.samples]
+    rows = [json.loads(row) for row in (out / "train/metadata.jsonl").open()]
+    assert [str(out / "train" / row["file_name"]) for row in rows] == [path for path, _ in found.samples]
     assert np.array_equal(np.array([row["weight"] for row in rows], np.float32), weights)
+
+
+def test_timm_has_our_classes_in_our_order(here, run):
+    classes = ["class10", "class9", "Beetle"]  # sorted as letters or as numbers, with or without capitals: three orders
+    write_images(f"{HERE}/images.h5", classes, classes)
+    dataset = timm.data.create_dataset("", root=exported(run, "imagefolder", more="") / "train")
+    options = {"input_size": (3, SIDE, SIDE), "mean": (0, 0, 0), "std": (1, 1, 1), "interpolation": "nearest"}
+    loader = timm.data.create_loader(dataset, batch_size=6, use_prefetcher=False, num_workers=0, crop_pct=1, **options)
+    batch, labels = next(iter(loader))
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert np.array_equal((batch * 255).round().numpy(), read_set()[0])
 
 
 def test_web_dataset(here, run):
@@ -132,7 +153,7 @@ def test_web_dataset(here, run):
         np.array_equal(sample["png"].transpose(2, 0, 1), pixels) for sample, pixels in zip(samples, images, strict=True)
     )
     assert [np.float32(sample["json"]["weight"]) for sample in samples] == weights.tolist()
-    assert all(sample["npy"].shape == (3,) for sample in samples)
+    assert all(sample["npy"].shape == sample["logits.npy"].shape == (3,) for sample in samples)
 
 
 def test_parquet_carries_the_types_of_the_hub(here, run):
@@ -145,12 +166,31 @@ def test_parquet_carries_the_types_of_the_hub(here, run):
     assert table.schema.names == list(features)
     assert table["label"].to_pylist() == [0, 0, 1, 1, 2, 2]
     _, front, _ = (out / "README.md").read_text().split("---\n", 2)
-    files = yaml.safe_load(front)["configs"][0]["data_files"]
-    assert [path.name for each in files for path in out.glob(each["path"])] == ["train-00000-of-00001.parquet"]
+    (files,) = yaml.safe_load(front)["configs"][0]["data_files"]
+    assert [path.name for pattern in files["path"] for path in out.glob(pattern)] == ["train-00000-of-00001.parquet"]
 
 
-@pytest.mark.parametrize(("layout", "soft"), [*((layout, True) for layout in LAYOUTS), ("hdf5", False)])
-def test_the_example_runs(here, run, layout, soft, monkeypatch, capfd):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_croissant_names_the_files_and_the_columns_of_tables(here, run, layout):
+    out = exported(run, layout)
+    content = json.loads((out / "croissant.json").read_text())
+    named = {str(path.relative_to(out)) for each in content["distribution"] for path in out.glob(each["includes"])}
+    ours = ["README.md", "croissant.json", "example.py", "manifest.json"]
+    assert named == {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} - {*ours}
+    columns = {
+        "imagefolder": lambda: json.loads((out / "train/metadata.jsonl").open().readline()),
+        "parquet": lambda: pq.read_schema(next(out.rglob("*.parquet"))).names,
+    }
+    fields = [field["source"]["extract"]["column"] for each in content.get("recordSet", []) for field in each["field"]]
+    assert fields == [*columns.get(layout, list)()]
+
+
+@pytest.mark.parametrize(
+    ("layout", "soft", "floats"), [*((layout, True, False) for layout in LAYOUTS), ("hdf5", False, True)]
+)
+def test_the_example_runs(here, run, layout, soft, floats, monkeypatch, capfd):
+    if floats:
+        make_float()
     out = exported(run, layout, **({} if soft else {"more": ""})).rename("elsewhere")
     script = out / "example.py"
     assert ("soft_label" in script.read_text()) == soft
@@ -162,7 +202,7 @@ def test_the_example_runs(here, run, layout, soft, monkeypatch, capfd):
 
 @pytest.mark.parametrize("layout", ["webdataset", "parquet"])
 def test_large_sets_are_cut_into_files(here, run, layout, monkeypatch):
-    monkeypatch.setattr(layouts, "SHARD", 4)
+    monkeypatch.setattr(layout_writers, "SHARD", 4)
     assert len(list(exported(run, layout).rglob("train-*"))) == 2
     assert np.array_equal(wmdd.load("out").images, wmdd.load(f"{HERE}/images.h5").images)
 
@@ -193,6 +233,7 @@ def test_folders_keep_names_that_sort_right_and_are_numbered_else():
         f"{i:02d}-{i}" for i in range(11)
     ]  # "10" would come before "2"
     assert folder_names(["Bee", "bee"]) == ["0-Bee", "1-bee"]
+    assert folder_names(["a10", "a9"]) == ["0-a10", "1-a9"]  # timm would put a9 first
 
 
 # ---- soft labels
@@ -218,12 +259,49 @@ def test_learned_labels_are_the_soft_labels_unless_a_teacher_s_are_given(here, r
     assert not np.allclose(wmdd.load("out").soft_labels, learned)
 
 
+@pytest.mark.parametrize("changes", [{}, {"store": "pruned", "keep_epochs": 0.5, "top_k": 2, "temperature": 4}])
+def test_soft_logits_through_a_softmax_of_their_temperature_are_the_soft_labels(here, run, changes):
+    """What DD-Ranking's losses do with the labels that they are given (ddranking 0.2.0, loss/kl.py and sce.py)."""
+    write_labels(Path(f"{HERE}/labels.h5"), Path(f"{HERE}/images.h5"), **changes)
+    found = wmdd.load(exported(run, "parquet"))
+    assert torch.isfinite(found.soft_logits).all()
+    torch.testing.assert_close((found.soft_logits / 4).softmax(1), found.soft_labels, rtol=1e-5, atol=1e-7)
+
+
+# ---- float images
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_float_images_are_kept_or_what_is_lost_is_said(here, run, layout):
+    images = make_float()
+    out = exported(run, layout)
+    found, manifest = wmdd.load(out), json.loads((out / "manifest.json").read_text())
+    card = (out / "README.md").read_text()
+    if layout == "hdf5":
+        assert np.array_equal(found.images, images)
+        assert (manifest["pixels"], manifest["lost"]) == ("float32", None)
+        assert "float32: black 0, white 1" in card
+    else:
+        assert np.array_equal(found.images, (images.clip(0, 1) * 255).round())
+        assert (manifest["pixels"], manifest["lost"]) == ("uint8", {"clipped": 3, "rounded": 3})
+        assert "of 1,152 values 3 lay outside black and white and were clipped, 3 were rounded" in card
+
+
+def test_bytes_as_floats_lose_nothing(here, run):
+    before, _ = read_set()
+    arrays, meta = load(f"{HERE}/images.h5")
+    save(f"{HERE}/images.h5", arrays | {"images": arrays["images"].astype(np.float32) / 255}, meta)
+    found = wmdd.load(exported(run, "parquet", more=""))
+    assert np.array_equal(found.images, before)
+    assert json.loads(Path("out/manifest.json").read_text())["lost"] == {"clipped": 0, "rounded": 0}
+
+
 # ---- the card
 
 
 def test_the_card_says_how_it_was_made(here, run):
     card = (exported(run, "hdf5") / "README.md").read_text()
-    for part in ("T = 4", "here 3", "CutMix", "top-1 90.00 %", "0123", "&lt;b>\\|bee"):
+    for part in ("T = 4", "here 3", '"temperature": 4', "CutMix", "top-1 90.00 %", "0123", "&lt;b>\\|bee"):
         assert part in card
     images = Path(f"{HERE}/images.h5")
     write_images(images, list("abcdefghij"), list("abcdefghij"))
@@ -280,7 +358,7 @@ def test_a_failure_leaves_what_was(here, run, monkeypatch):
     def broken(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(layouts.WRITERS, "parquet", broken)
+    monkeypatch.setitem(layout_writers.WRITERS, "parquet", broken)
     code, _, err = run(line("parquet", more="--overwrite"))
     assert code == 1
     assert "disk full" in err
@@ -309,6 +387,9 @@ def test_mistakes(here, mistake):
     Path("x.h5").write_text("no")
     for name, expected in (("x", "is no whole HDF5 file"), ("y", "does not exist")):
         assert expected in mistake(f"export --images {name}.h5 --to hdf5 --output out")
+    arrays, meta = load(own)
+    save(own, arrays | {"images": np.full((3, IPC, 3, SIDE, SIDE), np.nan, np.float32)}, meta)
+    assert "'crane' has pixels that are no numbers" in mistake(line("hdf5", more=""), begun=True)
     assert "is no distilled set" in mistake(f"export --images {HERE}/labels.h5 --to hdf5 --output out")
     assert not Path("out").exists()
 

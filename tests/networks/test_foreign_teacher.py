@@ -83,9 +83,10 @@ def test_a_resnet_of_torchvision_computes_the_same_here(file, name):
     same(teacher.network, other, 64)
 
 
-def test_the_usual_code_for_cifar_has_names_of_its_own(file):
+@pytest.mark.parametrize("last", ["linear", "classifier"])  # of pytorch-cifar, of DC and DD-Ranking
+def test_the_usual_code_for_cifar_has_names_of_its_own(file, last):
     other = small()
-    renamed = {re.sub("downsample", "shortcut", re.sub("^fc", "linear", k)): v for k, v in other.state_dict().items()}
+    renamed = {re.sub("downsample", "shortcut", re.sub("^fc", last, k)): v for k, v in other.state_dict().items()}
     assert renamed.keys() != other.state_dict().keys()
     teacher = taken(file({"net": renamed, "acc": 95.1, "epoch": 200}), resolution=32)
     assert teacher.settings.stem == "cifar"
@@ -150,7 +151,7 @@ def test_names_of_older_versions_are_understood(name, new, old):
         ({}, {"architecture": "resnet34"}, "it lacks layer1.2.conv1.weight"),
         ({}, {"architecture": "torchvision:mobilenet_v2"}, "it lacks features.0.0.weight"),
         ({}, {"architecture": "timm:test_resnet"}, "it lacks conv1.0.weight"),
-        ({}, {"architecture": "convnet3"}, "it lacks layers.0.weight"),
+        ({}, {"architecture": "convnet3"}, "it lacks features.0.weight"),
     ],
 )
 def test_the_first_tensor_that_does_not_fit_is_named(file, change, options, said):

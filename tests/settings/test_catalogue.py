@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from wmdd.base.errors import WmddError
-from wmdd.datasets.imagenet_classes import wnids
+from wmdd.datasets.imagenet_classes import indices, wnids
 from wmdd.settings.catalogue import Archive, Known, known, table
 from wmdd.settings.data import DataSettings
 from wmdd.workflow.experiment import Experiment
@@ -12,6 +12,13 @@ from wmdd.workflow.experiment_file import presets
 from wmdd.workflow.stages import SETTINGS
 
 MINIMAL = {"title": "mine", "layout": "folders", "variant": "mine"}
+MTT = {  # utils.py of github.com/GeorgeCazenavette/mtt-distillation: positions among the 1,000 classes
+    "imagefruit": [953, 954, 949, 950, 951, 957, 952, 945, 943, 948],
+    "imagemeow": [281, 282, 283, 284, 285, 291, 292, 290, 289, 287],
+    "imagesquawk": [84, 130, 88, 144, 145, 22, 96, 9, 100, 89],
+    "imageyellow": [309, 986, 954, 951, 987, 779, 599, 291, 72, 11],
+}
+WOOF = [193, 182, 258, 162, 155, 167, 159, 273, 207, 229]  # there, too
 DATASETS = [name for name, entry in table().items() if entry.data]
 
 
@@ -34,7 +41,8 @@ def test_entries_are_whole():
         assert data.source == name
         assert len(entry.subset) in (0, data.classes)
         assert (data.mean is None) == (data.std is None) == (entry.layout == "digits")
-        assert bool(data.train_images) == bool(data.val_images) == (entry.layout != "digits")
+        assert bool(data.val_images) == (entry.layout != "digits")
+        assert bool(data.train_images) == (entry.layout != "digits" and name not in MTT)
         assert (entry.homepage.startswith("http"), bool(entry.licence)) == (True, True)
         for archive in entry.archives:
             assert archive.checksum[1]
@@ -42,10 +50,20 @@ def test_entries_are_whole():
 
 
 def test_subsets_are_of_imagenet():
-    for name in "imagenette-in1k", "imagenet-100":
-        assert set(known(name).subset) < set(wnids())
-    ours, theirs = (Experiment({}).resolve("data", dataset=name) for name in ("imagenette-in1k", "imagenette"))
-    assert ours.train_images + ours.val_images == theirs.train_images + theirs.val_images, "split in two ways"
+    subsets = {name: table()[name].subset for name in DATASETS if table()[name].subset}
+    assert subsets.keys() == {"imagenette-in1k", "imagenet-100", "imagewoof-in1k", *MTT}
+    for name, subset in subsets.items():
+        assert list(subset) == sorted(subset), name
+        assert set(subset) < set(wnids()), name
+    for name in "imagenette", "imagewoof":
+        ours, theirs = (Experiment({}).resolve("data", dataset=dataset) for dataset in (f"{name}-in1k", name))
+        assert ours.train_images + ours.val_images == theirs.train_images + theirs.val_images, "split in two ways"
+
+
+@pytest.mark.parametrize(("name", "positions"), [*MTT.items(), ("imagewoof-in1k", WOOF)])
+def test_the_named_subsets_are_those_of_mtt(name, positions):
+    assert indices(list(known(name).subset)) == sorted(positions)
+    assert Experiment({}).resolve("match", dataset=name).architecture == "convnet5"
 
 
 def test_an_unknown_source_names_the_nearest_and_the_schema_lists_them():

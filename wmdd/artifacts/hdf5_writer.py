@@ -184,25 +184,36 @@ class Writer:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Writer]:
-    """Write an HDF5 artifact by pieces; it appears under its name when it is whole.
+def new_file(path: Path) -> Iterator[tuple[h5py.File, _Sink]]:
+    """Open a new HDF5 file; `check` of its sink raises what went wrong with the disk, as does the end.
 
     Raises:
-        WmddError: the disk is full, or the folder can't be written.
+        OSError: the disk is full, or the folder can't be written.
     """
-    with atomic(path) as part, part.open("w+b") as raw:
+    with path.open("w+b") as raw:
         sink = _Sink(raw)
         file = h5py.File(sink, "w")
         try:
-            writer = Writer(file, sink, part.parent)
-            yield writer
-            writer.finish()
+            yield file, sink
         except BaseException:
             with suppress(Exception):
                 file.close()
             raise
         file.close()
         sink.check()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Writer]:
+    """Write an HDF5 artifact by pieces; it appears under its name when it is whole.
+
+    Raises:
+        WmddError: the disk is full, or the folder can't be written.
+    """
+    with atomic(path) as part, new_file(part) as (file, sink):
+        writer = Writer(file, sink, part.parent)
+        yield writer
+        writer.finish()
 
 
 def save(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], chunked: tuple[str, ...] = ()) -> None:

@@ -1,4 +1,4 @@
-"""The command that hands a distilled set to others."""
+"""The commands that hand a distilled set, or a teacher, to others."""
 
 import sys
 from collections.abc import Sequence
@@ -13,17 +13,21 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from wmdd.artifacts import hdf5
-from wmdd.artifacts.atomic_files import read_json
+from wmdd.artifacts.atomic_files import atomic, read_json
 from wmdd.artifacts.hdf5 import LEARNED, check_classes, checked_weights, learned_labels
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
-from wmdd.cli.arguments import Flag, Paths, Threads, command
+from wmdd.cli.arguments import Flag, Paths, Teacher, Threads, command
+from wmdd.cli.tensor_readers import read_teacher
 from wmdd.export.dataset_card import Origin
 from wmdd.export.export import check_output, mean_soft_labels
 from wmdd.export.export import export as write_folder
 from wmdd.export.manifest import Layout, Manifest, SoftLabels, check_images, manifest_classes, provenance
+from wmdd.networks.foreign_teacher import outside_state
+from wmdd.networks.state_dicts import described
 from wmdd.report.scores import top1_of
 from wmdd.settings import catalogue
+from wmdd.settings.network import NetworkSettings
 from wmdd.stages.labels import opened
 from wmdd.workflow.layout import Cell, place_of
 
@@ -149,3 +153,22 @@ def _students(paths: Sequence[Path], images: Path, meta: dict[str, Any]) -> list
         if content["inputs"].get("images") != meta["digest"]:
             raise WmddError(f"{path} is of a student of another set than {images}; leave it out")
     return contents
+
+
+@command
+def export_teacher(*, teacher: Teacher, output: Path, threads: Threads = 1) -> None:
+    """Write the weights of a teacher as a state dict of torch, by the names that others have for them (docs/export.md).
+
+    Args:
+        output: the checkpoint, ckpt_best.pt for DD-Ranking. A file of that name is replaced.
+    """
+    torch.set_num_threads(threads)
+    network, meta = read_teacher(teacher)
+    settings = NetworkSettings(**{name: meta["settings"][name] for name in NetworkSettings.model_fields})
+    state = outside_state(network, settings, str(teacher))
+    with atomic(output) as part:
+        torch.save(state, part)
+    mean, std = (", ".join(f"{value:g}" for value in meta[name]) for name in ("mean", "std"))
+    print(
+        f"{output}: {described(settings, meta['resolution'])}; it takes (x - mean) / std of x in [0, 1], mean {mean}, std {std}"
+    )

@@ -112,7 +112,7 @@ def _archived(settings: DataSettings) -> float:
     if not archives:
         return NAN
     same = [other for other in catalogue.table().values() if other.archives[:1] == archives[:1]]
-    count = max(other.data["train_images"] + other.data["val_images"] for other in same)
+    count = max(other.data.get("train_images", 0) + other.data["val_images"] for other in same)
     return float(sum(archive.size for archive in archives) / count)
 
 

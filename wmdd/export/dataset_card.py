@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from wmdd.export.manifest import Manifest
+from wmdd.export.manifest import FILES, TABLE, Manifest
 from wmdd.workflow.layout import Cell
 
 if TYPE_CHECKING:
@@ -51,10 +51,11 @@ def card(manifest: Manifest, origin: Origin) -> str:
         place=place,
         source=origin.source,
         soft=manifest.soft_labels,
+        values=manifest.images * 3 * manifest.resolution**2,
         front_matter=front_matter(manifest, origin).to_yaml(),
-        title=_title(origin),
+        title=title(origin),
         kind="real" if "select" in stages else "synthetic",
-        columns="`label`, `weight`" + (", `soft_label`" if manifest.soft_labels else ""),
+        columns="`label`, `weight`" + (", `soft_label`, `soft_logit`" if manifest.soft_labels else ""),
         dataset=place.dataset if place else UNKNOWN,
         method=place.method if place else UNKNOWN,
         stages=stages,
@@ -75,13 +76,13 @@ def front_matter(manifest: Manifest, origin: Origin) -> "DatasetCardData":
         licence = {"license": _SPDX.get(source.licence, "other")}
         if licence["license"] == "other":
             licence |= {"license_name": "terms-of-the-source", "license_link": source.homepage}
-    configs = None
-    if manifest.layout == "parquet":
-        files = [{"split": "train", "path": "data/train-*.parquet"}]
-        configs = [{"config_name": "default", "data_files": files}]
+    files = [FILES[manifest.layout], *([TABLE] if manifest.layout == "imagefolder" else [])]
+    configs = [
+        {"config_name": "default", "data_files": [{"split": "train", "path": files}]}
+    ]  # else all JSON would be data
     return DatasetCardData(
         **licence,
-        pretty_name=_title(origin),
+        pretty_name=title(origin),
         task_categories=["image-classification"],
         size_categories=[next((name for name, limit in _SIZES.items() if manifest.images < limit), "n>1M")],
         tags=["dataset-distillation", "wmdd"],
@@ -89,7 +90,8 @@ def front_matter(manifest: Manifest, origin: Origin) -> "DatasetCardData":
     )
 
 
-def _title(origin: Origin) -> str:
+def title(origin: Origin) -> str:
+    """Return what the set is called: its source, and its method where that is known."""
     name = origin.source.title if origin.source else origin.place.dataset if origin.place else "A dataset"
     return _line(f"{name}, distilled" + (f" by {origin.place.method}" if origin.place else ""))
 

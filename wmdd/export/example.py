@@ -6,8 +6,7 @@ _OPENING = '''"""Reads this distilled set with public packages alone. With wmdd,
 
 '''
 _IMPORTS = {
-    "imagefolder": """import pandas as pd
-from torchvision import transforms
+    "imagefolder": """from torchvision import transforms
 from torchvision.datasets import ImageFolder
 """,
     "hdf5": """import h5py
@@ -31,14 +30,15 @@ _READING = {
 transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(about["mean"], about["std"])])
 images = ImageFolder(here / "train", transform)
 assert images.classes == [each["folder"] for each in about["classes"]]  # the order of the labels
-rows = pd.read_csv(here / "metadata.csv")  # in the order of the images
+rows = [json.loads(row) for row in (here / "train/metadata.jsonl").open()]  # in the order of the images
 image, label = images[0]
-weight = rows.weight[0]
+weight = rows[0]["weight"]
 """,
     "hdf5": """\
 file = h5py.File(here / "distilled.h5")
-images = torch.from_numpy(file["images"][:])  # uint8
-image, label = normalize(images[0].float() / 255, about["mean"], about["std"]), int(file["labels"][0])
+images = torch.from_numpy(file["images"][:])
+pixels = images[0] / 255 if about["pixels"] == "uint8" else images[0]  # black 0, white 1
+image, label = normalize(pixels, about["mean"], about["std"]), int(file["labels"][0])
 weight = file["weights"][0]
 """,
     "webdataset": """\
@@ -55,7 +55,7 @@ image, label, weight = normalize(pixels, about["mean"], about["std"]), first["la
 """,
 }
 _SOFT = {
-    "imagefolder": "soft_label = [float(number) for number in rows.soft_label[0].split()]\n",
+    "imagefolder": 'soft_label = rows[0]["soft_label"]\n',
     "hdf5": 'soft_label = file["soft_labels"][0]\n',
     "webdataset": 'soft_label = first["npy"]\n',
     "parquet": 'soft_label = first["soft_label"]\n',

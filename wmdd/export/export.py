@@ -15,16 +15,29 @@ import torch
 
 from wmdd.artifacts import atomic_files
 from wmdd.base.errors import WmddError
-from wmdd.export import layouts
+from wmdd.export import layout_writers
+from wmdd.export.croissant import CROISSANT, croissant
 from wmdd.export.dataset_card import Origin, card
 from wmdd.export.example import example
-from wmdd.export.manifest import ARRAYS, CARD, EXAMPLE, MANIFEST, PICTURES, TABLE, Manifest, digest, read_manifest
+from wmdd.export.layouts import Rows
+from wmdd.export.manifest import (
+    ARRAYS,
+    CARD,
+    EXAMPLE,
+    MANIFEST,
+    PICTURES,
+    TABLE_OF_VERSION_1,
+    Lost,
+    Manifest,
+    read_manifest,
+    soft_logits,
+)
 
 if TYPE_CHECKING:
     from wmdd.stages.labels import Labels
 
 Progress = Callable[..., Iterator[Any]]
-_OURS = (CARD, EXAMPLE, MANIFEST, PICTURES, TABLE, ARRAYS, "data")
+_OURS = (CARD, CROISSANT, EXAMPLE, MANIFEST, PICTURES, TABLE_OF_VERSION_1, ARRAYS, "data")
 
 
 def mean_soft_labels(
@@ -55,6 +68,41 @@ def mean_soft_labels(
     return (total / epochs).float().numpy()
 
 
+class _Parts:
+    """A set as it is written, a class at a time, and what has been seen of it so far: digests, and what 8 bits lost."""
+
+    def __init__(self, manifest: Manifest, images: Any, weights: np.ndarray, soft_labels: np.ndarray | None) -> None:
+        self.manifest, self.images, self.weights, self.soft_labels = manifest, images, weights, soft_labels
+        self.floats = images.dtype.kind == "f"
+        self.digests = {name: sha256() for name in manifest.array_names()}
+        self.losses: list[Lost] = []
+
+    def of_class(self, label: int) -> Rows:
+        """Return the images of a class, with all that belongs to them."""
+        pixels = np.asarray(self.images[label], np.float32 if self.floats else np.uint8)
+        k = self.manifest.images_per_class
+        if self.floats and not np.isfinite(pixels).all():
+            name = self.manifest.classes[label].name
+            raise WmddError(f"an image of class {name!r} has pixels that are no numbers; make the images again")
+        if self.floats and self.manifest.pixels == "uint8":
+            pixels, lost = layout_writers.to_bytes(pixels)
+            self.losses.append(lost)
+        soft: dict[str, np.ndarray] = {}
+        if self.soft_labels is not None and self.manifest.soft_labels is not None:
+            own = self.soft_labels[label * k : (label + 1) * k]
+            soft = {"soft_labels": own, "soft_logits": soft_logits(own, self.manifest.soft_labels.temperature)}
+        part = Rows("", pixels, np.full(k, label, np.int64), self.weights[label], **soft)
+        for name, hashed in self.digests.items():
+            hashed.update(np.ascontiguousarray(getattr(part, name)).data)
+        return part
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the manifest says once all parts are written."""
+        clipped, rounded = (sum(getattr(lost, name) for lost in self.losses) for name in ("clipped", "rounded"))
+        lost = Lost(clipped=clipped, rounded=rounded) if self.losses else None
+        return {"digests": {name: hashed.hexdigest() for name, hashed in self.digests.items()}, "lost": lost}
+
+
 def export(
     output: Path,
     manifest: Manifest,
@@ -69,8 +117,8 @@ def export(
 
     Args:
         output: the folder.
-        manifest: the set and its layout, without digests and shards.
-        images: [C, K, 3, R, R] uint8, an array or an open file's.
+        manifest: the set and its layout, without what is found in writing it: shards, digests, what was lost.
+        images: [C, K, 3, R, R] uint8, or float32 in unit scale, an array or an open file's.
         weights: [C, K] float32.
         soft_labels: [N, C] float32, or None.
         origin: what else the card says.
@@ -78,31 +126,26 @@ def export(
         overwrite: replace an earlier export.
 
     Raises:
-        WmddError: the folder has something else in it, or can't be written.
+        WmddError: the folder has something else in it, or can't be written; an image is not of numbers.
     """
-    sharded = manifest.layout in ("webdataset", "parquet")
-    manifest = manifest.model_copy(update={"shards": -(-manifest.images // layouts.SHARD) if sharded else 1})
-    image_digest, k = sha256(), manifest.images_per_class
-    labels = np.arange(len(manifest.classes)).repeat(k)
-
-    def rows() -> Iterator[layouts.Rows]:
-        for label in progress(range(len(manifest.classes)), "exporting", len(manifest.classes), 0, "class"):
-            pixels, own = images[label], slice(label * k, (label + 1) * k)
-            image_digest.update(np.ascontiguousarray(pixels).data)
-            soft = None if soft_labels is None else soft_labels[own]
-            yield layouts.Rows("", pixels, labels[own], weights[label], soft)
-
+    floats, sharded = images.dtype.kind == "f", manifest.layout in ("webdataset", "parquet")
+    storage = {
+        "shards": -(-manifest.images // layout_writers.SHARD) if sharded else 1,
+        "pixels": "float32" if floats and manifest.layout == "hdf5" else "uint8",
+    }
+    manifest = manifest.model_copy(update=storage)
+    parts, count = _Parts(manifest, images, weights, soft_labels), len(manifest.classes)
     with _new_folder(output, overwrite) as folder:
-        layouts.WRITERS[manifest.layout](folder, rows(), manifest)
-        digests = {"images": image_digest.hexdigest(), "labels": digest(labels), "weights": digest(weights)}
-        digests |= {} if soft_labels is None else {"soft_labels": digest(soft_labels)}
-        manifest = manifest.model_copy(update={"digests": digests})
+        rows = (parts.of_class(label) for label in progress(range(count), "exporting", count, 0, "class"))
+        layout_writers.WRITERS[manifest.layout](folder, rows, manifest)
+        manifest = manifest.model_copy(update=parts.facts())
         content = manifest.model_dump(mode="json")
         content[atomic_files.SEAL] = atomic_files.seal_of(content)
         texts = {
             MANIFEST: json.dumps(content, indent=1, sort_keys=True) + "\n",
             EXAMPLE: example(manifest),
             CARD: card(manifest, origin),
+            CROISSANT: json.dumps(croissant(manifest, origin), indent=1) + "\n",
         }
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")

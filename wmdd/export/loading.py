@@ -25,6 +25,7 @@ from wmdd.export.manifest import (
     digest,
     provenance,
     read_manifest,
+    soft_logits,
 )
 from wmdd.networks.models import normalise
 from wmdd.networks.normalisation import Normalisation
@@ -35,13 +36,16 @@ class Distilled(Dataset[dict[str, Any]]):
     """A distilled set in memory, sorted by class, K images of each.
 
     An item is a dict that a DataLoader can batch: `image` (float32 [3, R, R], normalised by mean and std; or what `transform`
-    makes of the uint8 one), `label` (int64), `weight` (float32) and, where there are soft labels, `soft_label` (float32 [C]).
+    makes of the stored one), `label` (int64), `weight` (float32) and, where there are soft labels, `soft_label` (float32 [C]).
     """
 
-    images: Tensor  # [N, 3, R, R] uint8
+    images: Tensor  # [N, 3, R, R] uint8, or float32 in unit scale (black 0, white 1, and values beyond)
     labels: Tensor  # [N] int64
     weights: Tensor  # [N] float32: the masses of the images of a class, as the method left them
     soft_labels: Tensor | None  # [N, C] float32: probabilities, the mean over an image's labelled views, or learned
+    soft_logits: (
+        Tensor | None
+    )  # [N, C] float32: softmax(soft_logits / T) = soft_labels, T that of the labels (1 if learned)
     classes: list[str]  # as the artifacts call them
     names: list[str]  # readable
     mean: list[float]  # per channel, of the normalisation
@@ -64,7 +68,7 @@ def load(path: str | Path, transform: Callable[[Tensor], Any] | None = None) -> 
 
     Args:
         path: of the folder or the file.
-        transform: makes of an image, uint8 [3, R, R], what an item has; by default it is normalised.
+        transform: makes of an image, uint8 (or float32 in unit scale) [3, R, R], what an item has; by default it is normalised.
 
     Raises:
         WmddError: it is neither, or something in it is missing, damaged or not as the manifest says; names it.
@@ -89,8 +93,10 @@ def _from_images(path: Path, transform: Callable[[Tensor], Any] | None) -> Disti
         weights = torch.from_numpy(hdf5.checked_weights(path, file["weights"][()]))
         learned = hdf5.learned_labels(path, file)
     labels = torch.arange(len(images)).repeat_interleave(images.shape[1])
+    soft = {} if learned is None else {"soft_labels": learned, "soft_logits": soft_logits(learned, temperature=1)}
+    tensors = {name: torch.from_numpy(array) for name, array in soft.items()}
     return Distilled(
-        images.flatten(0, 1), labels, weights.float().flatten(), None if learned is None else torch.from_numpy(learned),
+        images.flatten(0, 1), labels, weights.float().flatten(), tensors.get("soft_labels"), tensors.get("soft_logits"),
         meta["classes"], meta["names"], meta["mean"], meta["std"], {"images": provenance(meta)}, "", transform,
     )  # fmt: skip
 
@@ -101,7 +107,7 @@ def _from_export(folder: Path, transform: Callable[[Tensor], Any] | None) -> Dis
     with readable(folder / CARD):
         card = (folder / CARD).read_text("utf-8")
     return Distilled(
-        arrays["images"], arrays["labels"], arrays["weights"], arrays.get("soft_labels"),
+        arrays["images"], arrays["labels"], arrays["weights"], arrays.get("soft_labels"), arrays.get("soft_logits"),
         [entry.original for entry in manifest.classes], [entry.name for entry in manifest.classes],
         list(manifest.mean), list(manifest.std), manifest.made, card, transform,
     )  # fmt: skip
@@ -116,12 +122,12 @@ def _verified_arrays(folder: Path, manifest: Manifest) -> dict[str, np.ndarray]:
             f"the manifest of {folder} claims {n:,} images of {side:,} px, more than its files hold; {AGAIN}"
         )
     arrays: dict[str, np.ndarray] = {
-        "images": np.empty((n, 3, side, side), np.uint8),
+        "images": np.empty((n, 3, side, side), manifest.pixels),
         "labels": np.empty(n, np.int64),
         "weights": np.empty(n, np.float32),
     }
-    if manifest.soft_labels:
-        arrays["soft_labels"] = np.empty((n, len(manifest.classes)), np.float32)
+    for name in [name for name in manifest.array_names() if name not in arrays]:
+        arrays[name] = np.empty((n, len(manifest.classes)), np.float32)
     done = 0
     for rows in READERS[manifest.layout](folder, manifest):
         for name, array in arrays.items():
@@ -137,4 +143,6 @@ def _verified_arrays(folder: Path, manifest: Manifest) -> dict[str, np.ndarray]:
     wrong = sorted(name for name, array in arrays.items() if digest(array) != manifest.digests.get(name))
     if wrong:
         raise WmddError(f"{', '.join(wrong)} of {folder} are not those that were exported; {AGAIN}")
+    if manifest.soft_labels and manifest.version == 1:
+        arrays["soft_logits"] = soft_logits(arrays["soft_labels"], manifest.soft_labels.temperature)
     return arrays

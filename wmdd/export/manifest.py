@@ -2,13 +2,14 @@
 
 An export is a folder with README.md, example.py, manifest.json and, by layout:
 
-    imagefolder   train/{folder}/{k}.png, metadata.csv (file_name, label, weight, soft_label: numbers with blanks between)
-    hdf5          distilled.h5: images [N, 3, R, R], labels [N], weights [N], soft_labels [N, C]
-    webdataset    train-{shard}.tar: of each image png, cls, json (weight) and npy (the soft label)
-    parquet       data/train-{shard}-of-{shards}.parquet: image (PNG), label, weight, soft_label
+    imagefolder   train/{folder}/{k}.png, train/metadata.jsonl (file_name, label, weight, soft_label, soft_logit)
+    hdf5          distilled.h5: images [N, 3, R, R], labels [N], weights [N], soft_labels [N, C], soft_logits [N, C]
+    webdataset    train-{shard}.tar: of each image png, cls, json (weight), npy (the soft label) and logits.npy
+    parquet       data/train-{shard}-of-{shards}.parquet: image (PNG), label, weight, soft_label, soft_logit
 
 The N = C K images are sorted by class, K of each. manifest.json names the classes and holds a digest of each array, so that
 whatever was changed since the export is noticed. All paths are made here, none is taken from the data; nothing is unpickled.
+Version 1 had no soft logits, its imagefolder a metadata.csv beside train/, and its distilled.h5 what wmdd's artifacts have.
 """
 
 import json
@@ -27,7 +28,14 @@ from wmdd.base.errors import WmddError, first_mistake
 
 Layout = Literal["imagefolder", "hdf5", "webdataset", "parquet"]
 MANIFEST, CARD, EXAMPLE = "manifest.json", "README.md", "example.py"
-PICTURES, TABLE, ARRAYS = "train", "metadata.csv", "distilled.h5"
+PICTURES, ARRAYS = "train", "distilled.h5"
+TABLE, TABLE_OF_VERSION_1 = f"{PICTURES}/metadata.jsonl", "metadata.csv"
+FILES: dict[Layout, str] = {  # that hold the images, as a pattern
+    "imagefolder": f"{PICTURES}/*/*.png",
+    "hdf5": ARRAYS,
+    "webdataset": "train-*.tar",
+    "parquet": "data/train-*.parquet",
+}
 AGAIN = "export the set again"
 _Positive = Annotated[int, Field(gt=0)]
 _Channels = tuple[float, float, float]
@@ -63,12 +71,21 @@ class SoftLabels(_Section):
     digest: str
 
 
+class Lost(_Section):
+    """What 8 bits lose of float images, as counts of values (3 R^2 of an image)."""
+
+    clipped: int = Field(description="below 0 or above 1")
+    rounded: int = Field(description="in [0, 1], but no multiple of 1/255")
+
+
 class Manifest(_Section):
     """What manifest.json says of an export."""
 
     kind: Literal["wmdd distilled set"] = "wmdd distilled set"
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
     layout: Layout
+    pixels: Literal["uint8", "float32"] = Field("uint8", description="float32: in unit scale, not only in [0, 1]")
+    lost: Lost | None = Field(None, description="of float images that were written as pictures")
     classes: tuple[Class, ...] = Field(min_length=1)
     images_per_class: _Positive
     resolution: _Positive
@@ -96,20 +113,31 @@ class Manifest(_Section):
 
     def array_names(self) -> list[str]:
         """Return the names of the arrays that the set has."""
-        return ["images", "labels", "weights", *(["soft_labels"] if self.soft_labels else [])]
+        names = ["images", "labels", "weights"]
+        if self.soft_labels:
+            names += ["soft_labels"] if self.version == 1 else ["soft_labels", "soft_logits"]
+        return names
 
 
 def folder_names(classes: Sequence[str]) -> list[str]:
-    """Return a safe folder for each class. Sorted by name they are in the order of the classes, as ImageFolder needs them.
+    """Return a safe folder for each class. Sorted by name they are in the order of the classes.
+
+    So they are for torchvision's ImageFolder, which compares letters, and for timm, which compares numbers in names as numbers
+    and takes no notice of capitals (timm/utils/misc.py, natural_key).
 
     They are the classes' own names where these do; else each is made safe and numbered.
     """
     safe = [re.sub(r"^\.|[^\w.-]", "_", name)[:80] for name in classes]
     distinct = len({name.casefold() for name in safe}) == len(safe)  # on disks that don't tell cases apart, too
-    if safe == list(classes) and safe == sorted(safe) and all(safe) and distinct:
+    if safe == list(classes) and safe == sorted(safe) == sorted(safe, key=_natural) and all(safe) and distinct:
         return safe
     digits = len(str(len(safe) - 1))
     return [f"{index:0{digits}d}-{name}" for index, name in enumerate(safe)]
+
+
+def _natural(name: str) -> list[str | int]:
+    """Return what timm sorts folders by."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())]
 
 
 def manifest_classes(classes: Sequence[str], names: Sequence[str]) -> tuple[Class, ...]:
@@ -139,6 +167,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise WmddError(f"{path} is no manifest of an export ({first_mistake(error)}); {AGAIN}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise WmddError(f"{path} can't be read ({error}); {AGAIN}") from None
+
+
+def soft_logits(soft_labels: np.ndarray, temperature: float) -> np.ndarray:
+    r"""Return logits z [N, C] float32 with softmax(z / T) = p, for soft labels p [N, C]: z = T \log p, no p below 1.2e-38."""
+    return np.float32(temperature) * np.log(np.maximum(soft_labels, np.finfo(np.float32).tiny, dtype=np.float32))
 
 
 def digest(array: np.ndarray) -> str:

@@ -1,6 +1,8 @@
-"""Teachers from outside: weights that somebody else trained, put into our networks in place of a training.
+"""Teachers from outside: weights that somebody else trained, put into our networks in place of a training; and ours for others.
 
-The tensors get our names, and of the last layer the rows of the classes that the data have are taken.
+The tensors get our names, and of the last layer the rows of the classes that the data have are taken. On the way out they get
+the names that others have. Of ConvNets these are DC's, which MTT and DD-Ranking share (networks.py of
+github.com/GeorgeCazenavette/mtt-distillation, utils/networks.py of ddranking 0.2.0).
 """
 
 import re
@@ -8,25 +10,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from wmdd.artifacts.hdf5 import check_classes
 from wmdd.base.errors import WmddError
 from wmdd.networks.architectures import RESNETS, stem_of
 from wmdd.networks.foreign_checkpoint import State, Weights, weights_of
-from wmdd.networks.models import Library, Network, ResNet, build
+from wmdd.networks.models import ConvNet, Library, Network, ResNet, build
 from wmdd.networks.state_dicts import described, fill
+from wmdd.settings.network import NetworkSettings
 from wmdd.settings.teacher import AdoptedSettings
 
 if TYPE_CHECKING:
     from wmdd.settings.teacher import TeacherSettings
 
-# What older versions of torchvision (DenseNet, ViT) and the usual code for CIFAR (ResNet) call their parameters.
+# What older versions of torchvision (DenseNet, ViT), the usual code for CIFAR (ResNet) and DC's (ResNet) call their parameters.
 RENAMED = (
     (r"(\.denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2."),
     (r"\.mlp\.linear_1\.", ".mlp.0."),
     (r"\.mlp\.linear_2\.", ".mlp.3."),
     (r"\.shortcut\.", ".downsample."),
-    (r"^linear\.", "fc."),
+    (r"^(?:linear|classifier)\.", "fc."),
 )
 
 
@@ -54,6 +58,8 @@ def pretrained(settings: "TeacherSettings", classes: list[str], resolution: int)
     kept = {name: getattr(settings, name) for name in AdoptedSettings.model_fields}
     chosen = AdoptedSettings(**kept | {"stem": _stem(settings, weights, resolution)})
     network = build(chosen, len(classes), resolution, torch.Generator())
+    if "features.0.weight" in weights.state:
+        check_norm(network, chosen.norm, weights.origin)
     state, called = translated(network, chosen.architecture, weights.state)
     rows = _rows(weights, len(state["head.weight"]), classes) if "head.weight" in state else None
     if rows is not None:
@@ -63,6 +69,32 @@ def pretrained(settings: "TeacherSettings", classes: list[str], resolution: int)
     if weights.normalisation is not None:
         about |= weights.normalisation._asdict()
     return Pretrained(network, chosen, weights.digest, about)
+
+
+def outside_state(network: Network, settings: NetworkSettings, origin: str) -> State:
+    """Return the state of a network by the names that others have for it (`names_outside`).
+
+    Raises:
+        WmddError: it is a ConvNet that others do not have.
+    """
+    check_norm(network, settings.norm, origin)
+    names = names_outside(network, settings.architecture)
+    return {names[name]: tensor for name, tensor in network.state_dict().items()}
+
+
+def check_norm(network: Network, norm: str, origin: str) -> None:
+    """Refuse a ConvNet whose normalisation DC has under another meaning: the weights would fit and compute something else.
+
+    Its layer norm has a weight for each pixel, and its group norm four groups; ours have a weight for each channel, and groups
+    of four channels.
+
+    Raises:
+        WmddError: says which are the same.
+    """
+    if isinstance(network, ConvNet) and norm in ("layer", "group"):
+        raise WmddError(
+            f"{origin}: norm {norm} is another one in DC, MTT and DD-Ranking; only instance, batch and none are the same"
+        )
 
 
 def translated(network: Network, architecture: str, state: State) -> tuple[State, dict[str, str]]:
@@ -82,14 +114,25 @@ def _modern(name: str) -> str:
 
 
 def names_outside(network: Network, architecture: str) -> dict[str, str]:
-    """Return what others call each tensor of a network's state: torchvision's names for our ResNets, else the library's own."""
+    """Return what others call each tensor: torchvision's names for ResNets, DC's for ConvNets, else the library's own."""
     if isinstance(network, ResNet):
         places = [f"layer{s}.{i}" for s, count in enumerate(RESNETS[architecture][1], 1) for i in range(count)]
         return {name: _resnet_name(name, places) for name in network.state_dict()}
+    if isinstance(network, ConvNet):
+        return {name: _convnet_name(name, network) for name in network.state_dict()}
     if isinstance(network, Library):
         head = str(network.classifier)
         return {name: _library_name(name, head) for name in network.state_dict()}
     return {name: name for name in network.state_dict()}
+
+
+def _convnet_name(name: str, network: ConvNet) -> str:
+    """Return DC's name: `layers.4.bias` is `features.4.bias`; what a block lacks, a norm or a pooling, has no number there."""
+    if name.startswith("head."):
+        return f"classifier.{name.removeprefix('head.')}"
+    _, index, leaf = name.split(".")
+    before = list(network.layers)[: int(index)]
+    return f"features.{sum(not isinstance(layer, nn.Identity) for layer in before)}.{leaf}"
 
 
 def _library_name(name: str, head: str) -> str:
