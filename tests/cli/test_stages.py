@@ -4,11 +4,13 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from tests.cli.artifacts import (
     COMMANDS,
@@ -25,6 +27,7 @@ from tests.cli.artifacts import (
 from wmdd.artifacts.hdf5 import load, load_meta
 from wmdd.artifacts.hdf5_writer import digest_of, save
 from wmdd.artifacts.model_files import load_model, save_model
+from wmdd.cli import select
 
 TEACHER = "--teacher model.safetensors"
 SOFT = "--soft-labels labels.h5"
@@ -210,6 +213,75 @@ def test_patches_are_selected_by_the_teacher(here, run, mistake):
     assert arrays["weights"].tolist() == [[1.0]] * 3
     assert [sorted(mine) for mine in meta["positions"]] == [[4 * c, 4 * c + 1, 4 * c + 2, 4 * c + 3] for c in range(3)]
     assert np.array(meta["boxes"]).shape == (3, 4, 4)
+
+
+def selected(strategy, ipc=IPC):
+    return f"select --data data.h5 --output {strategy}/images.h5 --ipc {ipc} --seed 0 --strategy {strategy}"
+
+
+def taught(strategy, flags=""):
+    """The lines that label views of a selection and train a student by them, in batches of five."""
+    lines = [COMMANDS["relabel"], f"{COMMANDS['student'].replace(SOFT, f'--soft-labels {strategy}/labels.h5')} {flags}"]
+    return [
+        line.replace("images.h5", f"{strategy}/images.h5", 1).replace("o/", f"{strategy}/").replace("size 8", "size 5")
+        for line in lines
+    ]
+
+
+def test_the_whole_training_set_gets_the_steps_of_a_few_images_a_class(here, run):
+    results = {}
+    for strategy in "whole", "random":
+        succeeds(run, selected(strategy), *taught(strategy))
+        results[strategy] = json.loads((here / strategy / "run0.json").read_text())["result"]
+    (held, whole), (few, _) = (load(here / name / "images.h5") for name in ("whole", "random"))
+    assert held["images"].shape == (3, 4, 3, SIDE, SIDE)
+    assert whole["images_per_epoch"] == IPC
+    assert [sorted(mine) for mine in whole["positions"]] == [[4 * c, 4 * c + 1, 4 * c + 2, 4 * c + 3] for c in range(3)]
+    assert np.array_equal(held["images"][:, :IPC], few["images"]), "the first ones are those of random"
+    assert load(here / "whole/labels.h5", "logits")[0]["logits"].shape == (2, 3 * IPC, 3)
+    for result in results.values():
+        assert (result["steps"], result["images_seen"]) == (2 * 2, 2 * 3 * IPC)
+    succeeds(
+        run, "grid --images whole/images.h5 --output whole.png", "grid --images random/images.h5 --output random.png"
+    )
+    sizes = [Image.open(here / f"{name}.png").size for name in ("whole", "random")]
+    assert sizes[0] == sizes[1], "the grid shows as many"
+
+
+def test_the_whole_training_set_at_its_own_size_is_random_at_that_size(here, run):
+    for strategy in "whole", "random":
+        succeeds(run, selected(strategy, 4), *taught(strategy))
+    contents = [json.loads((here / name / "run0.json").read_text()) for name in ("whole", "random")]
+    assert contents[0]["result"] == contents[1]["result"]
+    assert contents[0]["history"] == contents[1]["history"], "of the bytes of its file"
+    logits = [load(here / name / "labels.h5", "logits")[0]["logits"] for name in ("whole", "random")]
+    assert np.array_equal(*logits)
+
+
+def test_a_training_set_that_has_no_room_is_refused_with_its_size(here, mistake, monkeypatch):
+    (here / "whole").mkdir()
+    for module, name, where in (
+        (select.psutil, "virtual_memory", "4.61 kB of memory"),
+        (select.shutil, "disk_usage", "2.3 kB of the disk of whole"),
+    ):
+        with monkeypatch.context() as context:
+            context.setattr(module, name, lambda *_: SimpleNamespace(available=500, free=500))
+            text = mistake(selected("whole", 1), begun=True)
+        assert text == (
+            f"the whole training set is 2.3 kB of pixels and takes {where}, which has 500 B left; make room, or leave this "
+            "method out"
+        )
+
+
+def test_images_that_the_smallest_class_lacks_are_left_out_and_told(here, run):
+    arrays, meta = load(here / "data.h5")
+    few = np.arange(len(arrays["train/labels"])) != 0
+    arrays = {name: array[few] if name.startswith("train/") else array for name, array in arrays.items()}
+    save(here / "data.h5", arrays, {name: value for name, value in meta.items() if name != "digest"})
+    code, out, _ = run(selected("whole"))
+    assert code == 0
+    assert out == "3 images of each class, as many as the smallest has; 2 of 11 training images are left out\n"
+    assert load(here / "whole/images.h5", "images")[0]["images"].shape[:2] == (3, 3)
 
 
 # Files that are missing, cut short or of another kind

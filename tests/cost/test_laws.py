@@ -104,6 +104,13 @@ def test_a_training_is_its_epochs_and_its_looks():
     assert job("student", {"runs_per_job": 3}).flop == 3 * student.flop
 
 
+def test_students_of_the_whole_training_set_see_as_much_as_those_of_a_part_but_hold_it_all():
+    for stage in "relabel", "student":
+        whole, random = (job(stage, method=method) for method in ("whole", "random"))
+        assert (whole.images, whole.flop, whole.steps) == (random.images, random.flop, random.steps)
+        assert whole.memory - random.memory == pytest.approx(1.25 * (50_000 - 20) * 3 * 32**2)
+
+
 def test_growing_images_cost_what_each_side_costs():
     small = {"teachers": {"resnet18-w8": {"epochs": 4, "progressive_from": 0.5}}}
     sides = [16, 24, 24, 32]  # 16, 21 and 27 to multiples of 8, and the full side from 3/4 on
@@ -141,6 +148,8 @@ def test_bytes_on_disk():
     assert job("features").disk == job("gather").disk == 50_000 * (4 * 64 + 8) + moments
     assert job("recover").disk == job("join").disk == 20 * 3 * 32**2
     assert job("barycenter").disk == 20 * 4 * 65
+    assert job("select", method="random").disk == 20 * 3 * 32**2
+    assert job("select", method="whole").disk == 50_000 * 3 * 32**2
     imagenet, part = (job("data", dataset=name) for name in ("imagenet-1k", "imagenet-100"))
     assert imagenet.disk == pytest.approx(147_897_477_120 + 6_744_924_160)
     assert part.disk == pytest.approx(imagenet.disk * (126_689 + 5_000) / (1_281_167 + 50_000))

@@ -384,6 +384,10 @@ def test_mistakes(here, mistake):
         ("--source cifar100x", "did you mean 'cifar100'"),
     ):
         assert expected in mistake(line("hdf5", more=more))
+    arrays, meta = load(own)
+    save(own, arrays, meta | {"images_per_epoch": 1}, chunked=("images",))
+    write_labels(Path(f"{HERE}/part.h5"), own, ipc=1)
+    assert "labels other images in each epoch" in mistake(line("hdf5", more=f"--labels {HERE}/part.h5"))
     Path("x.h5").write_text("no")
     for name, expected in (("x", "is no whole HDF5 file"), ("y", "does not exist")):
         assert expected in mistake(f"export --images {name}.h5 --to hdf5 --output out")

@@ -10,6 +10,7 @@ from tests.report.test_results import result
 from wmdd.report import accuracy_tables as scores
 from wmdd.report import published
 from wmdd.report.compare import Side, render
+from wmdd.report.render import render as rendered
 from wmdd.report.results import rows, summary
 from wmdd.workflow.layout import cell_of
 
@@ -77,6 +78,44 @@ def test_published_numbers_stand_beside_the_same_network_and_labels_alone(all_of
     assert (random.text, random.order) == ("", -math.inf), "another protocol"
 
 
+# Steps
+
+FORMS = ("markdown", "csv", "latex", "html")
+
+
+def test_steps_that_differ_are_a_column_and_others_are_said_once():
+    students = [result(0.5, protocol=p, steps=s) for p, s in (("paper", 3000), ("long", 15_600))]
+    table = scores.results(summary(rows(students)))
+    assert [row(table, protocol=p)["steps"].text for p in ("paper", "long")] == ["3,000", "15,600"]
+    assert row(table, protocol="long")["images seen"].text == "1,560,000"
+    assert scores.COUNTED in table.caption
+    alike = scores.results(summary(rows([result(0.5, method=m, steps=3000) for m in ("a", "b")])))
+    assert alike.shared.endswith("steps 3,000, images seen 300,000.")
+    for form in FORMS:
+        assert "15,600" in rendered(table, form) or "15600" in rendered(table, form)
+        assert "3,000" in rendered(alike, form) or "3000" in rendered(alike, form)
+
+
+def test_a_row_of_several_columns_has_the_steps_of_each():
+    students = [
+        result(0.5, ipc=i, protocol=p, steps=s * i) for p, s in (("paper", 300), ("long", 900)) for i in (1, 10)
+    ]
+    students += [result(0.5, ipc=i, protocol="same", steps=7) for i in (1, 10)]
+    table = scores.across("x", summary(rows(students)), ["dataset", "ipc"])
+    texts = {p: row(table, protocol=p)["steps"].text for p in ("paper", "long", "same")}
+    assert texts == {"paper": "300 / 3,000", "long": "900 / 9,000", "same": "7"}
+
+
+def test_results_of_earlier_versions_still_make_a_table():
+    old, new = result(0.5, method="old"), result(0.5, method="new", steps=300)
+    table = scores.results(summary(rows([old, new])))
+    assert [row(table, method=m)["steps"].text for m in ("old", "new")] == ["", "300"]
+    for made in scores.results, lambda frame: scores.across("x", frame, ["dataset", "ipc"]):
+        alone = made(summary(rows([old])))
+        assert "steps" not in alone.columns
+        assert scores.COUNTED not in alone.caption
+
+
 # At a glance
 
 
@@ -103,6 +142,16 @@ def test_a_glance_says_which_methods_are_told_apart_from_random_images():
         "worse: sre2l −10.0 (−12.5 to −7.5; 3); not told apart: d4m −1.0 (−20.9 to +18.9; 3)"
     )
     assert scores.glance(cells_of(spread("random", 0.40, 0.43, 0.43))) == []
+
+
+def test_the_whole_training_set_stands_beside_random_images_and_is_no_set_that_wins():
+    students = spread("random", 0.40, 0.43, 0.43) + spread("whole", 0.80, 0.80, 0.83) + spread("wmdd", 0.5, 0.5, 0.5)
+    cells = cells_of(students)
+    cells = cells.assign(family=cells["method"].map({"random": "select", "whole": "select", "wmdd": "recover"}))
+    (line,) = scores.glance(cells)
+    assert "random real images 42.0 ± 1.7 (3); the whole training set 81.0 ± 1.7 (3); better: wmdd" in line
+    (line,) = scores.glance(cells[cells["method"] != "random"])
+    assert line.endswith(": wmdd 50.0 ± 0.0 (3)")
 
 
 def test_selections_of_real_images_are_never_the_best_distilled_set():

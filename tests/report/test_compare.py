@@ -14,11 +14,11 @@ from wmdd.settings.select import SelectSettings
 from wmdd.settings.student import RelabelSettings, StudentSettings
 
 
-def write(folder, cell, top1, seed=0, run=0, protocol="quick", made=None, inputs=(), **settings):
+def write(folder, cell, top1, seed=0, run=0, protocol="quick", made=None, inputs=(), seen=(), **settings):
     """A student's result where the workflow puts it, and its images.h5 made by `made`."""
     place = folder / "results/digits/resnet18-w8" / cell / f"seed{seed}"
     path = place / f"student/convnet3/{protocol}/run{run}.json"
-    content = {"identity": {"seed": seed, "run": run}, "result": {"top1": top1 / 100}}
+    content = {"identity": {"seed": seed, "run": run}, "result": {"top1": top1 / 100} | dict(seen)}
     content["inputs"] = dict(inputs)
     content["settings"] = StudentSettings().model_dump(mode="json") | settings
     atomic_files.write_json(path, content)
@@ -70,6 +70,15 @@ def test_methods_are_compared(two, run):
     assert second[3:] == [intervals.interval_text(gain.low, gain.high, "+"), f"{gain.p:.2g}", "paired, 3 seeds"]
     assert "n counts seeds" in out
     assert "No interval" not in out
+
+
+def test_steps_are_compared_too(tmp_path):
+    for seed, steps in enumerate((3000, 3000, 2900)):
+        write(tmp_path, "wmdd/ipc10", 50, seed, seen={"steps": steps, "images_seen": 300_000})
+        write(tmp_path, "random/ipc10", 40, seed)  # by an earlier version
+    header, _, first, second = table(compared(tmp_path).split("\n\n")[1])
+    assert header[-2:] == ["steps", "images seen"]
+    assert (first[-2:], second[-2:]) == (["2,900, 3,000", "300,000"], ["", ""])
 
 
 def test_joined_sets_are_compared_by_the_settings_of_their_blocks(tmp_path):

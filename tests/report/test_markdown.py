@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def table(results, teachers=None, **more):
-    return markdown(frames.summary(frames.rows(results)), teachers or {}, **more)
+    return markdown(frames.rows(results), teachers or {}, **more)
 
 
 def lines(text):

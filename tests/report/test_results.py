@@ -19,17 +19,18 @@ from wmdd.workflow.layout import CELL, Cell, cost_of, path_of
 PLACE = {"dataset": "digits", "teacher": "t-w8", "student": "s-w8"}
 
 
-def result(top1, protocol="paper", seed=0, run=0, labels="soft", method="wmdd", ipc=10, images="", **cell):
-    """A student's file and content."""
+def result(top1, protocol="paper", seed=0, run=0, labels="soft", method="wmdd", ipc=10, images="", steps=None, **cell):
+    """A student's file and content; without steps as earlier versions wrote it."""
     place = PLACE | {"protocol": protocol, "seed": seed, "run": run, "method": method, "ipc": ipc} | cell
     scores = {"top1": top1, "top5": 0.9, "best_top1": top1 + 0.01, "best_epoch": 3}
+    scores |= {} if steps is None else {"steps": steps, "images_seen": 100 * steps}
     return Path(path_of("student", Cell(**place))), {
         "settings": {"labels": labels}, "result": scores, "inputs": {"images": images}
     }  # fmt: skip
 
 
 def test_a_row_says_where_it_belongs_and_what_it_scored():
-    found = [result(0.25, seed=3, run=2, ipc=50, method="a-lr0.1", dataset="my.data")]
+    found = [result(0.25, seed=3, run=2, ipc=50, method="a-lr0.1", dataset="my.data", steps=1500)]
     family = {Cell("my.data", "t-w8", "a-lr0.1", 50, 3): "latent"}
     (row,) = rows(found, family).to_dict("records")
     assert row == dict.fromkeys(CELL, "") | {
@@ -47,6 +48,8 @@ def test_a_row_says_where_it_belongs_and_what_it_scored():
         "top1": 25.0,
         "top5": 90.0,
         "best_top1": pytest.approx(26.0),
+        "steps": 1500,
+        "images_seen": 150_000,
     }
 
 
@@ -146,11 +149,14 @@ def test_the_set_beside_a_student_says_its_family(tmp_path):
 
 
 def test_rows_come_back_from_what_is_kept_with_a_study():
-    students = [result(0.25, seed=s, method=m, teacher=t) for s in (0, 1) for m in ("wmdd-plus", "wmdd") for t in "AB"]
+    students = [
+        result(0.25, seed=s, method=m, teacher=t, steps=None if t == "A" else 300)
+        for s in (0, 1) for m in ("wmdd-plus", "wmdd") for t in "AB"
+    ]  # fmt: skip
     sets = [frames.set_of(frames.cell_of(path)) for path, _ in students]
     families = {cell: "select" if cell.method == "wmdd-plus" else "recover" for cell in sets}
     costs = [(Path(cost_of(path_of("images", cell))), {"stage": of, "seconds": 1}) for cell, of in families.items()]
-    content = json.loads(json.dumps(frames.raw(students, families, {}, costs)))
+    content = json.loads(json.dumps(frames.raw(students, families, {}, costs), allow_nan=False))
     assert frames.of_raw(content).equals(rows(students, families).round(4))
     for run in content["runs"]:
         del run["family"]  # as the first studies are
@@ -172,13 +178,12 @@ def test_seeds_that_have_the_same_images_are_told():
 
 
 def test_a_column_is_added_in_one_place(monkeypatch):
-    steps = Measure("steps", lambda content: content["result"]["steps"], title="steps")
-    for module in frames, scores:
-        monkeypatch.setattr(module, "MEASURES", (*frames.MEASURES, steps))
+    joules = Measure("joules", lambda content: content["result"]["joules"], title="joules")
+    monkeypatch.setattr(frames, "MEASURES", (*frames.MEASURES, joules))
     found = [result(0.1 * seed, seed=seed) for seed in (1, 2)]
     for _, content in found:
-        content["result"]["steps"] = 1500
+        content["result"]["joules"] = 1500
     table = scores.results(summary(rows(found)))
     for form in "markdown", "csv", "latex", "html":
-        assert "steps" in render(table, form)
+        assert "joules" in render(table, form)
         assert "1500" in render(table, form)

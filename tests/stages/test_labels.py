@@ -24,6 +24,7 @@ from wmdd.settings.student import AugmentationSettings, RelabelSettings, Student
 from wmdd.stages import student
 from wmdd.stages.labels import Renormalised, append, hard, online, opened, prune, pruned, restore, rows_of, stored
 from wmdd.stages.relabel import relabel, seeds_of, views_of
+from wmdd.stages.shown import Shown
 
 PRUNED = RelabelSettings(store="pruned")
 SIZES = [(1000, 50, 20.0), (10, 3, 4.0), (256, 255, 1.0), (257, 1, 20.0), (5, 0, 20.0), (5, 9, 20.0)]
@@ -193,32 +194,37 @@ def images() -> Tensor:
     return torch.randint(0, 256, (COUNT, 3, 16, 16), generator=generator("labels images"), dtype=torch.uint8)
 
 
-def studied(images, labels, settings=SETTINGS):
+def studied(images, labels, settings=SETTINGS, shown=None):
     of = torch.arange(COUNT) % CLASSES
     ((network, history),) = student.train(
         images, of, torch.ones(COUNT), labels, Resident(images, of), CLASSES, NORMALISATION, settings, VIEWS, 0, [0],
-        quiet(plain()),
+        quiet(plain()), None, shown,
     )  # fmt: skip
     return torch.cat([value.flatten() for value in network.state_dict().values()]), [entry["loss"] for entry in history]
 
 
-def labelled(teacher, images, epochs=3):
-    seeds = seeds_of(0, epochs)
-    return torch.stack(list(relabel(teacher, images, NORMALISATION, seeds, VIEWS, 4, quiet(plain())))), seeds
+def labelled(teacher, images, epochs=3, shown=None):
+    seeds, context = seeds_of(0, epochs), quiet(plain())
+    return torch.stack(list(relabel(teacher, images, NORMALISATION, seeds, VIEWS, 4, context, shown=shown))), seeds
 
 
-def test_asked_and_stored_labels_make_the_same_student(tiny_teacher, images):
+PARTLY = Shown(2, 4, 3)  # an epoch shows six of the eight images
+
+
+@pytest.mark.parametrize("shown", [None, PARTLY], ids=["all", "partly"])
+def test_asked_and_stored_labels_make_the_same_student(tiny_teacher, images, shown):
     """Up to the half precision of what is stored, and to the batches that the teacher is asked in."""
-    kept, losses = studied(images, stored(*labelled(tiny_teacher, images)))
-    asked, found = studied(images, online(0, tiny_teacher.train()))
+    kept, losses = studied(images, stored(*labelled(tiny_teacher, images, shown=shown)), shown=shown)
+    asked, found = studied(images, online(0, tiny_teacher.train()), shown=shown)
     assert found == pytest.approx(losses, rel=1e-3)
     torch.testing.assert_close(asked, kept, rtol=0, atol=2e-5)
-    other, losses = studied(images, stored(*labelled(tiny_teacher, images.flip(0))))
+    other, losses = studied(images, stored(*labelled(tiny_teacher, images.flip(0), shown=shown)), shown=shown)
     assert float((other - kept).abs().max()) > 5e-4, "any labels would do"
     assert losses != pytest.approx(found, rel=1e-3)
 
 
-def test_asked_and_stored_labels_that_float16_holds_make_the_same_bits(images):
+@pytest.mark.parametrize("shown", [None, PARTLY], ids=["all", "partly"])
+def test_asked_and_stored_labels_that_float16_holds_make_the_same_bits(images, shown):
     """And the same as pruned ones with no rest and values that eight bits hold."""
 
     class Coarse(torch.nn.Module):
@@ -228,13 +234,23 @@ def test_asked_and_stored_labels_that_float16_holds_make_the_same_bits(images):
             steps = (x.mean((1, 2, 3))[:, None] * torch.arange(CLASSES)).clamp(0, 1).mul(255).round() / 256
             return steps.index_fill(1, torch.tensor([0]), 0).index_fill(1, torch.tensor([1]), 255 / 256)
 
-    logits, seeds = labelled(Coarse(), images)
+    logits, seeds = labelled(Coarse(), images, shown=shown)
     assert len(logits.unique()) > 10
-    one, losses = studied(images, online(0, Coarse()))
+    one, losses = studied(images, online(0, Coarse()), shown=shown)
     for labels in stored(logits, seeds), pruned(lambda epoch: prune(logits[epoch], 0, 2.0), seeds, CLASSES, 3):
-        two, found = studied(images, labels)
+        two, found = studied(images, labels, shown=shown)
         assert torch.equal(one, two)
         assert found == losses
+
+
+def test_an_epoch_whose_labels_come_again_shows_the_same_images(tiny_teacher, images):
+    logits, seeds = labelled(tiny_teacher, images, 2, PARTLY)
+    codes = [prune(each, 3, 2.0) for each in logits]
+    labels = pruned(codes.__getitem__, seeds, CLASSES, 5)
+    frozen = SETTINGS.model_copy(update={"epochs": 5, "lr": 1e-12})
+    _, losses = studied(images, labels, frozen, PARTLY)
+    assert losses[2:] == pytest.approx([losses[0], losses[1], losses[0]], rel=1e-6)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
 
 
 def test_the_epochs_of_a_student_of_pruned_labels_take_turns(tiny_teacher, images):

@@ -94,6 +94,17 @@ def test_a_class_with_too_few_images_is_named_with_both_counts(strategy):
         chosen(strategy, 1, labels=LABELS[:15])
 
 
+def test_the_whole_training_set_has_as_many_of_each_class_as_the_smallest_and_begins_with_random_ones():
+    positions, weights = chosen("whole", 2)
+    assert positions.shape == (3, 6)
+    assert sorted(positions[1].tolist()) == list(range(9, 15))
+    assert weights.unique().tolist() == pytest.approx([1 / 6])
+    assert torch.equal(positions[:, :2], chosen("random", 2)[0])
+    assert SelectSettings(strategy="whole", tiles=3).tiles == 1, "it has no use for them"
+    with pytest.raises(WmddError, match=r"'bee' has 6 training images.* 7 images"):
+        chosen("whole", 7)
+
+
 @STRATEGIES
 def test_mosaics_take_four_times_as_many_and_their_classes_must_have_them(strategy):
     settings, cloud = SelectSettings(strategy=strategy, tiles=2), Cloud(features(), LABELS)

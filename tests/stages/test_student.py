@@ -20,6 +20,7 @@ from wmdd.settings.student import AugmentationSettings, StudentSettings
 from wmdd.stages import student
 from wmdd.stages.labels import hard, online, stored
 from wmdd.stages.relabel import seeds_of, seen, views_of
+from wmdd.stages.shown import Shown
 from wmdd.stages.student import weighted
 
 STILL = AugmentationSettings(crop_scale=(1, 1), flip=False, mix="none")
@@ -34,19 +35,19 @@ def normal(*shape: int) -> Tensor:
     return torch.randn(shape, generator=generator("student test", *shape))
 
 
-def trained(images, own, weights, labels, runs, augmentation=STILL, context=None, white=None, **changes):
+def trained(images, own, weights, labels, runs, augmentation=STILL, context=None, white=None, shown=None, **changes):
     """Train students on images with labels [N] or [N, C] of their own, and what else they are told."""
     return student.train(
         images, own, torch.as_tensor(weights), labels, Resident(*coloured(30, "val")), 3, NORMALISATION,
-        SMALL.model_copy(update=changes), augmentation, 0, runs, context or quiet(plain()), white,
+        SMALL.model_copy(update=changes), augmentation, 0, runs, context or quiet(plain()), white, shown,
     )  # fmt: skip
 
 
-def studied(images, own, weights=None, logits=None, augmentation=STILL, run=0, context=None, **changes):
+def studied(images, own, weights=None, logits=None, augmentation=STILL, run=0, **changes):
     """Train one student: by its images' own labels, or by logits [E, N, C]."""
     labels = hard(0) if logits is None else stored(logits, seeds_of(0, len(logits)))
     weights = torch.ones(len(images)) if weights is None else weights
-    return trained(images, own, weights, labels, [run], augmentation, context, **changes)[0]
+    return trained(images, own, weights, labels, [run], augmentation, **changes)[0]
 
 
 def several(runs: list[int], keeper=None, engine=FAST, log=None, **changes):
@@ -151,6 +152,45 @@ def test_a_student_of_whitened_images_sees_them_and_its_teacher_does_not(monkeyp
     torch.testing.assert_close(shown[-1], white.apply(normalise(coloured(30, "val")[0], NORMALISATION)))
 
 
+# ---- a set of which an epoch shows a part
+
+PARTLY = Shown(3, 4, 2)  # of twelve images
+
+
+def test_an_epoch_shows_its_images_with_their_classes_and_partners():
+    # The loss of an epoch is zero exactly when the student says of each view what its labels say.
+    images, own = coloured(12, "distilled")
+    changes = FROZEN | {"epochs": 5, "batch_size": 4, "augmentation": CUT}
+    network, _ = studied(images, own, epochs=1, **FROZEN)
+    logits = torch.empty(5, 6, 3)
+    with torch.no_grad():
+        for epoch, seed in enumerate(seeds_of(0, 5)):
+            x, views = images[PARTLY.positions(epoch)], views_of(CUT, 6, seed)
+            logits[epoch] = network(augment.apply(normalise(x, NORMALISATION), views, torch.arange(6)))
+    _, history = studied(images, own, logits=logits, shown=PARTLY, **changes)
+    assert [entry["loss"] for entry in history] == pytest.approx([0] * 5, abs=1e-9)
+    _, history = studied(images, own, shown=PARTLY, **changes)  # hard labels
+    first = PARTLY.positions(0)
+    _, (alone,) = studied(images[first], own[first], **changes | {"epochs": 1})
+    assert history[0]["loss"] == alone["loss"]
+
+
+def test_weights_follow_the_images_of_an_epoch():
+    images, own = coloured(12, "distilled")
+    weights = torch.arange(12.0) * (torch.arange(12) % 4 < 2)  # the second half of each class has none
+    _, history = studied(images, own, weights, shown=PARTLY, epochs=2, **FROZEN)
+    assert history[0]["loss"] > 0
+    assert history[1]["loss"] == 0
+
+
+def test_a_student_of_all_images_is_the_one_without_a_choice():
+    images, own = coloured(12, "distilled")
+    one, first = studied(images, own, augmentation=CUT, epochs=3, batch_size=5)
+    two, second = studied(images, own, augmentation=CUT, epochs=3, batch_size=5, shown=Shown(3, 4, 4))
+    assert equal(one, two)
+    assert first == second
+
+
 # ---- weights of images
 
 
@@ -205,11 +245,13 @@ def test_students_side_by_side_are_those_trained_alone():
     assert [m["1/loss"] for m in logged if "1/loss" in m] == [entry["loss"] for entry in together[1][1]]
 
 
-@pytest.mark.parametrize(("runs", "save_at", "die_at"), [([0, 1], 3, 4), ([0], 6, 7)])
-def test_killed_students_go_on_to_the_same_bits(dying_keeper, runs, save_at, die_at):
-    whole = several(runs, ema=0.9)
-    again = dying_keeper.after(lambda keeper: several(runs, keeper, ema=0.9), save_at, die_at)
-    resumed = several(runs, again, ema=0.9)
+@pytest.mark.parametrize(
+    ("runs", "save_at", "die_at", "shown"), [([0, 1], 3, 4, None), ([0], 6, 7, None), ([0], 5, 6, PARTLY)]
+)
+def test_killed_students_go_on_to_the_same_bits(dying_keeper, runs, save_at, die_at, shown):
+    whole = several(runs, ema=0.9, shown=shown)
+    again = dying_keeper.after(lambda keeper: several(runs, keeper, ema=0.9, shown=shown), save_at, die_at)
+    resumed = several(runs, again, ema=0.9, shown=shown)
     assert all(equal(a, b) and h == g for (a, h), (b, g) in zip(whole, resumed, strict=True))
 
 

@@ -188,6 +188,18 @@ def test_runs_are_the_product_and_each_stands_once():
     assert runs[-1] == Cell("digits", "resnet18", "mine-lr0.1", 50, 1, "resnet18", "paper", 0)
 
 
+@pytest.mark.parametrize("methods", [["wmdd"], ["whole", "wmdd", "random"]])
+def test_controls_are_two_more_methods_of_their_entry_of_the_matrix(methods):
+    cell = {"datasets": ["digits"], "methods": methods, "ipc": [1, 10]}
+    runs = list(Experiment({"matrix": [cell | {"controls": True}, cell | {"datasets": ["cifar10"]}]}).runs())
+    of = {
+        dataset: [run.method for run in runs if (run.dataset, run.ipc) == (dataset, 10)]
+        for dataset in ("digits", "cifar10")
+    }
+    assert of["cifar10"] == methods
+    assert of["digits"] == [*methods, *(name for name in ("random", "whole") if name not in methods)]
+
+
 def test_runs_are_trained_so_many_a_job():
     cell = {"datasets": ["digits"], "methods": ["wmdd"]}
     content = {"matrix": [cell | {"runs": 4}, cell | {"runs": 2, "ipc": [3]}]}

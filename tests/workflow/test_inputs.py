@@ -15,6 +15,7 @@ from wmdd.workflow.layout import FILES, Cell, cost_of, path_of
 from .conftest import ENTRY, TINY
 
 SET = Cell("digits", "nano", "wmdd", 2, 0, "nano", "short", block="classes0-4")
+WHOLE = SET.having(method="whole")
 MAP = {"dataset": "digits", "teacher": "nano"}
 
 
@@ -31,7 +32,8 @@ def entries(*changes: dict[str, Any], **experiment: Any) -> Inputs:
 def test_a_method_that_asks_no_teacher_has_no_such_input():
     tiny = inputs()
     assert tiny.teacher_if_confident(SET.parts()) == []
-    assert tiny.features_if_compared(SET.having(method="random").parts()) == []
+    for method in "random", "whole":
+        assert tiny.features_if_compared(SET.having(method=method).parts()) == []
     assert tiny.features_if_compared(SET.having(method="kmeans-medoid").parts()) == path_of("features", SET)
     assert tiny.barycenter_if_feature_term(SET.having(method="sre2l").parts()) == []
     assert tiny.barycenter_if_feature_term(SET.parts()) == path_of("barycenter", SET)
@@ -44,6 +46,13 @@ def test_the_teacher_judges_patches_and_confidence():
         assert judge == path_of("teacher", SET)
     assert judged.teacher_if_patches_or_confident(SET.having(method="random").parts()) == []
     assert judged.features_if_compared(SET.having(method="sure").parts()) == path_of("features", SET)
+
+
+def test_of_the_whole_training_set_there_is_no_distance():
+    measured = entries({"methods": ["wmdd", "random"], "controls": True}, distances=True)
+    sets = [SET.having(method=method) for method in ("wmdd", "random")]
+    assert measured.distances() == sorted(path_of("distance", cell) for cell in sets)
+    assert measured.students() == [path_of("student", cell.having(run=0)) for cell in (*sets, WHOLE)]
 
 
 @pytest.mark.parametrize(("teacher_seed", "seed"), [(3, 3), ("same", 7)])

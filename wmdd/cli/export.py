@@ -18,6 +18,7 @@ from wmdd.artifacts.hdf5 import LEARNED, check_classes, checked_weights, learned
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
 from wmdd.cli.arguments import Flag, Paths, Teacher, Threads, command
+from wmdd.cli.readers import images_per_epoch
 from wmdd.cli.tensor_readers import read_teacher
 from wmdd.export.dataset_card import Origin
 from wmdd.export.export import check_output, mean_soft_labels
@@ -111,7 +112,7 @@ def _soft_labels(
 
 
 def _mean_labels(
-    path: Path, images: dict[str, Any], shape: tuple[int, int], temperature: float
+    path: Path, images: hdf5.Meta, shape: tuple[int, int], temperature: float
 ) -> tuple[np.ndarray, SoftLabels, dict[str, Any]]:
     """Return the mean soft labels [N, C] over the epochs, what the manifest says of them, and the meta data of their file."""
     with hdf5.reading(path, "seeds") as file:
@@ -120,6 +121,8 @@ def _mean_labels(
     if meta["inputs"].get("images") != images["digest"]:
         raise WmddError(f"{path} labels other images than those given; run the relabel stage again")
     check_classes(images["classes"], meta["classes"], "the distilled set", str(path))
+    if images_per_epoch(images, shape[0] // shape[1]) * shape[1] < shape[0]:
+        raise WmddError(f"{path} labels other images in each epoch, so that they have no mean; leave out --labels")
     if calibrated not in (None, temperature):
         raise WmddError(f"{path} was pruned for temperature {calibrated:g}; add --temperature {calibrated:g}")
     with opened(path) as (stored, _):

@@ -8,7 +8,7 @@ import torch
 from wmdd.artifacts import atomic_files, hdf5
 from wmdd.artifacts.hdf5 import check_classes, checked_weights, load
 from wmdd.cli.arguments import ENGINE, Features, Paths, Teacher, Threads, command
-from wmdd.cli.readers import reading_features
+from wmdd.cli.readers import images_per_epoch, reading_features
 from wmdd.cli.tensor_readers import read_teacher
 from wmdd.jobs.job import job
 from wmdd.networks.context import quiet
@@ -74,7 +74,8 @@ def embedding(*, images: Paths, teacher: Teacher, features: Features, output: Pa
     for path in images:
         with hdf5.reading(path, "images") as file:
             check_classes(teacher_meta["classes"], file.meta["classes"], str(teacher), str(path))
-            pictures = torch.from_numpy(file["images"][classes, :MADE])
+            shown = min(MADE, images_per_epoch(file.meta, file["images"].shape[1]))
+            pictures = torch.from_numpy(file["images"][classes, :shown])
         parts.append(features_of(network, pictures.flatten(0, 1), Normalisation.of(teacher_meta), quiet(plain())))
         method = cell_of(path).method
         points += [{"name": names[c], "method": method} for c in classes for _ in range(pictures.shape[1])]

@@ -14,7 +14,7 @@ from wmdd.artifacts.atomic_files import read_json, sha256_of
 from wmdd.base import units
 from wmdd.base.errors import WmddError
 from wmdd.cli.arguments import Paths, command
-from wmdd.cli.readers import read_meta, read_quality
+from wmdd.cli.readers import images_per_epoch, read_meta, read_quality
 from wmdd.jobs.job import cost_path
 from wmdd.report import distances as measured
 from wmdd.report import markdown, results, thumbnails
@@ -154,9 +154,9 @@ def _strips(images: list[Path]) -> list[thumbnails.Strip]:
     for cell, path in first_seeds.items():
         place = str(cell.dataset), str(cell.teacher), str(cell.method), int(cell.ipc or 0)
         with hdf5.reading(path, "images") as file:
-            names = file.meta["names"]
+            names, count = file.meta["names"], images_per_epoch(file.meta, file["images"].shape[1])
             for label in thumbnails.chosen(len(names)):
-                shown = file["images"][label, : thumbnails.SHOWN]
+                shown = file["images"][label, : min(count, thumbnails.SHOWN)]
                 source, side = thumbnails.strip(shown)
                 strips.append((label, thumbnails.Strip(*place, names[label], len(shown), side, source)))
     strips.sort(key=lambda pair: (pair[1].dataset, pair[1].teacher, pair[0], pair[1].method, pair[1].ipc))

@@ -15,6 +15,13 @@ from wmdd.artifacts.model_files import load_meta
 from wmdd.base.errors import WmddError
 from wmdd.jobs.job import cost_path
 
+PER_EPOCH = "images_per_epoch"  # of the meta data of an images.h5: images of each class that an epoch shows, if not all
+
+
+def images_per_epoch(meta: Meta, held: int) -> int:
+    """Return how many of the `held` images of a class an epoch shows."""
+    return int(meta.get(PER_EPOCH, held))
+
 
 def data_facts(meta: Mapping[str, Any]) -> dict[str, Any]:
     """Return what every artifact says of the data it comes from."""

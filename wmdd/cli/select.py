@@ -1,17 +1,21 @@
 """The command of the select family: real images, or parts of them, as the distilled set."""
 
+import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]  # comes with snakemake
 import torch
 from torch import Tensor
 
 from wmdd.artifacts import hdf5
 from wmdd.artifacts.hdf5 import check_classes
 from wmdd.base.errors import WmddError
+from wmdd.base.units import size as size_text
 from wmdd.cli.arguments import ENGINE, Data, Ipc, Seed, Threads, command
+from wmdd.cli.readers import PER_EPOCH
 from wmdd.cli.tensor_readers import confident_points, read_teacher
 from wmdd.cli.writers import save_images
 from wmdd.datasets.loader import Pictures, opened, read
@@ -70,7 +74,10 @@ def select(
         positions, weights = choose(pictures.labels, meta["classes"], ipc, cloud, settings, solver, seed)
         classes = stage_job.context.progress(positions, "selecting", len(positions), 0, "class")
         if network is None:
-            images, weights = _whole(pictures, classes, weights, settings)
+            if settings.strategy == "whole":
+                _check_room(positions, pictures, output)
+                stage_job.meta[PER_EPOCH] = ipc
+            images, weights = _unchanged(pictures, classes, weights, settings)
             stage_job.meta["positions"] = positions.tolist()
         else:
             images, weights, facts = _patches(pictures, classes, network, teacher_meta, ipc, settings, seed, stage_job)
@@ -83,14 +90,34 @@ def _check_needs(
 ) -> None:
     """Refuse a strategy that lacks a file."""
     patches, sifts = settings.strategy == "patches", settings.strategy != "patches" and solver.confident < 1
-    measures = settings.strategy not in ("random", "patches")
+    measures = not (settings.drawn or patches)
     for needed, given, name in (patches or sifts, teacher, "teacher"), (measures or sifts, features, "features"):
         if needed and given is None:
             share = f" and confident {solver.confident:g}" if sifts else ""
             raise WmddError(f"select with strategy {settings.strategy}{share} needs --{name}")
 
 
-def _whole(
+def _check_room(positions: Tensor, pictures: Pictures, output: Path) -> None:
+    """Refuse a training set that memory or disk has no room for; say which images are left out of [C, M] positions.
+
+    The images of all classes are gathered, which takes their size twice.
+    """
+    needed = 3 * pictures.resolution**2 * positions.numel()
+    memory, disk = psutil.virtual_memory().available, shutil.disk_usage(output.parent).free
+    for times, free, where in (2, memory, "memory"), (1, disk, f"the disk of {output.parent}"):
+        if free < times * needed:
+            raise WmddError(
+                f"the whole training set is {size_text(needed)} of pixels and takes {size_text(times * needed)} of {where}, "
+                f"which has {size_text(free) or 'nothing'} left; make room, or leave this method out"
+            )
+    if left_out := len(pictures.labels) - positions.numel():
+        print(
+            f"{positions.shape[1]} images of each class, as many as the smallest has; {left_out:,} of "
+            f"{len(pictures.labels):,} training images are left out"
+        )
+
+
+def _unchanged(
     pictures: Pictures, positions: Iterable[Tensor], weights: Tensor, settings: SelectSettings
 ) -> tuple[Tensor, Tensor]:
     """Return the images [C, K, 3, R, R] of whole pictures at positions [C, n], and their weights [C, K]."""

@@ -14,7 +14,7 @@ from wmdd.artifacts.hdf5 import check_classes, checked_weights, learned_labels, 
 from wmdd.artifacts.partial_output import Pieces, gathered
 from wmdd.base.errors import WmddError
 from wmdd.cli.arguments import ENGINE, Data, Paths, Seed, Teacher, Threads, command
-from wmdd.cli.readers import data_facts
+from wmdd.cli.readers import data_facts, images_per_epoch
 from wmdd.cli.tensor_readers import read_teacher
 from wmdd.cli.writers import save_history
 from wmdd.datasets.loader import opened
@@ -27,6 +27,7 @@ from wmdd.settings.student import LabelSettings, RelabelSettings, StudentSetting
 from wmdd.stages import labels
 from wmdd.stages.relabel import relabel as logits_of_views
 from wmdd.stages.relabel import seeds_of
+from wmdd.stages.shown import Shown
 from wmdd.stages.student import train, weighted
 
 LABELS = LabelSettings()
@@ -52,12 +53,13 @@ def relabel(
     inputs = {"images": meta, "teacher": teacher_meta}
     with job("relabel", output, [settings], inputs, engine, threads, seed=seed) as stage_job:
         checkpoint, seeds = stage_job.checkpoint, seeds_of(seed, settings.labelled)
-        pixels = torch.from_numpy(arrays["images"]).flatten(0, 1)
+        pixels, shown = torch.from_numpy(arrays["images"]).flatten(0, 1), _shown(meta, arrays["images"])
         pieces = Pieces(output, checkpoint.key)
         done = pieces.restore()
         checkpoint.begin(pieces.seconds)
         logits = logits_of_views(
-            network, pixels, Normalisation.of(teacher_meta), seeds, settings, settings.batch_size, stage_job.context, done
+            network, pixels, Normalisation.of(teacher_meta), seeds, settings, settings.batch_size, stage_job.context, done,
+            shown,
         )  # fmt: skip
         for rows in gathered((labels.rows_of(part, settings) for part in logits), checkpoint.due):
             count = len(next(iter(rows.values())))
@@ -70,7 +72,7 @@ def relabel(
                 labels.append(writer, rows)
             writer.put("seeds", np.array(seeds))
         pieces.remove()
-        bytes_per_image = output.stat().st_size / len(pixels)
+        bytes_per_image = output.stat().st_size / shown.count
         stage_job.cost["bytes_per_image"] = round(bytes_per_image)
         stage_job.cost["bytes_per_image_and_epoch"] = round(bytes_per_image / settings.epochs, 2)
 
@@ -121,15 +123,26 @@ def student(
             pictures, _ = files.enter_context(opened(near, "train", once=True))
             white = whitening.fit(pictures, normalisation)
         weights = torch.from_numpy(checked_weights(images, arrays["weights"]))  # [C, K]
+        shown = _shown(meta, arrays["images"])
         students = train(
             torch.from_numpy(arrays["images"]).flatten(0, 1), _own_labels(images, *weights.shape),
             weighted(weights, settings.weights).flatten(), views_labels, val_pictures, len(weights),
-            normalisation, settings, augmentation, seed, run, stage_job.context, white,
+            normalisation, settings, augmentation, seed, run, stage_job.context, white, shown,
         )  # fmt: skip
         stage_job.cost["students"] = len(run)
+        seen = {
+            "steps": settings.epochs * shown.steps(settings.batch_size),
+            "images_seen": settings.epochs * shown.count,
+        }
         for place, (_, history) in enumerate(students):
             facts = {"identity": {"seed": seed, "run": run[place]}, "classes": meta["classes"]}
-            _save_scores(stage_job, output[place], history, facts, f"{place}/" if len(run) > 1 else "")
+            _save_scores(stage_job, output[place], history, seen, facts, f"{place}/" if len(run) > 1 else "")
+
+
+def _shown(meta: hdf5.Meta, images: np.ndarray) -> Shown:
+    """Return which of a set's images [C, M, 3, R, R] each epoch shows."""
+    classes, held = images.shape[:2]
+    return Shown(classes, held, images_per_epoch(meta, held))
 
 
 def _own_labels(path: Path, classes: int, k: int) -> torch.Tensor:
@@ -140,12 +153,23 @@ def _own_labels(path: Path, classes: int, k: int) -> torch.Tensor:
 
 
 def _save_scores(
-    stage_job: StageJob, path: Path, history: list[dict[str, float]], meta: dict[str, Any], prefix: str
+    stage_job: StageJob,
+    path: Path,
+    history: list[dict[str, float]],
+    seen: dict[str, int],
+    meta: dict[str, Any],
+    prefix: str,
 ) -> None:
-    """Write the scores of a student and, beside them, its history; `prefix` tells it apart on the tracker."""
+    """Write the scores of a student, with how much it has seen, and its history; `prefix` tells it apart on the tracker."""
     scored = [epoch for epoch in history if "top1" in epoch]
     last, best = scored[-1], max(scored, key=lambda epoch: epoch["top1"])
-    result = {"top1": last["top1"], "top5": last["top5"], "best_top1": best["top1"], "best_epoch": best["epoch"]}
+    result = {
+        "top1": last["top1"],
+        "top5": last["top5"],
+        "best_top1": best["top1"],
+        "best_epoch": best["epoch"],
+        **seen,
+    }
     stage_job.tracker.log({f"{prefix}final/{name}": value for name, value in result.items()})
     save_history(path, history)
     digest = atomic_files.sha256_of(path.with_suffix(".csv"))

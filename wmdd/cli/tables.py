@@ -36,9 +36,9 @@ def report(
     families = results.families_beside(students)
     teacher_metas = {str(path): read_meta(path) for path in teachers}
     cost_contents = [(path, read_json(path)) for path in costs]
-    summary = results.summary(results.rows(contents, families))
+    cells = results.rows(contents, families)
     solved = markdown.barycenter_summary([(path, *read_quality(path)) for path in barycenters or []])
-    atomic_files.write_text(csv, render(accuracy_tables.results(summary), "csv"))
+    atomic_files.write_text(csv, render(accuracy_tables.results(results.summary(cells)), "csv"))
     atomic_files.write_text(cost_table, markdown.cost_markdown(results.jobs(cost_contents)))
     atomic_files.write_text(barycenter_csv, solved.to_csv(index=False))
     atomic_files.write_text(barycenter_table, markdown.barycenter_markdown(solved))
@@ -46,7 +46,7 @@ def report(
     atomic_files.write_text(dataset_table, markdown.dataset_markdown(data_metas))
     atomic_files.write_json(runs, results.raw(contents, families, teacher_metas, cost_contents))
     held_out = [name for name, meta in data_metas if meta.get("settings", {}).get("held_out")]
-    text = markdown.markdown(summary, teacher_metas, held_out)
+    text = markdown.markdown(cells, teacher_metas, held_out)
     atomic_files.write_text(table, text)
     print(text)
 

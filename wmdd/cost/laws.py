@@ -137,7 +137,7 @@ def images(s: Scene) -> Work:
 def select(s: Scene) -> Work:
     """Return the work of choosing images: without looking, by the teacher, or as near the atoms of a barycenter."""
     settings, disk = s.settings("select"), s.bytes
-    if settings.strategy == "random":
+    if settings.drawn:
         return Work(moved=2 * disk, disk=disk, memory=2 * disk)
     if settings.strategy == "patches":
         crops = s.classes * min(settings.candidates, s.points) * settings.crops
@@ -164,7 +164,7 @@ def relabel(s: Scene) -> Work:
     settings = s.settings("relabel")
     seen, label = settings.labelled * s.images, bytes_of_view(settings, s.classes)
     labelled = s.forward(seen, s.teacher, min(s.images, settings.batch_size))
-    memory = s.images * (1.25 * s.pixels + 16 * s.classes) + 2 * s.teacher.bytes
+    memory = 1.25 * s.bytes + 16 * s.images * s.classes + 2 * s.teacher.bytes
     moved = seen * (4 * s.pixels + label)
     return replace(labelled, moved=moved, disk=seen * label, memory=memory, passed=2 * labelled.passed)
 

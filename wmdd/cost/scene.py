@@ -81,7 +81,8 @@ class Scene:
 
     Attributes:
         train, val: images of the dataset; `side` in pixels, `pixels` bytes of one; `points` of a class.
-        classes: of the dataset; `mine` of the job; `images` of the job, `ipc` of each of its classes, `bytes` of them all.
+        classes: of the dataset; `mine` of the job; `images` that an epoch shows, `ipc` of each of the job's classes; `bytes` of
+            all images of its set, which are more if it is the whole training set.
         inputs: files that the job reads.
     """
 
@@ -95,7 +96,8 @@ class Scene:
             self.pictures = shapes.pictures(cell.dataset)
             self.train, self.val, self.side = self.pictures.train, self.pictures.val, self.pictures.resolution
             self.points, self.pixels = self.train / self.classes, 3 * self.side**2 or NAN
-            self.bytes = self.images * self.pixels
+            whole = cell.method is not None and self.experiment.is_whole(cell.dataset, cell.method)
+            self.bytes = (self.mine * self.points if whole else self.images) * self.pixels
 
     def settings(self, stage: str, **other: str) -> Any:
         """Return the settings of a stage for the cell, or for others in place of its parts."""

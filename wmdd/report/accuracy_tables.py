@@ -1,7 +1,7 @@
 """Tables of accuracy: what is told apart at a glance, the main table, and tables with a column for each dataset or student."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,7 +9,8 @@ import pandas as pd
 from wmdd.report import intervals
 from wmdd.report.published import KEY
 from wmdd.report.render import EMPTY, Column, Table, Value, number, plain, records, table
-from wmdd.report.results import CONTROL, GAIN, GROUP, MEASURES, SETTING, kind_of, scores_of, sets_of
+from wmdd.report.results import CONTROL, GAIN, GROUP, SETTING, Measure, kind_of, scores_of, sets_of, titled
+from wmdd.workflow.stages import CONTROLS, WHOLE
 
 ABLATION = {  # preset -> cross-entropy, per-class statistics, barycenter
     "wmdd": (False, True, True),
@@ -29,6 +30,7 @@ GAINED = (
     "− random: difference to random real images under the same labels; in brackets its 95 % interval (Student's t) and the "
     "number of seeds that both have, by which it is paired."
 )
+COUNTED = "Steps are those of the student's optimiser; images seen, those of all its epochs together."
 
 
 def glance(cells: pd.DataFrame) -> list[str]:
@@ -53,18 +55,22 @@ def glance(cells: pd.DataFrame) -> list[str]:
 def _beside_random(students: pd.DataFrame) -> str:
     """Say of each method whether it is told apart from random images, the largest gain first; nothing without others."""
     scores = _scores(students)
-    gains = {method: intervals.difference(scores[CONTROL], own) for method, own in scores.items() if method != CONTROL}
+    others = {method: own for method, own in scores.items() if method not in CONTROLS}
+    gains = {method: intervals.difference(scores[CONTROL], own) for method, own in others.items()}
     by_verdict: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
     for method in sorted(gains, key=lambda name: -gains[name].mean):
         gain = gains[method]
         by_verdict[intervals.verdict(gain)].append(f"{method} {intervals.difference_text(gain)}")
     said = [f"{verdict}: {', '.join(methods)}" for verdict, methods in by_verdict.items() if methods]
-    return "; ".join([f"random real images {_mean_of(students, CONTROL)}", *said]) if said else ""
+    controls = [f"random real images {_mean_of(students, CONTROL)}"]
+    controls += [f"the whole training set {_mean_of(students, WHOLE)}"] if WHOLE in scores else []
+    return "; ".join([*controls, *said]) if said else ""
 
 
 def _best_of_both(students: pd.DataFrame) -> str:
     """Say which distilled set is the best, beside the best of real images; nothing where no set is distilled."""
-    real, distilled = (_best(students[students["family"].map(kind_of) == kind]) for kind in ("real", "distilled"))
+    kinds = students["family"].map(kind_of).where(students["method"] != WHOLE)
+    real, distilled = (_best(students[kinds == kind]) for kind in ("real", "distilled"))
     if distilled is None:
         return ""
     if real is None:
@@ -102,11 +108,28 @@ def results(summary: pd.DataFrame) -> Table:
     """
     place = [plain(name) for name in GROUP]
     place.insert(GROUP.index("method") + 1, Column("images", lambda row: Value(kind_of(row["family"]))))
-    columns = [*place, Column("top-1, %", _mean), Column("students", _students), Column("− random", _gain)]
-    columns += [_measure(name, title) for name, _, title, mean in MEASURES if title and mean]
-    columns += [Column("published", _published)]
-    keep = (*KEEP, *(column.title for column in columns[len(place) :]))
-    return table("results", records(summary), columns, keep, f"{SCORED} {GAINED}", wide=True, numbers=summary)
+    scores = [Column("top-1, %", _mean), Column("students", _students), Column("− random", _gain)]
+    scores += [Column("published", _published)]
+    keep = (*KEEP, *(column.title for column in scores))
+    columns = [*place, *_measures(lambda row: [row]), *scores]
+    return table("results", records(summary), columns, keep, _caption(summary, GAINED), wide=True, numbers=summary)
+
+
+def _measures(groups: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> list[Column]:
+    """Return a column for each measure with a title: of each group of a line, or once where it is the same in all of them."""
+
+    def cell(row: dict[str, Any], measure: Measure) -> Value:
+        values = [number(group[measure.name], measure.form) for group in groups(row)]
+        if len({value.text for value in values}) > 1:
+            return Value(" / ".join(value.text for value in values))
+        return values[0] if values else EMPTY
+
+    return [Column(measure.title, lambda row, m=measure: cell(row, m)) for measure in titled()]  # type: ignore[misc]
+
+
+def _caption(summary: pd.DataFrame, *more: str) -> str:
+    """Say what the numbers are; of steps where any row has them."""
+    return " ".join([SCORED, *more, *([COUNTED] if summary["steps"].notna().any() else [])])
 
 
 def _mean(row: dict[str, Any]) -> Value:
@@ -129,10 +152,6 @@ def _gain(row: dict[str, Any]) -> Value:
     mean, low, high, p, pairs = (float(row[name]) for name in GAIN)
     gain = intervals.Difference(mean, low, high, p, int(pairs))
     return Value(intervals.difference_text(gain), gain.mean, intervals.verdict(gain))
-
-
-def _measure(name: str, title: str) -> Column:
-    return Column(title, lambda row: number(row[name]))
 
 
 def _published(row: dict[str, Any]) -> Value:
@@ -170,11 +189,13 @@ def across(
         if title in line:
             raise ValueError(f"two results for {ours} in the column {title}")
         line[title] = _mean(row)
+        line.setdefault("groups", []).append(row)
         if (score := _published(row)).text:
             lines.setdefault(tuple(theirs.values()), theirs)[title] = score
     columns = [plain(key) for key in keys]
     columns[keys.index("method")] = Column("method", lambda row: Value(f"{row['method']}{row['who']}"))
-    columns += [*more, *(Column(title, lambda row, title=title: row.get(title, EMPTY)) for title in titles)]  # type: ignore[misc]
+    columns += [*more, *_measures(lambda row: row.get("groups", []))]
+    columns += [Column(title, lambda row, title=title: row.get(title, EMPTY)) for title in titles]  # type: ignore[misc]
     ranks = {method: rank for rank, method in enumerate(order)}
 
     def rank(line: dict[str, Any]) -> tuple[Any, ...]:
@@ -182,7 +203,8 @@ def across(
         return (*first, line["who"], *(line[key] for key in keys))
 
     ordered = sorted(lines.values(), key=rank)
-    return table(name, ordered, columns, ("method", *titles), SCORED, wide=len(ordered) > 20, numbers=summary)
+    keep = ("method", *titles)
+    return table(name, ordered, columns, keep, _caption(summary), wide=len(ordered) > 20, numbers=summary)
 
 
 def ablation(summary: pd.DataFrame) -> Table | None:

@@ -1,6 +1,7 @@
 """Compare: students side by side in the terminal. What differs in their settings, and whether their accuracy does."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -12,7 +13,8 @@ from tabulate import tabulate
 from wmdd.artifacts import atomic_files, hdf5
 from wmdd.base.errors import WmddError
 from wmdd.report import intervals
-from wmdd.report.results import set_digest, sets_of
+from wmdd.report.render import number
+from wmdd.report.results import Measure, set_digest, sets_of, titled
 from wmdd.report.scores import NO_RESULT, top1_of
 from wmdd.workflow.layout import CELL, COST, Cell, beside, place_of
 from wmdd.workflow.stages import ATOMS, STAGES
@@ -32,6 +34,7 @@ class Score:
     cell: Cell  # empty where the file is not where the workflow puts it
     settings: Settings
     set: str  # digest of the distilled set
+    measures: dict[str, float]  # of `results.titled`, by title
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,9 @@ def _score(path: Path) -> Score:
         raise WmddError(NO_RESULT.format(path)) from None
     place = place_of(path.resolve())
     inherited = _inherited(path.resolve(), content.get("inputs", {}).get("labels")) if place else {}
-    return Score(
-        seed, run, top1, place.cell if place else Cell(), _flat("student", own) | inherited, set_digest(content)
-    )
+    cell, settings = place.cell if place else Cell(), _flat("student", own) | inherited
+    measures = {measure.title: measure.read(content) for measure in titled()}
+    return Score(seed, run, top1, cell, settings, set_digest(content), measures)
 
 
 def _flat(stage: str, settings: dict[str, Any]) -> Settings:
@@ -154,11 +157,14 @@ def _parts(cell: Cell, fixed: set[str]) -> Settings:
 def _accuracy(sides: Sequence[Side]) -> str:
     """Return the table of the accuracies; below it, what n counts and which interval there can't be."""
     seeds = [side.by_seed() for side in sides]
+    amounts = {measure.title: [_amounts(side, measure) for side in sides] for measure in titled()}
+    amounts = {title: texts for title, texts in amounts.items() if any(texts)}
     rows = [
         [side.name, _mean(side), *(_difference(seeds[0], scores) if place else [""] * 4)]
+        + [texts[place] for texts in amounts.values()]
         for place, (side, scores) in enumerate(zip(sides, seeds, strict=True))
     ]
-    headers = ["", "top-1 %", "difference", "95 %", "p", "test"]
+    headers = ["", "top-1 %", "difference", "95 %", "p", "test", *amounts]
     lines = [tabulate(rows, headers, tablefmt="pipe", disable_numparse=True), ""]
     lines += ["n counts seeds of the distillation; students of the same seed are averaged."]
     for side, scores in zip(sides, seeds, strict=True):
@@ -167,6 +173,12 @@ def _accuracy(sides: Sequence[Side]) -> str:
             lines += [f"{side.name}: spread over {len(side.scores)} students of this set: {spread:.1f}."]
     few = [side.name for side, scores in zip(sides, seeds, strict=True) if len(scores) < 2]
     return "\n".join(lines + ([f"No interval can be given with n < 2: {', '.join(few)}."] if few else []))
+
+
+def _amounts(side: Side, measure: Measure) -> str:
+    """Return the different values of a measure that the students of a side have; empty where none is known."""
+    values = sorted({value for score in side.scores if not math.isnan(value := score.measures[measure.title])})
+    return ", ".join(number(value, measure.form).text for value in values)
 
 
 def _mean(side: Side) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wmdd.report import accuracy_tables, tables
+from wmdd.report import accuracy_tables, dd_ranking, tables
 from wmdd.report.render import render
-from wmdd.report.results import with_cells
+from wmdd.report.results import summary, with_cells
 from wmdd.workflow.layout import wildcards_of
 
 SOLVED = [name for name in wildcards_of("barycenter") if name not in ("seed", "block")]
@@ -25,15 +25,17 @@ QUALITY = {  # of the barycenter stage, and which statistic stands for many clas
 }
 
 
-def markdown(summary: pd.DataFrame, teachers: Mapping[str, Mapping[str, Any]], held_out: Sequence[str] = ()) -> str:
-    """Return the main table in Markdown, and under it what the teachers say of themselves.
+def markdown(cells: pd.DataFrame, teachers: Mapping[str, Mapping[str, Any]], held_out: Sequence[str] = ()) -> str:
+    """Return the main table in Markdown, DD-Ranking's measures if there are any, and what the teachers say of themselves.
 
     Args:
-        summary: `results.summary`.
+        cells: `results.rows`.
         teachers: meta data of each, by its file.
         held_out: the datasets that are validated on a part of their training set.
     """
-    lines = ["# Results", "", render(accuracy_tables.results(summary), "markdown")]
+    lines = ["# Results", "", render(accuracy_tables.results(summary(cells)), "markdown")]
+    if measures := dd_ranking.measures(cells):
+        lines += ["## DD-Ranking's measures", "", render(measures, "markdown")]
     if held_out:
         lines += [f"Of {', '.join(held_out)} what validates is a part of the training set, held out.", ""]
     lines += [_teacher(path, about) for path, about in sorted(teachers.items())]

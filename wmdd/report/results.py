@@ -17,12 +17,12 @@ from wmdd.report import intervals
 from wmdd.report.render import records
 from wmdd.report.scores import NO_RESULT, top1_of
 from wmdd.workflow.layout import CELL, Cell, beside, cell_of, place_of
+from wmdd.workflow.stages import RANDOM as CONTROL
 from wmdd.workflow.stages import REAL, STAGES
 
 FIRST = ("dataset", "ipc", "method")  # how tables are sorted
 GROUP = [*FIRST, *(name for name in CELL if name not in (*FIRST, "seed", "run")), "labels"]
 SETTING = [name for name in GROUP if name != "method"]  # in which methods are compared
-CONTROL = "random"
 GAIN = ("gain", "gain_low", "gain_high", "gain_p", "gain_n")  # over it: the fields of `intervals.Difference`
 COLUMNS = [*CELL, "labels", "set", "family", "top1"]  # of a student, before `MEASURES`
 Meta = Mapping[str, Any]
@@ -33,16 +33,29 @@ class Measure(NamedTuple):
 
     name: str  # of the column in data frames and CSV
     read: Callable[[Meta], float]  # from the content of a student's result
-    title: str = ""  # of its column in the main table, which has the mean over seeds; empty: it has none
+    title: str = ""  # of its column in tables, which has the mean over seeds; empty: it has none
     mean: bool = True  # the summary has its mean over seeds
+    form: str = ".4g"  # of its numbers
+
+
+def _amount(name: str) -> Callable[[Meta], float]:
+    """Return what reads an amount of a result; NaN in results of earlier versions, which lack it."""
+    return lambda content: float(content["result"].get(name, math.nan))
 
 
 MEASURES = (
     Measure("top5", lambda content: 100 * content["result"]["top5"]),
     # The best of all looks is chosen by the validation set itself, so that no table has it.
     Measure("best_top1", lambda content: 100 * content["result"]["best_top1"], mean=False),
+    Measure("steps", _amount("steps"), "steps", form=",.0f"),
+    Measure("images_seen", _amount("images_seen"), "images seen", form=",.0f"),
 )
 Results = list[tuple[Path, dict[str, Any]]]
+
+
+def titled() -> list[Measure]:
+    """Return the measures that have a column in tables."""
+    return [measure for measure in MEASURES if measure.title and measure.mean]
 
 
 def set_of(cell: Cell) -> Cell:
@@ -179,7 +192,7 @@ def raw(results: Results, families: Mapping[Cell, str], teachers: Mapping[str, M
     """
     versions = [content.get("versions", {}) | {"revision": content.get("revision", "")} for _, content in results]
     students = [
-        {name: value for name, value in line.items() if value != "" or name in ("family", "set")}
+        {name: value for name, value in line.items() if value == value and (value != "" or name in ("family", "set"))}
         for line in records(rows(results, families).round(4))
     ]
     return {

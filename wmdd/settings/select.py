@@ -11,10 +11,11 @@ from wmdd.settings.base import Count, Settings, Shares
 class SelectSettings(Settings):
     """Real images, the controls: whole, several in one, or the crops that the teacher is surest of (RDED)."""
 
-    strategy: Literal["random", "kmeans-medoid", "patches"] = Field(
+    strategy: Literal["random", "whole", "kmeans-medoid", "patches"] = Field(
         "random",
-        description="random: uniformly; kmeans-medoid: nearest to each atom of the barycenter with free weights; patches: the "
-        "crops of random images that the teacher is surest of",
+        description="random: uniformly; whole: all images, of which an epoch shows the next few of each class; kmeans-medoid: "
+        "nearest to each atom of the barycenter with free weights; patches: the crops of random images that the teacher is "
+        "surest of",
     )
     tiles: Count = Field(
         1, description="m: a distilled image consists of m x m chosen ones of 1/m its side (RDED: 2; 1 at 32 px)"
@@ -25,5 +26,11 @@ class SelectSettings(Settings):
 
     @classmethod
     def unused(cls, values: dict[str, Any]) -> Collection[str]:
-        """Return the settings of the crops, where images are chosen whole."""
-        return () if values.get("strategy") == "patches" else ("candidates", "crops", "crop_scale")
+        """Return the settings of the crops, where images are chosen whole, and the tiles, where all are."""
+        tiles = ("tiles",) if values.get("strategy") == "whole" else ()
+        return () if values.get("strategy") == "patches" else ("candidates", "crops", "crop_scale", *tiles)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether images are drawn without a look at them."""
+        return self.strategy in ("random", "whole")

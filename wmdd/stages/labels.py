@@ -55,6 +55,7 @@ class Labels:
     seed: Callable[[int], int]  # of the views of an epoch
     logits: Callable[[int], Tensor] | None = None  # the teacher's on these views, [N, C], on the CPU
     teacher: nn.Module | None = None  # takes the views as the student does, but never whitened
+    turn: Callable[[int], int] = lambda epoch: epoch  # the epoch that is shown: itself, or one that comes again
     epochs: float = math.inf  # for which there are labels
 
     @property
@@ -147,6 +148,7 @@ def pruned(code_of: Callable[[int], Pruned], seeds: list[int], classes: int, epo
         lambda epoch: seeds[epoch % len(seeds)],
         lambda epoch: restore(code_of(epoch % len(seeds)), classes),
         epochs=epochs,
+        turn=lambda epoch: epoch % len(seeds),
     )
 
 

@@ -20,6 +20,7 @@ from wmdd.networks.engine import Engine
 from wmdd.networks.models import Network, normalise
 from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.whitening import Whitening
+from wmdd.stages.shown import Shown
 
 if TYPE_CHECKING:
     from wmdd.settings.student import AugmentationSettings
@@ -87,24 +88,28 @@ def relabel(
     batch_size: int,
     context: Context,
     start: int = 0,
+    shown: Shown | None = None,
 ) -> Iterator[Tensor]:
     """Yield the teacher's logits on the views of one epoch after the other, each [N, C] float16 on the engine's device.
 
-    The views are of the distilled images [N, 3, R, R], from one of the `seeds` [E] an epoch; `start` epochs are done.
-    The result does not depend on the batch size, beyond rounding.
+    The views are of the N distilled images [N, 3, R, R] that an epoch shows, all images given or those of `shown`, and drawn
+    from one of the `seeds` [E] an epoch; `start` epochs are done. The result does not depend on the batch size, beyond
+    rounding.
 
     Raises:
         WmddError: a logit is no number, or too large for float16.
     """
     network.eval()
     context.engine.place(network)
-    images = images.to(context.engine.device)
-    engine, everything = context.engine, torch.arange(len(images), device=images.device)
+    engine, shown = context.engine, shown or Shown.all_of(images)
+    images = images.to(engine.device) if shown.everything else images
+    everything = torch.arange(shown.count, device=engine.device)
     for epoch in context.progress(range(start, len(seeds)), "relabelling", len(seeds), start, "epoch"):
-        views = views_of(settings, len(images), seeds[epoch]).to(images.device)
+        pixels = shown.part(images, epoch, engine.device)
+        views = views_of(settings, shown.count, seeds[epoch]).to(engine.device)
 
-        def logits_of(index: Tensor, views: AnyViews = views) -> Tensor:
-            return ask(network, seen(images, views, index, normalisation), engine).half()
+        def logits_of(index: Tensor, pixels: Tensor = pixels, views: AnyViews = views) -> Tensor:
+            return ask(network, seen(pixels, views, index, normalisation), engine).half()
 
         logits = torch.cat(list(engine.passes(logits_of, everything.split(batch_size))))
         if not logits.isfinite().all():

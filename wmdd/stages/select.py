@@ -69,8 +69,9 @@ def select(
 ) -> tuple[Tensor, Tensor]:
     """Return the positions in the training set [C, n] and the weights [C, n] of chosen images.
 
-    For the strategy `patches` they are the candidates, n of `settings.candidates` or the whole class, all of weight 1/n; else
-    n = K m^2 for m x m tiles in a distilled image.
+    For the strategy `patches` they are the candidates, n of `settings.candidates` or the whole class, all of weight 1/n; for
+    `whole` n images of each class, as many as the smallest has, of which the first K are those of `random`; else n = K m^2
+    for m x m tiles in a distilled image.
 
     Args:
         labels: [N], sorted.
@@ -103,9 +104,11 @@ def select(
                 f"select.candidates {settings.candidates} is fewer than the {needed} patches of a class; raise it"
             )
         needed = min(*count, settings.candidates)
+    if settings.strategy == "whole":
+        needed = min(count)
     positions, weights = [], []
     for label, mine in enumerate(rows):
-        if settings.strategy in ("random", "patches"):
+        if settings.drawn or settings.strategy == "patches":
             chosen, mass = random(len(mine), needed, seed, label)
         else:
             assert features is not None

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from wmdd.networks.training import Batch, batches_of, cross_entropy, distillatio
 from wmdd.networks.whitening import Whitened, Whitening
 from wmdd.stages.labels import Labels
 from wmdd.stages.relabel import AnyViews, ask, seen, views_of
+from wmdd.stages.shown import Shown
 
 if TYPE_CHECKING:
     from wmdd.datasets.loader import Pictures
@@ -66,6 +67,7 @@ def train(
     runs: Sequence[int],
     context: Context,
     whitening: Whitening | None = None,
+    shown: Shown | None = None,
 ) -> list[tuple[Network, list[dict[str, float]]]]:
     r"""Train students of one distilled set side by side and return each with its history.
 
@@ -74,7 +76,7 @@ def train(
 
     The set is images [N, 3, R, R]; `own` are their classes [N], or probabilities [N, C] that a method learned. `labels`
     hold the seed of each epoch's views. `whitening` is that of the real training images, if students see whitened ones; the
-    numbers `runs` tell the students apart, which do not depend on each other.
+    numbers `runs` tell the students apart, which do not depend on each other. An epoch shows all images, or those of `shown`.
 
     Raises:
         WmddError: there are labels for fewer epochs than the student trains, or the loss is not a number.
@@ -89,12 +91,15 @@ def train(
         engine.place(labels.teacher).eval()
     white = None if whitening is None else whitening.to(engine.device)
     own = F.one_hot(own, classes).float() if own.ndim == 1 else own
-    images, own, share = (part.to(engine.device) for part in (images, own, weights / weights.mean()))
-    lesson = _Lesson(images, own, share, labels, normalisation, white, augmentation, engine)
+    shown = shown or Shown.all_of(images)
+    place = engine.device if shown.everything else images.device  # what an epoch leaves out stays where it is
+    images, own, share = (part.to(place) for part in (images, own, weights / weights.mean()))
+    lesson = _Lesson(images, own, share, shown, labels, normalisation, white, augmentation, engine)
     size = settings.batch_size
     epochs_of = [lesson.of(network, size, seed, run) for network, run in zip(networks, runs, strict=True)]
-    loss, steps = distillation(settings.temperature) if labels.soft else cross_entropy(), len(batches_of(own, size))
-    work = 3 * flop(networks[0], side) * len(images) * settings.epochs if engine.graphs else 0
+    loss = distillation(settings.temperature) if labels.soft else cross_entropy()
+    steps = shown.steps(size)
+    work = 3 * flop(networks[0], side) * shown.count * settings.epochs if engine.graphs else 0
 
     def validate(network: nn.Module) -> dict[str, float]:
         return evaluate(network if white is None else Whitened(network, white), val_pictures, normalisation, engine)
@@ -103,19 +108,30 @@ def train(
     return list(zip(networks, histories, strict=True))
 
 
+class _Epoch(NamedTuple):
+    """The images that an epoch shows, with their weights, views, and labels (None: a teacher is to be asked), on the device."""
+
+    number: int
+    images: Tensor
+    share: Tensor
+    views: AnyViews
+    targets: Tensor | None
+
+
 @dataclass
 class _Lesson:
-    """The distilled set as students see it: views, labels and weights, all on the device."""
+    """The distilled set as students see it: views, labels and weights."""
 
     images: Tensor
     own: Tensor  # labels [N, C]
     share: Tensor  # weights of mean 1
+    shown: Shown
     labels: Labels
     normalisation: Normalisation
     whitening: Whitening | None
     augmentation: "AugmentationSettings"
     engine: Engine
-    _epoch: tuple[int, AnyViews, Tensor | None] | None = None  # that the students are in: its views and their labels
+    _epoch: _Epoch | None = None  # that the students are in
     _lock: Lock = field(default_factory=Lock)
 
     def of(self, network: Network, size: int, seed: int, run: int) -> Callable[[int, int], Iterator[Batch]]:
@@ -123,44 +139,47 @@ class _Lesson:
         ask_teacher = self.engine.captured(self._logits_of)  # of its own: its answers last to the next question
 
         def batches(epoch: int, begin: int) -> Iterator[Batch]:
-            views, targets = self._epoch_of(epoch)
-            order = torch.randperm(len(self.own), generator=generator("student", "order", seed, run, epoch))
+            _, images, share, views, targets = self._epoch_of(epoch)
+            order = torch.randperm(len(images), generator=generator("student", "order", seed, run, epoch))
             steps = batches_of(order.to(self.engine.device), size)
             at_once = max(1, self.engine.at_once(self.images.shape[-1]) // len(steps[0]))  # small steps share a call
             for first in range(begin - begin % at_once, len(steps), at_once):
                 parts = steps[first : first + at_once]
                 index = torch.cat(parts)
-                shown = asked_about = self._shown(views, index, network, self.whitening)
+                shown = asked_about = self._shown(images, views, index, network, self.whitening)
                 if targets is None and self.whitening is not None:  # the teacher's views are never whitened
-                    asked_about = self._shown(views, index, network, None)
+                    asked_about = self._shown(images, views, index, network, None)
                 sizes = [len(part) for part in parts]
                 for step, (x, question, i) in enumerate(
                     zip(shown.split(sizes), asked_about.split(sizes), parts, strict=True), first
                 ):
                     if step >= begin:
-                        yield Batch(x, ask_teacher(question) if targets is None else targets[i], self.share[i])
+                        yield Batch(x, ask_teacher(question) if targets is None else targets[i], share[i])
 
         return batches
 
-    def _shown(self, views: AnyViews, index: Tensor, network: Network, whitening: Whitening | None) -> Tensor:
+    def _shown(
+        self, images: Tensor, views: AnyViews, index: Tensor, network: Network, whitening: Whitening | None
+    ) -> Tensor:
         """Return views of some images as a network takes them."""
-        return self.engine.arranged(seen(self.images, views, index, self.normalisation, whitening), network)
+        return self.engine.arranged(seen(images, views, index, self.normalisation, whitening), network)
 
-    def _epoch_of(self, epoch: int) -> tuple[AnyViews, Tensor | None]:
-        """Return the views of an epoch and their labels, None where a teacher is to be asked; made once for all students."""
+    def _epoch_of(self, epoch: int) -> _Epoch:
+        """Return what an epoch shows; made once for all students."""
         with self._lock:
-            if self._epoch is None or self._epoch[0] != epoch:
-                views = views_of(self.augmentation, len(self.own), self.labels.seed(epoch))
-                views = views.to(self.engine.device)
-                self._epoch = epoch, views, self._targets(epoch, views)
-                if self.engine.device.type == "cuda":  # the students' streams may read it at once
+            if self._epoch is None or self._epoch.number != epoch:
+                turn, device = self.labels.turn(epoch), self.engine.device
+                images, own, share = (self.shown.part(v, turn, device) for v in (self.images, self.own, self.share))
+                views = views_of(self.augmentation, len(own), self.labels.seed(epoch)).to(device)
+                self._epoch = _Epoch(epoch, images, share, views, self._targets(epoch, own, views))
+                if device.type == "cuda":  # the students' streams may read it at once
                     torch.cuda.current_stream().synchronize()
-            return self._epoch[1:]
+            return self._epoch
 
-    def _targets(self, epoch: int, views: AnyViews) -> Tensor | None:
+    def _targets(self, epoch: int, own: Tensor, views: AnyViews) -> Tensor | None:
         if self.labels.logits is not None:
             return self.labels.logits(epoch).to(self.engine.device)
-        return None if self.labels.soft else mixed(self.own, views, self.images.shape[-1])
+        return None if self.labels.soft else mixed(own, views, self.images.shape[-1])
 
     def _logits_of(self, shown: Tensor) -> Tensor:
         assert self.labels.teacher is not None

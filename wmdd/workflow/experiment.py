@@ -20,7 +20,7 @@ from wmdd.workflow.checks import check
 from wmdd.workflow.experiment_file import METHOD_STAGES, Matrix, parse, presets, values_set
 from wmdd.workflow.layout import Cell, block_of
 from wmdd.workflow.mistakes import first_mistake
-from wmdd.workflow.stages import KEYS, SETTINGS, STAGES
+from wmdd.workflow.stages import CONTROLS, KEYS, SETTINGS, STAGES
 from wmdd.workflow.sweeps import expand
 
 PRECEDENCE = ("dataset", "teacher", "generator", "expert", "method", "protocol", "student")  # the strongest last
@@ -85,7 +85,8 @@ class Experiment:
 
     def _product(self, matrix: Matrix) -> Iterator[Cell]:
         """Yield the cells of an entry of the matrix."""
-        methods = [member for name in matrix.methods for member in self.sweeps.get(name, [name])]
+        names = dict.fromkeys([*matrix.methods, *(CONTROLS if matrix.controls else ())])
+        methods = [member for name in names for member in self.sweeps.get(name, [name])]
         axes = (matrix.datasets, matrix.teachers, methods, matrix.ipc, matrix.seeds, matrix.students, matrix.protocols)
         return (Cell(*cell) for cell in itertools.product(*axes, range(matrix.runs)))
 
@@ -158,6 +159,11 @@ class Experiment:
         return [block_of(first, end - 1) for first, end in itertools.pairwise(cuts)]
 
     # ---- what settings say of the workflow
+
+    def is_whole(self, dataset: str, method: str) -> bool:
+        """Return whether a method's set is the whole training set, of which an epoch shows a part."""
+        selects = self.family(method) == "select"
+        return selects and self.resolve("select", dataset=dataset, method=method).strategy == "whole"
 
     def trajectories(self, dataset: str, method: str) -> int:
         """Return how many experts a method of the family match needs on a dataset."""

@@ -134,6 +134,11 @@ class Matrix(_Entry):
     datasets: Names
     teachers: Names = ["resnet18"]
     methods: Names
+    controls: bool = Field(
+        False,
+        description="run `random` and `whole` beside the methods: as many real images, and the whole training set, for the "
+        "steps that a distilled set of this size gets",
+    )
     ipc: list[Count] = Field([1, 10], min_length=1, description="images per class")
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1, description="of the distillation")
     students: Names = ["resnet18"]

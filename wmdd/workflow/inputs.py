@@ -112,8 +112,8 @@ class Inputs:
     def features_if_compared(self, wildcards: Any) -> Paths:
         """Return the features, where select compares images by them: always but for patches and a draw from all images."""
         cell = Cell.of(wildcards)
-        strategy = self._strategy(cell)
-        unseen = strategy == "patches" or (strategy == "random" and not self._only_confident(cell))
+        drawn = self.experiment.settings("select", cell).drawn and not self._only_confident(cell)
+        unseen = self._strategy(cell) == "patches" or drawn
         return [] if unseen else path_of("features", self.teacher_of(cell))
 
     def _only_confident(self, cell: Cell) -> bool:
@@ -272,8 +272,12 @@ class Inputs:
         return self._files_of_blocks("quantize", self._of_family("latent"))
 
     def distances(self) -> list[str]:
-        """Return the distances to the real data: of all sets if the experiment wants them; of the family latent always."""
-        return self.files_of("distance", None if self.experiment.file.distances else self._of_family("latent"))
+        """Return the distances to the real data: of all sets if the experiment wants them; of the family latent always.
+
+        Of the whole training set there is none, as it is these data.
+        """
+        runs = [run for run in self.runs if not self.experiment.is_whole(run.dataset, run.method)]
+        return self.files_of("distance", runs if self.experiment.file.distances else self._of_family("latent"))
 
     def decays(self) -> list[str]:
         """Return how W2 falls with the number of atoms, for every generator that encodes."""

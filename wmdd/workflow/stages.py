@@ -33,6 +33,8 @@ DATASET, TEACHER = ("dataset",), ("dataset", "teacher")
 METHOD, GENERATOR = ("dataset", "method"), ("dataset", "generator")
 Family = Literal["recover", "select", "latent", "match", "import"]
 REAL: tuple[Family, ...] = ("select",)  # the families whose images are real ones: the controls of a table
+# The methods that `controls: true` adds: real images at as many steps, few ones drawn at random, and all of them in turn.
+CONTROLS = RANDOM, WHOLE = "random", "whole"
 
 
 @dataclass(frozen=True)

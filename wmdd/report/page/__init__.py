@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from wmdd.report import accuracy_tables, lineage, tables
+from wmdd.report import accuracy_tables, dd_ranking, lineage, tables
 from wmdd.report.page.chart_sections import Figure, sections
 from wmdd.report.page.material import Material as Material
 from wmdd.report.render import TEMPLATES, environment, render
@@ -30,6 +30,7 @@ def build(material: Material) -> str:
             main=accuracy_tables.results(summary),
             ablation=accuracy_tables.ablation(summary),
             architectures=accuracy_tables.architectures(summary),
+            dd_ranking=dd_ranking.measures(material.cells),
             published=tables.published(material.published, set(material.cells["dataset"])),
             figures=sections(material),
             galleries=galleries(material.strips),
