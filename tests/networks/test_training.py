@@ -15,9 +15,11 @@ from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
 from wmdd.networks.context import quiet
-from wmdd.networks.engine import OPTIMIZERS, plain
+from wmdd.networks.engine import plain
+from wmdd.networks.losses import cross_entropy, distillation
 from wmdd.networks.normalisation import Normalisation
-from wmdd.networks.training import Batch, batches_of, cross_entropy, distillation, evaluate, fit, learning_rate
+from wmdd.networks.optimizers import OPTIMIZERS
+from wmdd.networks.training import Batch, batches_of, evaluate, fit, learning_rate
 from wmdd.settings.network import TrainingSettings
 
 NORMALISATION = Normalisation([0.5, 0.5, 0.5], [0.25, 0.25, 0.25])

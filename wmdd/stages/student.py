@@ -14,12 +14,21 @@ from wmdd.base.rng import generator
 from wmdd.networks import siamese
 from wmdd.networks.context import Context
 from wmdd.networks.engine import Engine, flop
+from wmdd.networks.losses import OF_THE_CLASS, LossOf, cosine, cross_entropy, distillation, squared_error
 from wmdd.networks.models import Network, build
 from wmdd.networks.normalisation import Normalisation
-from wmdd.networks.training import Batch, batches_of, cross_entropy, distillation, evaluate, fit_all
+from wmdd.networks.training import Batch, batches_of, evaluate, fit_all
 from wmdd.networks.whitening import Whitened, Whitening
 from wmdd.stages.labels import Labels
-from wmdd.stages.relabel import AnyViews, ask, seen, views_of
+from wmdd.stages.relabel import (
+    AnyViews,
+    ask,
+    batches_of_labels,
+    logits_of_epoch,
+    seen,
+    use_batch_statistics,
+    views_of,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from wmdd.datasets.loader import Pictures
@@ -52,6 +61,23 @@ def mixed(own: Tensor, views: AnyViews, side: int) -> Tensor:
     return kept * own + (1 - kept) * own[views.partner]
 
 
+def loss_of(settings: "StudentSettings", soft: bool) -> LossOf:
+    """Return the loss of a student of soft or hard labels."""
+    if not soft:
+        return cross_entropy()
+    if settings.loss == "kl":
+        return distillation(settings.temperature, settings.student_temperature)
+    if settings.loss == "cosine":
+        return cosine(settings.hard_weight)
+    return squared_error(settings.hard_weight if settings.loss == "mse+ce" else 0.0)
+
+
+def temperature_of(settings: "StudentSettings", epoch: int) -> float:
+    """Return the temperature of the labels in an epoch: max(floor, T decay^(epoch // every)), and never above T (LPQLD)."""
+    fallen = settings.temperature * settings.temperature_decay ** (epoch // settings.temperature_epochs)
+    return max(fallen, min(settings.temperature_floor, settings.temperature))
+
+
 def train(
     images: Tensor,
     own: Tensor,
@@ -69,8 +95,9 @@ def train(
 ) -> list[tuple[Network, list[dict[str, float]]]]:
     r"""Train students of one distilled set side by side and return each with its history.
 
-    The loss is 1/B \sum_i w_i KL(softmax(t_i / T) || softmax(s_i / T)) over the views of a batch, t the teacher's logits, or
-    the cross-entropy with hard labels. The weights w [N], given on any scale, have mean 1 over the set.
+    The loss is 1/B \sum_i w_i l(s_i, t_i) over the views of a batch, s the student's logits and t the teacher's, with l one of
+    `wmdd.networks.losses`, or the cross-entropy with hard labels. The weights w [N], given on any scale, have mean 1 over the
+    set. A loss that sees the class sees that of the image itself, whatever is pasted into the view (as EDC's code does).
 
     The set is uint8 images [N, 3, R, R]; `own` are their classes [N], or probabilities [N, C] that a method learned. `labels`
     hold the seed of each epoch's views. `whitening` is that of the real training images, if students see whitened ones; the
@@ -87,13 +114,15 @@ def train(
     networks = [engine.place(build(settings, classes, side, generator("student", "weights", seed, n))) for n in runs]
     if labels.teacher is not None:
         engine.place(labels.teacher).eval()
+        if labels.statistics_batch:
+            use_batch_statistics(labels.teacher)
     white = None if whitening is None else whitening.to(engine.device)
     own = F.one_hot(own, classes).float() if own.ndim == 1 else own
     images, own, share = (part.to(engine.device) for part in (images, own, weights / weights.mean()))
-    lesson = _Lesson(images, own, share, labels, normalisation, white, augmentation, engine)
+    lesson = _Lesson(images, own, share, labels, normalisation, white, augmentation, settings, engine)
     size = settings.batch_size
     epochs_of = [lesson.of(network, size, seed, run) for network, run in zip(networks, runs, strict=True)]
-    loss, steps = distillation(settings.temperature) if labels.soft else cross_entropy(), len(batches_of(own, size))
+    loss, steps = loss_of(settings, labels.soft), len(batches_of(own, size))
     work = 3 * flop(networks[0], side) * len(images) * settings.epochs if engine.graphs else 0
 
     def validate(network: nn.Module) -> dict[str, float]:
@@ -114,6 +143,7 @@ class _Lesson:
     normalisation: Normalisation
     whitening: Whitening | None
     augmentation: "AugmentationSettings"
+    settings: "StudentSettings"
     engine: Engine
     _epoch: tuple[int, AnyViews, Tensor | None] | None = None  # that the students are in: its views and their labels
     _lock: Lock = field(default_factory=Lock)
@@ -138,7 +168,8 @@ class _Lesson:
                     zip(shown.split(sizes), asked_about.split(sizes), parts, strict=True), first
                 ):
                     if step >= begin:
-                        yield Batch(x, ask_teacher(question) if targets is None else targets[i], self.share[i])
+                        answer = ask_teacher(question) if targets is None else targets[i]
+                        yield Batch(x, self._targets_of(answer, i, epoch), self.share[i])
 
         return batches
 
@@ -160,7 +191,21 @@ class _Lesson:
     def _targets(self, epoch: int, views: AnyViews) -> Tensor | None:
         if self.labels.logits is not None:
             return self.labels.logits(epoch).to(self.engine.device)
+        if self.labels.teacher is not None and self.labels.statistics_batch:  # not of the student's batches
+            batches = batches_of_labels(self.labels.seed(epoch), len(self.own), self.labels.statistics_batch)
+            teacher = self.labels.teacher
+            return logits_of_epoch(teacher, self.images, views, self.normalisation, batches, self.engine)
         return None if self.labels.soft else mixed(self.own, views, self.images.shape[-1])
+
+    def _targets_of(self, labels: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """Return what the loss takes, of the labels [B, C] of some images in an epoch."""
+        if not self.labels.soft:
+            return labels
+        if self.settings.temperature_decay < 1:  # softmax(t T / T_e / T) = softmax(t / T_e)
+            labels = labels.float() * (self.settings.temperature / temperature_of(self.settings, epoch))
+        if self.settings.loss not in OF_THE_CLASS:
+            return labels
+        return torch.cat([labels.float(), self.own[index]], 1)
 
     def _logits_of(self, shown: Tensor) -> Tensor:
         assert self.labels.teacher is not None
