@@ -59,7 +59,7 @@ def test_a_distillation_uses_the_teacher_of_its_experiment(teacher_seed, seed):
 def test_a_student_has_labels_or_a_teacher_or_neither(relabel, student, given):
     protocol = {"base": "paper", "relabel": {"epochs": 300} | relabel, "student": student}
     tiny = inputs(protocols=TINY["protocols"] | {"short": protocol})
-    paths = {"labels": tiny.labels_if_stored(SET.parts()), "teacher": tiny.teacher_if_online(SET.parts())}
+    paths = {"labels": tiny.labels_if_stored(SET.parts()), "teacher": tiny.teachers_if_online(SET.parts())}
     assert [kind for kind, path in paths.items() if path] == given
 
 

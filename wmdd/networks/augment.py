@@ -7,6 +7,7 @@ does not depend on batches, so teacher and student, or two batch sizes, see the 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,9 @@ class Views:
         return self._each(lambda part: part.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Views":
-        parts = {name: change(part) if isinstance(part, Tensor) else part for name, part in vars(self).items()}
+        parts: dict[str, Any] = {
+            name: change(part) if isinstance(part, Tensor) else part for name, part in vars(self).items()
+        }
         return Views(**parts)
 
     def pasted(self, height: int, width: int) -> Tensor:

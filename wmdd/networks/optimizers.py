@@ -53,7 +53,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Take a step; the rate is never read on the host, so that it can be captured."""
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]

@@ -14,6 +14,7 @@ from wmdd.workflow.stages import STAGES, TARGETS, stage_of
 
 if TYPE_CHECKING:
     from wmdd.workflow.experiment import Experiment
+    from wmdd.workflow.layout import Cell
 
 LARGEST_WHITENED = 64  # px: wmdd.networks.whitening, which imports torch
 
@@ -45,6 +46,9 @@ def check(experiment: "Experiment") -> None:
         _check_whitening(experiment, dataset, settings.whiten, f"protocol {protocol} on {dataset}: ")
         if settings.labels == "soft":
             _check_labels(labels, settings, f"protocol {protocol} on {dataset}: ")
+    for run in runs:
+        if experiment.settings("student", run).labels == "soft":
+            _check_teachers_of_labels(experiment, run)
 
 
 def _check_names(experiment: "Experiment") -> None:
@@ -155,11 +159,26 @@ def _check_labels(labels: RelabelSettings, student: StudentSettings, where: str)
         raise WmddError(
             f"{where}student.epochs {student.epochs} exceeds relabel.epochs {labels.epochs}; raise the latter"
         )
+    if labels.store == "pruned" and student.temperature_decay < 1:
+        raise WmddError(
+            f"{where}pruned labels hold for one temperature, but student.temperature_decay is {student.temperature_decay:g}; "
+            "set relabel.store: stored, or temperature_decay: 1"
+        )
     if labels.store == "pruned" and student.temperature != labels.temperature:
         raise WmddError(
             f"{where}the labels are pruned for relabel.temperature {labels.temperature:g} but student.temperature is "
             f"{student.temperature:g}; make them agree"
         )
+
+
+def _check_teachers_of_labels(experiment: "Experiment", run: "Cell") -> None:
+    """Refuse teachers of labels that are unknown, can't be made, or are named twice."""
+    names = experiment.settings("relabel", run).teachers
+    for place, name in enumerate(names):
+        if name == run.teacher or name in names[:place]:
+            first = "the distillation's own teacher" if name == run.teacher else "named before"
+            raise WmddError(f"protocol {run.protocol}: relabel.teachers names {name}, which is {first}; leave it out")
+        _check_teacher(experiment.settings("teacher", run.having(teacher=name)), f"teacher {name} on {run.dataset}: ")
 
 
 def _prefixed(where: str, check: Any, *values: Any) -> None:
