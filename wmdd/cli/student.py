@@ -30,6 +30,7 @@ from wmdd.stages.relabel import seeds_of
 from wmdd.stages.student import train, weighted
 
 LABELS = LabelSettings()
+ADDED = ("patches", "teachers", "statistics", "statistics_batch")  # settings that older files of labels do not name
 
 
 @command
@@ -52,7 +53,7 @@ def relabel(
     if settings.store == "online":
         raise WmddError("the store online keeps no labels; give the teacher to the student, or set --store stored")
     arrays, meta = load(images, "images")
-    network, teachers = _read_teachers(teacher, settings, meta, None)
+    network, teachers = _read_teachers(teacher, settings, meta["classes"], str(images), None)
     teacher_meta = teachers["teacher"]
     inputs = {"images": meta} | teachers
     with job("relabel", output, [settings], inputs, engine, threads, seed=seed) as stage_job:
@@ -178,7 +179,8 @@ def _labels(
             )
         if not teacher:
             raise WmddError("a student with the store online needs --teacher; give it, or set --store or --labels hard")
-        network, teachers = _read_teachers(teacher, augmentation, images, Normalisation.of(data))
+        given = Normalisation.of(data)
+        network, teachers = _read_teachers(teacher, augmentation, images["classes"], "the distilled set", given)
         yield labels.online(seed, network, _statistics_batch(augmentation)), teachers
     elif path is None:
         raise WmddError("a student with soft labels needs --soft-labels; run the relabel stage, or set --labels hard")
@@ -189,12 +191,12 @@ def _labels(
 
 
 def _read_teachers(
-    paths: list[Path], settings: LabelSettings, images: dict[str, Any], given: Normalisation | None
+    paths: list[Path], settings: LabelSettings, classes: list[str], classes_of: str, given: Normalisation | None
 ) -> tuple[torch.nn.Module, dict[str, hdf5.Meta]]:
     """Read the teachers of labels as one, and the meta data of each.
 
     It takes pictures in the `given` normalisation, or else in that of the first. The first is the distillation's own, and the
-    names of the others stand in the settings.
+    names of the others stand in the settings. `classes` are those of the images, and `classes_of` says whose.
     """
     if len(paths) != 1 + len(settings.teachers):
         raise WmddError(
@@ -204,7 +206,7 @@ def _read_teachers(
     networks, metas = [], {}
     for number, path in enumerate(paths):
         network, meta = read_teacher(path)
-        check_classes(images["classes"], meta["classes"], "the distilled set", str(path))
+        check_classes(meta["classes"], classes, str(path), classes_of)
         own = Normalisation.of(meta)
         given = given or own
         networks.append(network if own == given else labels.Renormalised(network, own, given))
@@ -223,7 +225,8 @@ def _check_labels(
     """Refuse labels of other images or views, of another store, or pruned for another temperature."""
     if meta["inputs"]["images"] != images["digest"]:
         raise WmddError(f"{path} labels other images than those given; run the relabel stage again")
-    expected, made = augmentation.model_dump(mode="json"), LabelSettings().model_dump(mode="json") | meta["settings"]
+    expected = augmentation.model_dump(mode="json")
+    made = LABELS.model_dump(mode="json", include=set(ADDED)) | meta["settings"]
     if augmentation.store == "pruned":
         expected["temperature"] = settings.temperature
     for name, value in expected.items():
