@@ -297,7 +297,12 @@ OTHER_WIDTH = "barycenter.h5 is of the features of another teacher than model.sa
             "labels.h5 labels other images than those given; run the relabel",
         ),
         ("images.h5", {"names": ["ant", "bee", "cow"]}, COMMANDS["student"], "'cat' in data.h5 but 'cow' in images.h5"),
-        ("model.safetensors", {"names": [*NAMES, "dog"]}, ONLINE, "the distilled set has 3 classes but model.safetensors has 4"),
+        (
+            "model.safetensors",
+            {"names": [*NAMES, "dog"]},
+            ONLINE,
+            "the distilled set has 3 classes but model.safetensors has 4",
+        ),
         (
             "model.safetensors",
             {"names": ["ant", "cat", "bee"]},
