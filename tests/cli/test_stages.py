@@ -301,7 +301,7 @@ OTHER_WIDTH = "barycenter.h5 is of the features of another teacher than model.sa
             "model.safetensors",
             {"names": [*NAMES, "dog"]},
             ONLINE,
-            "the distilled set has 3 classes but model.safetensors has 4",
+            "set has 3 classes but model.safetensors has 4",
         ),
         (
             "model.safetensors",

@@ -39,7 +39,7 @@ def test_a_matrix_follows_torchs_muon(nesterov):
         mine.grad = other.grad = normal(8, 12, key=f"{step}")
         one.step()
         two.step()
-    torch.testing.assert_close(mine, other, rtol=0, atol=0.02 * float((other - start).abs().max()))
+    torch.testing.assert_close(mine, other, rtol=0, atol=0.02 * float((other.detach() - start).abs().max()))
 
 
 def test_filters_are_matrices_and_vectors_are_adamws():
