@@ -63,6 +63,19 @@ def test_a_student_has_labels_or_a_teacher_or_neither(relabel, student, given):
     assert [kind for kind, path in paths.items() if path] == given
 
 
+def test_the_teachers_of_labels_are_the_distillations_own_and_those_named():
+    several = {"base": "paper", "relabel": {"teachers": ["resnet18-w8", "resnet18"]}}
+    asked = {"base": "several", "relabel": {"store": "online"}}
+    tiny = inputs(protocols=TINY["protocols"] | {"several": several, "asked": asked}, teacher_seed="same")
+    expected = [path_of("teacher", SET.having(teacher=name, seed=3)) for name in ("nano", "resnet18-w8", "resnet18")]
+    cell = SET.having(protocol="several", seed=3)
+    assert tiny.teachers_of_labels(cell.parts()) == expected
+    assert tiny.teachers_if_online(cell.parts()) == []
+    assert tiny.teachers_if_online(cell.having(protocol="asked").parts()) == expected
+    assert "--teachers resnet18-w8 resnet18 " in tiny.flags("student")(cell.parts())
+    assert "--teachers" not in tiny.flags("relabel")(SET.parts())
+
+
 def test_protocols_that_make_the_same_labels_share_a_file():
     tiny = inputs(protocols=TINY["protocols"] | {"mine": {"base": "short", "student": {"lr": 0.1}}})
     assert tiny.labels_if_stored(SET.having(protocol="mine").parts()) == path_of("labels", SET)

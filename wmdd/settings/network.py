@@ -27,6 +27,13 @@ class NetworkSettings(Settings):
     pooling: Literal["avg", "max", "none"] = Field("avg", description="of a ConvNet's blocks")
 
 
+def has_batchnorm(network: NetworkSettings) -> bool:
+    """Return whether a network of this package has BatchNorm; of one of another library it is assumed."""
+    if network.architecture.startswith("convnet"):
+        return network.norm == "batch"
+    return network.architecture != "vit-tiny"
+
+
 class OptimisationSettings(Settings):
     """Stochastic gradient descent, shared by all networks that are trained."""
 

@@ -6,6 +6,7 @@ from wmdd.base.errors import WmddError
 from wmdd.generators import pipeline_folder
 from wmdd.networks import foreign_weights
 from wmdd.settings.latent import GeneratorSettings
+from wmdd.settings.network import has_batchnorm
 from wmdd.settings.student import RelabelSettings, StudentSettings
 from wmdd.settings.teacher import TeacherSettings
 from wmdd.workflow.experiment_file import GENERATOR_STAGES, presets
@@ -172,13 +173,17 @@ def _check_labels(labels: RelabelSettings, student: StudentSettings, where: str)
 
 
 def _check_teachers_of_labels(experiment: "Experiment", run: "Cell") -> None:
-    """Refuse teachers of labels that are unknown, can't be made, or are named twice."""
-    names = experiment.settings("relabel", run).teachers
-    for place, name in enumerate(names):
-        if name == run.teacher or name in names[:place]:
+    """Refuse teachers of labels that are unknown, can't be made, are named twice, or have no batch whose statistics to take."""
+    labels, where = experiment.settings("relabel", run), f"protocol {run.protocol}: relabel."
+    names = [run.teacher, *labels.teachers]
+    teachers = [experiment.settings("teacher", run.having(teacher=name)) for name in names]
+    for place, name in enumerate(names[1:], 1):
+        if name in names[:place]:
             first = "the distillation's own teacher" if name == run.teacher else "named before"
-            raise WmddError(f"protocol {run.protocol}: relabel.teachers names {name}, which is {first}; leave it out")
-        _check_teacher(experiment.settings("teacher", run.having(teacher=name)), f"teacher {name} on {run.dataset}: ")
+            raise WmddError(f"{where}teachers names {name}, which is {first}; leave it out")
+        _check_teacher(teachers[place], f"teacher {name} on {run.dataset}: ")
+    if labels.statistics == "batch" and not any(has_batchnorm(teacher) for teacher in teachers):
+        raise WmddError(f"{where}statistics is batch, but {', '.join(names)} have no BatchNorm; set it to running")
 
 
 def _prefixed(where: str, check: Any, *values: Any) -> None:
