@@ -1,4 +1,4 @@
-# images.h5 -> labels/{protocol}.h5: the teacher's logits on random views, and the seeds that replay them (no job if online)
+# images.h5 -> labels/{protocol}.h5: the logits of one teacher or several on random views, and the seeds that replay them (no job if online)
 #           -> run{run}.json, run{run}.csv: a student, which knows nothing of the method that made the images
 
 
@@ -6,7 +6,7 @@ rule relabel:
     """Labelling views of the {wildcards.ipc} images a class of {wildcards.method} for protocol {wildcards.protocol}"""
     input:
         images=FILES["images"],
-        teacher=inputs.of_teacher("teacher"),
+        teacher=inputs.teachers_of_labels,
     output:
         labels=FILES["labels"],
         cost=cost_of(FILES["labels"]),
@@ -40,7 +40,7 @@ for runs in experiment.runs_of_jobs():
         input:
             images=FILES["images"],
             soft_labels=inputs.labels_if_stored,
-            teacher=inputs.teacher_if_online,
+            teacher=inputs.teachers_if_online,
             data=FILES["data"],
         output:
             result=[of_run(FILES["student"], run) for run in runs],

@@ -369,12 +369,17 @@ OTHER_WIDTH = "barycenter.h5 is of the features of another teacher than model.sa
             "labels.h5 labels other images than those given; run the relabel",
         ),
         ("images.h5", {"names": ["ant", "bee", "cow"]}, COMMANDS["student"], "'cat' in data.h5 but 'cow' in images.h5"),
-        ("model.safetensors", {"names": [*NAMES, "dog"]}, ONLINE, "has 4 classes but the distilled set has 3"),
+        (
+            "model.safetensors",
+            {"names": [*NAMES, "dog"]},
+            ONLINE,
+            "set has 3 classes but model.safetensors has 4",
+        ),
         (
             "model.safetensors",
             {"names": ["ant", "cat", "bee"]},
             ONLINE,
-            "'bee' in the distilled set but 'cat' in model",
+            "'cat' in model.safetensors but 'bee' in the distilled set",
         ),
     ],
 )
@@ -401,6 +406,32 @@ def test_labels_of_too_few_epochs_of_no_store_or_of_another_temperature(here, ru
     line = COMMANDS["student"] + " --store pruned"
     assert mistake(line) == "labels.h5 was made with temperature 4.0, the student asks for 20.0; make them agree"
     succeeds(run, f"{line} --temperature 4")
+
+
+def test_labels_of_several_teachers_name_each_by_its_digest(here, run, mistake):
+    write_teacher(here / "other.safetensors", seed=1)
+    both = f"{TEACHER} other.safetensors --teachers other"
+    line = COMMANDS["relabel"].replace("o/labels", "labels").replace(TEACHER, both)
+    succeeds(run, f"{line} --statistics batch --statistics-batch 3")
+    of = load_meta(here / "labels.h5")["inputs"]
+    digests = [load_model(here / f"{name}.safetensors")[1]["digest"] for name in ("model", "other")]
+    assert [of["teacher"], of["teacher1"]] == digests
+    statistics = " --statistics batch --statistics-batch 3"
+    assert "was made with teachers ['other'], the student asks for []; make" in mistake(COMMANDS["student"])
+    other_batches = f"{COMMANDS['student']} --teachers other --statistics batch"
+    assert "made with statistics_batch 3, the student asks for 8" in mistake(other_batches)
+    succeeds(run, f"{COMMANDS['student']} --teachers other{statistics}")
+    succeeds(run, ONLINE.replace(TEACHER, both) + statistics)
+    says = "--teachers names 1 teachers beside the distillation's own, but --teacher has 1 files; give a file for each"
+    assert says in mistake(COMMANDS["relabel"] + " --teachers other")
+
+
+def test_labels_of_before_there_were_patches_and_committees_are_taken(here, run):
+    arrays, meta = load(here / "labels.h5")
+    for name in ("patches", "teachers", "statistics", "statistics_batch"):
+        del meta["settings"][name]
+    save(here / "labels.h5", arrays, meta)
+    succeeds(run, COMMANDS["student"])
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,18 @@ def test_labels_stored_pruned_and_online():
     assert job("student", online).flop == usual + views * F
 
 
+def test_every_teacher_of_the_labels_looks_at_every_view():
+    several = {
+        "relabel": {"teachers": ["c"]},
+        "teachers": {"c": {"architecture": "convnet3", "width": 128, "norm": "instance"}},
+    }
+    asked = {"relabel": several["relabel"] | {"store": "online"}, "teachers": several["teachers"]}
+    views, usual = 300 * 20, job("student").flop
+    assert job("relabel", several).flop == views * (F + F3)
+    assert (job("relabel", several).images, job("relabel", several).disk) == (2 * views, views * 2 * 10)
+    assert job("student", asked).flop == usual + views * (F + F3)
+
+
 def test_bytes_of_labels_are_those_that_are_written():
     for classes, k in itertools.product((10, 300), (0, 4, 500)):
         code = prune(torch.randn(7, classes, generator=generator("labels")), k, 20.0)

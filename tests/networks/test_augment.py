@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import kstest
+from scipy.stats import chisquare, kstest
 from torch import Tensor
 
 from wmdd.base.rng import generator
@@ -114,6 +114,44 @@ def test_views_follow_from_the_seed_and_full_scale_is_no_crop():
     assert not whole.flip.any()
     assert whole.kept(16, 16).tolist() == [1.0] * 50
     assert whole.partner.tolist() == list(range(50))
+
+
+# ---- patches
+
+
+@pytest.mark.parametrize(("side", "count"), [(16, 2), (15, 2), (16, 5), (3, 4)])
+def test_patches_are_rows_and_columns_in_another_order(side, count):
+    """As concatenation says; of a side that patches do not divide the last takes the rest."""
+    images, places = noise(8, 3, side, side), torch.rand(8, 2, count, generator=generator("places", side)).argsort(2)
+    found = augment.shuffled(images, places)
+    size = max(side // count, 1)
+    strips = [slice(i * size, side if i == count - 1 else (i + 1) * size) for i in range(count)]
+    for image, (rows, columns), seen in zip(images, places, found, strict=True):
+        moved = torch.cat([image[:, :, strips[i]] for i in columns.argsort()], 2)
+        assert torch.equal(seen, torch.cat([moved[:, strips[i]] for i in rows.argsort()], 1))
+    flat, shown = images.flatten(2).sort(2).values, found.flatten(2).sort(2).values
+    assert torch.equal(flat, shown), "every pixel once"
+
+
+def test_patches_move_before_the_crop_and_replay_and_leave_other_draws_alone():
+    images = noise(12, 3, 16, 16)
+    drawn, again, usual = (augment.draw(generator("p"), 12, (0.3, 1), True, "cutmix", n) for n in (2, 2, 1))
+    assert torch.equal(drawn.patches, again.patches)
+    assert all(torch.equal(getattr(drawn, f), getattr(usual, f)) for f in ("crop", "flip", "partner", "paste"))
+    expected = augment.apply(augment.shuffled(images, drawn.patches), usual, every(images))
+    found = augment.apply(images, drawn, every(images))
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, augment.apply(images, usual, every(images)))
+    for i in range(12):
+        assert torch.equal(augment.apply(images, drawn, torch.tensor([i]))[0], found[i])
+
+
+def test_all_orders_of_patches_are_drawn_alike():
+    orders = augment.draw(generator("orders"), 6000, (1, 1), False, "none", 3).patches
+    for axis in (0, 1):
+        counts = orders[:, axis].unique(dim=0, return_counts=True)[1]
+        assert len(counts) == 6
+        assert chisquare(counts).pvalue > 0.01
 
 
 # ---- independence of batches

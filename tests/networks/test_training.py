@@ -1,4 +1,4 @@
-"""Schedules, losses, accuracy and the training loop, against closed forms."""
+"""Schedules, accuracy and the training loop, against closed forms."""
 
 import itertools
 import math
@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -15,9 +14,11 @@ from wmdd.base.errors import WmddError
 from wmdd.base.rng import generator
 from wmdd.datasets.loader import Resident
 from wmdd.networks.context import quiet
-from wmdd.networks.engine import OPTIMIZERS, plain
+from wmdd.networks.engine import plain
+from wmdd.networks.losses import cross_entropy
 from wmdd.networks.normalisation import Normalisation
-from wmdd.networks.training import Batch, batches_of, cross_entropy, distillation, evaluate, fit, learning_rate
+from wmdd.networks.optimizers import OPTIMIZERS
+from wmdd.networks.training import Batch, batches_of, evaluate, fit, learning_rate
 from wmdd.settings.network import TrainingSettings
 
 NORMALISATION = Normalisation([0.5, 0.5, 0.5], [0.25, 0.25, 0.25])
@@ -59,7 +60,7 @@ def test_the_warm_up_of_every_schedule_is_linear(schedule):
     assert [b - a for a, b in itertools.pairwise(rise)] == pytest.approx([(0.3 - rise[0]) / 4] * 4)
 
 
-# ---- batches and losses
+# ---- batches
 
 
 @given(st.integers(1, 120), st.integers(1, 120))
@@ -69,24 +70,6 @@ def test_batches_are_few_even_and_hold_everything(count, size):
     assert len(parts) == math.ceil(count / size)
     sizes = [len(part) for part in parts]
     assert max(sizes) <= min(size, min(sizes) + 1)
-
-
-def test_cross_entropy_of_labels_probabilities_and_smoothing():
-    logits, labels = normal(6, 4), torch.tensor([0, 3, 1, 1, 2, 0])
-    expected = -logits.log_softmax(1)[torch.arange(6), labels]
-    torch.testing.assert_close(cross_entropy()(logits, labels), expected)
-    torch.testing.assert_close(cross_entropy()(logits, F.one_hot(labels, 4).float()), expected)
-    smooth = 0.9 * expected - 0.1 * logits.log_softmax(1).mean(1)
-    torch.testing.assert_close(cross_entropy(0.1)(logits, labels), smooth)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 20.0])
-def test_distillation_is_the_divergence_of_softened_labels(temperature):
-    logits, targets = 5 * normal(6, 4, key="student"), 5 * normal(6, 4, key="teacher")
-    softened = (torch.distributions.Categorical(logits=x / temperature) for x in (targets, logits))
-    expected = torch.distributions.kl_divergence(*softened)
-    torch.testing.assert_close(distillation(temperature)(logits, targets), expected)
-    torch.testing.assert_close(distillation(temperature)(logits, targets.half()), expected, rtol=1e-2, atol=1e-4)
 
 
 # ---- accuracy

@@ -99,6 +99,11 @@ OTHERS = {  # settings that not every value of their type fits
     (SelectSettings, "strategy"): "patches",
     (TeacherSettings, "weights"): "",  # with which there would be no training to set
     (MatchSettings, "objective"): "datadam",  # which looks at all settings but those of MTT
+    (RelabelSettings, "teachers"): ("a", "b.c"),
+    (LabelSettings, "teachers"): ("a", "b.c"),
+    (StudentSettings, "student_temperature"): 3.5,
+    (StudentSettings, "labels"): "soft",  # hard ones, and other losses, have no temperatures
+    (StudentSettings, "loss"): "kl",
 }
 OF_UNTRAINED = {"real_batch", "pool", "architecture", "width", "stem", "norm", "pooling"}
 OF_DATADAM = {"attention_power", "task_balance"}
@@ -106,7 +111,7 @@ OF_MTT = {
     "trajectories", "expert_epochs", "start_epochs", "student_steps", "student_batch", "student_lr", "rate_lr", "labels",
     "labels_lr",
 }  # fmt: skip
-DEFAULT = {TeacherSettings: {"weights"}, MatchSettings: OF_MTT}
+DEFAULT = {TeacherSettings: {"weights"}, MatchSettings: OF_MTT, StudentSettings: {"labels", "loss", "hard_weight"}}
 
 
 def other_value(field, default):

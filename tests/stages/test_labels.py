@@ -1,5 +1,6 @@
 """The stores of labels: what pruning keeps, what it costs, and that a student can't tell a store from another but by that."""
 
+import copy
 import math
 from contextlib import contextmanager
 
@@ -18,11 +19,24 @@ from wmdd.datasets.loader import Resident
 from wmdd.networks import augment
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import plain
-from wmdd.networks.models import normalise
+from wmdd.networks.models import build, normalise
 from wmdd.networks.normalisation import Normalisation
+from wmdd.settings.network import NetworkSettings
 from wmdd.settings.student import AugmentationSettings, RelabelSettings, StudentSettings
 from wmdd.stages import student
-from wmdd.stages.labels import Renormalised, append, hard, online, opened, prune, pruned, restore, rows_of, stored
+from wmdd.stages.labels import (
+    Committee,
+    Renormalised,
+    append,
+    hard,
+    online,
+    opened,
+    prune,
+    pruned,
+    restore,
+    rows_of,
+    stored,
+)
 from wmdd.stages.relabel import relabel, seeds_of, views_of
 from wmdd.stages.shown import Shown
 
@@ -221,6 +235,27 @@ def test_asked_and_stored_labels_make_the_same_student(tiny_teacher, images, sho
     other, losses = studied(images, stored(*labelled(tiny_teacher, images.flip(0), shown=shown)), shown=shown)
     assert float((other - kept).abs().max()) > 5e-4, "any labels would do"
     assert losses != pytest.approx(found, rel=1e-3)
+
+
+def test_asked_and_stored_labels_of_a_batchs_statistics_make_the_same_student(tiny_teacher, images):
+    """The batches are those of the labels, not those of the student."""
+    seeds, context = seeds_of(0, 3), quiet(plain())
+    found = list(
+        relabel(copy.deepcopy(tiny_teacher), images, NORMALISATION, seeds, VIEWS, 4, context, statistics_batch=4)
+    )
+    kept, losses = studied(images, stored(torch.stack(found), seeds))
+    asked, found = studied(images, online(0, copy.deepcopy(tiny_teacher), 4))
+    assert found == pytest.approx(losses, rel=1e-3)
+    torch.testing.assert_close(asked, kept, rtol=0, atol=2e-5)
+    assert losses != pytest.approx(studied(images, online(0, tiny_teacher))[1], rel=1e-3)
+
+
+def test_several_teachers_speak_with_the_mean_of_their_logits(tiny_teacher, images):
+    other = build(NetworkSettings(architecture="convnet1", width=4, norm="instance"), CLASSES, 16, generator("other"))
+    x = normalise(images, NORMALISATION)
+    with torch.no_grad():
+        expected = (tiny_teacher(x) + other.eval()(x)) / 2
+        torch.testing.assert_close(Committee([tiny_teacher, other])(x), expected)
 
 
 @pytest.mark.parametrize("shown", [None, PARTLY], ids=["all", "partly"])

@@ -1,5 +1,7 @@
 """Soft labels are the teacher's logits on views that anybody can replay."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,18 +12,19 @@ from wmdd.datasets.loader import Resident
 from wmdd.networks import augment, siamese, whitening
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import plain
-from wmdd.networks.models import normalise
+from wmdd.networks.models import build, normalise
 from wmdd.networks.normalisation import Normalisation
+from wmdd.settings.network import NetworkSettings
 from wmdd.settings.student import AugmentationSettings
-from wmdd.stages.relabel import relabel, seed_of_views, seeds_of, seen, views_of
+from wmdd.stages.relabel import batches_of_labels, relabel, seed_of_views, seeds_of, seen, views_of
 
 COUNT = 9
 CUTMIX = AugmentationSettings()
 NORMALISATION = Normalisation([0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
 KINDS = pytest.mark.parametrize(
     "settings",
-    [CUTMIX, AugmentationSettings(crop_scale=(1, 1), flip=False, mix="none")],
-    ids=["cutmix", "still"],
+    [CUTMIX, AugmentationSettings(crop_scale=(1, 1), flip=False, mix="none"), AugmentationSettings(patches=3)],
+    ids=["cutmix", "still", "patches"],
 )
 
 
@@ -46,7 +49,7 @@ def test_labels_are_the_logits_of_the_replayed_views(tiny_teacher, images, setti
     assert found.dtype == torch.float16
     for epoch, seed in enumerate(seeds):
         draws = torch.Generator().manual_seed(seed)
-        views = augment.draw(draws, COUNT, settings.crop_scale, settings.flip, settings.mix)
+        views = augment.draw(draws, COUNT, settings.crop_scale, settings.flip, settings.mix, settings.patches)
         with torch.no_grad():
             expected = tiny_teacher(augment.apply(normalise(images, NORMALISATION), views, torch.arange(COUNT)))
         torch.testing.assert_close(found[epoch].float(), expected, rtol=2e-3, atol=1e-4)
@@ -77,7 +80,7 @@ def test_distorted_views_are_replayed_too(tiny_teacher, images):
             expected = tiny_teacher(siamese.apply(normalise(images, NORMALISATION), how))
         torch.testing.assert_close(found[epoch].float(), expected, rtol=2e-3, atol=1e-4)
     torch.testing.assert_close(labels(tiny_teacher, images, seeds, DSA, size=2), found, rtol=2e-3, atol=1e-4)
-    unheeded = {"crop_scale": (0.5, 0.6), "flip": False, "mix": "none"}
+    unheeded = {"crop_scale": (0.5, 0.6), "flip": False, "mix": "none", "patches": 2}
     assert torch.equal(labels(tiny_teacher, images, seeds, DSA.model_copy(update=unheeded)), found)
 
 
@@ -128,6 +131,39 @@ def test_running_statistics_are_used_and_left(tiny_teacher, images):
     before = {name: value.clone() for name, value in tiny_teacher.state_dict().items()}
     assert torch.equal(labels(tiny_teacher.train(), images, seeds), expected)
     assert all(torch.equal(value, before[name]) for name, value in tiny_teacher.state_dict().items())
+
+
+def by_batches(network, images: Tensor, seeds: list[int], size: int) -> Tensor:
+    context = quiet(plain())
+    return torch.stack(list(relabel(network, images, NORMALISATION, seeds, CUTMIX, 2, context, statistics_batch=size)))
+
+
+@pytest.mark.parametrize("size", [4, 5, COUNT])
+def test_with_the_statistics_of_the_batch_the_teacher_is_one_that_trains(tiny_teacher, images, size):
+    """In batches that the seed of the views alone decides, and without a trace in the running statistics."""
+    before = {name: value.clone() for name, value in tiny_teacher.state_dict().items()}
+    seeds = seeds_of(3, 2)
+    teacher = copy.deepcopy(tiny_teacher)
+    found = by_batches(teacher, images, seeds, size)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    for epoch, seed in enumerate(seeds):
+        batches = batches_of_labels(seed, COUNT, size)
+        assert sorted(torch.cat(batches).tolist()) == list(range(COUNT))
+        assert max(map(len, batches)) <= size
+        assert all(torch.equal(a, b) for a, b in zip(batches, batches_of_labels(seed, COUNT, size), strict=True))
+        assert not torch.equal(torch.cat(batches), torch.cat(batches_of_labels(seed + 1, COUNT, size)))
+        views, trains = views_of(CUTMIX, COUNT, seed), copy.deepcopy(tiny_teacher).train()
+        for batch in batches:
+            with torch.no_grad():
+                expected = trains(augment.apply(normalise(images, NORMALISATION), views, batch))
+            torch.testing.assert_close(found[epoch, batch].float(), expected, rtol=2e-3, atol=1e-4)
+    assert not torch.allclose(found, labels(tiny_teacher, images, seeds), atol=0.01)
+
+
+def test_a_teacher_without_batchnorm_has_no_statistics_of_a_batch(images):
+    network = build(NetworkSettings(architecture="convnet1", width=4, norm="instance"), 5, 16, generator("plain"))
+    with pytest.raises(WmddError, match=r"no teacher of the labels has BatchNorm layers.*set running"):
+        by_batches(network, images, seeds_of(0, 1), 4)
 
 
 def test_seeds_differ_by_epoch_and_by_seed():

@@ -14,6 +14,7 @@ from wmdd.datasets.loader import Resident
 from wmdd.networks import augment, siamese, whitening
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import Engine, plain
+from wmdd.networks.losses import OF_THE_CLASS, cosine, distillation, squared_error
 from wmdd.networks.models import Network, normalise
 from wmdd.networks.training import evaluate
 from wmdd.settings.student import AugmentationSettings, StudentSettings
@@ -101,6 +102,38 @@ def test_soft_labels_belong_to_their_epoch_view_and_image(augmentation):
     assert [entry["loss"] for entry in history] == pytest.approx([0] * 3, abs=1e-9)
     _, history = studied(images, own, logits=logits.roll(1, 0), augmentation=augmentation, **changes)
     assert min(entry["loss"] for entry in history) > 1e-7
+
+
+@pytest.mark.parametrize(
+    ("loss", "of"), [("mse", squared_error()), ("mse+ce", squared_error(0.3)), ("cosine", cosine(0.3))]
+)
+def test_a_loss_sees_the_labels_of_a_view_and_the_class_of_its_image(loss, of):
+    images, own = coloured(6, "distilled")
+    logits = normal(1, 6, 3)
+    changes = FROZEN | {"loss": loss, "hard_weight": 0.3, "batch_size": 2}
+    network, history = studied(images, own, logits=logits, augmentation=CUT, **changes)
+    shown = seen(images, views_of(CUT, 6, seeds_of(0, 1)[0]), torch.arange(6), NORMALISATION)
+    targets = torch.cat([logits[0], F.one_hot(own, 3)], 1) if loss in OF_THE_CLASS else logits[0]
+    with torch.no_grad():
+        assert history[0]["loss"] == pytest.approx(float(of(network(shown), targets).mean()), rel=1e-5)
+
+
+def test_the_temperature_of_the_labels_falls_and_the_students_stays():
+    settings = SMALL.model_copy(update={"temperature": 20.0, "temperature_decay": 0.7, "temperature_epochs": 30})
+    expected = {0: 20, 29: 20, 30: 14, 65: 9.8, 299: 2}
+    assert {e: student.temperature_of(settings, e) for e in expected} == pytest.approx(expected)
+    assert student.temperature_of(settings.model_copy(update={"temperature": 1.0}), 0) == 1, (
+        "it never rises to its floor"
+    )
+    images, own = coloured(6, "distilled")
+    logits = normal(3, 6, 3)
+    falls = {"temperature": 8.0, "temperature_decay": 0.5, "temperature_epochs": 1, "temperature_floor": 3.0}
+    changes = FROZEN | {"epochs": 3, "batch_size": 6}
+    network, history = studied(images, own, logits=logits, **changes | falls, student_temperature=2.0)
+    with torch.no_grad():
+        said = network(normalise(images, NORMALISATION))
+    losses = [float(distillation(t, 2.0)(said, logits[e]).mean()) for e, t in enumerate((8.0, 4.0, 3.0))]
+    assert [entry["loss"] for entry in history] == pytest.approx(losses, rel=1e-5)
 
 
 def test_classes_are_probabilities_of_one():
@@ -245,13 +278,15 @@ def test_students_side_by_side_are_those_trained_alone():
     assert [m["1/loss"] for m in logged if "1/loss" in m] == [entry["loss"] for entry in together[1][1]]
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize(
     ("runs", "save_at", "die_at", "shown"), [([0, 1], 3, 4, None), ([0], 6, 7, None), ([0], 5, 6, PARTLY)]
 )
-def test_killed_students_go_on_to_the_same_bits(dying_keeper, runs, save_at, die_at, shown):
-    whole = several(runs, ema=0.9, shown=shown)
-    again = dying_keeper.after(lambda keeper: several(runs, keeper, ema=0.9, shown=shown), save_at, die_at)
-    resumed = several(runs, again, ema=0.9, shown=shown)
+def test_killed_students_go_on_to_the_same_bits(dying_keeper, runs, save_at, die_at, shown, optimizer):
+    changes = {"ema": 0.9, "optimizer": optimizer, "shown": shown}
+    whole = several(runs, **changes)
+    again = dying_keeper.after(lambda keeper: several(runs, keeper, **changes), save_at, die_at)
+    resumed = several(runs, again, **changes)
     assert all(equal(a, b) and h == g for (a, h), (b, g) in zip(whole, resumed, strict=True))
 
 
@@ -306,7 +341,7 @@ def test_compiled_steps_train_as_the_reference_does(capsys):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
 def test_students_of_a_gpu_are_those_of_the_reference(optimizer, capsys):
     from wmdd.settings.engine import EngineSettings
 

@@ -88,6 +88,17 @@ WHITE = {"data": {"resolution": 65}}
         ({"student": {"epochs": 301}}, {}, "protocol paper on digits: student.epochs 301 exceeds relabel.epochs 300"),
         ({"student": {"temperature": 4}}, {"protocols": ["paper-pruned"]},
          "protocol paper-pruned on digits: the labels are pruned for relabel.temperature 20 but student.temperature is 4"),
+        ({"student": {"temperature_decay": 0.7}}, {"protocols": ["paper-pruned"]},
+         "protocol paper-pruned on digits: pruned labels hold for one temperature, but student.temperature_decay is 0.7; set "),
+        # teachers of the labels
+        (nested("relabel.teachers", ["resnet81"]), {}, "unknown name 'resnet81' in teachers; did you mean 'resnet18'?"),
+        (nested("relabel.teachers", ["resnet18-w8", "resnet18"]), {},
+         "protocol paper: relabel.teachers names resnet18, which is the distillation's own teacher; leave it out"),
+        (nested("relabel.teachers", ["resnet18-w8", "resnet18-w8"]), {}, "names resnet18-w8, which is named before; leave"),
+        (merged(nested("relabel.teachers", ["b"]), nested("teachers.b.weights", "no.pt")), {},
+         "teacher b on digits: weights: there is no file no.pt"),
+        (nested("teachers.resnet18", {"architecture": "convnet3", "norm": "instance"}), {"protocols": ["fadrm"]},
+         "protocol fadrm: relabel.statistics is batch, but resnet18 have no BatchNorm; set it to running"),
         # teachers
         ({"teacher": {"weights": "no.pt"}}, {}, "teacher resnet18 on digits: weights: there is no file no.pt"),
     ],
@@ -111,6 +122,11 @@ LONG, COLD = {"student": {"epochs": 301}}, {"student": {"temperature": 4}}
         (merged(COLD, nested("relabel.temperature", 4)), {"protocols": ["paper-pruned"]}),
         (merged(COLD, nested("relabel.store", "stored")), {"protocols": ["paper-pruned"]}),
         (merged(COLD, nested("student.labels", "hard")), {"protocols": ["paper-pruned"]}),
+        (merged(nested("relabel.teachers", ["resnet18"]), nested("student.labels", "hard")), {}),
+        (
+            merged(nested("relabel.teachers", ["resnet18-w8"]), nested("teachers.resnet18.architecture", "vit-tiny")),
+            {"protocols": ["fadrm"]},
+        ),
     ],
 )
 def test_what_just_fits_is_taken(content, cell):

@@ -1,6 +1,7 @@
 """Experiments: the runs of the matrix, and how the settings of a stage are resolved from presets and file."""
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -342,6 +343,45 @@ def test_the_stores_of_a_protocol_differ_in_nothing_else(base):
     for store, name in {"stored": base, "pruned": f"{base}-pruned", "online": f"{base}-online"}.items():
         assert NONE.resolve("relabel", protocol=name, **names) == usual.model_copy(update={"store": store})
         assert NONE.resolve("student", protocol=name, **names) == NONE.resolve("student", protocol=base, **names)
+
+
+def test_a_protocol_says_what_differs_for_small_images():
+    """The smaller the stronger; what is based on it says more, and of images whose side is not known it says nothing."""
+    base = {
+        "relabel": {"crop_scale": [0.5, 1], "patches": 2},
+        "up_to_64px": {"relabel": {"crop_scale": [0.7, 1], "patches": 1}, "student": {"batch_size": 7}},
+        "up_to_32px": {"relabel": {"crop_scale": [1, 1]}},
+    }
+    protocols = {"base": base, "child": {"base": "base", "relabel": {"crop_scale": [0.9, 1]}}}
+    datasets = {"unknown": {"data": {"source": "imagefolder"}}, "odd": {"data": {"resolution": 33}}}
+    mine = Experiment({"protocols": protocols, "datasets": datasets})
+    expected = {
+        "imagenette": (0.5, 2, 100),
+        "tiny-imagenet": (0.7, 1, 7),
+        "odd": (0.7, 1, 7),
+        "cifar10": (1, 1, 7),
+        "unknown": (0.5, 2, 100),
+    }
+    for dataset, numbers in expected.items():
+        views, of = (mine.resolve(stage, dataset=dataset, protocol="base") for stage in ("relabel", "student"))
+        assert (views.crop_scale[0], views.patches, of.batch_size) == numbers
+        assert mine.resolve("relabel", dataset=dataset, protocol="child").crop_scale == (0.9, 1)
+
+
+def test_the_crops_of_rded_are_those_of_its_factor():
+    """2 at 224 px, and none at 32 and 64, for all that take its augmentation; the studies keep what they had."""
+    for protocol, patches in ("rded", 2), ("rectified", 1), ("rectified-2", 1), ("rectified-online", 1):
+        for dataset, expected in ("imagenette", (0.5, patches)), ("tiny-imagenet", (1, 1)), ("cifar10", (1, 1)):
+            views = NONE.resolve("relabel", dataset=dataset, protocol=protocol)
+            assert (views.crop_scale[0], views.patches) == expected
+    studies = Path(__file__).parents[2] / "config/studies"
+    for study, dataset, protocol, crop in (
+        ("imagenette", "nette", "rectified-online", 0.08),
+        ("imagenette", "nette", "rectified-hard", 0.08),
+        ("search", "cifar10-search", "search-rectified", 0.25),
+    ):
+        file = Experiment.read(studies / f"{study}.yaml")
+        assert file.resolve("relabel", dataset=dataset, method="random", protocol=protocol).crop_scale == (crop, 1)
 
 
 # What `python -m wmdd config` prints

@@ -68,8 +68,21 @@ def test_a_distillation_uses_the_teacher_of_its_experiment(teacher_seed, seed):
 def test_a_student_has_labels_or_a_teacher_or_neither(relabel, student, given):
     protocol = {"base": "paper", "relabel": {"epochs": 300} | relabel, "student": student}
     tiny = inputs(protocols=TINY["protocols"] | {"short": protocol})
-    paths = {"labels": tiny.labels_if_stored(SET.parts()), "teacher": tiny.teacher_if_online(SET.parts())}
+    paths = {"labels": tiny.labels_if_stored(SET.parts()), "teacher": tiny.teachers_if_online(SET.parts())}
     assert [kind for kind, path in paths.items() if path] == given
+
+
+def test_the_teachers_of_labels_are_the_distillations_own_and_those_named():
+    several = {"base": "paper", "relabel": {"teachers": ["resnet18-w8", "resnet18"]}}
+    asked = {"base": "several", "relabel": {"store": "online"}}
+    tiny = inputs(protocols=TINY["protocols"] | {"several": several, "asked": asked}, teacher_seed="same")
+    expected = [path_of("teacher", SET.having(teacher=name, seed=3)) for name in ("nano", "resnet18-w8", "resnet18")]
+    cell = SET.having(protocol="several", seed=3)
+    assert tiny.teachers_of_labels(cell.parts()) == expected
+    assert tiny.teachers_if_online(cell.parts()) == []
+    assert tiny.teachers_if_online(cell.having(protocol="asked").parts()) == expected
+    assert "--teachers resnet18-w8 resnet18 " in tiny.flags("student")(cell.parts())
+    assert "--teachers" not in tiny.flags("relabel")(SET.parts())
 
 
 def test_protocols_that_make_the_same_labels_share_a_file():

@@ -13,7 +13,7 @@ from wmdd.artifacts import atomic_files, hdf5, hdf5_writer
 from wmdd.artifacts.hdf5 import check_classes, checked_weights, learned_labels, load
 from wmdd.artifacts.partial_output import Pieces, gathered
 from wmdd.base.errors import WmddError
-from wmdd.cli.arguments import ENGINE, Data, Paths, Seed, Teacher, Threads, command
+from wmdd.cli.arguments import ENGINE, Data, Paths, Seed, Threads, command
 from wmdd.cli.readers import data_facts, images_per_epoch
 from wmdd.cli.tensor_readers import read_teacher
 from wmdd.cli.writers import save_history
@@ -31,26 +31,32 @@ from wmdd.stages.shown import Shown
 from wmdd.stages.student import train, weighted
 
 LABELS = LabelSettings()
+ADDED = ("patches", "teachers", "statistics", "statistics_batch")  # settings that older files of labels do not name
 
 
 @command
 def relabel(
     *,
     images: Path,
-    teacher: Teacher,
+    teacher: Paths,
     output: Path,
     seed: Seed,
     threads: Threads = 1,
     settings: RelabelSettings = RelabelSettings(),
     engine: EngineSettings = ENGINE,
 ) -> None:
-    """Label random views of the distilled images by the teacher; one epoch of labels is in memory at a time."""
+    """Label random views of the distilled images by their teachers; one epoch of labels is in memory at a time.
+
+    Args:
+        images: the distilled set.
+        teacher: of the teacher stage; behind the distillation's own, those that --teachers names.
+    """
     if settings.store == "online":
         raise WmddError("the store online keeps no labels; give the teacher to the student, or set --store stored")
     arrays, meta = load(images, "images")
-    network, teacher_meta = read_teacher(teacher)
-    check_classes(teacher_meta["classes"], meta["classes"], str(teacher), str(images))
-    inputs = {"images": meta, "teacher": teacher_meta}
+    network, teachers = _read_teachers(teacher, settings, meta["classes"], str(images), None)
+    teacher_meta = teachers["teacher"]
+    inputs = {"images": meta} | teachers
     with job("relabel", output, [settings], inputs, engine, threads, seed=seed) as stage_job:
         checkpoint, seeds = stage_job.checkpoint, seeds_of(seed, settings.labelled)
         pixels, shown = torch.from_numpy(arrays["images"]).flatten(0, 1), _shown(meta, arrays["images"])
@@ -59,7 +65,7 @@ def relabel(
         checkpoint.begin(pieces.seconds)
         logits = logits_of_views(
             network, pixels, Normalisation.of(teacher_meta), seeds, settings, settings.batch_size, stage_job.context, done,
-            shown,
+            shown, _statistics_batch(settings),
         )  # fmt: skip
         for rows in gathered((labels.rows_of(part, settings) for part in logits), checkpoint.due):
             count = len(next(iter(rows.values())))
@@ -86,7 +92,7 @@ def student(
     seed: Seed,
     run: Annotated[list[int], Parameter(consume_multiple=True)],
     soft_labels: Path | None = None,
-    teacher: Path | None = None,
+    teacher: Paths | None = None,
     threads: Threads = 1,
     settings: StudentSettings = StudentSettings(),
     augmentation: LabelSettings = LABELS,
@@ -99,7 +105,7 @@ def student(
         output: the scores of each run; the history is written beside it.
         run: numbers that tell students of one distilled set apart.
         soft_labels: of the relabel stage, for the stores that it keeps.
-        teacher: of the teacher stage, for the store online.
+        teacher: of the teacher stage, for the store online; behind the distillation's own, those that --teachers names.
     """
     if len(run) != len(output) or len(set(run)) < len(run):
         raise WmddError(f"the runs {run} need one --output each, and none twice; {len(output)} are given")
@@ -179,7 +185,7 @@ def _save_scores(
 @contextmanager
 def _labels(
     path: Path | None,
-    teacher: Path | None,
+    teacher: list[Path] | None,
     seed: int,
     settings: StudentSettings,
     augmentation: LabelSettings,
@@ -194,10 +200,11 @@ def _labels(
             raise WmddError(
                 f"the store online takes no labels but {path} is given; drop it, or set --store to its store"
             )
-        if teacher is None:
+        if not teacher:
             raise WmddError("a student with the store online needs --teacher; give it, or set --store or --labels hard")
-        network, meta = _online_teacher(teacher, images, data)
-        yield labels.online(seed, network), {"teacher": meta}
+        given = Normalisation.of(data)
+        network, teachers = _read_teachers(teacher, augmentation, images["classes"], "the distilled set", given)
+        yield labels.online(seed, network, _statistics_batch(augmentation)), teachers
     elif path is None:
         raise WmddError("a student with soft labels needs --soft-labels; run the relabel stage, or set --labels hard")
     else:
@@ -206,12 +213,33 @@ def _labels(
             yield stored, {"labels": meta}
 
 
-def _online_teacher(path: Path, images: dict[str, Any], data: dict[str, Any]) -> tuple[torch.nn.Module, hdf5.Meta]:
-    """Read a teacher of pictures in the normalisation of the data, and its meta data."""
-    network, meta = read_teacher(path)
-    check_classes(images["classes"], meta["classes"], "the distilled set", str(path))
-    own, given = Normalisation.of(meta), Normalisation.of(data)
-    return (network if own == given else labels.Renormalised(network, own, given)), meta
+def _read_teachers(
+    paths: list[Path], settings: LabelSettings, classes: list[str], classes_of: str, given: Normalisation | None
+) -> tuple[torch.nn.Module, dict[str, hdf5.Meta]]:
+    """Read the teachers of labels as one, and the meta data of each.
+
+    It takes pictures in the `given` normalisation, or else in that of the first. The first is the distillation's own, and the
+    names of the others stand in the settings. `classes` are those of the images, and `classes_of` says whose.
+    """
+    if len(paths) != 1 + len(settings.teachers):
+        raise WmddError(
+            f"--teachers names {len(settings.teachers)} teachers beside the distillation's own, but --teacher has "
+            f"{len(paths)} files; give a file for each, the distillation's own first"
+        )
+    networks, metas = [], {}
+    for number, path in enumerate(paths):
+        network, meta = read_teacher(path)
+        check_classes(meta["classes"], classes, str(path), classes_of)
+        own = Normalisation.of(meta)
+        given = given or own
+        networks.append(network if own == given else labels.Renormalised(network, own, given))
+        metas[f"teacher{number}" if number else "teacher"] = meta
+    return (networks[0] if len(networks) == 1 else labels.Committee(networks)), metas
+
+
+def _statistics_batch(settings: LabelSettings) -> int:
+    """Return how many views share the statistics of a teacher's BatchNorm; 0 where its running ones count."""
+    return settings.statistics_batch if settings.statistics == "batch" else 0
 
 
 def _check_labels(
@@ -221,9 +249,10 @@ def _check_labels(
     if meta["inputs"]["images"] != images["digest"]:
         raise WmddError(f"{path} labels other images than those given; run the relabel stage again")
     expected = augmentation.model_dump(mode="json")
+    made = LABELS.model_dump(mode="json", include=set(ADDED)) | meta["settings"]
     if augmentation.store == "pruned":
         expected["temperature"] = settings.temperature
     for name, value in expected.items():
-        stored = meta["settings"].get(name)
+        stored = made.get(name)
         if stored != value:
             raise WmddError(f"{path} was made with {name} {stored}, the student asks for {value}; make them agree")

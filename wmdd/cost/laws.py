@@ -160,28 +160,33 @@ def distance(s: Scene) -> Work:
 
 
 def relabel(s: Scene) -> Work:
-    """Return the work of a look of the teacher at every view whose labels are kept."""
-    settings = s.settings("relabel")
+    """Return the work of a look of every teacher of the labels at every view whose labels are kept."""
+    settings, teachers = s.settings("relabel"), s.teachers_of_labels()
     seen, label = settings.labelled * s.images, bytes_of_view(settings, s.classes)
-    labelled = s.forward(seen, s.teacher, min(s.images, settings.batch_size))
-    memory = 1.25 * s.bytes + 16 * s.images * s.classes + 2 * s.teacher.bytes
+    size = settings.statistics_batch if settings.statistics == "batch" else settings.batch_size
+    labelled = [s.forward(seen, teacher, min(s.images, size)) for teacher in teachers]
+    memory = 1.25 * s.bytes + 16 * s.images * s.classes + 2 * sum(teacher.bytes for teacher in teachers)
     moved = seen * (4 * s.pixels + label)
-    return replace(labelled, moved=moved, disk=seen * label, memory=memory, passed=2 * labelled.passed)
+    return replace(
+        labelled[0], images=sum(work.images for work in labelled), flop=sum(work.flop for work in labelled), moved=moved,
+        disk=seen * label, memory=memory, passed=2 * max(work.passed for work in labelled),
+    )  # fmt: skip
 
 
 def student(s: Scene) -> Work:
     """Return the work of training the students of a job side by side."""
     settings, labels, together = s.settings("student"), s.settings("relabel"), s.experiment.file.runs_per_job
     source = labels.store if settings.labels == "soft" else "hard"
-    teacher = s.teacher if source == "online" else NOTHING
+    teachers = s.teachers_of_labels() if source == "online" else [NOTHING]
     label = bytes_of_view(labels, s.classes) if source not in ("online", "hard") else 0
     network, looks, size = s.counts(settings), evaluations(settings), min(s.images, settings.batch_size)
     seen, evaluated = settings.epochs * s.images, looks * s.val
-    step = s.step_bytes(size, network) + (s.forward_bytes(size, teacher) if source == "online" else 0)
+    step = s.step_bytes(size, network)
+    step += max(s.forward_bytes(size, teacher) for teacher in teachers) if source == "online" else 0
     memory, seconds = s.whitening(settings.whiten)
     return Work(
         images=together * (seen + evaluated), steps=together * settings.epochs * batches(s.images, settings.batch_size),
-        flop=together * (seen * (3 * network.flop + teacher.flop) + evaluated * network.flop),
+        flop=together * (seen * (3 * network.flop + sum(t.flop for t in teachers)) + evaluated * network.flop),
         moved=together * (seen * (4 * s.pixels + label) + evaluated * s.pixels),
         memory=memory + 1.25 * s.bytes + s.pictures.held(s.val) + 16 * EVALUATED * s.pixels
         + 6 * together * network.bytes + 8 * s.images * s.classes,

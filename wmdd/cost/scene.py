@@ -117,6 +117,11 @@ class Scene:
         """The teacher's counts."""
         return self.counts(self.network)
 
+    def teachers_of_labels(self) -> list[Counts]:
+        """Return the counts of the teachers of the labels, the distillation's own first."""
+        names = self.settings("relabel").teachers
+        return [self.teacher, *(self.counts(self.settings("teacher", teacher=name)) for name in names)]
+
     @cached_property
     def coder(self) -> Coder:
         """The generator of the cell, or of its method, with what encodes for it."""

@@ -1,11 +1,13 @@
 """Random views of images, drawn for a whole data set at once and replayed exactly from a seed.
 
-A draw holds, for each of N images: a crop box, a flip, and (CutMix) a partner and a pasted box. It does not depend on
-batches, so teacher and student, or two batch sizes, see the same views.
+A draw holds, for each of N images: an order of its patches, a crop box, a flip, and (CutMix) a partner and a pasted box. It
+does not depend on batches, so teacher and student, or two batch sizes, see the same views.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,17 +25,23 @@ class Views:
     partner: Tensor  # [N] int64; the image itself where nothing is mixed
     paste: Tensor  # [N, 4]; the part of the view that comes from the partner
     mixed: bool = True  # whether any view may have such a part
+    patches: Tensor | None = (
+        None  # [N, 2, F] int64: the new places of the F rows and F columns of patches; None: the old ones
+    )
 
     def of(self, index: Tensor) -> "Views":
         """Return the views of some of the images."""
-        return replace(
-            self, crop=self.crop[index], flip=self.flip[index], partner=self.partner[index], paste=self.paste[index]
-        )
+        return self._each(lambda part: part[index])
 
     def to(self, device: torch.device) -> "Views":
         """Return a copy elsewhere."""
-        crop, flip, partner, paste = (v.to(device) for v in (self.crop, self.flip, self.partner, self.paste))
-        return Views(crop, flip, partner, paste, self.mixed)
+        return self._each(lambda part: part.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Views":
+        parts: dict[str, Any] = {
+            name: change(part) if isinstance(part, Tensor) else part for name, part in vars(self).items()
+        }
+        return Views(**parts)
 
     def pasted(self, height: int, width: int) -> Tensor:
         """Return the pasted boxes in whole pixels, [N, 4]: first row, first column, and the ones behind the last."""
@@ -78,8 +86,10 @@ def shifted(generator: torch.Generator, count: int, pixels: int, resolution: int
     return torch.cat([offset.double(), torch.ones(count, 2, dtype=torch.float64)], 1)
 
 
-def draw(generator: torch.Generator, count: int, scale: tuple[float, float], flip: bool, mix: str = "none") -> Views:
-    """Draw random resized crops, mirror images and CutMix partners for `count` images.
+def draw(
+    generator: torch.Generator, count: int, scale: tuple[float, float], flip: bool, mix: str = "none", patches: int = 1
+) -> Views:
+    """Draw random resized crops, mirror images, CutMix partners and orders of `patches` x `patches` patches for `count` images.
 
     CutMix (Yun et al. 2019, alpha = 1) with a partner and a box for each image; the published relabelling draws one box
     for a batch, which would tie the labels to the batch size.
@@ -96,7 +106,28 @@ def draw(generator: torch.Generator, count: int, scale: tuple[float, float], fli
         end = (centre + side[:, None] / 2).clamp(0, 1)
         partner = torch.randperm(count, generator=generator)
         views = replace(views, partner=partner, paste=torch.cat([start, end - start], 1), mixed=True)
+    if patches > 1:
+        orders = torch.rand(count, 2, patches, generator=generator, dtype=torch.float64).argsort(2)
+        views = replace(views, patches=orders)
     return views
+
+
+def shuffled(images: Tensor, places: Tensor) -> Tensor:
+    """Return images [B, 3, H, W] whose rows and columns of patches have moved to their new `places` [B, 2, F].
+
+    The patches of RDED's ShufflePatches: strips of floor(side / F) pixels, of which the last takes what is left; all columns
+    change their order, then all rows.
+    """
+    down, across = (_sources(places[:, axis], images.shape[2 + axis]) for axis in (0, 1))
+    rows = images.gather(2, down[:, None, :, None].expand(images.shape))
+    return rows.gather(3, across[:, None, None, :].expand(images.shape))
+
+
+def _sources(places: Tensor, side: int) -> Tensor:
+    """Return which pixel of a side goes to each place, [B, side], when its strips go to `places` [B, F]."""
+    count = places.shape[1]
+    strip = (torch.arange(side, device=places.device) // max(side // count, 1)).clamp(max=count - 1)
+    return places[:, strip].argsort(dim=1, stable=True)
 
 
 def apply(images: Tensor, views: Views, index: Tensor, padded: bool = False) -> Tensor:
@@ -119,7 +150,11 @@ def apply(images: Tensor, views: Views, index: Tensor, padded: bool = False) -> 
 
 
 def _crop(images: Tensor, views: Views, padded: bool) -> Tensor:
-    """Cut and enlarge boxes of [B, 3, H, W] by one bilinear sampling, whose places are float32 under autocast, too."""
+    """Cut and enlarge boxes of [B, 3, H, W] by one bilinear sampling, whose places are float32 under autocast, too.
+
+    Patches are put into their order before.
+    """
+    images = images if views.patches is None else shuffled(images, views.patches)
     top, left, height, width = views.crop.double().unbind(1)
     across = _places(left, width, images.shape[3])
     across = torch.where(views.flip[:, None], across.flip(1), across)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
-from inspect import unwrap
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
@@ -13,20 +12,10 @@ from torch import Tensor, nn
 
 from wmdd.base.errors import WmddError, one_line
 from wmdd.base.threads import in_order
+from wmdd.networks.optimizers import OPTIMIZERS, Together
 
 if TYPE_CHECKING:
     from wmdd.settings.engine import EngineSettings
-
-
-def _eager(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
-    """Return an optimiser that never imports torch's compiler (1.2 s, 150 MB); what is compiled here is never its step.
-
-    torch wraps some methods to keep the compiler out of them, and `step` to take it without gradients.
-    """
-    names = ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict")
-    methods = {name: unwrap(getattr(kind, name)) for name in names}
-    return type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(methods["step"])})
-
 
 N = TypeVar("N", bound=nn.Module)
 T = TypeVar("T")
@@ -35,7 +24,6 @@ Function = Callable[..., Tensor]
 # images, and pixels of them, that a pass takes; measured in docs/engine.md on CPU
 AT_ONCE = {"cpu": (128, 2**21), "cuda": (2**14, 2**24)}
 WORK = 2e16  # FLOP from which compiling (about a minute) is repaid by what it saves on a GPU
-OPTIMIZERS = {kind.__name__.lower(): _eager(kind) for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)}
 WARM = 3  # calls before a CUDA graph is captured: kernels are chosen, compiled and given their memory in the first ones
 
 
@@ -127,14 +115,18 @@ class Engine:
             yield done.result()
 
     def optimizer(self, kind: str, parameters: list[Tensor], lr: float, **options: Any) -> torch.optim.Optimizer:
-        """Return SGD, Adam or AdamW over float32 tensors; see `set_rate`."""
+        """Return SGD, Adam, AdamW, or Muon with AdamW for vectors, over float32 tensors; see `set_rate`."""
+        if kind == "muon" and any(p.ndim < 2 for p in parameters):
+            decay = options["weight_decay"]
+            parts = [self.optimizer("muon", [p for p in parameters if p.ndim >= 2], lr, **options)]
+            parts += [self.optimizer("adamw", [p for p in parameters if p.ndim < 2], lr, weight_decay=decay)]
+            return cast(torch.optim.Optimizer, Together(parts))
         optimizer: Any = OPTIMIZERS[kind]
-        if not self.fast:
-            return cast(torch.optim.Optimizer, optimizer(parameters, lr=lr, **options))
-        options |= {"capturable": True} if self.graphs and kind != "sgd" else {}
         # a rate in memory, so that what was captured once follows the schedule
         rate = torch.tensor(lr, device=self.device) if self.graphs else lr
-        return cast(torch.optim.Optimizer, optimizer(parameters, lr=rate, fused=True, **options))
+        if self.fast and kind != "muon":
+            options |= {"fused": True} | ({"capturable": True} if self.graphs and kind != "sgd" else {})
+        return cast(torch.optim.Optimizer, optimizer(parameters, lr=rate, **options))
 
     def compiled(self, function: Function, work: float) -> Function:
         """Return a function, compiled by torch where that is worth `work` FLOP; what it cannot compile runs as it is."""

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from wmdd.networks.distributed import unsent
 from wmdd.networks.engine import Engine, resume, set_rate
+from wmdd.networks.losses import LossOf
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from wmdd.networks.training import Batch
     from wmdd.settings.network import OptimisationSettings
 
-LossOf = Callable[[Tensor, Tensor], Tensor]  # of logits [B, C] and targets: one loss for each image [B]
 Stepped = Callable[[int, Tensor], None]  # is told the steps of the epoch so far, and the sum of their losses
 
 
@@ -39,7 +39,7 @@ class Trained:
         average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
         parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
         options: dict[str, Any] = {"weight_decay": settings.weight_decay}
-        if settings.optimizer == "sgd":
+        if settings.optimizer in ("sgd", "muon"):
             options |= {"momentum": settings.momentum, "nesterov": settings.momentum > 0}
         return cls(network, engine.optimizer(settings.optimizer, parameters, settings.lr, **options), average, [])
 

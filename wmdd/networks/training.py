@@ -1,4 +1,4 @@
-"""The training loop that all networks share: schedule, epochs, evaluation, checkpoints, losses."""
+"""The training loop that all networks share: schedule, epochs, evaluation, checkpoints."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -7,16 +7,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmdd.base.errors import WmddError
 from wmdd.networks.context import Context
 from wmdd.networks.distributed import ALONE, World
 from wmdd.networks.engine import Engine
+from wmdd.networks.losses import LossOf
 from wmdd.networks.models import normalise
 from wmdd.networks.normalisation import Normalisation
-from wmdd.networks.steps import Epoch, LossOf, Trained, side_by_side, stepper
+from wmdd.networks.steps import Epoch, Trained, side_by_side, stepper
 
 if TYPE_CHECKING:
     from wmdd.datasets.loader import Pictures
@@ -215,27 +215,3 @@ def _end_epoch(
     trained.history.append(entry)
     if each is not None:
         each(trained.networks[-1])
-
-
-def own_loss(losses: Tensor, targets: Tensor) -> Tensor:
-    """Return the losses [B] of a network that computes its own; it has no use for targets."""
-    return losses
-
-
-def cross_entropy(smoothing: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the loss for labels [B] or class probabilities [B, C], one value an image."""
-    return lambda logits, targets: F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
-
-
-def distillation(temperature: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return KL(softmax(teacher / T) || softmax(student / T)), one value an image.
-
-    Without the factor T^2 of Hinton et al. 2015, as SRe2L and WMDD run it; Adam's steps hardly depend on the scale.
-    """
-
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        student = F.log_softmax(logits / temperature, 1)
-        teacher = F.log_softmax(targets.float() / temperature, 1)
-        return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
-
-    return loss

@@ -47,10 +47,12 @@ class Settings(BaseModel):
 def flags(*parts: Settings) -> str:
     """Return settings as sorted command-line flags, so that equal settings are equal text whatever their order in a file.
 
-    What is not set (None) has no flag.
+    What is not set (None) and an empty list have no flag.
     """
     values = {name: value for part in parts for name, value in part.model_dump(mode="json").items()}
-    return " ".join(_flag(name.replace("_", "-"), values[name]) for name in sorted(values) if values[name] is not None)
+    return " ".join(
+        _flag(name.replace("_", "-"), values[name]) for name in sorted(values) if values[name] not in (None, [])
+    )
 
 
 def _flag(name: str, value: Any) -> str:

@@ -8,6 +8,8 @@ from pydantic import Field
 from wmdd.base.errors import WmddError
 from wmdd.settings.base import Count, Fraction, NonNegative, Positive, Settings
 
+Optimizer = Literal["sgd", "adam", "adamw", "muon"]
+
 
 class NetworkSettings(Settings):
     """A network; the number of classes and the input size come from the data."""
@@ -25,14 +27,21 @@ class NetworkSettings(Settings):
     pooling: Literal["avg", "max", "none"] = Field("avg", description="of a ConvNet's blocks")
 
 
+def has_batchnorm(network: NetworkSettings) -> bool:
+    """Return whether a network of this package has BatchNorm; of one of another library it is assumed."""
+    if network.architecture.startswith("convnet"):
+        return network.norm == "batch"
+    return network.architecture != "vit-tiny"
+
+
 class OptimisationSettings(Settings):
     """Stochastic gradient descent, shared by all networks that are trained."""
 
     epochs: Count = Field(50, description="passes over the training set")
     batch_size: Count = Field(128, description="images a step, at most; over all GPUs")
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Optimizer = Field("sgd", description="muon: for the matrices and filters, and AdamW for the rest")
     lr: Positive = Field(0.1, description="peak learning rate")
-    momentum: Fraction = Field(0.9, description="SGD only, Nesterov")
+    momentum: Fraction = Field(0.9, description="SGD and Muon only, Nesterov (Muon published: 0.95)")
     weight_decay: NonNegative = 5e-4
     warmup_epochs: NonNegative = Field(0, description="linear rise of the learning rate")
     schedule: Literal["cosine", "step", "constant"] = Field(

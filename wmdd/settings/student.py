@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from cyclopts import Parameter
 from pydantic import Field
 
-from wmdd.settings.base import Count, NonNegative, Positive, Settings, Shares
-from wmdd.settings.network import TrainingSettings
+from wmdd.settings.base import NAME, Count, NonNegative, Positive, Settings, Shares
+from wmdd.settings.network import Optimizer, TrainingSettings
 
 
 class AugmentationSettings(Settings):
@@ -20,23 +21,49 @@ class AugmentationSettings(Settings):
     crop_scale: Shares = Field((0.08, 1.0), description="RandomResizedCrop, share of the area")
     flip: bool = Field(True, description="mirror with probability 1/2")
     mix: Literal["cutmix", "none"] = "cutmix"
+    patches: Count = Field(
+        1,
+        description="before the crop, cut the image into so many rows and columns and put both in a random order (RDED's "
+        "ShufflePatches); 1: as it is",
+    )
 
 
 class LabelSettings(AugmentationSettings):
-    """What the relabel stage and the student must agree on: the views, and where their soft labels are."""
+    """What the relabel stage and the student must agree on: the views, whose soft labels they have, and where these are."""
 
     store: Literal["stored", "pruned", "online"] = Field(
         "stored",
         description="stored: the logits of all views, float16; pruned: the largest ones in 8 bits, of fewer epochs; online: no "
         "file, the student asks the teacher",
     )
+    teachers: Annotated[
+        tuple[Annotated[str, Field(pattern=f"^{NAME}$")], ...], Parameter(consume_multiple=True, negative=())
+    ] = Field(
+        (),
+        description="further teachers beside the distillation's own; the labels are the mean of all logits (EDC, CV-DD)",
+    )
+    statistics: Literal["running", "batch"] = Field(
+        "running",
+        description="of the teachers' BatchNorm: running, or of the batch of views that is labelled together (BSSL of CV-DD "
+        "and FADRM)",
+    )
+    statistics_batch: int = Field(
+        8,
+        ge=2,
+        description="statistics batch: views of a batch, drawn anew each epoch; the labels depend on it (FADRM: 8)",
+    )
+
+    @classmethod
+    def unused(cls, values: dict[str, Any]) -> Collection[str]:
+        """Return the size of batches, where the teacher is asked about each view alone."""
+        return () if values.get("statistics") == "batch" else ("statistics_batch",)
 
 
 class RelabelSettings(LabelSettings):
     """Soft labels of augmented views (FKD, SRe2L's relabel stage), kept whole, pruned or not at all."""
 
     epochs: Count = Field(300, description="views of every image, one a student epoch; at least the student's epochs")
-    batch_size: Count = Field(256, description="images a forward pass; does not change the result")
+    batch_size: Count = Field(256, description="statistics running: images a forward pass; does not change the result")
     keep_epochs: float = Field(
         0.25,
         gt=0,
@@ -61,8 +88,9 @@ class RelabelSettings(LabelSettings):
 
     @classmethod
     def unused(cls, values: dict[str, Any]) -> Collection[str]:
-        """Return the settings of the pruning, where labels are not pruned."""
-        return () if values.get("store") == "pruned" else ("keep_epochs", "top_k", "temperature")
+        """Return the settings of the pruning, where labels are not pruned, and those of labels of any store."""
+        of_pruning = () if values.get("store") == "pruned" else ("keep_epochs", "top_k", "temperature")
+        return (*of_pruning, *super().unused(values))
 
 
 class WeightsSettings(Settings):
@@ -80,13 +108,33 @@ class StudentSettings(TrainingSettings, WeightsSettings):
 
     epochs: Count = Field(300, description="passes over the distilled set")
     batch_size: Count = Field(100, description="images a step, at most")
-    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    optimizer: Optimizer = "adamw"
     lr: Positive = Field(1e-3, description="peak learning rate")
     weight_decay: NonNegative = 0.01
     labels: Literal["soft", "hard"] = Field(
         "soft", description="soft: the teacher's; hard: the class, or the labels that the method learned (MTT)"
     )
-    temperature: Positive = Field(20.0, description="of the softmax on both sides (WMDD, SRe2L: 20)")
+    loss: Literal["kl", "mse", "mse+ce", "cosine"] = Field(
+        "kl",
+        description="soft labels: kl; mse of the logits; mse+ce: that and the cross-entropy of the class (MSE-GT of EDC); "
+        "cosine: of the logits and the class (GIFT)",
+    )
+    hard_weight: NonNegative = Field(
+        0.025,
+        description="of the class: in mse+ce the weight of the cross-entropy (EDC: 0.025), in cosine gamma (GIFT: 0.1)",
+    )
+    temperature: Positive = Field(20.0, description="kl: of the softmax on both sides (WMDD, SRe2L: 20)")
+    student_temperature: Positive | None = Field(
+        None, description="kl: of the student's side alone (LPQLD begins at 1); unless set, temperature"
+    )
+    temperature_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="kl: factor of the labels' temperature every temperature_epochs (LPQLD: 0.7); 1: it stays",
+    )
+    temperature_epochs: Count = Field(30, description="epochs between two falls of the temperature (LPQLD: 30)")
+    temperature_floor: Positive = Field(2.0, description="it falls no further than this (LPQLD: 2)")
     learned_lr: bool = Field(
         False, description="take the learning rate that the method learned, if it did (MTT), as lr"
     )
@@ -94,3 +142,18 @@ class StudentSettings(TrainingSettings, WeightsSettings):
     evaluate_every: Count = Field(
         50, description="epochs between two looks at the validation set; the last always counts"
     )
+
+    @classmethod
+    def unused(cls, values: dict[str, Any]) -> Collection[str]:
+        """Return the settings of soft labels, losses and temperatures that the labels and the loss leave without a use."""
+        loss = None if values.get("labels") == "hard" else values.get("loss", "kl")
+        falls = loss == "kl" and values.get("temperature_decay", 1.0) != 1
+        uses = {
+            "loss": loss is not None,
+            "hard_weight": loss in ("mse+ce", "cosine"),
+            "student_temperature": loss == "kl",
+            "temperature_decay": loss == "kl",
+            "temperature_epochs": falls,
+            "temperature_floor": falls,
+        }
+        return [name for name, used in uses.items() if not used]

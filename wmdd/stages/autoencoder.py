@@ -12,7 +12,8 @@ from wmdd.generators import vae
 from wmdd.generators.generator import Autoencoder
 from wmdd.networks.context import Context
 from wmdd.networks.engine import Engine
-from wmdd.networks.training import Batch, batches_of, fit, own_loss
+from wmdd.networks.losses import own_loss
+from wmdd.networks.training import Batch, batches_of, fit
 
 if TYPE_CHECKING:
     from wmdd.datasets.loader import Pictures

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from wmdd.base.rng import generator
 from wmdd.generators import denoiser
 from wmdd.networks.context import Context
-from wmdd.networks.training import Batch, batches_of, fit, own_loss
+from wmdd.networks.losses import own_loss
+from wmdd.networks.training import Batch, batches_of, fit
 
 if TYPE_CHECKING:
     from wmdd.settings.latent import DiffusionSettings

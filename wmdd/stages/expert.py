@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from wmdd.base.rng import generator
 from wmdd.networks import siamese
 from wmdd.networks.context import Context, Keeper
+from wmdd.networks.losses import cross_entropy
 from wmdd.networks.models import build, normalise
 from wmdd.networks.normalisation import Normalisation
-from wmdd.networks.training import Batch, batches_of, cross_entropy, evaluate, fit
+from wmdd.networks.training import Batch, batches_of, evaluate, fit
 from wmdd.networks.whitening import Whitened, Whitening
 
 if TYPE_CHECKING:

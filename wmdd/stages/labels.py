@@ -57,6 +57,9 @@ class Labels:
     teacher: nn.Module | None = None  # takes the views as the student does, but never whitened
     turn: Callable[[int], int] = lambda epoch: epoch  # the epoch that is shown: itself, or one that comes again
     epochs: float = math.inf  # for which there are labels
+    statistics_batch: int = (
+        0  # of a teacher that is asked: views that share the statistics of its BatchNorm; 0: running ones
+    )
 
     @property
     def soft(self) -> bool:
@@ -114,9 +117,21 @@ def hard(seed: int) -> Labels:
     return Labels(lambda epoch: seed_of_views(seed, epoch))
 
 
-def online(seed: int, teacher: nn.Module) -> Labels:
+def online(seed: int, teacher: nn.Module, statistics_batch: int = 0) -> Labels:
     """Return the labels of a teacher that is asked as the student goes; the views are those of the stored ones."""
-    return Labels(lambda epoch: seed_of_views(seed, epoch), teacher=teacher)
+    return Labels(lambda epoch: seed_of_views(seed, epoch), teacher=teacher, statistics_batch=statistics_batch)
+
+
+class Committee(nn.Module):
+    """Several teachers that speak as one: the mean of their logits."""
+
+    def __init__(self, teachers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.teachers = nn.ModuleList(teachers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the mean logits [B, C], float32."""
+        return torch.stack([teacher(images).float() for teacher in self.teachers]).mean(0)
 
 
 class Renormalised(nn.Module):

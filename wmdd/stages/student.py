@@ -14,12 +14,21 @@ from wmdd.base.rng import generator
 from wmdd.networks import siamese
 from wmdd.networks.context import Context
 from wmdd.networks.engine import Engine, flop
+from wmdd.networks.losses import OF_THE_CLASS, LossOf, cosine, cross_entropy, distillation, squared_error
 from wmdd.networks.models import Network, build
 from wmdd.networks.normalisation import Normalisation
-from wmdd.networks.training import Batch, batches_of, cross_entropy, distillation, evaluate, fit_all
+from wmdd.networks.training import Batch, batches_of, evaluate, fit_all
 from wmdd.networks.whitening import Whitened, Whitening
 from wmdd.stages.labels import Labels
-from wmdd.stages.relabel import AnyViews, ask, seen, views_of
+from wmdd.stages.relabel import (
+    AnyViews,
+    ask,
+    batches_of_labels,
+    logits_of_epoch,
+    seen,
+    use_batch_statistics,
+    views_of,
+)  # fmt: skip
 from wmdd.stages.shown import Shown
 
 if TYPE_CHECKING:
@@ -53,6 +62,23 @@ def mixed(own: Tensor, views: AnyViews, side: int) -> Tensor:
     return kept * own + (1 - kept) * own[views.partner]
 
 
+def loss_of(settings: "StudentSettings", soft: bool) -> LossOf:
+    """Return the loss of a student of soft or hard labels."""
+    if not soft:
+        return cross_entropy()
+    if settings.loss == "kl":
+        return distillation(settings.temperature, settings.student_temperature)
+    if settings.loss == "cosine":
+        return cosine(settings.hard_weight)
+    return squared_error(settings.hard_weight if settings.loss == "mse+ce" else 0.0)
+
+
+def temperature_of(settings: "StudentSettings", epoch: int) -> float:
+    """Return the temperature of the labels in an epoch: max(floor, T decay^(epoch // every)), and never above T (LPQLD)."""
+    fallen = settings.temperature * settings.temperature_decay ** (epoch // settings.temperature_epochs)
+    return max(fallen, min(settings.temperature_floor, settings.temperature))
+
+
 def train(
     images: Tensor,
     own: Tensor,
@@ -71,8 +97,9 @@ def train(
 ) -> list[tuple[Network, list[dict[str, float]]]]:
     r"""Train students of one distilled set side by side and return each with its history.
 
-    The loss is 1/B \sum_i w_i KL(softmax(t_i / T) || softmax(s_i / T)) over the views of a batch, t the teacher's logits, or
-    the cross-entropy with hard labels. The weights w [N], given on any scale, have mean 1 over the set.
+    The loss is 1/B \sum_i w_i l(s_i, t_i) over the views of a batch, s the student's logits and t the teacher's, with l one of
+    `wmdd.networks.losses`, or the cross-entropy with hard labels. The weights w [N], given on any scale, have mean 1 over the
+    set. A loss that sees the class sees that of the image itself, whatever is pasted into the view (as EDC's code does).
 
     The set is images [N, 3, R, R]; `own` are their classes [N], or probabilities [N, C] that a method learned. `labels`
     hold the seed of each epoch's views. `whitening` is that of the real training images, if students see whitened ones; the
@@ -89,16 +116,17 @@ def train(
     networks = [engine.place(build(settings, classes, side, generator("student", "weights", seed, n))) for n in runs]
     if labels.teacher is not None:
         engine.place(labels.teacher).eval()
+        if labels.statistics_batch:
+            use_batch_statistics(labels.teacher)
     white = None if whitening is None else whitening.to(engine.device)
     own = F.one_hot(own, classes).float() if own.ndim == 1 else own
     shown = shown or Shown.all_of(images)
     place = engine.device if shown.everything else images.device  # what an epoch leaves out stays where it is
     images, own, share = (part.to(place) for part in (images, own, weights / weights.mean()))
-    lesson = _Lesson(images, own, share, shown, labels, normalisation, white, augmentation, engine)
+    lesson = _Lesson(images, own, share, shown, labels, normalisation, white, augmentation, settings, engine)
     size = settings.batch_size
     epochs_of = [lesson.of(network, size, seed, run) for network, run in zip(networks, runs, strict=True)]
-    loss = distillation(settings.temperature) if labels.soft else cross_entropy()
-    steps = shown.steps(size)
+    loss, steps = loss_of(settings, labels.soft), shown.steps(size)
     work = 3 * flop(networks[0], side) * shown.count * settings.epochs if engine.graphs else 0
 
     def validate(network: nn.Module) -> dict[str, float]:
@@ -109,10 +137,11 @@ def train(
 
 
 class _Epoch(NamedTuple):
-    """The images that an epoch shows, with their weights, views, and labels (None: a teacher is to be asked), on the device."""
+    """The images that an epoch shows, their own labels, weights and views, and labels of these (None: a teacher is asked)."""
 
     number: int
     images: Tensor
+    own: Tensor
     share: Tensor
     views: AnyViews
     targets: Tensor | None
@@ -130,6 +159,7 @@ class _Lesson:
     normalisation: Normalisation
     whitening: Whitening | None
     augmentation: "AugmentationSettings"
+    settings: "StudentSettings"
     engine: Engine
     _epoch: _Epoch | None = None  # that the students are in
     _lock: Lock = field(default_factory=Lock)
@@ -139,7 +169,7 @@ class _Lesson:
         ask_teacher = self.engine.captured(self._logits_of)  # of its own: its answers last to the next question
 
         def batches(epoch: int, begin: int) -> Iterator[Batch]:
-            _, images, share, views, targets = self._epoch_of(epoch)
+            _, images, own, share, views, targets = self._epoch_of(epoch)
             order = torch.randperm(len(images), generator=generator("student", "order", seed, run, epoch))
             steps = batches_of(order.to(self.engine.device), size)
             at_once = max(1, self.engine.at_once(self.images.shape[-1]) // len(steps[0]))  # small steps share a call
@@ -154,7 +184,8 @@ class _Lesson:
                     zip(shown.split(sizes), asked_about.split(sizes), parts, strict=True), first
                 ):
                     if step >= begin:
-                        yield Batch(x, ask_teacher(question) if targets is None else targets[i], share[i])
+                        answer = ask_teacher(question) if targets is None else targets[i]
+                        yield Batch(x, self._targets_of(answer, own[i], epoch), share[i])
 
         return batches
 
@@ -171,15 +202,29 @@ class _Lesson:
                 turn, device = self.labels.turn(epoch), self.engine.device
                 images, own, share = (self.shown.part(v, turn, device) for v in (self.images, self.own, self.share))
                 views = views_of(self.augmentation, len(own), self.labels.seed(epoch)).to(device)
-                self._epoch = _Epoch(epoch, images, share, views, self._targets(epoch, own, views))
+                self._epoch = _Epoch(epoch, images, own, share, views, self._targets(epoch, images, own, views))
                 if device.type == "cuda":  # the students' streams may read it at once
                     torch.cuda.current_stream().synchronize()
             return self._epoch
 
-    def _targets(self, epoch: int, own: Tensor, views: AnyViews) -> Tensor | None:
+    def _targets(self, epoch: int, images: Tensor, own: Tensor, views: AnyViews) -> Tensor | None:
         if self.labels.logits is not None:
             return self.labels.logits(epoch).to(self.engine.device)
-        return None if self.labels.soft else mixed(own, views, self.images.shape[-1])
+        if self.labels.teacher is not None and self.labels.statistics_batch:  # not of the student's batches
+            batches = batches_of_labels(self.labels.seed(epoch), len(own), self.labels.statistics_batch)
+            teacher = self.labels.teacher
+            return logits_of_epoch(teacher, images, views, self.normalisation, batches, self.engine)
+        return None if self.labels.soft else mixed(own, views, images.shape[-1])
+
+    def _targets_of(self, labels: Tensor, own: Tensor, epoch: int) -> Tensor:
+        """Return what the loss takes in an epoch, of labels [B, C] of views and those of the images themselves."""
+        if not self.labels.soft:
+            return labels
+        if self.settings.temperature_decay < 1:  # softmax(t T / T_e / T) = softmax(t / T_e)
+            labels = labels.float() * (self.settings.temperature / temperature_of(self.settings, epoch))
+        if self.settings.loss not in OF_THE_CLASS:
+            return labels
+        return torch.cat([labels.float(), own], 1)
 
     def _logits_of(self, shown: Tensor) -> Tensor:
         assert self.labels.teacher is not None

@@ -13,9 +13,10 @@ from wmdd.base.rng import generator
 from wmdd.networks import augment
 from wmdd.networks.context import Context
 from wmdd.networks.distributed import ALONE, parts_of, shared_statistics
+from wmdd.networks.losses import cross_entropy
 from wmdd.networks.models import Network, build, normalise
 from wmdd.networks.normalisation import Normalisation
-from wmdd.networks.training import Batch, batches_of, cross_entropy, evaluate, fit
+from wmdd.networks.training import Batch, batches_of, evaluate, fit
 
 if TYPE_CHECKING:
     from wmdd.datasets.loader import Pictures

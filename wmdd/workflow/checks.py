@@ -8,6 +8,7 @@ from wmdd.base.errors import WmddError
 from wmdd.generators import pipeline_folder
 from wmdd.networks import foreign_weights
 from wmdd.settings.latent import GeneratorSettings
+from wmdd.settings.network import has_batchnorm
 from wmdd.settings.student import RelabelSettings, StudentSettings
 from wmdd.settings.teacher import TeacherSettings
 from wmdd.workflow.experiment_file import GENERATOR_STAGES, presets
@@ -16,6 +17,7 @@ from wmdd.workflow.stages import STAGES, TARGETS, stage_of
 
 if TYPE_CHECKING:
     from wmdd.workflow.experiment import Experiment
+    from wmdd.workflow.layout import Cell
 
 LARGEST_WHITENED = 64  # px: wmdd.networks.whitening, which imports torch
 
@@ -50,6 +52,9 @@ def check(experiment: "Experiment") -> None:
         _check_whitening(experiment, dataset, settings.whiten, f"protocol {protocol} on {dataset}: ")
         if settings.labels == "soft":
             _check_labels(labels, settings, f"protocol {protocol} on {dataset}: ")
+    for run in runs:
+        if experiment.settings("student", run).labels == "soft":
+            _check_teachers_of_labels(experiment, run)
 
 
 def _check_names(experiment: "Experiment") -> None:
@@ -171,11 +176,30 @@ def _check_labels(labels: RelabelSettings, student: StudentSettings, where: str)
         raise WmddError(
             f"{where}student.epochs {student.epochs} exceeds relabel.epochs {labels.epochs}; raise the latter"
         )
+    if labels.store == "pruned" and student.temperature_decay < 1:
+        raise WmddError(
+            f"{where}pruned labels hold for one temperature, but student.temperature_decay is {student.temperature_decay:g}; "
+            "set relabel.store: stored, or temperature_decay: 1"
+        )
     if labels.store == "pruned" and student.temperature != labels.temperature:
         raise WmddError(
             f"{where}the labels are pruned for relabel.temperature {labels.temperature:g} but student.temperature is "
             f"{student.temperature:g}; make them agree"
         )
+
+
+def _check_teachers_of_labels(experiment: "Experiment", run: "Cell") -> None:
+    """Refuse teachers of labels that are unknown, can't be made, are named twice, or have no batch whose statistics to take."""
+    labels, where = experiment.settings("relabel", run), f"protocol {run.protocol}: relabel."
+    names = [run.teacher, *labels.teachers]
+    teachers = [experiment.settings("teacher", run.having(teacher=name)) for name in names]
+    for place, name in enumerate(names[1:], 1):
+        if name in names[:place]:
+            first = "the distillation's own teacher" if name == run.teacher else "named before"
+            raise WmddError(f"{where}teachers names {name}, which is {first}; leave it out")
+        _check_teacher(teachers[place], f"teacher {name} on {run.dataset}: ")
+    if labels.statistics == "batch" and not any(has_batchnorm(teacher) for teacher in teachers):
+        raise WmddError(f"{where}statistics is batch, but {', '.join(names)} have no BatchNorm; set it to running")
 
 
 def _prefixed(where: str, check: Any, *values: Any) -> None:

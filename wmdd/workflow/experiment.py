@@ -2,7 +2,8 @@
 
 Precedence, weakest first: a setting's default; the presets that come with the package (`presets.yaml` and the datasets of
 `datasets.yaml`); the user's file. Within presets and within the file: the stage's own section < the dataset's < the
-teacher's < the generator's < the experts' < the method's < the protocol's < the student's, each entry's base before it.
+teacher's < the generator's < the experts' < the method's < the protocol's < the student's, each entry's base before it. What
+a protocol says of small images stands over what the same entry says of all.
 """
 
 import difflib
@@ -246,12 +247,20 @@ class Experiment:
                     entry = layer.entries(kind + "s").get(name)
                     # A teacher's entry holds its settings itself, others in a section for each stage.
                     values |= values_set(entry if kind == stage else getattr(entry, stage, None))
+                    for part in self._of_side(entry, names) if kind == "protocol" else ():
+                        values |= values_set(getattr(part, stage, None))
         fields = SETTINGS[stage].model_fields  # entries have keys of the workflow beside those of the stage
         try:
             return SETTINGS[stage](**{name: value for name, value in values.items() if name in fields})
         except ValidationError as error:
             mistake = first_mistake(error, SETTINGS[stage])
             raise WmddError(f"settings of {stage} for {', '.join(names.values())}: {mistake}") from None
+
+    def _of_side(self, protocol: Any, names: Mapping[str, str]) -> list[Any]:
+        """Return what an entry of a protocol says of images as small as those of the dataset."""
+        side = self.resolve("data", dataset=names["dataset"]).side if "dataset" in names else 0
+        bounds = {"up_to_64px": 64, "up_to_32px": 32}
+        return [getattr(protocol, key, None) for key, bound in bounds.items() if 0 < side <= bound]
 
     def replaced(self) -> list[str]:
         """Say which settings of the presets of methods the file's more general sections replace, a line each.

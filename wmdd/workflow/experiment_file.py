@@ -122,6 +122,10 @@ class MethodEntry(_OfMethodStages):
 class ProtocolEntry(_OfProtocolStages):
     """How distilled images are labelled and students trained on them."""
 
+    up_to_64px: _OfProtocolStages | None = Field(
+        None, description="what differs where the side of the data's images is known to be at most 64 pixels"
+    )
+    up_to_32px: _OfProtocolStages | None = Field(None, description="what differs from that at up to 32 pixels")
     base: Name | None = Field(None, description="the protocol whose settings this one starts from")
 
 

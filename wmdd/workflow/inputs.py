@@ -14,7 +14,7 @@ from typing import Any
 from wmdd.settings import catalogue
 from wmdd.settings.base import Settings, flags
 from wmdd.settings.engine import EngineSettings
-from wmdd.settings.student import LabelSettings
+from wmdd.settings.student import AugmentationSettings, LabelSettings
 from wmdd.workflow.experiment import Experiment
 from wmdd.workflow.layout import Cell, history_of, path_of
 from wmdd.workflow.stages import BLOCKS, KEYS, STAGES, Family
@@ -61,10 +61,10 @@ class Inputs:
         return [EngineSettings.model_validate(self.experiment.file.engine)] if has_network else []
 
     def _label_settings(self, cell: Cell) -> LabelSettings:
-        """Return the views of the relabel stage, which the student replays, and the store of their labels, if it has any."""
+        """Return the views of the relabel stage, which the student replays, and whose labels these have, if any."""
         relabel = self.experiment.settings("relabel", cell)
-        unused = {"store"} if self.label_source(cell) == "hard" else set()
-        return LabelSettings(**{name: getattr(relabel, name) for name in LabelSettings.model_fields.keys() - unused})
+        used = AugmentationSettings if self.label_source(cell) == "hard" else LabelSettings
+        return LabelSettings(**{name: getattr(relabel, name) for name in used.model_fields})
 
     def label_source(self, cell: Cell) -> str:
         """Return where a student's labels come from: hard, stored, pruned or online."""
@@ -220,10 +220,15 @@ class Inputs:
         protocol = self.experiment.protocol_of_labels(cell.dataset, cell.method, cell.protocol)
         return path_of("labels", cell.having(protocol=protocol))
 
-    def teacher_if_online(self, wildcards: Any) -> Paths:
-        """Return the teacher, for students that ask it for their labels."""
+    def teachers_of_labels(self, wildcards: Any) -> Paths:
+        """Return the teachers whose mean logits are the labels: the distillation's own, and those that the protocol names."""
         cell = Cell.of(wildcards)
-        return path_of("teacher", self.teacher_of(cell)) if self.label_source(cell) == "online" else []
+        own, others = self.teacher_of(cell), self.experiment.settings("relabel", cell).teachers
+        return [path_of("teacher", own), *(path_of("teacher", own.having(teacher=name)) for name in others)]
+
+    def teachers_if_online(self, wildcards: Any) -> Paths:
+        """Return these teachers, for students that ask them for their labels."""
+        return self.teachers_of_labels(wildcards) if self.label_source(Cell.of(wildcards)) == "online" else []
 
     # ---- which rule makes what
 
