@@ -105,7 +105,7 @@ COMMANDS = {
         f"recover {TEACHER} --class-statistics statistics.h5 --barycenter barycenter.h5 --output o/r.h5"
         f" --block classes0-2 --ipc {IPC} --seed 0 --iterations 2 {CPU}"
     ),
-    "images": "images --blocks images.h5 --output o/images.h5",
+    "join": "join --blocks images.h5 --output o/images.h5",
     "select": (
         f"select {DATA} --features features.h5 --output o/images.h5 --ipc {IPC} --seed 0 --strategy kmeans-medoid"
     ),

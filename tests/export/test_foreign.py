@@ -21,7 +21,7 @@ from tests.export.test_export import exported, here  # noqa: F401
 from wmdd.base.errors import WmddError
 from wmdd.export.foreign import read
 from wmdd.export.foreign_labels import kind_of
-from wmdd.export.layouts import png
+from wmdd.export.layout_writers import png
 from wmdd.export.loading import load
 
 C, K, R = 4, 3, 8

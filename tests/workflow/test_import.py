@@ -1,7 +1,10 @@
 """The family import in the real workflow: a set that others made is one more row, and a change of it reruns what follows."""
 
+import re
+
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from wmdd.artifacts.hdf5 import load, load_meta
@@ -61,3 +64,33 @@ def test_a_set_that_is_not_there_stops_before_anything_runs(run: Workspace) -> N
     assert (
         "method theirs on digits: images.path: there is no sets/2.pt; paths are from" in result.stdout + result.stderr
     )
+
+
+def test_a_set_is_scored_by_one_command_or_from_arrays(run: Workspace) -> None:
+    images = given(run)
+    run.config = {name: value for name, value in TINY.items() if name != "matrix"}
+    choices = (
+        "--dataset digits --teacher nano --students nano --protocol short,short-hard --seeds 2 --configfile tiny.yaml"
+    )
+    run.python("-m", "wmdd", "evaluate", "theirs", *choices.split(), "--", "--dry-run", "--quiet")
+    content = yaml.safe_load((run.root / "evaluations/theirs.yaml").read_text())
+    assert content["matrix"][0]["ipc"] == [2], "counted"
+    assert content["matrix"][0]["methods"] == ["theirs", "random", "kmeans-medoid"]
+    assert content["matrix"][0]["protocols"] == ["short", "short-hard"]
+
+    np.save(run.root / "given.npy", images.reshape(-1, 3, 16, 16))
+    script = """
+from pathlib import Path
+import re
+
+import numpy as np
+import wmdd
+table = wmdd.evaluate(
+    np.load("given.npy"), np.arange(10).repeat(2), "digits", "short", name="mine", teacher="nano", students=["nano"], seeds=1,
+    controls=["random"], configfiles=[Path("tiny.yaml")], options=["--quiet", "all"],
+)
+print("rows:", *sorted(zip(table["method"], table["mean"].round(9))))
+"""
+    rows = run.python("-c", script).partition("rows: ")[2]
+    scores = dict(re.findall(r"\('(\w+)', (?:np.float64\()?([\d.]+)", rows))
+    assert scores["mine"] == scores["random"], "the same images, labels and steps"
