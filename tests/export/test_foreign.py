@@ -142,6 +142,7 @@ def test_other_forms_of_torch(tmp_path, normalised):
     found = read(path)
     same(found, normalised.half().float())
     assert found.learned_rate == 0.125
+    same(read(path.rename(tmp_path / "set.pth.tar")), normalised.half().float())
     torch.save(normalised.unflatten(0, (C, K)), path)  # sorted by class, as images.h5 is
     same(read(path), normalised)
     torch.save(normalised, path)

@@ -187,6 +187,19 @@ def test_numbers_of_imagenet():
     assert "out of 1,000" in notes[0]
 
 
+def test_mtts_own_order_of_imagewoof():
+    """MTT's list begins with the Australian and the Border terrier (193, 182); sorted, the Shih-Tzu (155) is first."""
+    listed = [193, 182, 258, 162, 155, 167, 159, 273, 207, 229]
+    wnids = imagenet_classes.wnids()
+    classes = [wnids[index] for index in sorted(listed)]
+    labels, notes = classes_of(np.arange(10), None, classes, classes, layout="mtt")
+    assert [classes[label] for label in labels] == [wnids[index] for index in listed]
+    assert "MTT's list" in notes[0]
+    labels, notes = classes_of(np.arange(10), None, classes, classes, layout="arrays")
+    assert labels.tolist() == list(range(10))
+    assert notes[0].endswith("Other code lists the classes of such a subset in another order.")
+
+
 @pytest.mark.parametrize(
     ("labels", "names", "mapping", "reason"),
     [

@@ -103,6 +103,8 @@ def layout_of(path: Path) -> str:
     """
     if path.is_dir():
         return _layout_of_folder(path)
+    if path.name.endswith(".pth.tar"):  # as scripts after PyTorch's ImageNet example call files of torch
+        return "tensors"
     if path.suffix.lower() in _ARCHIVES:
         raise WmddError(f"{path} is a compressed archive; unpack it and give the folder or file")
     layout = _ENDINGS.get(path.suffix.lower())
