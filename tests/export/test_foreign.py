@@ -438,6 +438,12 @@ def test_refused(tmp_path, name, options, reason):
 def test_an_experiment_in_a_folder_of_its_own_is_found(tmp_path, pixels):
     """SRe2L saves into syn_data/EXPERIMENT/new000; the folder above names the same set."""
     folders(tmp_path / "syn_data/experiment", {f"new00{c}/{c}.png": png(pixels[c]) for c in range(2)})
-    assert read(tmp_path / "syn_data").names == ["new000", "new001"]
+    folders(tmp_path / "syn_data", {"experiment/new000/._0.png": b"of macOS", "experiment/new001/a.heic": b""})
+    found = read(tmp_path / "syn_data")
+    assert found.names == ["new000", "new001"]
+    assert found.notes == [
+        f"The classes are the folders in {tmp_path / 'syn_data/experiment'}.",
+        "1 pictures are in formats that are not read (a.heic) and were passed over.",
+    ]
     folders(tmp_path / "nested", {f"n0{c}/images/{c}.png": png(pixels[c]) for c in range(2)})
     assert read(tmp_path / "nested").names == ["n00", "n01"]
