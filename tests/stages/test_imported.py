@@ -207,6 +207,7 @@ def test_mtts_own_order_of_imagewoof():
         ([1, 2, 3], None, None, "numbers its classes 1 to 3 and the data has 3, counted from 0"),
         (np.eye(2), None, None, "the set has 2 classes and the data 3"),
         ([0, 1, 2], ["fox", "cat", "n01"], None, "'cat' of the set is no class of the data"),
+        ([0, 1, 2], ["fox", "7", "n01"], None, "'7' of the set is no class of the data"),
         ([0, 1, 2], ["fox", "n03", "n01"], None, "classes fox and n03 of the set are both 'n03'"),
         ([0, 1, 3], ["fox", "n02", "n01"], None, "the set names 3 classes and its labels go up to 3"),
         ([0, 1, 2], ["a", "b", "c"], {"a": "fox"}, "the mapping lacks the class b"),
@@ -216,6 +217,11 @@ def test_mtts_own_order_of_imagewoof():
 def test_other_classes_are_refused(labels, names, mapping, reason):
     with refusal(reason):
         classes_of(np.array(labels), names, CLASSES, NAMES, mapping)
+
+
+def test_a_name_of_two_classes_is_refused():
+    with refusal("'crane' of the set names several classes of the data"):
+        classes_of(np.array([0]), ["crane"], ["n1", "n2"], ["crane, bird", "crane, machine"])
 
 
 def test_labels_become_probabilities():

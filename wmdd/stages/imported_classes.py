@@ -63,13 +63,11 @@ def classes_of(
     Raises:
         WmddError: the numbers of classes differ, or names are unknown, ambiguous or of the same class; says which.
     """
-    given = (
-        labels.shape[1] if labels.ndim == 2 else (len(names) if names is not None else int(labels.max(initial=-1)) + 1)
-    )
-    words = [str(name) for name in names] if names is not None else [str(index) for index in range(given)]
-    if len(words) != given and labels.ndim == 2:
+    columns = labels.shape[1] if labels.ndim == 2 else int(labels.max(initial=-1)) + 1
+    words = [str(name) for name in (range(columns) if names is None else names)]
+    if labels.ndim == 2 and len(words) != columns:
         raise WmddError(
-            f"the set's labels have {given} columns and it names {len(words)} classes; they do not belong together"
+            f"the set's labels have {columns} columns and it names {len(words)} classes; they do not belong together"
         )
     if labels.ndim == 1 and labels.max(initial=-1) >= len(words):
         raise WmddError(
@@ -91,9 +89,9 @@ def classes_of(
     order = np.array(positions)
     if labels.ndim == 1:
         return order[labels], [note]
-    columns = np.empty_like(labels)
-    columns[:, order] = labels
-    return columns, [note]
+    moved = np.empty_like(labels)
+    moved[:, order] = labels
+    return moved, [note]
 
 
 def _present(labels: np.ndarray) -> tuple[list[str], np.ndarray]:
@@ -122,11 +120,10 @@ def _positions(
             return [p for p in found if p is not None], "The set's classes were found by their names among the data's."
     numbers = [_NUMBER.fullmatch(word) for word in words]
     if not all(numbers):
-        unknown = next(
-            w for w, number in zip(words, numbers, strict=True) if number is None and known.get(_plain(w)) is None
-        )
+        unknown = next(word for word in words if known.get(_plain(word)) is None)
+        fault = "names several classes" if _plain(unknown) in known else "is no class"
         likely = ", ".join(classes[:3])
-        raise WmddError(f"{unknown!r} of the set is no class of the data, whose classes are {likely}, ...; {_REMEDY}")
+        raise WmddError(f"{unknown!r} of the set {fault} of the data, whose classes are {likely}, ...; {_REMEDY}")
     return _numbered([int(number[1]) for number in numbers if number], classes, names, layout)
 
 
@@ -135,17 +132,13 @@ def _numbered(numbers: list[int], classes: list[str], names: list[str], layout: 
     indices = imagenet_classes.indices(classes)
     subset = next((s for s in _MTT_SUBSETS if indices is not None and set(s) == set(indices)), None)
     if layout in ("mtt", "datm") and subset and indices is not None and max(numbers) < len(classes):
-        return [
-            indices.index(subset[n]) for n in numbers
-        ], "The set's classes count in the order of MTT's list of this subset."
+        note = "The set's classes count in the order of MTT's list of this subset."
+        return [indices.index(subset[number]) for number in numbers], note
     ends = f"0 is {names[0]}, {len(names) - 1} is {names[-1]}"
     if max(numbers) < len(classes):
-        doubt = (
-            " Other code lists the classes of such a subset in another order."
-            if indices and len(indices) < 1000
-            else ""
-        )
-        note = f"The set numbers its classes; a number is taken as the position among the data's ({ends}).{doubt}"
+        note = f"The set numbers its classes; a number is taken as the position among the data's ({ends})."
+        if indices and len(indices) < 1000:
+            note += " Other code lists the classes of such a subset in another order."
         return numbers, note
     if indices is not None and set(numbers) <= set(indices):
         return [indices.index(number) for number in numbers], "The set's classes have ImageNet's numbers, out of 1,000."
