@@ -102,7 +102,8 @@ def test_mtt(tmp_path, normalised):
     assert undone.space == "unit"
     assert "undid the whitening" in undone.notes[0]
     (tmp_path / "labels_best.pt").unlink()
-    assert "labels_best.pt beside it is missing" in refused(tmp_path / "images_best.pt", layout="mtt")
+    for layout in ("mtt", "auto"):
+        assert "labels_best.pt beside it is missing" in refused(tmp_path / "images_best.pt", layout=layout)
 
 
 def test_datm(tmp_path, normalised):
@@ -142,6 +143,8 @@ def test_other_forms_of_torch(tmp_path, normalised):
     found = read(path)
     same(found, normalised.half().float())
     assert found.learned_rate == 0.125
+    same(read(path, layout="tensors"), normalised.half().float())
+    same(read(path.rename(tmp_path / "set.pth.tar")), normalised.half().float())
     torch.save(normalised.unflatten(0, (C, K)), path)  # sorted by class, as images.h5 is
     same(read(path), normalised)
     torch.save(normalised, path)
@@ -413,7 +416,11 @@ def test_a_whole_training_set_is_refused_before_it_is_decoded(tmp_path):
         ("set.npz", {}, "1 of 2 images of"),
         ("few.npz", {}, "2 images and 1 labels"),
         ("flat.npz", {}, "images [N, 3, H, W] are needed"),
-        ("pair.pt", {"layout": "dc"}, "is not of the layout dc: it holds a list of 2"),
+        (
+            "pair.pt",
+            {"layout": "dc"},
+            "layout dc (a mapping whose data is [[images, labels], ...]): it holds a list",
+        ),
     ],
 )
 def test_refused(tmp_path, name, options, reason):
@@ -431,6 +438,12 @@ def test_refused(tmp_path, name, options, reason):
 def test_an_experiment_in_a_folder_of_its_own_is_found(tmp_path, pixels):
     """SRe2L saves into syn_data/EXPERIMENT/new000; the folder above names the same set."""
     folders(tmp_path / "syn_data/experiment", {f"new00{c}/{c}.png": png(pixels[c]) for c in range(2)})
-    assert read(tmp_path / "syn_data").names == ["new000", "new001"]
+    folders(tmp_path / "syn_data", {"experiment/new000/._0.png": b"of macOS", "experiment/new001/a.heic": b""})
+    found = read(tmp_path / "syn_data")
+    assert found.names == ["new000", "new001"]
+    assert found.notes == [
+        f"The classes are the folders in {tmp_path / 'syn_data/experiment'}.",
+        "1 pictures are in formats that are not read (a.heic) and were passed over.",
+    ]
     folders(tmp_path / "nested", {f"n0{c}/images/{c}.png": png(pixels[c]) for c in range(2)})
     assert read(tmp_path / "nested").names == ["n00", "n01"]

@@ -187,6 +187,19 @@ def test_numbers_of_imagenet():
     assert "out of 1,000" in notes[0]
 
 
+def test_mtts_own_order_of_imagewoof():
+    """MTT's list begins with the Australian and the Border terrier (193, 182); sorted, the Shih-Tzu (155) is first."""
+    listed = [193, 182, 258, 162, 155, 167, 159, 273, 207, 229]
+    wnids = imagenet_classes.wnids()
+    classes = [wnids[index] for index in sorted(listed)]
+    labels, notes = classes_of(np.arange(10), None, classes, classes, layout="mtt")
+    assert [classes[label] for label in labels] == [wnids[index] for index in listed]
+    assert "MTT's list" in notes[0]
+    labels, notes = classes_of(np.arange(10), None, classes, classes, layout="arrays")
+    assert labels.tolist() == list(range(10))
+    assert notes[0].endswith("Other code lists the classes of such a subset in another order.")
+
+
 @pytest.mark.parametrize(
     ("labels", "names", "mapping", "reason"),
     [
@@ -194,6 +207,7 @@ def test_numbers_of_imagenet():
         ([1, 2, 3], None, None, "numbers its classes 1 to 3 and the data has 3, counted from 0"),
         (np.eye(2), None, None, "the set has 2 classes and the data 3"),
         ([0, 1, 2], ["fox", "cat", "n01"], None, "'cat' of the set is no class of the data"),
+        ([0, 1, 2], ["fox", "7", "n01"], None, "'7' of the set is no class of the data"),
         ([0, 1, 2], ["fox", "n03", "n01"], None, "classes fox and n03 of the set are both 'n03'"),
         ([0, 1, 3], ["fox", "n02", "n01"], None, "the set names 3 classes and its labels go up to 3"),
         ([0, 1, 2], ["a", "b", "c"], {"a": "fox"}, "the mapping lacks the class b"),
@@ -203,6 +217,11 @@ def test_numbers_of_imagenet():
 def test_other_classes_are_refused(labels, names, mapping, reason):
     with refusal(reason):
         classes_of(np.array(labels), names, CLASSES, NAMES, mapping)
+
+
+def test_a_name_of_two_classes_is_refused():
+    with refusal("'crane' of the set names several classes of the data"):
+        classes_of(np.array([0]), ["crane"], ["n1", "n2"], ["crane, bird", "crane, machine"])
 
 
 def test_labels_become_probabilities():

@@ -79,14 +79,15 @@ def _check_members(path: Path) -> None:
 
 
 def _tensors(content: Any) -> Iterator[Tensor]:
-    if isinstance(content, Tensor):
-        yield content
-    elif isinstance(content, dict):
-        for value in content.values():
-            yield from _tensors(value)
-    elif isinstance(content, list | tuple | set):
-        for value in content:
-            yield from _tensors(value)
+    """Yield the tensors in nested containers, which may hold themselves."""
+    waiting, seen = [content], set[int]()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
 
 
 def _check_tensor(path: Path, tensor: Tensor) -> None:

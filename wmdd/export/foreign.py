@@ -84,20 +84,26 @@ def read(
         raise WmddError(f"there is no layout {layout!r}; name one of {', '.join(LAYOUTS)}")
     if not path.is_dir():
         check_file(path, "give the path of a distilled set, a file or a folder")
-    given = layout
-    layout = layout_of(path) if layout == "auto" else layout
-    if layout == "wmdd":
-        return _own(path, most)
+    try:
+        settled = layout_of(path) if layout == "auto" else layout
+        if settled == "wmdd":
+            return _own(path, most)
+        tensors = "auto" if layout == "auto" else layout  # of which form a file of torch is, its content says
+        return _checked(path, _content(path, settled, tensors, side, most, experiment), labels)
+    except OSError as error:
+        raise WmddError(f"cannot read {error.filename or path} ({error.strerror}); check its permissions") from None
+
+
+def _content(path: Path, layout: str, tensors: str, side: int, most: int, experiment: int) -> Content:
+    """Return what a path of a layout holds."""
     if layout in TENSOR_LAYOUTS:
-        content = read_tensors(path, "auto" if given == "auto" else layout, most, experiment)
-    elif layout in ("imagefolder", "parquet", "webdataset"):
-        by_layout = {"imagefolder": read_image_folder, "parquet": read_parquet, "webdataset": read_webdataset}
-        _check_place(path, layout)
-        content = by_layout[layout](path, side, most)
-    else:
+        return read_tensors(path, tensors, most, experiment)
+    if layout in ("arrays", "hdf5"):
         check_file(path, "give the path of the file")
-        content = read_arrays(path, most) if layout == "arrays" else read_hdf5(path, most)
-    return _checked(path, content, labels)
+        return read_arrays(path, most) if layout == "arrays" else read_hdf5(path, most)
+    _check_place(path, layout)
+    by_layout = {"imagefolder": read_image_folder, "parquet": read_parquet, "webdataset": read_webdataset}
+    return by_layout[layout](path, side, most)
 
 
 def layout_of(path: Path) -> str:
@@ -108,6 +114,8 @@ def layout_of(path: Path) -> str:
     """
     if path.is_dir():
         return _layout_of_folder(path)
+    if path.name.endswith(".pth.tar"):  # as scripts after PyTorch's ImageNet example call files of torch
+        return "tensors"
     if path.suffix.lower() in _ARCHIVES:
         raise WmddError(f"{path} is a compressed archive; unpack it and give the folder or file")
     layout = _ENDINGS.get(path.suffix.lower())

@@ -67,18 +67,21 @@ def picture_folder(path: Path) -> Path | None:
     None if there is none.
     """
     for folder in (path / "train", path):
-        classes = _folders_with_pictures(folder) if folder.is_dir() else []
-        if len(classes) == 1 and not any(class_folders.is_picture(entry.name) for entry in classes[0].iterdir()):
+        inner = sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+        classes = [entry for entry in inner if entry.name not in _SPLITS and next(_pictures_below(entry), None)]
+        if len(classes) == 1 and next(_pictures_below(classes[0])).parent != classes[0]:
             return picture_folder(classes[0]) or folder
         if classes:
             return folder
     return None
 
 
-def _folders_with_pictures(folder: Path) -> list[Path]:
-    """Return the folders in a folder that have a picture at any depth; those of splits are left out."""
-    inner = [e for e in folder.iterdir() if e.is_dir() and not e.name.startswith(".") and e.name not in _SPLITS]
-    return [entry for entry in inner if any(class_folders.is_picture(path.name) for path in entry.rglob("*"))]
+def _pictures_below(folder: Path, endings: tuple[str, ...] = class_folders.EXTENSIONS) -> Iterator[Path]:
+    """Yield the pictures below a folder, in no order; hidden ones (as ._1.jpg of macOS) are passed over."""
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in (folder.name, *path.relative_to(folder).parts))
+        if not hidden and path.name.lower().endswith(endings) and path.is_file():
+            yield path
 
 
 def read_image_folder(path: Path, side: int, most: int) -> Content:
@@ -91,14 +94,11 @@ def read_image_folder(path: Path, side: int, most: int) -> Content:
     if root is None:
         raise WmddError(f"{path} has no folders of classes with pictures in them; give each class a folder")
     names = [e.name for e in class_folders.visible_entries(root, root.resolve(), _SETTING) if e.is_dir()]
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        own = sorted(p for p in (root / name).rglob("*") if class_folders.is_picture(p.name) and p.is_file())
+    by_class = [sorted(_pictures_below(root / name)) for name in names]
+    for name, own in zip(names, by_class, strict=True):
         if not own:
             raise WmddError(f"the class folder {root / name} has no pictures; add them or delete the folder")
-        files += own
-        labels += [label] * len(own)
+    files = [file for own in by_class for file in own]
     check_number(path, len(files), most)
     for file in files:
         class_folders.check_inside(file, root.resolve(), _SETTING)
@@ -110,7 +110,13 @@ def read_image_folder(path: Path, side: int, most: int) -> Content:
             yield str(file), data
 
     images = _stacked(pictures(), len(files), sum(file.stat().st_size for file in files), side)
-    return Content("imagefolder", files, images, np.array(labels), names=names)
+    labels = np.arange(len(names)).repeat([len(own) for own in by_class])
+    notes = [] if root == path else [f"The classes are the folders in {root}."]
+    if passed := sorted(_pictures_below(root, class_folders.OTHER_FORMATS)):
+        notes.append(
+            f"{len(passed)} pictures are in formats that are not read ({passed[0].name}) and were passed over."
+        )
+    return Content("imagefolder", files, images, labels, names=names, notes=notes)
 
 
 # ---- Parquet
@@ -120,7 +126,7 @@ def parquet_files(path: Path) -> list[Path]:
     """Return the Parquet files of a path: itself, or those of a folder; of several splits those of training."""
     if path.is_file():
         return [path]
-    files = sorted(file for folder in (path, path / "data") if folder.is_dir() for file in folder.glob("*.parquet"))
+    files = sorted([*path.glob("*.parquet"), *path.glob("*/*.parquet")])
     return [file for file in files if file.name.startswith("train")] or files
 
 

@@ -12,6 +12,8 @@ idc    data.pt: [images, labels], pixels in [0, 1] (a step of the optimiser beyo
 ncfm   data_*.pt: as idc; the factor stands in the authors' configuration (2 on CIFAR-10 at 10 images per class)
                                                           (gszfwsb/NCFM: utils/ddp.py, config/ipc10/cifar10.yaml)
 tensors  a mapping, a pair or one tensor with any of the names in `foreign_content`
+
+In brackets are the authors' repositories and the files, with the commit where one is given, in which the forms were read.
 """
 
 import json
@@ -31,6 +33,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _UNIT = (-0.5, 1.5)  # that pixels of idc and ncfm lie in, and normalised ones of whole sets never do
+_SHAPE = {
+    "dc": "a mapping whose data is [[images, labels], ...]",
+    "idc": "[images, labels], pixels in [0, 1]",
+    "tensors": "images and labels",
+}
+_NO_LABELS = "{path} has no labels: a file {labels} beside it is missing; put it there"
 _PART = re.compile(r"^images(_zca)?_?(.*)$")
 
 
@@ -51,17 +59,17 @@ def read_tensors(path: Path, layout: str, most: int, experiment: int) -> Content
     if layout in ("mtt", "datm") or (layout == "auto" and _labels_beside(path)):
         return _read_mtt(path, most)
     content = _load(path)
-    for name, fits, take in _FORMS:
-        if name == layout or (layout == "ncfm" and name == "idc") or (layout == "auto" and fits(content)):
-            if not fits(content):
-                raise WmddError(f"{path} is not of the layout {layout}: it holds {_summary(content)}; set layout: auto")
-            found = take(path, content, experiment)
-            found.layout = layout if layout == "ncfm" else found.layout
-            check_number(path, math.prod(found.images.shape[:-3]), most)
-            return found
-    raise WmddError(
-        f"{path} holds {_summary(content)}, in which no images and labels were found; save {{'images': ..., 'labels': ...}}"
-    )
+    wanted = {"auto": None, "ncfm": "idc"}.get(layout, layout)
+    take = next((take for name, fits, take in _FORMS if wanted in (None, name) and fits(content)), None)
+    if take is None:
+        form = "" if wanted is None else f"is not of the layout {layout} ({_SHAPE[wanted]}): it "
+        raise WmddError(
+            f"{path} {form}holds {_summary(content)}; set layout: auto, or save {{'images': ..., 'labels': ...}}"
+        )
+    found = take(path, content, experiment)
+    found.layout = layout if layout == "ncfm" else found.layout
+    check_number(path, math.prod(found.images.shape[:-3]), most)
+    return found
 
 
 def _load(path: Path) -> Any:
@@ -158,6 +166,8 @@ def _from_mapping(path: Path, content: Mapping[str, Any], experiment: int) -> Co
 
 
 def _from_tensor(path: Path, content: Any, experiment: int) -> Content:
+    if content.ndim == 4 and _PART.match(path.stem):
+        raise WmddError(_NO_LABELS.format(path=path, labels=_sibling(path, "labels").name))
     return Content("tensors", [path], array_of(content, path), None)
 
 
@@ -199,7 +209,7 @@ def _file_in(folder: Path) -> Path:
 def _read_mtt(path: Path, most: int) -> Content:
     labels, rate = _sibling(path, "labels"), _sibling(path, "lr")
     if not _PART.match(path.stem) or not labels.is_file():
-        raise WmddError(f"{path} has no labels: a file {labels.name} beside it is missing; put it there")
+        raise WmddError(_NO_LABELS.format(path=path, labels=labels.name))
     check_file(path, "name the file of images or its folder")
     parts = {}
     for name, file in {"images": path, "labels": labels, **({"rate": rate} if rate.is_file() else {})}.items():
@@ -213,7 +223,7 @@ def _read_mtt(path: Path, most: int) -> Content:
     found = Content("mtt", [path, labels], array_of(parts["images"], path), array_of(parts["labels"], labels))
     if found.labels is not None and found.labels.ndim == 2:
         found.layout = "datm"
-    if "rate" in parts:
+    if "rate" in parts and (isinstance(parts["rate"], float) or parts["rate"].numel() == 1):
         found.rate, found.files = float(parts["rate"]), [*found.files, rate]
     if path.stem.startswith("images_zca"):
         found.space = "unit"

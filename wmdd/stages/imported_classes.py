@@ -11,6 +11,15 @@ from wmdd.datasets import imagenet_classes
 MARGIN = 0.25  # of mean confidence, that another order must gain over its classes
 _NUMBER = re.compile(r"(?:new|class|cls|c|label)?[ _-]?(\d+)", re.IGNORECASE)
 _REMEDY = "give a mapping from the set's classes to the data's"
+# The ImageNet subsets of MTT and DATM, in the order in which their labels count (utils.py, utils_baseline.py: Config).
+_MTT_SUBSETS = (
+    (0, 217, 482, 491, 497, 566, 569, 571, 574, 701),  # ImageNette
+    (193, 182, 258, 162, 155, 167, 159, 273, 207, 229),  # ImageWoof
+    (281, 282, 283, 284, 285, 291, 292, 290, 289, 287),  # ImageMeow
+    (84, 130, 88, 144, 145, 22, 96, 9, 100, 89),  # ImageSquawk
+    (953, 954, 949, 950, 951, 957, 952, 945, 943, 948),  # ImageFruit
+    (309, 986, 954, 951, 987, 779, 599, 291, 72, 11),  # ImageYellow
+)
 
 
 def in_probabilities(labels: np.ndarray, kind: str) -> np.ndarray:
@@ -32,13 +41,14 @@ def classes_of(
     data_classes: Sequence[str],
     data_names: Sequence[str],
     mapping: Mapping[str, str] | Sequence[str] | None = None,
+    layout: str = "",
 ) -> tuple[np.ndarray, list[str]]:
     """Return labels that count as the data's classes do, and how that was settled, in sentences.
 
     The first of these that fits all classes is taken: the mapping; the same names (ids, readable names, or a word of those
     that have several); numbers, as in new000, 00000 or 7, which are ImageNet's where they are those of the data's classes and
-    positions where they count from 0. A set without names has numbers. MTT's code numbers the classes of its ImageNet subsets
-    in its own order (utils.py, Config), so that those of ImageWoof need a mapping; `permutation` notices where it is missing.
+    positions where they count from 0. A set without names has numbers; those of MTT and DATM on a subset of ImageNet count in
+    the order of these authors' own lists.
 
     Args:
         labels: [N] indices, or [N, C'] with a column for each of the set's classes.
@@ -47,17 +57,16 @@ def classes_of(
         data_names: readable names of the same.
         mapping: from a class of the set (its name, or its number as text) to one of the data's (its id, readable name or
             position), or the data's classes in the order of the set's.
+        layout: of the file, as its reader calls it.
 
     Raises:
         WmddError: the numbers of classes differ, or names are unknown, ambiguous or of the same class; says which.
     """
-    given = (
-        labels.shape[1] if labels.ndim == 2 else (len(names) if names is not None else int(labels.max(initial=-1)) + 1)
-    )
-    words = [str(name) for name in names] if names is not None else [str(index) for index in range(given)]
-    if len(words) != given and labels.ndim == 2:
+    columns = labels.shape[1] if labels.ndim == 2 else int(labels.max(initial=-1)) + 1
+    words = [str(name) for name in (range(columns) if names is None else names)]
+    if labels.ndim == 2 and len(words) != columns:
         raise WmddError(
-            f"the set's labels have {given} columns and it names {len(words)} classes; they do not belong together"
+            f"the set's labels have {columns} columns and it names {len(words)} classes; they do not belong together"
         )
     if labels.ndim == 1 and labels.max(initial=-1) >= len(words):
         raise WmddError(
@@ -69,7 +78,7 @@ def classes_of(
         raise WmddError(
             f"the set has {len(words)} classes and the data {len(data_classes)}; name the data that the set was distilled from"
         )
-    positions, note = _positions(words, names is not None, list(data_classes), list(data_names), mapping)
+    positions, note = _positions(words, names is not None, list(data_classes), list(data_names), mapping, layout)
     if len(set(positions)) < len(positions):
         twice = next(p for p in positions if positions.count(p) > 1)
         both = [word for word, position in zip(words, positions, strict=True) if position == twice]
@@ -79,9 +88,9 @@ def classes_of(
     order = np.array(positions)
     if labels.ndim == 1:
         return order[labels], [note]
-    columns = np.empty_like(labels)
-    columns[:, order] = labels
-    return columns, [note]
+    moved = np.empty_like(labels)
+    moved[:, order] = labels
+    return moved, [note]
 
 
 def _present(labels: np.ndarray) -> tuple[list[str], np.ndarray]:
@@ -96,6 +105,7 @@ def _positions(
     classes: list[str],
     names: list[str],
     mapping: Mapping[str, str] | Sequence[str] | None,
+    layout: str,
 ) -> tuple[list[int], str]:
     """Return the position in the data of each class of the set, and a sentence that says by what."""
     known = _known(classes, names)
@@ -109,19 +119,26 @@ def _positions(
             return [p for p in found if p is not None], "The set's classes were found by their names among the data's."
     numbers = [_NUMBER.fullmatch(word) for word in words]
     if not all(numbers):
-        unknown = next(
-            w for w, number in zip(words, numbers, strict=True) if number is None and known.get(_plain(w)) is None
-        )
+        unknown = next(word for word in words if known.get(_plain(word)) is None)
+        fault = "names several classes" if _plain(unknown) in known else "is no class"
         likely = ", ".join(classes[:3])
-        raise WmddError(f"{unknown!r} of the set is no class of the data, whose classes are {likely}, ...; {_REMEDY}")
-    return _numbered([int(number[1]) for number in numbers if number], classes, names)
+        raise WmddError(f"{unknown!r} of the set {fault} of the data, whose classes are {likely}, ...; {_REMEDY}")
+    return _numbered([int(number[1]) for number in numbers if number], classes, names, layout)
 
 
-def _numbered(numbers: list[int], classes: list[str], names: list[str]) -> tuple[list[int], str]:
+def _numbered(numbers: list[int], classes: list[str], names: list[str], layout: str) -> tuple[list[int], str]:
+    """Return the position in the data of each number of a class, and a sentence that says what the numbers are."""
     indices = imagenet_classes.indices(classes)
+    subset = next((s for s in _MTT_SUBSETS if indices is not None and set(s) == set(indices)), None)
+    if layout in ("mtt", "datm") and subset and indices is not None and max(numbers) < len(classes):
+        note = "The set's classes count in the order of MTT's list of this subset."
+        return [indices.index(subset[number]) for number in numbers], note
     ends = f"0 is {names[0]}, {len(names) - 1} is {names[-1]}"
     if max(numbers) < len(classes):
-        return numbers, f"The set numbers its classes; a number is taken as the position among the data's ({ends})."
+        note = f"The set numbers its classes; a number is taken as the position among the data's ({ends})."
+        if indices and len(indices) < 1000:
+            note += " Other code lists the classes of such a subset in another order."
+        return numbers, note
     if indices is not None and set(numbers) <= set(indices):
         return [indices.index(number) for number in numbers], "The set's classes have ImageNet's numbers, out of 1,000."
     raise WmddError(
