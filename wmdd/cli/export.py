@@ -19,7 +19,7 @@ from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
 from wmdd.cli.arguments import Flag, Paths, Teacher, Threads, command
 from wmdd.cli.readers import images_per_epoch
-from wmdd.cli.tensor_readers import read_teacher
+from wmdd.cli.tensor_readers import network_settings, read_teacher
 from wmdd.export.dataset_card import Origin
 from wmdd.export.export import check_output, mean_soft_labels
 from wmdd.export.export import export as write_folder
@@ -28,7 +28,6 @@ from wmdd.networks.foreign_teacher import outside_state
 from wmdd.networks.state_dicts import described
 from wmdd.report.scores import top1_of
 from wmdd.settings import catalogue
-from wmdd.settings.network import NetworkSettings
 from wmdd.stages.labels import opened
 from wmdd.workflow.layout import Cell, place_of
 
@@ -167,7 +166,7 @@ def export_teacher(*, teacher: Teacher, output: Path, threads: Threads = 1) -> N
     """
     torch.set_num_threads(threads)
     network, meta = read_teacher(teacher)
-    settings = NetworkSettings(**{name: meta["settings"][name] for name in NetworkSettings.model_fields})
+    settings = network_settings(meta)
     state = outside_state(network, settings, str(teacher))
     with atomic(output) as part:
         torch.save(state, part)

@@ -42,8 +42,12 @@ def both_splits(data: Path, engine: Engine) -> Iterator[tuple[Pictures, Pictures
 def read_teacher(path: Path) -> tuple[Network, Meta]:
     """Read a teacher with its meta data."""
     state, meta = load_model(path)
-    settings = NetworkSettings(**{k: v for k, v in meta["settings"].items() if k in NetworkSettings.model_fields})
-    return restore(settings, state, len(meta["classes"]), meta["resolution"], str(path)), meta
+    return restore(network_settings(meta), state, len(meta["classes"]), meta["resolution"], str(path)), meta
+
+
+def network_settings(meta: Meta) -> NetworkSettings:
+    """Return the network that the meta data of a teacher name."""
+    return NetworkSettings(**{k: v for k, v in meta["settings"].items() if k in NetworkSettings.model_fields})
 
 
 def read_statistics(path: Path, classes: range) -> Statistics:

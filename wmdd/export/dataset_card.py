@@ -77,16 +77,14 @@ def front_matter(manifest: Manifest, origin: Origin) -> "DatasetCardData":
         if licence["license"] == "other":
             licence |= {"license_name": "terms-of-the-source", "license_link": source.homepage}
     files = [FILES[manifest.layout], *([TABLE] if manifest.layout == "imagefolder" else [])]
-    configs = [
-        {"config_name": "default", "data_files": [{"split": "train", "path": files}]}
-    ]  # else all JSON would be data
+    data_files = [{"split": "train", "path": files}]  # unless they are named, `datasets` takes manifest.json for data
     return DatasetCardData(
         **licence,
         pretty_name=title(origin),
         task_categories=["image-classification"],
         size_categories=[next((name for name, limit in _SIZES.items() if manifest.images < limit), "n>1M")],
         tags=["dataset-distillation", "wmdd"],
-        configs=configs,
+        configs=[{"config_name": "default", "data_files": data_files}],
     )
 
 

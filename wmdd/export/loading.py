@@ -43,9 +43,7 @@ class Distilled(Dataset[dict[str, Any]]):
     labels: Tensor  # [N] int64
     weights: Tensor  # [N] float32: the masses of the images of a class, as the method left them
     soft_labels: Tensor | None  # [N, C] float32: probabilities, the mean over an image's labelled views, or learned
-    soft_logits: (
-        Tensor | None
-    )  # [N, C] float32: softmax(soft_logits / T) = soft_labels, T that of the labels (1 if learned)
+    soft_logits: Tensor | None  # [N, C] float32: softmax(soft_logits / T) = soft_labels, at their T, 1 of learned ones
     classes: list[str]  # as the artifacts call them
     names: list[str]  # readable
     mean: list[float]  # per channel, of the normalisation
