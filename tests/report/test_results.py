@@ -116,11 +116,15 @@ def test_the_gain_is_over_random_images_of_the_same_setting():
 
 
 def test_numbers_in_csv_are_whole_where_they_count():
-    students = [result(x, seed=s, method=m, images=f"{m}{s}") for m, x in (("random", 0.1), ("b", 0.3)) for s in (0, 1)]
+    students = [
+        result(x, seed=s, method=m, images=f"{m}{s}", steps=n)
+        for m, x, n in (("random", 0.1, None), ("b", 0.3, 1500)) for s in (0, 1)
+    ]  # fmt: skip
     lines = render(scores.results(summary(rows(students))), "csv").splitlines()
     b, random = (dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:])
     assert [b[name] for name in ("n", "sets", "students", "gain", "gain_n")] == ["2", "2", "2", "20.0", "2"]
-    assert (random["gain"], random["gain_n"]) == ("", "")
+    assert (b["steps"], b["images_seen"]) == ("1500", "150000")
+    assert [random[name] for name in ("gain", "gain_n", "steps")] == ["", "", ""]
 
 
 # Families

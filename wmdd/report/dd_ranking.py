@@ -29,7 +29,7 @@ HARD, STILL = "hard", "no-augmentation"  # names of protocols, or ends of them
 RECOVERY, IMPROVEMENT = "hard-label recovery", "improvement over random"
 LABEL_ROBUST, AUGMENTATION_ROBUST = "label-robust score", "augmentation-robust score"
 CAPTION = (
-    "DD-Ranking's measures: mean ± standard deviation (n seeds). In points of accuracy: hard-label recovery (whole training "
+    "Mean ± standard deviation (n seeds). In points of accuracy: hard-label recovery (whole training "
     "set minus method under hard labels; the less, the better) and improvement over random images. From 0 to 1: the "
     "label-robust score, made of these two, and the augmentation-robust one, of the improvements with and without augmentation."
 )

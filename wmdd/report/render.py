@@ -30,8 +30,8 @@ EMPTY = Value("", -math.inf)
 
 
 def number(value: float, form: str = ".4g") -> Value:
-    """Return the cell of a number, which is empty where it is NaN."""
-    return EMPTY if math.isnan(value) else Value(with_minus(f"{value:{form}}"), float(value))
+    """Return the cell of a number, which is empty where it is not known."""
+    return EMPTY if pd.isna(value) else Value(with_minus(f"{value:{form}}"), float(value))
 
 
 class Table(NamedTuple):

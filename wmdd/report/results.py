@@ -25,6 +25,7 @@ GROUP = [*FIRST, *(name for name in CELL if name not in (*FIRST, "seed", "run"))
 SETTING = [name for name in GROUP if name != "method"]  # in which methods are compared
 GAIN = ("gain", "gain_low", "gain_high", "gain_p", "gain_n")  # over it: the fields of `intervals.Difference`
 COLUMNS = [*CELL, "labels", "set", "family", "top1"]  # of a student, before `MEASURES`
+AMOUNTS = ("steps", "images_seen")  # how much a student has done: whole numbers
 Meta = Mapping[str, Any]
 
 
@@ -47,8 +48,7 @@ MEASURES = (
     Measure("top5", lambda content: 100 * content["result"]["top5"]),
     # The best of all looks is chosen by the validation set itself, so that no table has it.
     Measure("best_top1", lambda content: 100 * content["result"]["best_top1"], mean=False),
-    Measure("steps", _amount("steps"), "steps", form=",.0f"),
-    Measure("images_seen", _amount("images_seen"), "images seen", form=",.0f"),
+    *(Measure(name, _amount(name), name.replace("_", " "), form=",.0f") for name in AMOUNTS),
 )
 Results = list[tuple[Path, dict[str, Any]]]
 
@@ -156,7 +156,8 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
         lines.append(line | _gain(control, scores[key]))
     numbers = [*intervals.Mean._fields, "sets", "students", "spread", *averaged, *GAIN]
     table = pd.DataFrame(lines, columns=None if lines else [*GROUP, "family", *numbers])
-    return table.astype(dict.fromkeys(("sets", "gain_n"), "Int64"))  # whole numbers, of which some are not known
+    table = table.astype(dict.fromkeys(("sets", "gain_n"), "Int64"))  # whole numbers, of which some are not known
+    return table.assign(**{name: table[name].convert_dtypes() for name in AMOUNTS})
 
 
 def over_seeds(table: pd.DataFrame, keys: list[str], name: str) -> pd.DataFrame:
