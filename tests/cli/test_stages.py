@@ -273,6 +273,14 @@ def test_a_training_set_that_has_no_room_is_refused_with_its_size(here, mistake,
         )
 
 
+def test_a_set_that_shows_more_than_it_holds_is_refused(here, mistake):
+    arrays, meta = load(here / "images.h5")
+    for shown in 0, IPC + 1, "2":
+        save(here / "images.h5", arrays, meta | {"images_per_epoch": shown}, chunked=("images",))
+        text = f"images.h5 holds {IPC} images of each class but shows {shown} an epoch; make it again"
+        assert mistake(COMMANDS["grid"]) == mistake(COMMANDS["relabel"], begun=True) == text
+
+
 def test_images_that_the_smallest_class_lacks_are_left_out_and_told(here, run):
     arrays, meta = load(here / "data.h5")
     few = np.arange(len(arrays["train/labels"])) != 0

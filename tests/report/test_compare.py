@@ -81,6 +81,13 @@ def test_steps_are_compared_too(tmp_path):
     assert (first[-2:], second[-2:]) == (["2,900, 3,000", "300,000"], ["", ""])
 
 
+def test_steps_that_are_no_number_are_refused(tmp_path, mistake):
+    a, b = write(tmp_path, "wmdd/ipc10", 50, seen={"steps": "many"}), write(tmp_path, "wmdd/ipc1", 30)
+    assert mistake(f"compare {a} {b}").endswith(
+        "run0.json is not the result of a student; give a run0.json of the student stage"
+    )
+
+
 def test_joined_sets_are_compared_by_the_settings_of_their_blocks(tmp_path):
     for stage, kind in ("recover", RecoverSettings), ("match", MatchSettings):
         for number in 5, 7:

@@ -19,8 +19,15 @@ PER_EPOCH = "images_per_epoch"  # of the meta data of an images.h5: images of ea
 
 
 def images_per_epoch(meta: Meta, held: int) -> int:
-    """Return how many of the `held` images of a class an epoch shows."""
-    return int(meta.get(PER_EPOCH, held))
+    """Return how many of the `held` images of a class an epoch shows.
+
+    Raises:
+        WmddError: the set says that it shows more than it holds, or none.
+    """
+    shown = meta.get(PER_EPOCH, held)
+    if shown not in range(1, held + 1):
+        raise WmddError(f"{meta.path} holds {held} images of each class but shows {shown} an epoch; make it again")
+    return int(shown)
 
 
 def data_facts(meta: Mapping[str, Any]) -> dict[str, Any]:

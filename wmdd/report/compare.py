@@ -74,12 +74,12 @@ def _score(path: Path) -> Score:
     try:
         identity, top1 = content["identity"], top1_of(path, content)
         own, seed, run = content["settings"], int(identity["seed"]), int(identity["run"])
+        measures = {measure.title: measure.read(content) for measure in titled()}
     except (KeyError, TypeError, ValueError):
         raise WmddError(NO_RESULT.format(path)) from None
     place = place_of(path.resolve())
     inherited = _inherited(path.resolve(), content.get("inputs", {}).get("labels")) if place else {}
     cell, settings = place.cell if place else Cell(), _flat("student", own) | inherited
-    measures = {measure.title: measure.read(content) for measure in titled()}
     return Score(seed, run, top1, cell, settings, set_digest(content), measures)
 
 
