@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import math
 import re
 import subprocess
 import sys
@@ -183,16 +184,24 @@ def exists(name: str) -> bool:
 
 
 def setting(protocol: str, key: str) -> Any:
-    stage, name = key.split(".")
-    student = {"student": "resnet18"} if stage == "student" else {}
-    return getattr(Experiment({}).resolve(stage, protocol=protocol, **student), name)
+    """Return what a setting of students, or else of their labels, is under a protocol; the side of the images is not known."""
+    labels, student = (Experiment({}).resolve(stage, protocol=protocol) for stage in ("relabel", "student"))
+    return getattr(student if hasattr(student, key) else labels, key)
 
 
-def chosen(protocol: str) -> dict[str, Any]:
-    """Return what a protocol sets itself, by stage.key."""
-    sections = {stage: getattr(presets().protocols[protocol], stage) for stage in ("relabel", "student")}
-    set_of = {stage: section.model_dump(exclude_none=True) for stage, section in sections.items() if section}
-    return {f"{stage}.{key}": value for stage, values in set_of.items() for key, value in values.items()}
+def chosen(entry: Any) -> dict[str, Any]:
+    """Return what an entry, or its part for small images, sets itself of labels and students; what both have must agree."""
+    settings: dict[str, Any] = {}
+    for section in filter(None, (entry.relabel, entry.student)):
+        own = section.model_dump(exclude_none=True)
+        assert all(settings.get(key, value) == value for key, value in own.items())
+        settings |= own
+    return settings
+
+
+def pairs(cell: str) -> dict[str, str]:
+    """Return the settings of a cell such as "`ema` 0.99; `mix` none"."""
+    return dict(re.findall(r"`(\w+)` ([^;`]+?)(?=[;,] *`|;|$)", cell))
 
 
 def written(value: Any) -> str:
@@ -203,21 +212,34 @@ def written(value: Any) -> str:
 
 
 def test_the_numbers_of_the_protocols_are_those_of_the_presets() -> None:
-    numbers, variants, *_ = tables(ROOT / "docs/protocols.md")
-    names = [plain(cell) for cell in numbers.head[1:3]]
-    assert names == ["paper", "rectified"]
-    for key, *cells in numbers.rows:
-        assert cells[:2] == [written(setting(name, plain(key))) for name in names], key
-        assert all(cells[2:]), f"{key} has no source"
-    assert {key for name in names for key in chosen(name)} <= {plain(row[0]) for row in numbers.rows}
-    described = {plain(row[0]): row[1:] for row in variants.rows}
-    for name, (base, differs) in described.items():
-        key, value = plain(differs).split()
-        assert presets().protocols[name].base == plain(base)
-        assert list(chosen(name)) == [key]
-        assert written(setting(name, key)) == value
+    numbers, small, variants, counted, departures, *_ = tables(ROOT / "docs/protocols.md")
+    keys = [plain(cell) for cell in numbers.head[1:-2]]
+    protocols, of_small = presets().protocols, {}
+    for name, *cells, further, source in numbers.rows:
+        name = plain(name)
+        assert cells == [written(setting(name, key)) for key in keys], name
+        assert pairs(further) == {key: written(setting(name, key)) for key in pairs(further)}
+        assert chosen(protocols[name]).keys() <= {*keys, *pairs(further), "labels"}, name
+        assert source
+    for name, side, differs, source in small.rows:
+        part = chosen(getattr(protocols[plain(name)], f"up_to_{side.removesuffix(' px')}px"))
+        assert pairs(differs) == {key: written(value) for key, value in part.items()}, name
+        assert source
+        of_small.setdefault(plain(name), []).append(side)
+    assert of_small == {
+        name: [f"{side} px" for side in (64, 32) if getattr(entry, f"up_to_{side}px")]
+        for name, entry in protocols.items()
+        if entry.up_to_64px or entry.up_to_32px
+    }
+    for name, base, differs, why in variants.rows:
+        assert protocols[plain(name)].base == plain(base)
+        assert {key: written(value) for key, value in chosen(protocols[plain(name)]).items()} == pairs(differs)
+        assert why
     of_matching = set(re.findall(r"`(dsa[\w-]*)`", (ROOT / "docs/match.md").read_text()))
-    assert {*described, *names, *of_matching} == set(presets().protocols)
+    names = [plain(row[0]) for row in numbers.rows]
+    assert {*(plain(row[0]) for row in variants.rows), *names, *of_matching} == set(protocols)
+    assert [plain(row[0]) for row in counted.rows] == [name for name in names if name != "no-augmentation"]
+    assert [plain(row[0]) for row in departures.rows] == [n for n in names if n not in ("paper", "no-augmentation")]
 
 
 def test_the_published_settings_of_mtt_are_those_of_the_presets() -> None:
@@ -235,11 +257,16 @@ def test_the_published_settings_of_mtt_are_those_of_the_presets() -> None:
 
 
 def test_the_steps_of_the_protocols() -> None:
-    text = (ROOT / "docs/protocols.md").read_text()
+    text = " ".join((ROOT / "docs/protocols.md").read_text().split())
+    (said,) = re.findall(r"At 10 images per class of 10 classes of 32 px: ([^.]*)\.", text)
+    steps = dict(re.findall(r"`([\w-]+)` ([\d,]*\d)", said))
+    assert {"paper", "rectified", "rded", "bps", "fadrm"} <= steps.keys()
+    for name, number in steps.items():
+        of = Experiment({}).resolve("student", dataset="cifar10", protocol=name)
+        assert int(number.replace(",", "")) == of.epochs * math.ceil(100 / of.batch_size)
     for name, said in (("paper", "300 at 10 images per class on 10 classes"), ("rectified", "800 steps")):
-        steps = setting(name, "student.epochs") * -(-10 * 10 // setting(name, "student.batch_size"))
         assert said in text
-        assert said.startswith(f"{steps} ")
+        assert said.startswith(f"{steps[name]} ")
 
 
 # --- docs/adding-a-dataset.md ------------------------------------------------------------------------------------------------
