@@ -336,7 +336,7 @@ def test_who_runs_the_workflow():
 
 
 def test_the_command(run, mistake):
-    said = "cannot read the experiment file config/config.yaml"
+    said = "there is no study.yaml or config/config.yaml here; name the experiment file"
     assert mistake("status").startswith(said)
     Path("Snakefile").write_text(SNAKEFILE.replace('"value"', '"experiment"'))
     Path("config").mkdir()

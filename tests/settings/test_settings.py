@@ -48,6 +48,7 @@ COMMANDS = {  # what the command of each stage needs beside its settings, and by
     "decay": ("--latents l --output o", {}),
     "expert": ("--data d --output o --seed 0", ENGINE),
     "match": ("--data d --output o --block classes0-1 --ipc 1 --seed 0", ENGINE),
+    "images": ("--data d --output o --ipc 1 --seed 0", {}),
     "student": ("--images i --data d --output o --seed 0 --run 0", {"augmentation": LabelSettings, **ENGINE}),
 }
 KINDS = [*SETTINGS.values(), EngineSettings, AugmentationSettings, LabelSettings]

@@ -73,7 +73,7 @@ def test_an_unknown_key_names_the_nearest(content, key, nearest):
         (nested("methods.mine.recover.flip", "maybe"), "methods.mine.recover.flip: Input should be a valid boolean"),
         (nested("methods.mine.recover.init", "zeros"), "methods.mine.recover.init: String should match"),
         (nested("methods.mine.expert", ["convnet3"]), "methods.mine.expert: "),
-        (nested("methods.mine.family", "x"), "methods.mine.family: .*'recover', 'select', 'latent' or 'match'"),
+        (nested("methods.mine.family", "x"), "methods.mine.family: .*'recover', 'select', 'latent', 'match' or 'import'"),
         (nested("teacher_seed", "sam"), "teacher_seed: .*'same'"),
         (nested("engine", "fast"), r"engine.*'auto', 'plain', 'eager' or 'compile'"),
         (nested("engine.mode", "fast"), r"engine.*'auto', 'plain', 'eager' or 'compile'"),

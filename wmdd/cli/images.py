@@ -74,7 +74,7 @@ def _ours(
     pixels, notes = _pixels(theirs, settings, data, meta)
     mapping = Path(os.path.expanduser(settings.classes)).read_text("utf-8").split("\n") if settings.classes else None
     mapping = mapping and [line.strip() for line in mapping if line.strip()]
-    names = theirs.names, meta["classes"], meta["names"], mapping
+    names = theirs.names, meta["classes"], meta["names"], mapping, theirs.layout
     labels, said = imported_classes.classes_of(
         imported_classes.in_probabilities(theirs.labels, theirs.label_kind), *names
     )
@@ -85,7 +85,7 @@ def _ours(
     if settings.resize and pixels.shape[2:] != (side, side):
         pixels = imported_pixels.resized(pixels, side)
     copies = [None if part is None else np.concatenate([part] * tiles**2) for part in (hard, theirs.weights)]
-    ours = as_set(pixels, labels, meta["classes"], ipc, side, *copies)
+    ours = as_set(pixels, labels, meta["classes"], ipc * tiles**2, side, *copies)
     return ours, [*theirs.notes, *notes, *said, *ours.notes]
 
 

@@ -253,8 +253,8 @@ def _own(path: Path, most: int) -> ForeignSet:
 
 
 def images_per_class(path: Path, settings: "MeaningSettings") -> int:
-    """Return how many images the largest class of a set has, once its tiles are cut out."""
+    """Return how many images the largest class of a set has, as they are stored."""
     theirs = read(path, settings.layout, settings.label_kind)
     labels = theirs.labels if theirs.hard_labels is None else theirs.hard_labels
     classes = labels if labels.ndim == 1 else labels.argmax(1)
-    return int(np.unique(classes, return_counts=True)[1].max()) * (settings.tiles or theirs.factor or 1) ** 2
+    return int(np.unique(classes, return_counts=True)[1].max())

@@ -212,6 +212,8 @@ def of_raw(content: Mapping[str, Any]) -> pd.DataFrame:
     """
     families: dict[Cell, str] = {}
     for cost in content.get("costs", []):
+        if cost["stage"] == "images":  # of earlier versions, where it joined blocks
+            continue
         if (place := place_of(cost["file"])) is not None and (family := family_of({"stage": cost["stage"]})):
             families.setdefault(set_of(place.cell), family)
     lines = []
