@@ -134,7 +134,7 @@ def relabel(
 
     The views are of the distilled images [N, 3, R, R] uint8, from one of the `seeds` [E] an epoch; `start` epochs are done.
     The result does not depend on the batch size, beyond rounding. With a `statistics_batch`, so many views share the
-    statistics of BatchNorm instead, on which the result depends (BSSL: Cui et al. 2025, CV-DD; FADRM).
+    statistics of BatchNorm instead, on which the result depends (BSSL of CV-DD and FADRM).
 
     Raises:
         WmddError: a logit is no number, or too large for float16; or there is no BatchNorm whose statistics could be a batch's.
