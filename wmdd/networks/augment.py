@@ -25,9 +25,7 @@ class Views:
     partner: Tensor  # [N] int64; the image itself where nothing is mixed
     paste: Tensor  # [N, 4]; the part of the view that comes from the partner
     mixed: bool = True  # whether any view may have such a part
-    patches: Tensor | None = (
-        None  # [N, 2, F] int64: the new places of the F rows and F columns of patches; None: the old ones
-    )
+    patches: Tensor | None = None  # [N, 2, F] int64: to which places the F rows and F columns of patches go
 
     def of(self, index: Tensor) -> "Views":
         """Return the views of some of the images."""
@@ -38,10 +36,8 @@ class Views:
         return self._each(lambda part: part.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Views":
-        parts: dict[str, Any] = {
-            name: change(part) if isinstance(part, Tensor) else part for name, part in vars(self).items()
-        }
-        return Views(**parts)
+        changed: dict[str, Any] = {n: change(part) for n, part in vars(self).items() if isinstance(part, Tensor)}
+        return replace(self, **changed)
 
     def pasted(self, height: int, width: int) -> Tensor:
         """Return the pasted boxes in whole pixels, [N, 4]: first row, first column, and the ones behind the last."""

@@ -57,9 +57,7 @@ class Labels:
     teacher: nn.Module | None = None  # takes the views as the student does, but never whitened
     turn: Callable[[int], int] = lambda epoch: epoch  # the epoch that is shown: itself, or one that comes again
     epochs: float = math.inf  # for which there are labels
-    statistics_batch: int = (
-        0  # of a teacher that is asked: views that share the statistics of its BatchNorm; 0: running ones
-    )
+    statistics_batch: int = 0  # views that share the statistics of the teacher's BatchNorm; 0: its running ones count
 
     @property
     def soft(self) -> bool:

@@ -137,7 +137,7 @@ def relabel(
     The views are of the N distilled images [N, 3, R, R] that an epoch shows, all images given or those of `shown`, and drawn
     from one of the `seeds` [E] an epoch; `start` epochs are done. The result does not depend on the batch size, beyond
     rounding. With a `statistics_batch`, so many views share the statistics of BatchNorm instead, on which the result depends
-    (BSSL: Cui et al. 2025, CV-DD; FADRM).
+    (BSSL of CV-DD and FADRM).
 
     Raises:
         WmddError: a logit is no number, or too large for float16; or there is no BatchNorm whose statistics could be a batch's.

@@ -20,15 +20,7 @@ from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.training import Batch, batches_of, evaluate, fit_all
 from wmdd.networks.whitening import Whitened, Whitening
 from wmdd.stages.labels import Labels
-from wmdd.stages.relabel import (
-    AnyViews,
-    ask,
-    batches_of_labels,
-    logits_of_epoch,
-    seen,
-    use_batch_statistics,
-    views_of,
-)  # fmt: skip
+from wmdd.stages.relabel import AnyViews, ask, batches_of_labels, logits_of_epoch, seen, use_batch_statistics, views_of
 from wmdd.stages.shown import Shown
 
 if TYPE_CHECKING:
