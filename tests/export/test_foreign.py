@@ -125,7 +125,7 @@ def test_idc_and_ncfm(tmp_path, normalised):
     found = read(tmp_path)
     same(found, unit)
     assert (found.layout, found.space, found.factor) == ("idc", "unit", None)
-    assert "does not say by which factor" in found.notes[0]
+    assert "does not say how many; set tiles" in found.notes[0]
     (tmp_path / "args.txt").write_text(json.dumps({"factor": 2, "decode_type": "single"}))
     assert read(tmp_path).factor == 2
     assert read(tmp_path / "data.pt", layout="ncfm").layout == "ncfm"

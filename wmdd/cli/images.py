@@ -72,9 +72,7 @@ def _ours(
 ) -> tuple[ImportedSet, list[str]]:
     """Return a set in our form, and what was guessed or changed on the way."""
     pixels, notes = _pixels(theirs, settings, data, meta)
-    mapping = Path(os.path.expanduser(settings.classes)).read_text("utf-8").split("\n") if settings.classes else None
-    mapping = mapping and [line.strip() for line in mapping if line.strip()]
-    names = theirs.names, meta["classes"], meta["names"], mapping, theirs.layout
+    names = theirs.names, meta["classes"], meta["names"], _mapping(settings.classes), theirs.layout
     labels, said = imported_classes.classes_of(
         imported_classes.in_probabilities(theirs.labels, theirs.label_kind), *names
     )
@@ -87,6 +85,15 @@ def _ours(
     copies = [None if part is None else np.concatenate([part] * tiles**2) for part in (hard, theirs.weights)]
     ours = as_set(pixels, labels, meta["classes"], ipc * tiles**2, side, *copies)
     return ours, [*theirs.notes, *notes, *said, *ours.notes]
+
+
+def _mapping(path: str) -> dict[str, str] | list[str] | None:
+    """Read which class of the data each class of the set is: by their order, or by the set's names."""
+    if not path:
+        return None
+    lines = [line.strip() for line in Path(os.path.expanduser(path)).read_text("utf-8").splitlines() if line.strip()]
+    pairs = [line.split("\t") for line in lines]
+    return {pair[0]: pair[-1] for pair in pairs} if any(len(pair) > 1 for pair in pairs) else lines
 
 
 def _pixels(theirs: ForeignSet, settings: ImportSettings, data: Path, meta: Meta) -> tuple[np.ndarray, list[str]]:

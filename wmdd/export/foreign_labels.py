@@ -10,7 +10,7 @@ from wmdd.base.errors import WmddError
 LabelKind = Literal["index", "one-hot", "probabilities", "logits"]
 KINDS: tuple[str, ...] = get_args(LabelKind)
 CLOSE = 1e-3  # of a row's sum to 1; half-precision probabilities of 1,000 classes are within it
-_ASK = "say which by labels: one-hot, probabilities or logits"
+_ASK = "say which by label_kind: one-hot, probabilities or logits"
 
 
 def kind_of(labels: np.ndarray, path: Path, stated: str = "auto") -> tuple[np.ndarray, LabelKind, list[str]]:

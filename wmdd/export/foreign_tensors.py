@@ -139,13 +139,13 @@ def _from_idc(path: Path, content: Any, experiment: int) -> Content:
         if isinstance(known, dict) and isinstance(known.get("factor"), int) and known["factor"] > 0:
             found.factor = known["factor"]
             found.files.append(options)
-            found.notes.append(f"{options.name} says that the factor is {found.factor}.")
+            found.notes.append(f"{options.name} says that there are {found.factor} x {found.factor} pictures in one.")
             if found.factor > 1 and known.get("decode_type", "single") != "single":
                 raise WmddError(
                     f"{path} is of IDC's formation {known['decode_type']!r}, which is not undone; un-tile it with its own code"
                 )
     if found.factor is None:
-        found.notes.append("IDC and NCFM may store several pictures in one; the file does not say by which factor.")
+        found.notes.append("IDC and NCFM may store several pictures in one; the file does not say how many; set tiles.")
     return found
 
 

@@ -28,7 +28,9 @@ class MeaningSettings(Settings):
     )
     resize: bool = Field(False, description="enlarge or reduce images to the side of the data's")
     classes: str = Field(
-        "", description="text file with the name of a class of the data on each line, in the order of the set's indices"
+        "",
+        description="text file: on each line a class of the data, in the order of the set's classes; or the set's name of a "
+        "class, a tab and the data's",
     )
     labels: Literal["theirs", "ours"] = Field(
         "theirs",

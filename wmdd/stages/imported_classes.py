@@ -10,7 +10,7 @@ from wmdd.datasets import imagenet_classes
 
 MARGIN = 0.25  # of mean confidence, that another order must gain over its classes
 _NUMBER = re.compile(r"(?:new|class|cls|c|label)?[ _-]?(\d+)", re.IGNORECASE)
-_REMEDY = "give a mapping from the set's classes to the data's"
+_REMEDY = "give classes, a text file that maps the set's to the data's"
 # The ImageNet subsets of MTT and DATM, in the order in which their labels count (utils.py, utils_baseline.py: Config).
 _MTT_SUBSETS = (
     (0, 217, 482, 491, 497, 566, 569, 571, 574, 701),  # ImageNette
