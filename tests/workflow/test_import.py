@@ -27,7 +27,7 @@ def given(run: Workspace) -> np.ndarray:
             Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / f"{number}.png")
     floats = random["images"].astype(np.float32) / 255
     floats[0, 0, 0, 0, 0] = -0.5
-    np.savez(run.root / "arrays.npz", images=floats.reshape(-1, 3, 16, 16), labels=np.arange(10).repeat(2))
+    np.savez(run.root / "arrays-2.npz", images=floats.reshape(-1, 3, 16, 16), labels=np.arange(10).repeat(2))
     return random["images"]
 
 
@@ -35,7 +35,7 @@ def test_imported_sets_are_rows_beside_their_controls(run: Workspace) -> None:
     images = given(run)
     methods = {
         "folder": {"family": "import", "images": {"path": "theirs"}},
-        "arrays": {"family": "import", "images": {"path": "arrays.npz", "space": "unit"}},
+        "arrays": {"family": "import", "images": {"path": "arrays-{ipc}.npz", "space": "unit"}},
     }
     run.config = TINY | {"methods": methods, "matrix": [ENTRY | {"methods": ["folder", "arrays", "random"]}]}
     run.snakemake()
