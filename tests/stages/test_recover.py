@@ -25,7 +25,7 @@ from wmdd.networks.models import build, normalise, to_pixels
 from wmdd.networks.planes import Planes
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.recover import RecoverSettings
-from wmdd.stages.recover import batches, noise, recover
+from wmdd.stages.recover import _mix_back, _mixings, batches, noise, recover
 from wmdd.stages.recover import matched as matched_starts
 
 COLOUR = Planes.of(NORMALISATION, grey=False)
@@ -165,6 +165,7 @@ KILLS = {
     "after it": ({}, FAST, 5, 6),
     "in the second, coupled": ({"cross_entropy": 1, "feature_loss": "norm"}, PLAIN, 7, 9),
     "in the second, across": ({"cross_entropy": 1, "statistics": "global", "composition": "across"}, FAST, 7, 9),
+    "between two mixings": ({"anchor": 0.5, "anchor_times": 2}, FAST, 2, 4),
     "after the last iteration, before the result is written": ({}, FAST, 10, 0),
 }
 
@@ -173,16 +174,41 @@ KILLS = {
 def test_a_killed_job_goes_on_to_the_same_bits(tiny_teacher, dying_keeper, changes, engine, save_at, die_at):
     settings = RecoverSettings(**SHORT, **changes)
     engine = replace(engine, images_at_once=settings.batch_size)
-    whole = recovered(tiny_teacher, settings, engine=engine)  # two batches of five iterations
+    start = starts() if settings.anchor else None
+    whole = recovered(tiny_teacher, settings, engine=engine, start=start)  # two batches of five iterations
     keeper = dying_keeper(save_at, die_at)
     with pytest.raises(dying_keeper.Killed) if die_at else nullcontext():
-        recovered(tiny_teacher, settings, keeper=keeper, engine=engine)
+        recovered(tiny_teacher, settings, keeper=keeper, engine=engine, start=start)
     state = keeper.load()
     assert (state["part"], state["optimizer"]["iteration"]) == ((save_at - 1) // 5, (save_at - 1) % 5 + 1)
     again = dying_keeper()
     again.content = keeper.content
-    assert torch.equal(recovered(tiny_teacher, settings, keeper=again, engine=engine), whole)
+    assert torch.equal(recovered(tiny_teacher, settings, keeper=again, engine=engine, start=start), whole)
     assert again.chances == 10 - save_at  # only what was missing is done again
+
+
+def test_anchors_are_mixed_back_and_adam_begins_anew():
+    """At equal distances; a step behind a mixing is that of a new optimiser at the mixture."""
+    assert [sorted(_mixings(RecoverSettings(iterations=n, anchor=0.5))) for n in (2000, 3)] == [
+        [500, 1000, 1500],
+        [1, 2],
+    ]
+    assert _mixings(RecoverSettings()) == set()
+    x, anchors = (torch.randn(2, 3, 4, 4, generator=generator(name)) for name in ("images", "anchors"))
+    mixture = (0.75 * x + 0.25 * anchors).requires_grad_()
+    x.requires_grad_()
+    used, fresh = (plain().optimizer("adam", [pixels], 0.1) for pixels in (x, mixture))
+    before = x.detach().clone()
+    x.grad = torch.ones_like(x)
+    used.step()
+    with torch.no_grad():
+        x.copy_(before)
+    _mix_back(x, anchors, 0.25, used)
+    torch.testing.assert_close(x, mixture)
+    for pixels, optimizer in (x, used), (mixture, fresh):
+        pixels.grad = pixels.detach().sin()
+        optimizer.step()
+    torch.testing.assert_close(x, mixture)
 
 
 def test_a_job_goes_on_in_the_batches_it_began_with(tiny_teacher, dying_keeper):
@@ -320,6 +346,7 @@ def test_no_atoms_are_needed_where_no_term_uses_them(tiny_teacher):
     [
         ({}, False, "needs a barycenter"),
         ({"feature_weight": 0, "regularisation": 0}, False, "recover has no loss"),
+        ({"anchor": 0.5}, True, "recover with anchor needs images to begin with"),
         ({"lr": 1e30, "cross_entropy": 1e308}, True, "the loss is not a number at iteration 0"),
     ],
 )

@@ -1,6 +1,7 @@
 """Settings of the stage recover."""
 
-from typing import Literal
+from collections.abc import Collection
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -14,6 +15,14 @@ class RecoverSettings(Settings):
         "noise",
         pattern=f"^(noise|method:{NAME})$",
         description="where to start: noise (WMDD, SRe2L), or method:NAME, the images of another method of the same cell",
+    )
+    anchor: Fraction = Field(
+        0.0,
+        description="share of the images that each began as, its anchor, when they are mixed back (FADRM: 0.5); 0: never",
+    )
+    anchor_times: Count = Field(
+        3,
+        description="how often they are, at equal distances; Adam begins anew each time (FADRM: 3 of 2,000 iterations)",
     )
     iterations: Count = Field(2000, description="Adam steps (WMDD and SRe2L: 2,000)")
     batch_size: Count = Field(
@@ -55,6 +64,11 @@ class RecoverSettings(Settings):
         le=100,
         description="quality of the JPEG files that the images pass through at the end (released code: 75); 0: none",
     )
+
+    @classmethod
+    def unused(cls, values: dict[str, Any]) -> Collection[str]:
+        """Return the settings of the mixing, where nothing is mixed back."""
+        return () if values.get("anchor") else ("anchor_times",)
 
     @property
     def start(self) -> str:

@@ -4,6 +4,11 @@ The loss is that of `wmdd.stages.recover_loss`; Adam descends it in the pixels, 
 random view (`wmdd.stages.recover_views`). Images of grey pictures stay grey: they are one plane, which the teacher sees in all
 three channels. Images begin as noise, or as another method's (`init`). Those of each class are then matched to the atoms by the
 assignment that is cheapest in all, \sum_j ||f(x_s(j)) - b_j||^2 over permutations s.
+
+With an `anchor` a > 0 each image is drawn back to the one that it began as, x <- (1 - a) x + a x_0, after each of the first m
+of m + 1 equal parts of the iterations (m = `anchor_times`), and Adam begins anew: the residuals of FADRM (Cui et al. 2025,
+arXiv 2506.24125; its code mixes with alpha = 1 - a = 0.5, four parts of 500 iterations). Its anchors are patches in the order
+of their files; here each atom has the image that the assignment above gives it, and no two share one.
 """
 
 import math
@@ -103,6 +108,8 @@ def recover(
         WmddError: a term of the loss has nothing to match, there is no term, or the loss is not a number.
     """
     _check(network, atoms, settings)
+    if settings.anchor and start is None:
+        raise WmddError("recover with anchor needs images to begin with: set init: method:NAME, or anchor: 0")
     network.eval().requires_grad_(False)
     engine = context.engine
     engine.place(network)
@@ -205,10 +212,13 @@ def _optimise(
     names = list(loss_weights(settings))
     trace = torch.zeros(iterations, len(names), device=engine.device)
     every = max(1, iterations // 100)
+    anchors, mixings = start.to(engine.device), _mixings(settings)
     with _stepper(run, x, optimizer, target) as step:
         for i in context.progress(range(first, iterations), name, iterations, first):
             set_rate(optimizer, settings.lr * 0.5 * (1 + math.cos(math.pi * i / iterations)))
             trace[i] = step(views[i])
+            if i + 1 in mixings:
+                _mix_back(x, anchors, settings.anchor, optimizer)
             if i % every == 0 or i + 1 == iterations:  # nothing else waits for the device
                 terms = dict(zip(names, trace[i].tolist(), strict=True))
                 context.log({"loss": (value := sum(terms.values()))} | terms, i)
@@ -219,6 +229,22 @@ def _optimise(
             if context.keeper.due():
                 keep({"x": x.detach().cpu(), "adam": optimizer.state_dict(), "iteration": i + 1})
     return x.detach().cpu()
+
+
+def _mixings(settings: "RecoverSettings") -> set[int]:
+    """Return after how many iterations the anchors are mixed back."""
+    parts = settings.anchor_times + 1
+    times = {round(part * settings.iterations / parts) for part in range(1, parts)} if settings.anchor else set()
+    return times - {0, settings.iterations}
+
+
+@torch.no_grad()
+def _mix_back(x: Tensor, anchors: Tensor, share: float, optimizer: torch.optim.Optimizer) -> None:
+    """Mix anchors into images, and let Adam begin anew, all in place."""
+    x.lerp_(anchors, share)
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            state[name] = value.zero_() if isinstance(value, Tensor) else 0
 
 
 @contextmanager
