@@ -62,7 +62,7 @@ def evaluate(
         controls=_names(controls),
     )
     evaluation.run(content, configfile or [], snakemake)
-    if Path(f"{evaluation.TABLE}.md").is_file():  # not after a dry run
+    if not {"-n", "--dry-run", "--dryrun"} & {*snakemake}:
         print(Path(f"{evaluation.TABLE}.md").read_text("utf-8"), f"page: {evaluation.PAGE}", sep="\n")
 
 
