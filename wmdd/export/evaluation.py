@@ -81,6 +81,8 @@ def run(content: dict[str, Any], configfiles: Sequence[Path] = (), options: Sequ
         WmddError: the experiment is wrong, or the workflow fails.
     """
     path = Path(FOLDER, f"{content['experiment']}.yaml")
+    if not configfiles:  # which may say how runs are tracked
+        content = content | {"tracking": {"mode": "disabled"}}
     atomic_files.write_text(path, yaml.safe_dump(content, sort_keys=False))
     files = [*configfiles, path]
     Experiment.read(*files)
