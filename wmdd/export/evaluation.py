@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 
 from wmdd.artifacts import atomic_files
+from wmdd.base import extras
 from wmdd.base.errors import WmddError
 from wmdd.settings.imported import ImportSettings
 from wmdd.workflow.experiment import Experiment
@@ -90,6 +91,7 @@ def run(content: dict[str, Any], configfiles: Sequence[Path] = (), options: Sequ
         )
 
 
+@extras.named()
 def evaluate(
     images: np.ndarray,
     labels: np.ndarray,

@@ -44,6 +44,8 @@ def snakemake(configfiles: Sequence[Path], options: Sequence[str] = ()) -> int:
         configfiles: of the experiment; of several the later ones count more.
         options: of Snakemake.
     """
+    import snakemake  # noqa: F401  # that it is missing is one line here, and a trace in another process
+
     command = [
         sys.executable,
         "-m",
