@@ -1,13 +1,16 @@
 """A package that is missing because its extra was not installed: one line that names the extra."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, requires
 
 from wmdd.base.errors import WmddError
 
-REQUIREMENT = re.compile(r"""([\w.-]+).*extra == ['"]([\w-]+)['"]""")  # such as: pandas>=2.2; extra == 'report'
+REQUIREMENT = re.compile(
+    r"""(?P<name>[\w.-]+).*extra == ['"](?P<extra>[\w-]+)['"]"""
+)  # such as: pandas>=2.2; extra == 'report'
 
 
 @contextmanager
@@ -28,14 +31,21 @@ def named() -> Iterator[None]:
 
 
 def extra_of(package: str) -> str:
-    """Return the extra that brings an imported package, as the metadata of wmdd have it; empty if none does."""
+    """Return the smallest extra that brings an imported package, as the metadata of wmdd have it; empty if none does."""
     try:
-        matches = filter(None, map(REQUIREMENT.match, requires("wmdd") or []))
+        requirements = [match for line in requires("wmdd") or [] if (match := REQUIREMENT.match(line))]
     except PackageNotFoundError:  # sources that are not installed
         return ""
-    extras = {re.sub(r"[-_.]+", "-", match[1]).lower(): match[2] for match in matches}
-    name = package.replace("_", "-").lower()
-    # The package's own name counts most; that of vl_convert goes on: vl-convert-python.
-    return min(
-        ((other, extra) for other, extra in extras.items() if f"{other}-".startswith(f"{name}-")), default=("", "")
-    )[1]
+    sizes = Counter(match["extra"] for match in requirements)
+    name = _normal(package)
+    # A name that goes on, as vl-convert-python of vl_convert, counts less than the package's own.
+    matches = [
+        (_normal(match["name"]), sizes[match["extra"]], match["extra"])
+        for match in requirements
+        if f"{_normal(match['name'])}-".startswith(f"{name}-")
+    ]
+    return min(matches)[-1] if matches else ""
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
