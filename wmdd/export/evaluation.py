@@ -85,7 +85,7 @@ def run(content: dict[str, Any], configfiles: Sequence[Path] = (), options: Sequ
     atomic_files.write_text(path, yaml.safe_dump(content, sort_keys=False))
     files = [*configfiles, path]
     Experiment.read(*files)
-    if snakemake(files, options):
+    if snakemake(files, options, quiet=True):
         raise WmddError(
             f"the workflow of {path} failed; its own words stand above, and the same command goes on from there"
         )
