@@ -13,22 +13,38 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' Makefile
 
-.venv/.installed: requirements.lock
+# On Linux the locked torch is that of PyPI, built with CUDA 13: a GPU needs NVIDIA's driver 580 or newer
+# (https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html). Another build of the same version is
+# taken from an index, which .venv/.installed keeps; an empty one is PyPI again. https://download.pytorch.org/whl/torch/
+# lists the builds.
+#     make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu      no GPU
+#     make setup TORCH_INDEX=https://download.pytorch.org/whl/cu126    CUDA 12.6
+INSTALLED := $(shell cat .venv/.installed 2>/dev/null)
+TORCH_INDEX ?= $(INSTALLED)
+ifneq ($(TORCH_INDEX),$(INSTALLED))
+.PHONY: .venv/.installed
+clear = --clear
+endif
+
+.venv/.installed: requirements.lock pyproject.toml
 	$(if $(python),,$(error wmdd needs Python 3.11.4 or newer: install it, or say where it is with PYTHON=/path/to/python3))
-	$(python) -m venv .venv
+	@rm -f $@
+	$(python) -m venv $(clear) .venv
+ifeq ($(TORCH_INDEX),)
 	.venv/bin/pip install -q -r requirements.lock
-	touch $@
+else
+	sed -nE 's/^(torch|torchvision)=+/\1==/p' requirements.lock >.venv/torch.txt
+	.venv/bin/pip install -q --index-url "$(TORCH_INDEX)" -r .venv/torch.txt
+	grep -vE '^(torch|torchvision|triton|nvidia-.*|cuda-.*)=' requirements.lock >.venv/others.txt
+	.venv/bin/pip install -q -r .venv/others.txt
+endif
+	.venv/bin/pip install -q --no-deps --no-build-isolation -e .
+	echo "$(TORCH_INDEX)" >$@
 
-setup: .venv/.installed  ## install the pinned packages into .venv
+setup: .venv/.installed  ## install wmdd and the pinned packages into .venv; TORCH_INDEX=… for a driver older than 580, or no GPU
 
-# Snakemake looks for `--profile slurm` in the working folder, in the user's folder and in /etc/xdg, but not in profiles/.
-profile: place = $(if $(XDG_CONFIG_HOME),$(XDG_CONFIG_HOME),$(HOME)/.config)/snakemake
-profile:  ## let `snakemake --profile slurm` find profiles/slurm
-	@mkdir -p "$(place)"
-	@if [ -e "$(place)/slurm" ] && [ ! "$(place)/slurm" -ef profiles/slurm ]; then \
-		echo "$(place)/slurm is there already and is another profile: rename one, or use --profile profiles/slurm" >&2; exit 1; fi
-	@ln -sfn "$(CURDIR)/profiles/slurm" "$(place)/slurm"
-	@echo "$(place)/slurm -> $(CURDIR)/profiles/slurm; your cluster's partitions go into its config.v8+.yaml"
+profile: setup  ## let `snakemake --profile slurm` find profiles/slurm
+	@.venv/bin/wmdd profile slurm
 
 CONFIG ?= config/config.yaml
 demo: setup  ## run the whole workflow on a small dataset, and write the report
@@ -53,14 +69,15 @@ docs: setup  ## write the reference of the package, from its docstrings, into bu
 lint: setup  ## check style, types and who imports whom
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/snakefmt --check Snakefile rules
+	.venv/bin/snakefmt --check Snakefile workflow/Snakefile rules
+	.venv/bin/snakemake --lint
 	.venv/bin/mypy wmdd
 	.venv/bin/lint-imports
 
 format: setup  ## rewrite the sources in the agreed style
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
-	.venv/bin/snakefmt Snakefile rules
+	.venv/bin/snakefmt Snakefile workflow/Snakefile rules
 
 lock: setup  ## pin the newest packages that pyproject.toml allows
 	envs/lock.sh

@@ -9,17 +9,10 @@ cd "$(dirname "$0")/.."
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-.venv/bin/python - >"$scratch/requirements.txt" <<'PYTHON'
-import tomllib
-
-with open("pyproject.toml", "rb") as file:
-    project = tomllib.load(file)["project"]
-print(*project["dependencies"], *sum(project["optional-dependencies"].values(), []), sep="\n")
-PYTHON
 grep -E '^torch(vision)?=' requirements.lock >"$scratch/constraints.txt"
 
 .venv/bin/python -m venv "$scratch/venv"
-"$scratch/venv/bin/pip" install -q -r "$scratch/requirements.txt" -c "$scratch/constraints.txt"
+"$scratch/venv/bin/pip" install -q ".[all,dev]" -c "$scratch/constraints.txt"
 {
     cat <<'HEADER'
 # Made by `make lock`: pip freeze of a fresh environment with everything that pyproject.toml names, extras included.
@@ -27,7 +20,7 @@ grep -E '^torch(vision)?=' requirements.lock >"$scratch/constraints.txt"
 # The packages that only the Linux builds of torch need are marked, so that the rest installs elsewhere too.
 HEADER
     # setuptools (--all) is needed by torch; a local version such as +cu130 would tie the lock to one kind of machine.
-    "$scratch/venv/bin/pip" freeze --all --exclude pip | sed -E \
+    "$scratch/venv/bin/pip" freeze --all --exclude pip --exclude wmdd | sed -E \
         -e 's/\+[[:alnum:].]+$//' \
         -e 's/^torch==/torch===/' \
         -e '/^(nvidia-|cuda-|triton=)/s/$/; platform_system == "Linux"/'

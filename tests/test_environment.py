@@ -10,7 +10,13 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-RUNTIME = PROJECT["dependencies"]
+CORE = PROJECT["dependencies"]
+# Without the references of an extra to others.
+EXTRAS = {
+    extra: [line for line in lines if not line.startswith("wmdd[")]
+    for extra, lines in PROJECT["optional-dependencies"].items()
+}
+RUNTIME = [*CORE, *(line for extra, lines in EXTRAS.items() if extra not in ("slurm", "dev") for line in lines)]
 LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
 
 
@@ -33,8 +39,15 @@ def test_the_lock_pins_each_package_once_satisfies_pyproject_and_marks_what_only
         assert (Requirement(line).marker is not None) == line.startswith(("nvidia-", "cuda-", "triton=")), line
     assert len(PINS) == len(LOCK)
     assert PINS["torch"][0] == "==="  # no local builds
-    for line in (*RUNTIME, *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)):
+    named = [*CORE, *(line for lines in EXTRAS.values() for line in lines)]
+    for line in named:
         assert Requirement(line).specifier.contains(PINS[name(line)][1]), line
+    assert len({name(line) for line in named}) == len(named)
+
+
+def test_all_is_every_extra_for_users():
+    (line,) = PROJECT["optional-dependencies"]["all"]
+    assert Requirement(line).extras == {*EXTRAS} - {"all", "dev"}
 
 
 def test_environments_have_the_pins_of_the_lock_and_images_the_environment():

@@ -5,6 +5,7 @@ import signal
 import sys
 from difflib import get_close_matches
 
+from wmdd.base import extras
 from wmdd.base.errors import WmddError, first_sentence, one_line
 from wmdd.base.preemption import AGAIN, Notice, Preempted, listening
 from wmdd.jobs import torchrun
@@ -43,7 +44,8 @@ def _run() -> None:
         print(f"wmdd: error: unknown command {_command()!r}; {hint}", file=sys.stderr)
         sys.exit(2)
     try:
-        app(sys.argv[1:])
+        with extras.named():
+            app(sys.argv[1:])
     except Exception as error:
         if torchrun.launched():
             torchrun.leave(error)

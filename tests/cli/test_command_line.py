@@ -16,7 +16,7 @@ import yaml
 
 import wmdd
 from tests.cli.artifacts import COMMANDS, IPC
-from wmdd.cli.commands import app
+from wmdd.cli.commands import EVERYDAY, MORE, app
 from wmdd.workflow.experiment_file import schema
 
 ROOT = Path(__file__).parents[2]
@@ -186,3 +186,37 @@ def test_help_of_all_commands_imports_none_and_says_what_each_docstring_says(her
         if not name.startswith("-"):
             summary = inspect.getdoc(command.default_command).splitlines()[0]
             assert f"{name} {summary.replace('`', '')}" in text
+
+
+def test_help_puts_what_people_type_before_the_stages_which_are_what_rules_call(run):
+    panels = re.split(r"╭─ (.+?) ─", run("--help")[1])[1:]
+    names = [re.findall(r"^│ ([a-z-]+)  ", text, re.MULTILINE) for text in panels[1::2]]
+    first, more, stages = ([name.replace("-", "_") for name in each] for each in names[:3])
+    assert (first, more) == (list(EVERYDAY), sorted(MORE))
+    rules = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
+    assert set(stages) == set(re.findall(r"python -m wmdd (\w+)", rules)) - set(EVERYDAY)
+    assert "Exit codes: 0 done" in run("student --help")[1]
+
+
+def test_no_option_has_an_opposite_but_a_setting_of_experiment_files(run):
+    settings = {f"--no-{name}".replace("_", "-") for name in re.findall(r'"(\w+)": {', json.dumps(schema()))}
+    names = [name for name in app.resolved_commands() if not name.startswith("-")]
+    opposites = {word for name in names for word in re.findall(r"--(?:no|empty)-[\w-]+", run(f"{name} --help")[1])}
+    assert "--no-flip" in opposites
+    assert opposites <= settings
+
+
+def test_completion_of_a_shell_knows_commands_and_their_options(here, run, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    monkeypatch.setenv("SHELL", "/bin/bash")
+    assert run("--install-completion")[0] == 0
+    script = here / ".local/share/bash-completion/completions/wmdd"
+    line = 'source "$0"; COMP_WORDS=(wmdd $1); COMP_CWORD=$2; _wmdd; echo "${COMPREPLY[@]}"'
+
+    def completed(words, number):
+        return subprocess.run(
+            ["bash", "-c", line, script, words, number], capture_output=True, text=True, check=True
+        ).stdout
+
+    assert completed("comp", "1") == "compare\n"
+    assert {"--check", "--json"} <= set(completed("status --", "2").split())

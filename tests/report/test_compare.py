@@ -72,6 +72,18 @@ def test_methods_are_compared(two, run):
     assert "No interval" not in out
 
 
+def test_a_comparison_for_programs(two, run):
+    places = json.loads(run(f"compare {BASE}/wmdd {BASE}/random {BASE}/random/ipc10/seed0 --json")[1])["places"]
+    (place,) = places
+    assert place["settings"]["method"] == [["wmdd"], ["random"], ["random"]]
+    first, second, third = place["sides"]
+    assert (first["students"], first["n"], first["mean"]) == (3, 3, pytest.approx(np.mean(WMDD)))
+    assert "difference" not in first
+    gain = intervals.difference(dict(enumerate(WMDD)), dict(enumerate(RANDOM)))
+    assert second["difference"] == pytest.approx(gain._asdict())
+    assert (third["std"], third["difference"]["p"]) == (None, None)
+
+
 def test_steps_are_compared_too(tmp_path):
     for seed, steps in enumerate((3000, 3000, 2900)):
         write(tmp_path, "wmdd/ipc10", 50, seed, seen={"steps": steps, "images_seen": 300_000})

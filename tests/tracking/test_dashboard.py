@@ -1,11 +1,13 @@
 """The dashboard is built without a network, and its panels name only what the stages really log."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cli.artifacts import COMMANDS
+from wmdd.base import extras
 from wmdd.base.errors import WmddError
 from wmdd.tracking import dashboard
 from wmdd.tracking import tracker as tracking
@@ -108,5 +110,6 @@ def test_without_a_key_or_the_package_one_line_says_so(mistake, monkeypatch, tmp
     monkeypatch.delenv("NETRC", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     assert "there is no API key" in mistake("dashboard --save")
-    monkeypatch.setattr(dashboard, "find_spec", lambda _: None)
-    assert "pip install wandb-workspaces" in mistake("dashboard")
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
+    monkeypatch.setattr(extras, "requires", lambda _: ["wandb-workspaces>=0.4.10; extra == 'wandb'"])
+    assert mistake("dashboard") == 'wandb_workspaces is not installed; run `pip install "wmdd[wandb]"`'

@@ -87,7 +87,7 @@ import numpy as np
 import wmdd
 table = wmdd.evaluate(
     np.load("given.npy"), np.arange(10).repeat(2), "digits", "short", name="mine", teacher="nano", students=["nano"], seeds=1,
-    controls=["random"], configfiles=[Path("tiny.yaml")], options=["--quiet", "all"],
+    controls=["random"], configfiles=[Path("tiny.yaml")],
 )
 print("rows:", *sorted(zip(table["method"], table["mean"].round(9))))
 """

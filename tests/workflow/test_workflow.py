@@ -140,6 +140,24 @@ def test_snakemake_report_has_tables_and_captions(run: Workspace) -> None:
     assert len(page) > 100_000
 
 
+def test_the_workflow_is_found_where_the_catalogue_of_snakemake_looks(fresh: Workspace) -> None:
+    (fresh.root / "workflow").mkdir()
+    shutil.copy(REPOSITORY / "workflow/Snakefile", fresh.root / "workflow")
+    (fresh.root / "Deployed").write_text(f'''
+module wmdd:
+    snakefile: "{fresh.root}/workflow/Snakefile"
+    prefix: "out"
+    config: config
+
+use rule * from wmdd
+''')
+    jobs = fresh.pending()
+    assert jobs.pop("all") == 1
+    assert fresh.pending("--snakefile", "workflow/Snakefile") == jobs | {"everything": 1}
+    target = "out/results/report/index.html"
+    assert fresh.pending("--snakefile", "Deployed", target)["student"] == jobs["student"]
+
+
 def test_another_workflow_may_have_this_one_as_a_module(fresh: Workspace) -> None:
     """Beside its sources or in another folder, with a prefix of its own before all that it makes."""
     module = f'''

@@ -36,7 +36,7 @@ def evaluate(
 
     Args:
         path: of the set's file or folder.
-        snakemake: options of Snakemake, behind `--`, as in `-- --profile slurm`.
+        snakemake: options of Snakemake, behind `--`, as in `-- --profile slurm`; `-- --verbose` shows all that it says.
         dataset: whose classes it has, of `wmdd config` or of --configfile.
         protocol: how students are trained; several are several rows.
         students: networks.

@@ -1,5 +1,6 @@
 """The commands that read results of earlier runs: the table of a study, the comparison of some students."""
 
+import json as serial
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pandas as pd
 
 from wmdd.artifacts.atomic_files import read_json
 from wmdd.base.errors import WmddError
-from wmdd.cli.arguments import command
+from wmdd.cli.arguments import Flag, command
 from wmdd.cli.tables import write_table
 from wmdd.report import compare as comparison
 from wmdd.report import results
@@ -66,12 +67,14 @@ def _named(cells: pd.DataFrame, runs: Path, configfile: Path | None, name: str) 
 
 
 @command
-def compare(*results: Path) -> None:
+def compare(*results: Path, json: Flag = False) -> None:
     """Print how students differ in settings and accuracy: mean, standard deviation, difference to the first with its interval.
 
     Args:
         results: two or more; each a result file of a student or a folder of them, as results/digits/resnet18-w8/wmdd/ipc10.
+        json: for programs.
     """
     if len(results) < 2:
         raise WmddError("compare takes two results or more; name folders or run*.json of students")
-    print(comparison.render([comparison.Side.read(path) for path in results]))
+    sides = [comparison.Side.read(path) for path in results]
+    print(serial.dumps(comparison.facts(sides), indent=1) if json else comparison.render(sides))

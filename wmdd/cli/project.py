@@ -69,7 +69,9 @@ def profile(name: Literal["slurm"], /) -> None:
     place = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "snakemake", name)
     in_clone = ours.parents[1] == launch.PACKAGE.parent
     if place.exists() and not (in_clone and place.samefile(ours)):
-        raise WmddError(f"{place} is there already; edit it, or rename it and call this again")
+        raise WmddError(
+            f"{place} is there already and is another profile, or a copy that you edited; rename it and call this again"
+        )
     place.parent.mkdir(parents=True, exist_ok=True)
     if in_clone:  # so that the profile is edited where it is kept
         place.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]  # comes with snakemake
+import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 

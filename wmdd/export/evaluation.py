@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 
 from wmdd.artifacts import atomic_files
+from wmdd.base import extras
 from wmdd.base.errors import WmddError
 from wmdd.settings.imported import ImportSettings
 from wmdd.workflow.experiment import Experiment
@@ -86,12 +87,13 @@ def run(content: dict[str, Any], configfiles: Sequence[Path] = (), options: Sequ
     atomic_files.write_text(path, yaml.safe_dump(content, sort_keys=False))
     files = [*configfiles, path]
     Experiment.read(*files)
-    if snakemake(files, options):
+    if snakemake(files, options, quiet=True):
         raise WmddError(
             f"the workflow of {path} failed; its own words stand above, and the same command goes on from there"
         )
 
 
+@extras.named()
 def evaluate(
     images: np.ndarray,
     labels: np.ndarray,

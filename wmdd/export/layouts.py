@@ -1,5 +1,6 @@
 """The four layouts of an export (see `wmdd.export.manifest`): how each is read again, some images at a time."""
 
+import csv
 import io
 import itertools
 import json
@@ -20,9 +21,9 @@ from wmdd.export.manifest import AGAIN, ARRAYS, PICTURES, TABLE, TABLE_OF_VERSIO
 
 SOFT = {"soft_label": "npy", "soft_logit": "logits.npy"}  # column of a table -> ending in a tar; arrays have an s more
 GROUP = 100  # images of a row group of a parquet file, and of what is read at once
-DAMAGE = (  # what pandas, tarfile, numpy, h5py and pyarrow raise
+DAMAGE = (  # what csv, tarfile, numpy, h5py and pyarrow raise
     OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, NotImplementedError, RuntimeError,
-    UnreadableError, tarfile.TarError, MemoryError, OverflowError,
+    UnreadableError, csv.Error, tarfile.TarError, MemoryError, OverflowError,
 )  # fmt: skip
 
 
@@ -79,16 +80,12 @@ def beside_table(picture: str) -> str:
 
 def _read_table(folder: Path, manifest: Manifest) -> list[dict[str, np.ndarray]]:
     """Return label, weight, soft label and soft logit of each picture of an imagefolder, as arrays."""
-    import pandas as pd
-
     old = manifest.version == 1
     table = folder / (TABLE_OF_VERSION_1 if old else TABLE)
     names = [name if old else beside_table(name) for name in manifest.pictures()]
     with readable(table):
         if old:
-            records: list[dict[Any, Any]] = pd.read_csv(
-                table, dtype=str, keep_default_na=False, encoding="utf-8"
-            ).to_dict("records")
+            records: list[dict[Any, Any]] = list(csv.DictReader(table.read_text("utf-8").splitlines(), strict=True))
         else:
             records = [json.loads(line) for line in table.read_text("utf-8").splitlines()]
         if [record["file_name"] for record in records] != names:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from wmdd.artifacts import hdf5
+from wmdd.base import extras
 from wmdd.base.errors import WmddError
 from wmdd.export.layouts import READERS, readable
 from wmdd.export.manifest import (
@@ -61,6 +62,7 @@ class Distilled(Dataset[dict[str, Any]]):
         return item if self.soft_labels is None else item | {"soft_label": self.soft_labels[index]}
 
 
+@extras.named()
 def load(path: str | Path, transform: Callable[[Tensor], Any] | None = None) -> Distilled:
     """Read a distilled set: the folder of an export, whatever its layout, or the images.h5 of a run.
 

@@ -22,6 +22,7 @@ from wmdd.workflow.stages import ATOMS, STAGES
 PLACE = tuple(name for name in CELL if name not in ("seed", "run"))
 NONE = "—"
 Settings = dict[str, str]  # "stage.name" -> value
+Place = dict[str, Any]  # the parts of a cell in which students of one side differ
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Side:
         """Return what the students have for a part of their cell."""
         return {getattr(score.cell, part) for score in self.scores}
 
-    def at(self, place: dict[str, Any]) -> "Side":
+    def at(self, place: Place) -> "Side":
         """Return the students whose cells have these parts."""
         return replace(self, scores=[s for s in self.scores if all(getattr(s.cell, k) == v for k, v in place.items())])
 
@@ -111,8 +112,8 @@ def _of_artifacts(*files: Path) -> Settings:
     return settings
 
 
-def render(sides: Sequence[Side]) -> str:
-    """Return the comparison as Markdown: two tables for each place that several sides share, and what only one side has.
+def _places(sides: Sequence[Side]) -> tuple[list[Place], list[Place]]:
+    """Return the places that several sides share, and those of one side alone.
 
     Raises:
         WmddError: the sides share no place.
@@ -123,31 +124,79 @@ def render(sides: Sequence[Side]) -> str:
     shared = [place for place in places if sum(bool(side.at(place).scores) for side in sides) > 1]
     if not shared:
         raise WmddError(f"{sides[0].name} and the others share no {', '.join(varying)}; name folders further down")
+    return shared, [place for place in places if place not in shared]
+
+
+def render(sides: Sequence[Side]) -> str:
+    """Return the comparison as Markdown: two tables for each place that several sides share, and what only one side has.
+
+    Raises:
+        WmddError: the sides share no place.
+    """
+    shared, alone = _places(sides)
     lines = []
     for place in shared:
         students = [side.at(place) for side in sides]
         lines += [f"## {_title(place)}", ""] if place else []
         lines += [_differences(students, set(place)), "", _accuracy(students), ""]
-    if alone := [_title(place) for place in places if place not in shared]:
-        lines += [f"Left out, as only one side has it: {'; '.join(alone)}.", ""]
+    if alone:
+        lines += [f"Left out, as only one side has it: {'; '.join(map(_title, alone))}.", ""]
     return "\n".join(lines)
 
 
-def _title(place: dict[str, Any]) -> str:
+def facts(sides: Sequence[Side]) -> dict[str, Any]:
+    """Return the comparison as numbers for programs; None where a number needs more seeds.
+
+    Raises:
+        WmddError: the sides share no place.
+    """
+    shared, alone = _places(sides)
+    places = []
+    for place in shared:
+        students = [side.at(place) for side in sides]
+        rows = [_numbers(side, students[0]) for side in students]
+        places.append({"place": place, "settings": _differing(students, set(place)), "sides": rows})
+    return {"places": places, "left_out": alone}
+
+
+def _numbers(side: Side, first: Side) -> dict[str, Any]:
+    """Return the accuracy of a side, %, and its difference to the first."""
+    row: dict[str, Any] = {"name": side.name, "students": len(side.scores)}
+    if side.scores:
+        row |= intervals.mean(side.by_seed())._asdict()
+    if side.scores and first.scores and side is not first:
+        row["difference"] = intervals.difference(first.by_seed(), side.by_seed())._asdict()
+    return _json(row)
+
+
+def _json(value: Any) -> Any:
+    """Return a value with None in place of NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _json(each) for name, each in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _title(place: Place) -> str:
     return ", ".join(f"{name} {value}" for name, value in place.items())
 
 
 def _differences(sides: Sequence[Side], fixed: set[str]) -> str:
-    """Return the table of the settings, and parts of the cell that are not `fixed`, in which sides differ."""
-    students = [[_parts(score.cell, fixed) | score.settings for score in side.scores] for side in sides]
-    names = {name for side in students for student in side for name in student}
-    rows = []
-    for name in sorted(names, key=lambda name: ("." in name, name)):
-        row = [", ".join(sorted({student.get(name, NONE) for student in side})) or NONE for side in students]
-        rows += [[name, *row]] if len(set(row)) > 1 else []
+    """Return the table of `_differing`."""
+    rows = [[name, *(", ".join(values) or NONE for values in row)] for name, row in _differing(sides, fixed).items()]
     if not rows:
         return "No setting differs."
     return tabulate(rows, ["setting", *(side.name for side in sides)], tablefmt="pipe", disable_numparse=True)
+
+
+def _differing(sides: Sequence[Side], fixed: set[str]) -> dict[str, list[list[str]]]:
+    """Return the settings, and parts of the cell that are not `fixed`, in which sides differ: the values of each side."""
+    students = [[_parts(score.cell, fixed) | score.settings for score in side.scores] for side in sides]
+    names = {name for side in students for student in side for name in student}
+    rows = {
+        name: [sorted({student.get(name, NONE) for student in side}) for side in students]
+        for name in sorted(names, key=lambda name: ("." in name, name))
+    }
+    return {name: row for name, row in rows.items() if any(values != row[0] for values in row)}
 
 
 def _parts(cell: Cell, fixed: set[str]) -> Settings:

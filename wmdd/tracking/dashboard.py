@@ -4,7 +4,6 @@
 """
 
 import os
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from wmdd.base.errors import WmddError
@@ -125,9 +124,8 @@ def dump(entity: str = "", project: str = "") -> dict[str, Any]:
     """Return both as they are sent to wandb.
 
     Raises:
-        WmddError: wandb-workspaces is not installed.
+        ModuleNotFoundError: wandb-workspaces is not installed.
     """
-    _check_installed()
     entity, project = entity or os.environ.get("WANDB_ENTITY", ""), project or os.environ.get("WANDB_PROJECT", "wmdd")
     view, page = workspace(entity, project)._to_model(), report(entity, project)._to_model()
     models = {"workspace": view, "report": page}
@@ -138,12 +136,13 @@ def save(entity: str = "", project: str = "") -> list[str]:
     """Save both to wandb; return their addresses.
 
     Raises:
+        ModuleNotFoundError: wandb or wandb-workspaces is not installed.
         WmddError: wandb refused.
     """
-    _check_installed()
-    try:
-        import wandb
+    import wandb
+    import wandb_workspaces  # noqa: F401  # that it is missing is no refusal of wandb's
 
+    try:
         entity = entity or os.environ.get("WANDB_ENTITY", "") or str(wandb.Api().default_entity)
         project = project or os.environ.get("WANDB_PROJECT", "wmdd")
         return [str(workspace(entity, project).save().url), str(report(entity, project, known=True).save().url)]
@@ -153,8 +152,3 @@ def save(entity: str = "", project: str = "") -> list[str]:
             f"wandb did not take the dashboard ({reason}); upload runs with `python -m wmdd sync` first, and see that "
             f"the key may write to {entity or 'your entity'}/{project or 'wmdd'}"
         ) from None
-
-
-def _check_installed() -> None:
-    if find_spec("wandb_workspaces") is None:
-        raise WmddError("the dashboard needs the package wandb-workspaces; run `pip install wandb-workspaces`")

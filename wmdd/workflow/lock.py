@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]  # comes with snakemake
+import psutil  # type: ignore[import-untyped]
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
