@@ -41,7 +41,7 @@ report: setup  ## write the report of an experiment, and Snakemake's own: make r
 test: setup  ## run the tests, two at a time
 	.venv/bin/python -m pytest -n 2 --dist loadscope --durations=25
 
-test-slurm: setup  ## run the workflow on a real SLURM, started here for it (as root, on Debian: see docs/cluster.md)
+test-slurm: setup  ## run the workflow on a real SLURM, started here for it (as root, on Debian: see docs/use/cluster.md)
 	.venv/bin/python -m pytest -rs -m "slurm and not campaign" tests/cluster
 
 test-campaign: setup  ## the same with every fault that a cluster has, half an hour; its result goes into tests/cluster/RESULT.md

@@ -180,7 +180,7 @@ def exists(name: str) -> bool:
     return False
 
 
-# --- docs/protocols.md and docs/match.md -------------------------------------------------------------------------------------
+# --- docs/use/protocols.md and docs/understand/match.md ---------------------------------------------------------------
 
 
 def setting(protocol: str, key: str) -> Any:
@@ -212,7 +212,7 @@ def written(value: Any) -> str:
 
 
 def test_the_numbers_of_the_protocols_are_those_of_the_presets() -> None:
-    numbers, small, variants, counted, departures, *_ = tables(ROOT / "docs/protocols.md")
+    numbers, small, variants, counted, departures, *_ = tables(ROOT / "docs/use/protocols.md")
     keys = [plain(cell) for cell in numbers.head[1:-2]]
     protocols, of_small = presets().protocols, {}
     for name, *cells, further, source in numbers.rows:
@@ -235,7 +235,7 @@ def test_the_numbers_of_the_protocols_are_those_of_the_presets() -> None:
         assert protocols[plain(name)].base == plain(base)
         assert {key: written(value) for key, value in chosen(protocols[plain(name)]).items()} == pairs(differs)
         assert why
-    of_matching = set(re.findall(r"`(dsa[\w-]*)`", (ROOT / "docs/match.md").read_text()))
+    of_matching = set(re.findall(r"`(dsa[\w-]*)`", (ROOT / "docs/understand/match.md").read_text()))
     names = [plain(row[0]) for row in numbers.rows]
     assert {*(plain(row[0]) for row in variants.rows), *names, *of_matching} == set(protocols)
     assert [plain(row[0]) for row in counted.rows] == [name for name in names if name != "no-augmentation"]
@@ -243,7 +243,7 @@ def test_the_numbers_of_the_protocols_are_those_of_the_presets() -> None:
 
 
 def test_the_published_settings_of_mtt_are_those_of_the_presets() -> None:
-    (published,) = [table for table in tables(ROOT / "docs/match.md") if table.head[0] == "preset"]
+    (published,) = [table for table in tables(ROOT / "docs/understand/match.md") if table.head[0] == "preset"]
     assert {plain(row[0]) for row in published.rows} == {name for name in presets().methods if name.startswith("mtt-")}
     for name, ipc, *cells, source in published.rows:
         assert f"-ipc{ipc}" in name
@@ -257,7 +257,7 @@ def test_the_published_settings_of_mtt_are_those_of_the_presets() -> None:
 
 
 def test_the_steps_of_the_protocols() -> None:
-    text = " ".join((ROOT / "docs/protocols.md").read_text().split())
+    text = " ".join((ROOT / "docs/use/protocols.md").read_text().split())
     (said,) = re.findall(r"At 10 images per class of 10 classes of 32 px: ([^.]*)\.", text)
     steps = dict(re.findall(r"`([\w-]+)` ([\d,]*\d)", said))
     assert {"paper", "rectified", "rded", "bps", "fadrm"} <= steps.keys()
@@ -269,9 +269,9 @@ def test_the_steps_of_the_protocols() -> None:
         assert said.startswith(f"{steps[name]} ")
 
 
-# --- docs/adding-a-dataset.md ------------------------------------------------------------------------------------------------
+# --- docs/develop/adding-a-dataset.md ---------------------------------------------------------------------------------
 
-DATASET_PAGE = ROOT / "docs/adding-a-dataset.md"
+DATASET_PAGE = ROOT / "docs/develop/adding-a-dataset.md"
 
 
 def test_the_datasets_of_the_page_resolve() -> None:
@@ -306,7 +306,7 @@ def test_settings_and_defaults_of_the_dataset_page() -> None:
     assert [stem_of(side) for side in (first, first + 1, second, second + 1)] == ["cifar", "tiny", "tiny", "imagenet"]
 
 
-# --- docs/troubleshooting.md -------------------------------------------------------------------------------------------------
+# --- docs/use/troubleshooting.md --------------------------------------------------------------------------------------
 
 
 @cache
@@ -331,7 +331,7 @@ def stands_in_the_sources(message: str) -> bool:
 
 
 def test_messages_of_the_troubleshooting_page_are_those_of_the_code() -> None:
-    page = ROOT / "docs/troubleshooting.md"
+    page = ROOT / "docs/use/troubleshooting.md"
     quoted = [plain(row[0]) for table in tables(page) if table.head[0] == "message" for row in table.rows]
     beside_those_of_others = [
         "this folder is held by …", "checkpoint written, going on from it when started again",
@@ -345,7 +345,7 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_code() -> None:
 
 
 def test_threads_that_are_cited_have_a_number_and_an_address() -> None:
-    page = " ".join((ROOT / "docs/troubleshooting.md").read_text().split())
+    page = " ".join((ROOT / "docs/use/troubleshooting.md").read_text().split())
     cited = re.findall(r"\[[\w &-]+ #(\d+)\]\(https://github\.com/[\w.-]+/[\w.-]+/(?:issues|pull)/(\d+)\)", page)
     assert len(cited) > 8
     assert page.count("](https://") == len(cited)
