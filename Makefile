@@ -57,14 +57,15 @@ report: setup  ## write the report of an experiment, and Snakemake's own: make r
 test: setup  ## run the tests, two at a time
 	.venv/bin/python -m pytest -n 2 --dist loadscope --durations=25
 
-test-slurm: setup  ## run the workflow on a real SLURM, started here for it (as root, on Debian: see docs/cluster.md)
+test-slurm: setup  ## run the workflow on a real SLURM, started here for it (as root, on Debian: see docs/use/cluster.md)
 	.venv/bin/python -m pytest -rs -m "slurm and not campaign" tests/cluster
 
 test-campaign: setup  ## the same with every fault that a cluster has, half an hour; its result goes into tests/cluster/RESULT.md
 	.venv/bin/python -m pytest -rs -m slurm tests/cluster
 
-docs: setup  ## write the reference of the package, from its docstrings, into build/docs
-	PDOC_ALLOW_EXEC=1 .venv/bin/pdoc --docformat google -o build/docs wmdd '!wmdd.cli'
+docs: setup  ## build the documentation and the API reference into build/docs; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
+	PDOC_ALLOW_EXEC=1 .venv/bin/pdoc --docformat google -o build/docs/reference wmdd '!wmdd.cli'
 
 lint: setup  ## check style, types and who imports whom
 	.venv/bin/ruff check

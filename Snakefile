@@ -7,7 +7,7 @@ min_version("9.14")
 include: "rules/common.smk"
 
 
-# Built from envs/Dockerfile, for `snakemake --sdm conda apptainer` (docs/cluster.md).
+# Built from envs/Dockerfile, for `snakemake --sdm conda apptainer` (docs/use/cluster.md).
 if IMAGE:
 
     containerized: IMAGE

@@ -58,7 +58,9 @@ os.environ.setdefault("WMDD_REVISION", git_revision())  # there may be no git wh
 DEPLOYMENT = workflow.deployment_settings.deployment_method  # --sdm
 IMAGE = os.environ.get("WMDD_IMAGE")
 if DeploymentMethod.APPTAINER in DEPLOYMENT and not IMAGE:
-    raise WorkflowError("--sdm apptainer needs an image; build one from envs/ (docs/cluster.md), name it in WMDD_IMAGE")
+    raise WorkflowError(
+        "--sdm apptainer needs an image; build one from envs/ (docs/use/cluster.md), name it in WMDD_IMAGE"
+    )
 if DeploymentMethod.CONDA in DEPLOYMENT:
     # Snakemake drops PYTHONPATH here, and any other active environment may stay ahead of the job's own in PATH.
     sources = shlex.quote(str(LIBRARY)).replace("{", "{{").replace("}", "}}")

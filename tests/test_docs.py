@@ -25,7 +25,9 @@ from wmdd.workflow.stages import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("**/*.md"))
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS]
+PAGES = [*(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "config/README.md")), *DOCS]
+GENERATED = ("cifar10", "factors", "imagenette")  # tables as the workflow wrote them
+REFERENCE = "reference/"  # made from docstrings, beside the pages (make docs)
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 
 
@@ -47,7 +49,7 @@ def codes(page: Path) -> list[str]:
 def targets(page: Path) -> list[str]:
     """Return where the links and pictures of a page lead, without the ones that leave the repository."""
     found = [str(token.attrGet("href") or token.attrGet("src") or "") for token in tokens(page)]
-    return [unquote(target) for target in found if target and not re.match(r"[a-z]+:", target)]
+    return [unquote(target) for target in found if target not in ("", REFERENCE) and not re.match(r"[a-z]+:", target)]
 
 
 @cache
@@ -110,8 +112,19 @@ def test_every_page_is_reachable_from_the_index() -> None:
     assert set(DOCS) <= seen, f"no way to {sorted(str(page.relative_to(ROOT)) for page in set(DOCS) - seen)}"
 
 
+def test_lines_of_prose_are_short() -> None:
+    """At most 110 characters; tables, pictures and code may be longer, and what a command wrote."""
+    readme = (ROOT / "README.md").read_text().splitlines()
+    assert len(readme) <= 150
+    assert max(map(len, readme)) <= 110
+    for page in DOCS:
+        prose = re.sub(r"^ *```.*?^ *```$|^<!-- python.*?<!-- end -->$", "", page.read_text(), flags=re.M | re.S)
+        long = [line for line in prose.splitlines() if len(line) > 110 and not re.match(r"\s*(\||!\[|<|#)", line)]
+        assert page.parent.name in GENERATED or not long, f"{page.relative_to(ROOT)}: {long[0]}"
+
+
 def test_spelling() -> None:
-    where = ["README.md", "CHANGELOG.md", "docs", "wmdd", "rules", "config", "Snakefile"]
+    where = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "wmdd", "rules", "config", "Snakefile"]
     found = subprocess.run(
         [sys.executable, "-m", "codespell_lib", *where], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -126,10 +139,11 @@ def test_experiments_can_be_run() -> None:
 
 
 def test_commands_exist(run: Any) -> None:
-    added = re.compile(r"^```diff\n.*?^```$", re.M | re.S)  # what a reader adds
-    texts = [added.sub("", page.read_text()) for page in PAGES]
-    names = {name for text in texts for name in re.findall(r"python -m wmdd ([a-z][\w-]*)", text)}
-    assert len(names) > 10
+    texts = [text for page in PAGES for text in (*codes(page), *blocks(page, ""))]
+    names = {
+        name for text in texts for name in re.findall(r"(?:^|[$&] |bin/|python -m )wmdd ([a-z][\w-]*)", text, re.M)
+    }
+    assert len(names) > 15
     for name in sorted(names):
         code, out, err = run(f"{name} --help")
         assert code == 0, err
@@ -157,8 +171,9 @@ def test_modules_and_files_exist() -> None:
             assert (ROOT / name).exists(), f"there is no {name}"
 
 
-def test_the_rooms_of_the_readme_are_those_of_the_package() -> None:
-    (picture,) = [text for text in blocks(ROOT / "README.md", "") if text.startswith("wmdd/cli/")]
+def test_the_rooms_of_the_architecture_are_those_of_the_package() -> None:
+    page = ROOT / "docs/develop/architecture.md"
+    (picture,) = [text for text in blocks(page, "") if text.startswith("wmdd/cli/")]
     package, rest = picture.split("\n\n")
     rooms = [re.split(r" {2,}", line.removeprefix("wmdd/").strip())[0].rstrip("/") for line in package.splitlines()]
     assert sorted(rooms) == sorted(path.parent.name for path in (ROOT / "wmdd").glob("*/__init__.py"))
@@ -180,7 +195,7 @@ def exists(name: str) -> bool:
     return False
 
 
-# --- docs/protocols.md and docs/match.md -------------------------------------------------------------------------------------
+# --- docs/use/protocols.md and docs/understand/match.md ---------------------------------------------------------------
 
 
 def setting(protocol: str, key: str) -> Any:
@@ -212,7 +227,7 @@ def written(value: Any) -> str:
 
 
 def test_the_numbers_of_the_protocols_are_those_of_the_presets() -> None:
-    numbers, small, variants, counted, departures, *_ = tables(ROOT / "docs/protocols.md")
+    numbers, small, variants, counted, departures, *_ = tables(ROOT / "docs/use/protocols.md")
     keys = [plain(cell) for cell in numbers.head[1:-2]]
     protocols, of_small = presets().protocols, {}
     for name, *cells, further, source in numbers.rows:
@@ -235,7 +250,7 @@ def test_the_numbers_of_the_protocols_are_those_of_the_presets() -> None:
         assert protocols[plain(name)].base == plain(base)
         assert {key: written(value) for key, value in chosen(protocols[plain(name)]).items()} == pairs(differs)
         assert why
-    of_matching = set(re.findall(r"`(dsa[\w-]*)`", (ROOT / "docs/match.md").read_text()))
+    of_matching = set(re.findall(r"`(dsa[\w-]*)`", (ROOT / "docs/understand/match.md").read_text()))
     names = [plain(row[0]) for row in numbers.rows]
     assert {*(plain(row[0]) for row in variants.rows), *names, *of_matching} == set(protocols)
     assert [plain(row[0]) for row in counted.rows] == [name for name in names if name != "no-augmentation"]
@@ -243,7 +258,7 @@ def test_the_numbers_of_the_protocols_are_those_of_the_presets() -> None:
 
 
 def test_the_published_settings_of_mtt_are_those_of_the_presets() -> None:
-    (published,) = [table for table in tables(ROOT / "docs/match.md") if table.head[0] == "preset"]
+    (published,) = [table for table in tables(ROOT / "docs/understand/match.md") if table.head[0] == "preset"]
     assert {plain(row[0]) for row in published.rows} == {name for name in presets().methods if name.startswith("mtt-")}
     for name, ipc, *cells, source in published.rows:
         assert f"-ipc{ipc}" in name
@@ -257,7 +272,7 @@ def test_the_published_settings_of_mtt_are_those_of_the_presets() -> None:
 
 
 def test_the_steps_of_the_protocols() -> None:
-    text = " ".join((ROOT / "docs/protocols.md").read_text().split())
+    text = " ".join((ROOT / "docs/use/protocols.md").read_text().split())
     (said,) = re.findall(r"At 10 images per class of 10 classes of 32 px: ([^.]*)\.", text)
     steps = dict(re.findall(r"`([\w-]+)` ([\d,]*\d)", said))
     assert {"paper", "rectified", "rded", "bps", "fadrm"} <= steps.keys()
@@ -269,9 +284,9 @@ def test_the_steps_of_the_protocols() -> None:
         assert said.startswith(f"{steps[name]} ")
 
 
-# --- docs/adding-a-dataset.md ------------------------------------------------------------------------------------------------
+# --- docs/develop/adding-a-dataset.md ---------------------------------------------------------------------------------
 
-DATASET_PAGE = ROOT / "docs/adding-a-dataset.md"
+DATASET_PAGE = ROOT / "docs/develop/adding-a-dataset.md"
 
 
 def test_the_datasets_of_the_page_resolve() -> None:
@@ -306,7 +321,7 @@ def test_settings_and_defaults_of_the_dataset_page() -> None:
     assert [stem_of(side) for side in (first, first + 1, second, second + 1)] == ["cifar", "tiny", "tiny", "imagenet"]
 
 
-# --- docs/troubleshooting.md -------------------------------------------------------------------------------------------------
+# --- docs/use/troubleshooting.md --------------------------------------------------------------------------------------
 
 
 @cache
@@ -331,7 +346,7 @@ def stands_in_the_sources(message: str) -> bool:
 
 
 def test_messages_of_the_troubleshooting_page_are_those_of_the_code() -> None:
-    page = ROOT / "docs/troubleshooting.md"
+    page = ROOT / "docs/use/troubleshooting.md"
     quoted = [plain(row[0]) for table in tables(page) if table.head[0] == "message" for row in table.rows]
     beside_those_of_others = [
         "this folder is held by …", "checkpoint written, going on from it when started again",
@@ -345,7 +360,7 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_code() -> None:
 
 
 def test_threads_that_are_cited_have_a_number_and_an_address() -> None:
-    page = " ".join((ROOT / "docs/troubleshooting.md").read_text().split())
+    page = " ".join((ROOT / "docs/use/troubleshooting.md").read_text().split())
     cited = re.findall(r"\[[\w &-]+ #(\d+)\]\(https://github\.com/[\w.-]+/[\w.-]+/(?:issues|pull)/(\d+)\)", page)
     assert len(cited) > 8
     assert page.count("](https://") == len(cited)

@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from wmdd.export.evaluation import evaluate as evaluate
     from wmdd.export.loading import load as load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

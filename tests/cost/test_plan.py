@@ -19,7 +19,7 @@ from wmdd.workflow.experiment import Experiment
 from wmdd.workflow.layout import Cell
 
 ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs/cost.md"
+DOCS = ROOT / "docs/use/cost.md"
 CORE, H200 = rates.device("cpu-core"), rates.device("h200")
 
 

@@ -61,5 +61,5 @@ def test_a_mistake_in_a_file_of_rates_is_one_line(tmp_path):
         with pytest.raises(WmddError) as caught:
             rates.read(path)
         assert str(caught.value).startswith(f"own.json does not hold the rates of a device ({says}")
-        assert str(caught.value).endswith("docs/cost.md has the shape")
+        assert str(caught.value).endswith("docs/use/cost.md has the shape")
         assert "\n" not in str(caught.value)

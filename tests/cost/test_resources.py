@@ -125,7 +125,7 @@ def test_neither_torch_nor_any_file_is_asked():
 
 def test_the_study_of_cifar10_would_have_fitted(tmp_path):
     """With a fifth to spare, and no more than twice what it took, of the largest job of each stage."""
-    text, measured = (ROOT / "docs/studies/cifar10/cost.md").read_text(), {}
+    text, measured = (ROOT / "docs/results/cifar10/cost.md").read_text(), {}
     for row in re.findall(r"^\| cifar10 .*$", text, re.MULTILINE):
         _, _, _, stage, _, _, seconds, peak = (cell.strip() for cell in row.strip("| ").split("|"))
         stage = "select" if stage == "images" else stage
@@ -142,7 +142,7 @@ def test_the_study_of_cifar10_would_have_fitted(tmp_path):
 
 
 def test_other_measured_jobs_would_have_fitted(monkeypatch):
-    """docs/studies/datasets.md; and many classes, streamed, of 16 px and width 8: benchmarks/results/scale-cpu-*.json."""
+    """docs/results/datasets.md; and many classes, streamed, of 16 px and width 8: benchmarks/results/scale-cpu-*.json."""
     for name, resolution, peaks in (
         ("imagenette", 128, {"data": 674, "teacher": 1985, "features": 646}),
         ("tiny-imagenet", 64, {"data": 658, "teacher": 1169, "features": 686}),

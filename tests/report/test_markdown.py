@@ -96,7 +96,7 @@ def test_two_groups_in_one_cell_are_refused():
         across("table", pd.concat([summary, summary]), ["dataset", "ipc"])
 
 
-RUNS = f"--runs {ROOT}/docs/studies/imagenette/runs.json"
+RUNS = f"--runs {ROOT}/docs/results/imagenette/runs.json"
 EXPLAIN = f"--configfile {ROOT}/config/studies/imagenette.yaml --name explain"
 WRITTEN = f"--published {ROOT}/config/published.yaml --table t.md --csv t.csv --latex t.tex"
 
@@ -111,7 +111,7 @@ def test_a_table_of_a_study_from_its_kept_runs(tmp_path, monkeypatch, run):
     numbers = pd.read_csv("t.csv")
     assert set(numbers.loc[numbers["method"] == "random", "family"]) == {"select"}
     assert set(numbers.loc[numbers["method"].str.startswith("wmdd"), "family"]) == {"recover"}
-    content = json.loads((ROOT / "docs/studies/imagenette/runs.json").read_text())
+    content = json.loads((ROOT / "docs/results/imagenette/runs.json").read_text())
     kept = [line for line in content["runs"] if not (line["method"] == "wmdd" and line["seed"] == 0)]
     Path("runs.json").write_text(json.dumps(content | {"runs": kept}))
     code, _, err = run(f"study-table --runs runs.json {EXPLAIN} {WRITTEN}")
@@ -123,7 +123,7 @@ def test_a_table_of_what_is_not_there_is_one_line(tmp_path, monkeypatch, mistake
     monkeypatch.chdir(tmp_path)
     Path("list.json").write_text("[]")
     for flags, said in (
-        (f"--runs {ROOT}/docs/studies/cifar10/results.json", "results.json does not hold the runs of a report"),
+        (f"--runs {ROOT}/docs/results/cifar10/results.json", "results.json does not hold the runs of a report"),
         ("--runs .", ". is a folder; name a file"),
         ("--runs list.json", "list.json does not hold the runs of a report"),
         (f"{RUNS} --name explain", "give its --configfile"),

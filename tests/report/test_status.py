@@ -256,8 +256,8 @@ def test_hints():
         ("wmdd data: error: disk full (or file size limit reached) while writing data/d.h5; free", "free some space"),
         ("OSError: [Errno 122] Disk quota exceeded", "free some space"),
         ("wmdd student: error: the loss is not a number after epoch 3; lower lr (9.0)", "lower lr"),
-        ("/usr/bin/python: No module named wmdd", "docs/cluster.md"),
-        ("bash: line 1: python: command not found", "docs/cluster.md"),
+        ("/usr/bin/python: No module named wmdd", "docs/use/cluster.md"),
+        ("bash: line 1: python: command not found", "docs/use/cluster.md"),
         ("wmdd teacher: error: top1 61.0% is below min_accuracy 65.0%", "the error says what to do"),
         ("ZeroDivisionError: division by zero", "the log has the whole of it"),
     ):

@@ -292,7 +292,7 @@ PUBLISHED = [
     ("student", "imagenette", STUDENT, {"weight_decay": 0.01, "batch_size": 100}),
     ("relabel", "imagenette", {"method": "wmdd", "protocol": "paper"}, {"epochs": 300, "mix": "cutmix"}),
     ("relabel", "imagenette", {"method": "wmdd", "protocol": "paper"}, {"crop_scale": (0.08, 1)}),
-    # docs/match.md: learning rates, batches, epochs and steps of each dataset and number of images per class
+    # docs/understand/match.md: learning rates, batches, epochs and steps of each dataset and number of images per class
     ("match", "cifar10", {"method": "dm"}, MATCHED | {"lr": 1, "real_batch": 256, "pooling": "avg", "views": "dsa"}),
     ("match", "cifar10", {"method": "datadam"}, MATCHED | {"lr": 100, "real_batch": 64}),
     ("match", "tiny-imagenet", {"method": "dm"}, {"architecture": "convnet4"}),

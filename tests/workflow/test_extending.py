@@ -1,4 +1,4 @@
-"""The method and the stage that docs/adding-a-method.md and docs/adding-a-stage.md add: a finished run takes their blocks."""
+"""The method and the stage that the pages docs/develop/adding-a-*.md add: a finished run takes their blocks."""
 
 import itertools
 import json
@@ -72,7 +72,7 @@ def check_k_center(extended: Workspace) -> None:
 
 
 def test_a_method_is_a_few_lines_and_neither_teacher_nor_another_stage_notices(run: Workspace) -> None:
-    diffs = blocks("docs/adding-a-method.md")
+    diffs = blocks("docs/develop/adding-a-method.md")
     assert 10 < sum(bool(re.match(r"\+(?!\+\+ b/)", line)) for diff in diffs for line in diff.splitlines()) < 20
     for diff in diffs:
         apply(diff, run.root)
@@ -106,7 +106,7 @@ def test_a_method_is_a_few_lines_and_neither_teacher_nor_another_stage_notices(r
 
 
 def test_a_stage_is_a_path_a_row_a_function_a_command_and_a_rule(run: Workspace) -> None:
-    diffs = blocks("docs/adding-a-stage.md")
+    diffs = blocks("docs/develop/adding-a-stage.md")
     assert len(diffs) == 5
     for diff in diffs:
         apply(diff, run.root)

@@ -47,7 +47,7 @@ def export(
     overwrite: Flag = False,
     threads: Threads = 1,
 ) -> None:
-    """Write a distilled set as a folder that others read without this package, with a dataset card (docs/export.md).
+    """Write a distilled set as a folder that others read without this package, with a dataset card (docs/use/export.md).
 
     Args:
         images: the distilled set, images.h5 of a run.
@@ -159,7 +159,7 @@ def _students(paths: Sequence[Path], images: Path, meta: dict[str, Any]) -> list
 
 @command
 def export_teacher(*, teacher: Teacher, output: Path, threads: Threads = 1) -> None:
-    """Write the weights of a teacher as a state dict of torch, by the names that others have for them (docs/export.md).
+    """Write the weights of a teacher as a state dict of torch, by the names that others have for them (docs/use/export.md).
 
     Args:
         output: the checkpoint, ckpt_best.pt for DD-Ranking. A file of that name is replaced.

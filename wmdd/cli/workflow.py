@@ -29,7 +29,7 @@ def plan(
     Args:
         files: the experiment file; of several the later ones count more, as for Snakemake.
         device: cpu-core, cpu-core-fp32, a100, h100, h200 (wmdd/cost/rates.yaml); a CPU core in the file's precision by default.
-        rates: of a machine of your own in place of a device, JSON (docs/cost.md).
+        rates: of a machine of your own in place of a device, JSON (docs/use/cost.md).
         parallel: devices that work at once.
         detail: a row for each method and number of images per class.
         json: numbers for programs.

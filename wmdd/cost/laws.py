@@ -1,7 +1,7 @@
 """Laws: what a job of each stage has to do, from the settings of its cell and the shapes of dataset and networks.
 
-The formulas are those of docs/cost.md. A law knows of no other job. What is not known is NaN, and stays it; of a stage without
-a law nothing is known.
+The formulas are those of docs/use/cost.md. A law knows of no other job. What is not known is NaN and stays NaN; of a
+stage without a law nothing is known.
 """
 
 import math

@@ -5,7 +5,7 @@ max(FLOP / peak, bytes moved / bandwidth). On N devices at once the jobs take, i
 
     max(S / N, L)  to  S / N + (1 - 1 / N) L,       S their sum, L the longest chain of jobs that need each other
 
-(Graham 1969, Bounds on multiprocessing timing anomalies). Which jobs there are, Snakemake says. See docs/cost.md.
+(Graham 1969, Bounds on multiprocessing timing anomalies). Which jobs there are, Snakemake says. See docs/use/cost.md.
 """
 
 import math

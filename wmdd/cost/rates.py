@@ -117,7 +117,7 @@ def device_of(name: str | None, engine: EngineSettings) -> Device:
 
 
 def read(path: Path) -> Device:
-    """Read the rates of a machine of one's own (JSON; docs/cost.md has the shape).
+    """Read the rates of a machine of one's own (JSON; docs/use/cost.md has the shape).
 
     Raises:
         WmddError: the file can't be read, or is not of that shape.
@@ -129,6 +129,6 @@ def read(path: Path) -> Device:
         raise WmddError(f"cannot read the rates {path}: {error.strerror}") from None
     except ValidationError as error:
         fault = f"does not hold the rates of a device ({first_mistake(error)})"
-        raise WmddError(f"{path.name} {fault}; docs/cost.md has the shape") from None
+        raise WmddError(f"{path.name} {fault}; docs/use/cost.md has the shape") from None
     except ValueError as error:
         raise WmddError(f"{path} is not valid JSON: {error}") from None

@@ -5,10 +5,10 @@ At the a-th attempt a job asks, with r = 1, 2, 4, 4, ..., for
     runtime = r (3 T + start)                  minutes; T is its time on `jobs.device`, at least 10 in all
     mem_mb  = r 1.3 (base + cuda + A)          A is what it holds: data, images, labels, weights; on a CPU its passes too
 
-(the numbers: `asked` in rates.yaml; docs/cost.md). T is that of the plan, but no less than the decoding of pictures takes on
-the job's threads, nor than a GPU's steps take to be launched; and images are compressed. Memory is that of the CPU. All depends
-on the settings alone: what they don't tell is assumed, and what has no estimate gets a default, so that nothing here ever stops
-a workflow.
+(the numbers: `asked` in rates.yaml; docs/use/cost.md). T is that of the plan, but no less than the decoding of pictures takes
+on the job's threads, nor than a GPU's steps take to be launched; and images are compressed. Memory is that of the CPU. All
+depends on the settings alone: what they don't tell is assumed, and what has no estimate gets a default, so that nothing here
+ever stops a workflow.
 """
 
 import math

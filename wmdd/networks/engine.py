@@ -21,7 +21,7 @@ N = TypeVar("N", bound=nn.Module)
 T = TypeVar("T")
 U = TypeVar("U")
 Function = Callable[..., Tensor]
-# images, and pixels of them, that a pass takes; measured in docs/engine.md on CPU
+# images, and pixels of them, that a pass takes; measured in docs/understand/engine.md on CPU
 AT_ONCE = {"cpu": (128, 2**21), "cuda": (2**14, 2**24)}
 WORK = 2e16  # FLOP from which compiling (about a minute) is repaid by what it saves on a GPU
 WARM = 3  # calls before a CUDA graph is captured: kernels are chosen, compiled and given their memory in the first ones
@@ -33,7 +33,7 @@ class Engine:
 
     `plain` is the reference that the other modes are tested against: eager, one image layout, textbook optimisers. `eager` and
     `compile` keep images channels-last, fuse what a step of an optimiser does, and on a GPU replay CUDA graphs; `compile` has
-    the passes compiled by torch, `auto` where that is repaid, which it never is on CPU (docs/engine.md).
+    the passes compiled by torch, `auto` where that is repaid, which it never is on CPU (docs/understand/engine.md).
     """
 
     device: torch.device

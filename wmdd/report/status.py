@@ -65,7 +65,7 @@ HINTS = (  # what a log says -> what to do
     (r"the loss is not a number", "lower lr of this stage in the experiment, or set precision: fp32, and run again"),
     (
         r"No module named|command not found",
-        "the environment of the workflow is not active where the job ran: activate it before snakemake (docs/cluster.md)",
+        "the environment of the workflow is not active where the job ran: activate it before snakemake (docs/use/cluster.md)",
     ),
     (r"wmdd \S*: error: ", "the error says what to do; then run again"),
 )

@@ -15,7 +15,7 @@ Layout = Literal[
 class MeaningSettings(Settings):
     """How the files, pixels and labels of a distilled set are meant."""
 
-    layout: Layout = Field("auto", description="of the files (docs/imported.md); auto: told by what they are")
+    layout: Layout = Field("auto", description="of the files (docs/use/imported.md); auto: told by what they are")
     space: Literal["auto", "bytes", "unit", "normalised", "zca"] = Field(
         "auto",
         description="of the pixels. bytes: 0 to 255; unit: black 0, white 1; normalised: by mean and standard deviation of "

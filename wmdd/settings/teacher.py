@@ -72,5 +72,5 @@ class FeaturesSettings(Settings):
     exact: bool = Field(
         False,
         description="float32 whatever the engine's precision. bf16 is two times faster, with features within 1 % and "
-        "statistics within 0.2 % of a class's standard deviation (docs/studies/datasets.md)",
+        "statistics within 0.2 % of a class's standard deviation (docs/results/datasets.md)",
     )

@@ -12,8 +12,8 @@ where w_k is the mass of the Voronoi cell of b_k. No more than a chunk of the po
    atoms before it moves them, and only atoms that were measured are returned, so both are exact.
 
 Mini-batches [2] and competitive learning read all points once or twice before they are as good as the optimum of a sample, and
-are no cheaper (`docs/transport.md`). An atom whose cell is empty is drawn anew from the sample, with odds in proportion to the
-squared distance to the nearest atom.
+are no cheaper (`docs/understand/transport.md`). An atom whose cell is empty is drawn anew from the sample, with odds in
+proportion to the squared distance to the nearest atom.
 
 References:
     [1] Lloyd: Least squares quantization in PCM, IEEE Transactions on Information Theory 28(2), 1982.
