@@ -8,11 +8,13 @@ with WANDB_MODE=disabled, does not even import wandb. What wandb can't do is sai
 import hashlib
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
@@ -68,6 +70,7 @@ class WandbTracker(NullTracker):
     """A wandb run. A job that goes on from its checkpoint continues it; a changed setting or input makes another one."""
 
     def __init__(self, output: Path, stage: str, settings: dict[str, Any], key: str) -> None:
+        os.environ.setdefault("WANDB_DATA_DIR", str(_runs().absolute()))  # not in the home folder: runs stay whole when moved
         import wandb
 
         self._wandb = wandb
@@ -128,11 +131,13 @@ class WandbTracker(NullTracker):
 
     @_harmless
     def log_code(self, files: Mapping[str, Path]) -> None:
-        """Record source files by name; they are read where they are when the run is uploaded."""
-        artifact = self._wandb.Artifact("source-wmdd", "code")
-        for name, path in files.items():
-            artifact.add_file(str(path.resolve()), name=name, policy="immutable", skip_cache=True)
-        self._run.log_artifact(artifact)
+        """Record source files by name, as wandb's code of the run."""
+        with TemporaryDirectory() as folder:  # wandb takes all files of one folder, and copies them
+            for name, path in files.items():
+                place = Path(folder, name)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, place)
+            self._run.log_code(folder, "source-wmdd", include_fn=lambda _: True)
 
     @_harmless
     def log_artifact(self, output: Path, meta: dict[str, Any]) -> None:
@@ -188,7 +193,7 @@ def run_id(output: Path, key: str) -> str:
 
 def _folder_id() -> str:
     """Return the id of the folder with the runs, which its first run draws."""
-    path = Path(os.environ.get("WANDB_DIR", "."), "wandb", FOLDER)
+    path = _runs() / FOLDER
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{FOLDER}.{atomic_files.owner()}")
@@ -197,6 +202,10 @@ def _folder_id() -> str:
             os.link(part, path)  # of several jobs the first one decides
         part.unlink()
     return path.read_text(encoding="utf-8")
+
+
+def _runs() -> Path:
+    return Path(os.environ.get("WANDB_DIR", "."), "wandb")
 
 
 def start(output: Path, stage: str, settings: dict[str, Any], key: str) -> NullTracker:
