@@ -9,7 +9,6 @@ from PIL import Image
 from tests.cli.artifacts import SIDE, write_images
 from tests.tracking.test_tracker import ROOT, python, runs_of
 from wmdd.artifacts.atomic_files import read_json, write_json
-from wmdd.base.errors import WmddError
 from wmdd.workflow.experiment_file import parse
 
 COMMAND = "import sys; from wmdd.__main__ import main; sys.argv = ['wmdd', *{words}]; main()"

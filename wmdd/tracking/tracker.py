@@ -70,7 +70,9 @@ class WandbTracker(NullTracker):
     """A wandb run. A job that goes on from its checkpoint continues it; a changed setting or input makes another one."""
 
     def __init__(self, output: Path, stage: str, settings: dict[str, Any], key: str) -> None:
-        os.environ.setdefault("WANDB_DATA_DIR", str(_runs().absolute()))  # not in the home folder: runs stay whole when moved
+        os.environ.setdefault(
+            "WANDB_DATA_DIR", str(_runs().absolute())
+        )  # not in the home folder: runs stay whole when moved
         import wandb
 
         self._wandb = wandb
