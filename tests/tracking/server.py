@@ -11,6 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+TIME = "2026-01-01T00:00:00"
+LAST = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+PROJECT = {
+    "__typename": "Project", "id": "p", "name": "wmdd", "entityName": "team", "createdAt": TIME, "isBenchmark": False,
+    "user": None,
+}  # fmt: skip
+
 
 class Server(ThreadingHTTPServer):
     """Listens on a free port of this machine.
@@ -19,21 +26,29 @@ class Server(ThreadingHTTPServer):
         asked: name and variables of each GraphQL request, in their order.
         streamed: path and content of what runs have sent.
         stored: path and bytes of the files that were uploaded.
+        views: what was saved of workspaces and reports, by id.
         operations: the answers: a function of the variables by the name of the operation; a PermissionError is a refusal.
     """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.asked, self.streamed, self.stored = [], [], {}
+        self.asked, self.streamed, self.stored, self.views = [], [], {}, {}
         self.operations = {
             "RunResumeStatus": lambda _: {"model": None},
             "ServerFeaturesQuery": lambda _: {"serverInfo": {"features": []}},
+            "GetDefaultEntity": lambda _: {"viewer": {"id": "u", "entity": "team"}},
             "Viewer": lambda _: {"viewer": {"id": "u", "entity": "team", "username": "user", "flags": "{}"}},
             "UpsertBucket": self._bucket,
             "CreateRunFiles": self._files,
             "CreateArtifact": lambda _: {
                 "createArtifact": {"artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": {}}}
             },
+            "GetProjects": lambda _: {"models": {"pageInfo": LAST, "edges": [{"node": PROJECT}]}},
+            "ProjectInternalId": lambda _: {"project": {"internalId": "UHJvamVjdEludGVybmFsSWQ6MQ=="}},
+            "View": self._view,
+            "ProjectViews": self._view,
+            "UpsertView2": self._save,
+            "upsertView": self._save,
             "NotifyScriptableRunAlert": lambda _: {"notifyScriptableRunAlert": {"success": True}},
         }
 
@@ -49,6 +64,23 @@ class Server(ThreadingHTTPServer):
         project = {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": "team"}}
         bucket = {"id": "b", "name": variables["name"], "displayName": "", "project": project, "historyLineCount": 0}
         return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+
+    def _view(self, asked):
+        kind, name = asked.get("viewType", "runs"), asked.get("viewName")
+        views = [view for view in self.views.values() if view["type"] == kind and name in (None, view["name"])]
+        return {"project": {"allViews": {"edges": [{"node": view, "cursor": "c"} for view in views], "pageInfo": LAST}}}
+
+    def _save(self, sent):
+        key = sent.get("id") or f"view{len(self.views)}"
+        project = {"name": sent["projectName"], "entityName": sent["entityName"]}
+        self.views[key] = view = sent | {
+            "id": key,
+            "project": project,
+            "user": {},
+            "updatedAt": TIME,
+            "createdAt": TIME,
+        }
+        return {"upsertView": {"view": view, "inserted": not sent.get("id")}}
 
     def _files(self, variables):
         files = [{"name": name, "uploadUrl": f"{self.url}/stored/{name}"} for name in variables["files"]]
@@ -87,17 +119,19 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({})
 
     def do_POST(self):
-        content = json.loads(self._content())
+        body = self._content()
+        if self.path.startswith("/sdk/"):  # what wandb measures of itself
+            return self._answer({})
+        content = json.loads(body)
         if "query" not in content:
             self.server.streamed.append((self.path, content))
             return self._answer({})
         name = content.get("operationName") or re.search(r"(?:query|mutation)\s+(\w+)", content["query"])[1]
         variables = content.get("variables") or {}
         self.server.asked.append((name, variables))
-        answer = self.server.operations[name]
         try:
-            self._answer({"data": answer(variables)})
-        except PermissionError as error:
+            self._answer({"data": self.server.operations[name](variables)})
+        except (KeyError, PermissionError) as error:
             self._answer({"errors": [{"message": str(error)}]})
 
 
