@@ -61,7 +61,7 @@ def _harmless(method: Callable[..., None]) -> Any:
         except Exception as error:
             if not self._complained:
                 self._complained = True
-                _complain(self._stage, method.__name__, error)
+                complain(self._stage, method.__name__, error)
 
     return attempt
 
@@ -172,7 +172,8 @@ class WandbTracker(NullTracker):
         self._run.finish(exit_code=exit_code)
 
 
-def _complain(stage: str, action: str, error: Exception) -> None:
+def complain(stage: str, action: str, error: Exception) -> None:
+    """Say in one line what wandb could not do."""
     reason = without_key(f"{type(error).__name__}: {error}")
     print(f"wmdd {stage}: wandb can't {action} ({reason}); goes on without", file=sys.stderr, flush=True)
 
@@ -226,5 +227,5 @@ def start(output: Path, stage: str, settings: dict[str, Any], key: str) -> NullT
     try:
         return WandbTracker(output, stage, settings, key)
     except Exception as error:
-        _complain(stage, "start", error)
+        complain(stage, "start", error)
         return NullTracker()
