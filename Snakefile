@@ -22,6 +22,7 @@ include: "rules/match.smk"
 include: "rules/import.smk"
 include: "rules/student.smk"
 include: "rules/report.smk"
+include: "rules/tracking.smk"
 
 
 report: "rules/report.rst"
@@ -49,6 +50,7 @@ localrules:
     grid,
     page,
     report,
+    scoreboard,
     table,
 
 
@@ -58,6 +60,7 @@ rule all:
         TABLES,
         rules.page.output,
         inputs.grids(),
+        SCOREBOARD,
 
 
 onstart:

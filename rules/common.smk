@@ -83,11 +83,8 @@ if workflow.is_main_process:
 REQUESTS = Requests(experiment)
 
 # wandb reads these in every job; what the user's environment says wins.
-os.environ.setdefault("WANDB_MODE", experiment.file.tracking.mode)
-os.environ.setdefault("WANDB_PROJECT", experiment.file.tracking.project)
-os.environ.setdefault("WANDB_RUN_GROUP", experiment.file.experiment)
-if experiment.file.tracking.stages is not None:
-    os.environ.setdefault("WMDD_TRACKED_STAGES", " ".join(experiment.file.tracking.stages))
+for variable, value in (experiment.file.tracking.environment() | {"WANDB_RUN_GROUP": experiment.file.experiment}).items():
+    os.environ.setdefault(variable, value)
 
 
 def request(rule):

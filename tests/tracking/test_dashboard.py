@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.artifacts import COMMANDS
+from tests.tracking.server import serving
+from tests.tracking.test_tracker import KEY, python
 from wmdd.base import extras
 from wmdd.base.errors import WmddError
 from wmdd.tracking import dashboard
@@ -83,19 +85,25 @@ def test_the_command_prints_json_without_network_or_key(run, monkeypatch, tmp_pa
     assert built["report"]["project"]["name"] == "digits"
 
 
-class Saved:
-    def __init__(self, url):
-        self.url = url
-
-    def save(self):
-        return self
+SAVE = "import sys; from wmdd.__main__ import main; sys.argv = ['wmdd', 'dashboard', *{words}]; main()"
 
 
-def test_saving_says_where_or_in_one_line_without_a_key_why_not(monkeypatch):
-    monkeypatch.setattr(dashboard, "workspace", lambda *where: Saved(f"view of {where}"))
-    monkeypatch.setattr(dashboard, "report", lambda *where, known: Saved(f"report of {where}"))
-    assert dashboard.save("e", "p") == ["view of ('e', 'p')", "report of ('e', 'p')"]
+def test_saving_replaces_what_an_earlier_call_saved_of_the_same_experiment(tmp_path):
+    (tmp_path / "a.yaml").write_text("experiment: first\n")
+    (tmp_path / "b.yaml").write_text("experiment: second\n")
+    with serving() as server:
+        for name in ("a.yaml", "b.yaml", "a.yaml"):
+            source = SAVE.format(words=[name, "--save"])
+            done = python(source, tmp_path, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+            assert done.returncode == 0, done.stderr
+        views = server.views.values()
+        assert [(view["type"], view["displayName"]) for view in views] == [
+            (kind, f"{NAME} in {name}") for name in ("first", "second") for kind in ("project-view", "runs")
+        ]
+        assert done.stdout.splitlines()[0].startswith(f"{server.url}/team/wmdd?nw=")
 
+
+def test_what_wandb_refuses_is_one_line_without_a_key(monkeypatch):
     def refuse(*_):
         raise PermissionError("no access\nwith key-of-mine")
 
@@ -103,6 +111,26 @@ def test_saving_says_where_or_in_one_line_without_a_key_why_not(monkeypatch):
     monkeypatch.setattr(dashboard, "workspace", refuse)
     with pytest.raises(WmddError, match=r"PermissionError: no access with \*\*\*.*may write to e/p"):
         dashboard.save("e", "p")
+
+
+def filters(model):
+    """The conditions of a set of runs, by what they are of."""
+    leaves = [leaf for each in model["filters"]["filters"] for leaf in each.get("filters", [each])]
+    return [(leaf["key"]["name"], leaf["value"]) for leaf in leaves]
+
+
+def test_the_runs_of_other_experiments_are_left_out(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study.yaml").write_text("experiment: mine\ntracking: {project: p, entity: team}\n")
+    code, out, _ = run("dashboard")
+    built = json.loads(out)
+    assert (code, built["workspace"]["entity"], built["workspace"]["project"]) == (0, "team", "p")
+    assert filters(built["workspace"]["spec"]["section"]["runSets"][0]) == [("group", "mine")]
+    grids = [block["metadata"] for block in built["report"]["spec"]["blocks"] if block["type"] == "panel-grid"]
+    assert filters(grids[1]["runSets"][0]) == [("group", "mine"), ("stage", "teacher"), ("stage", "student")]
+    monkeypatch.setenv("WANDB_RUN_GROUP", "it's ours")
+    built = json.loads(run("dashboard")[1])
+    assert filters(built["workspace"]["spec"]["section"]["runSets"][0]) == [("group", "it's ours")]
 
 
 def test_without_a_key_or_the_package_one_line_says_so(mistake, monkeypatch, tmp_path):

@@ -5,10 +5,13 @@ import os
 import re
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from tests.tracking.server import serving
+from tests.tracking.test_tracker import KEY, python
 from wmdd.base.errors import WmddError
 from wmdd.base.units import size
 from wmdd.tracking import sync
@@ -108,6 +111,49 @@ def test_a_refused_run_stops_no_other_and_is_named_without_the_key(folder, monke
         upload(find(folder))
     assert states(folder) == ["synced", "waiting", "synced"]
     assert capfd.readouterr().err == "ERROR run-refused.wandb *** refused\n"
+
+
+OFFLINE = """
+from pathlib import Path
+from wmdd.tracking import tracker as tracking
+
+for name in ("first", "refused", "last"):
+    tracker = tracking.start(Path(name), "teacher", {"name": name}, "key")
+    tracker.log({"loss": 0.5}, 1)
+    tracker.alert("stopped", "too weak")
+    tracker.finish()
+"""
+
+
+def test_wandb_itself_uploads_each_run_once_and_a_refusal_stops_no_other(tmp_path, monkeypatch, capfd):
+    done = python(OFFLINE, tmp_path, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(sync, "QUIET", 0.0)  # they have made nothing, by which a job that ended is known
+    with serving() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        take = server.operations["UpsertBucket"]
+
+        def refuse(variables):
+            if variables["displayName"] == "refused":
+                raise PermissionError("no access to this run")
+            return take(variables)
+
+        server.operations["UpsertBucket"] = refuse
+        check_server()
+        with pytest.raises(WmddError, match="2 of 3 runs are uploaded, not wandb/offline-run"):
+            upload([run for run in find(Path("wandb")) if run.state == "waiting"])
+        assert sorted(states(Path("wandb"))) == ["synced", "synced", "waiting"]
+        assert {path.split("/")[-1] for path, _ in server.streamed} == {"file_stream"}
+        assert len(server.variables("NotifyScriptableRunAlert")) == 2
+        server.asked.clear()
+        server.operations["UpsertBucket"] = take
+        upload([run for run in find(Path("wandb")) if run.state == "waiting"])
+        runs = {variables["name"] for variables in server.variables("UpsertBucket")}
+        assert len(runs) == 1, "what is there is not sent again"
+        assert set(states(Path("wandb"))) == {"synced"}
+    assert KEY not in capfd.readouterr().err
 
 
 # Lineage

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -36,10 +37,13 @@ from wmdd.tracking import tracker as tracking
 from wmdd.jobs.job import job
 from wmdd.settings.select import SelectSettings
 
-tracker = tracking.start(Path("x.h5"), "select", {"a": 1})
+tracker = tracking.start(Path("x.h5"), "select", {"a": 1}, "key")
 tracker.log({"loss": 1.0}, 3)
 tracker.log_images("images", [], [])
+tracker.log_table("scores", [], [])
+tracker.log_code({})
 tracker.log_artifact(Path("x.h5"), {})
+tracker.alert("a", "b")
 tracker.finish()
 with job("select", Path("out/images.h5"), [SelectSettings()], {}, seed=0) as stage_job:
     stage_job.tracker.log({"loss": 1.0})
@@ -88,6 +92,8 @@ features = run("features", TEACHER / "features.h5", [], {"teacher": teacher})
 atoms = run("barycenter", CELL / "barycenter/classes0-9.h5", [BarycenterSettings()], {"features": features}, k=10, seed=3)
 for attempt in range(2):
     block = run("recover", CELL / "recover/classes0-9.h5", [RecoverSettings()], {"barycenter": atoms}, CPU, ipc=10, seed=3)
+for iterations in (5, 6):
+    run("recover", CELL / "recover/classes10-19.h5", [RecoverSettings(iterations=iterations)], {}, CPU, ipc=10, seed=3)
 images = run("images", CELL / "images.h5", [], {"0": block})
 for name, runs in (("quick", [0]), ("many", [0, 1])):
     output = CELL / f"student/convnet3/{name}/run0.json"
@@ -98,6 +104,7 @@ for name, runs in (("quick", [0]), ("many", [0, 1])):
 """
 SET = "wmdd/ipc10/seed3"
 RECOVER, STUDENT = f"{SET}/recover/classes0-9", f"{SET}/student/convnet3"
+CHANGED = f"{SET}/recover/classes10-19"
 
 
 def records(folder):
@@ -110,6 +117,11 @@ def records(folder):
     return by_type
 
 
+def runs_of(folder):
+    """The records of all offline runs of a folder."""
+    return [records(path) for path in sorted(folder.glob("wandb/offline-run-*")) if path.is_dir()]
+
+
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
     """A folder in which a whole chain was made, and by name the records of the runs of each output."""
@@ -118,8 +130,7 @@ def chain(tmp_path_factory):
     done = python(CHAIN, folder, WANDB_API_KEY=KEY, **variables)
     assert (done.returncode, "wandb can't" in done.stderr) == (0, False), done.stderr
     runs = {}
-    for path in sorted(path for path in folder.glob("wandb/offline-run-*") if path.is_dir()):
-        by_type = records(path)
+    for by_type in runs_of(folder):
         name = by_type["run"][0]["display_name"].removeprefix("results/digits/resnet18-w8/")
         runs.setdefault(name, []).append(by_type)
     return folder, runs
@@ -153,11 +164,11 @@ def test_a_run_says_where_it_belongs_and_keeps_its_metrics_and_pictures(chain):
     assert all(list(folder.glob(f"wandb/*/files/{name}")) for name in shown["images.filenames"])
 
 
-def test_the_same_output_continues_the_same_run(chain):
-    ids = {name: {each["run"][0]["run_id"] for each in several} for name, several in chain[1].items()}
-    output = chain[0] / "results/digits/resnet18-w8" / RECOVER
-    assert (ids[RECOVER], len(chain[1][RECOVER])) == ({run_id("a-group", output.with_suffix(".h5"))}, 2)
-    assert len(set.union(*ids.values())) == len(ids) == 7
+def test_the_same_job_continues_its_run_and_a_changed_setting_makes_another(chain):
+    ids = {name: [each["run"][0]["run_id"] for each in several] for name, several in chain[1].items()}
+    assert (len(ids[RECOVER]), len(set(ids[RECOVER]))) == (2, 1)
+    assert (len(ids[CHANGED]), len(set(ids[CHANGED]))) == (2, 2)
+    assert len(set().union(*ids.values())) == len(ids) + 1 == 9
 
 
 def test_settings_the_place_of_an_output_and_digests_of_inputs_become_columns(chain):
@@ -185,7 +196,7 @@ def test_the_scores_and_the_cost_end_in_the_summary_under_one_name(chain):
 def test_each_stage_says_what_it_made_and_from_what(chain):
     names = ["teacher/seed1/model", "teacher/seed1/features", f"{SET}/barycenter/classes0-9", RECOVER, f"{SET}/images"]
     artifacts = [artifact_of(chain, name) for name in [*names, f"{STUDENT}/quick/run0"]]
-    kinds = ["teacher", "features", "barycenter", "recover", "join", "student"]
+    kinds = ["teacher", "features", "barycenter", "recover", "images", "student"]
     assert [artifact["type"] for artifact in artifacts] == kinds
     for before, after in pairwise(artifacts):
         inputs, digest = after["metadata"]["inputs"], before["metadata"]["digest"]
@@ -227,11 +238,50 @@ with job("select", Path("killed.h5"), [SelectSettings()], {}, seed=0) as stage_j
 def test_a_terminated_job_loses_nothing(tmp_path):
     done = python(TERMINATED, tmp_path, WANDB_MODE="offline")
     assert done.returncode == AGAIN, done.stderr
-    (run,) = [path for path in tmp_path.glob("wandb/offline-run-*") if path.is_dir()]
-    by_type = records(run)
+    (by_type,) = runs_of(tmp_path)
     assert [(record["item"]["step"], record["item"]["loss"]) for record in by_type["history"]] == [(7, 0.125)]
     assert [end["exit_code"] for end in by_type["exit"]] == [AGAIN]
     assert not (tmp_path / "killed.cost.json").exists()
+
+
+GATED = """
+from pathlib import Path
+from wmdd.base.errors import WmddError
+from wmdd.jobs.job import job
+from wmdd.settings.teacher import TeacherSettings
+
+try:
+    with job("teacher", Path("model.safetensors"), [TeacherSettings()], {}, seed=0):
+        raise WmddError("the teacher reaches 10.0%, below min_accuracy 90.0%")
+except WmddError:
+    pass
+"""
+
+
+def test_a_teacher_that_stops_the_run_sends_an_alert(tmp_path):
+    done = python(GATED, tmp_path, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr
+    (alert,) = runs_of(tmp_path)[0]["alert"]
+    assert (alert["level"], alert["text"]) == ("ERROR", "the teacher reaches 10.0%, below min_accuracy 90.0%")
+
+
+METRICS = """
+import sys, time
+from pathlib import Path
+from wmdd.tracking import tracker as tracking
+
+tracker = tracking.start(Path("x.h5"), "recover", {"device": sys.argv[1]}, "key")
+time.sleep(2)
+tracker.finish()
+"""
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cpu"])
+def test_jobs_on_a_gpu_record_the_metrics_of_the_machine(tmp_path, device):
+    source = METRICS.replace("sys.argv[1]", repr(device))
+    done = python(source, tmp_path, WANDB_MODE="offline", WANDB_X_STATS_SAMPLING_INTERVAL="0.2")
+    assert done.returncode == 0, done.stderr
+    assert ("stats" in runs_of(tmp_path)[0]) == (device == "cuda:0")
 
 
 # What an artifact says of itself
@@ -289,31 +339,35 @@ def test_a_wandb_that_does_not_start_ends_no_job(tmp_path):
     assert "wmdd select: wandb can't start (ModuleNotFoundError" in done.stderr
 
 
-def test_nothing_like_a_key_is_said_and_run_ids_differ_by_group_and_path_alone(monkeypatch, tmp_path):
+def test_nothing_like_a_key_is_said(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "local-secret")
     assert without_key(f"a {KEY} b local-secret c wandb_v1_abc") == "a *** b *** c ***"
     monkeypatch.delenv("WANDB_API_KEY")
     assert without_key("x\ny") == "x y"
-    path = Path("results/a/images.h5")
-    assert run_id("g", path) == run_id("g", Path("results//a/./images.h5"))
-    assert len({run_id("g", path), run_id("h", path), run_id("g", Path("results/b/images.h5"))}) == 3
-    before = run_id("g", path)
+
+
+def test_run_ids_differ_by_folder_path_and_what_the_result_depends_on(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert run_id("g", path) != before, "two people who run the same experiment do not write into one run"
+    path = Path("results/a/images.h5")
+    first = run_id(path, "key")
+    assert first == run_id(Path("results//a/./images.h5"), "key")
+    assert len({first, run_id(path, "other"), run_id(Path("results/b/images.h5"), "key")}) == 3
+    shutil.rmtree("wandb")
+    assert run_id(path, "key") != first, "a folder of the same path on another machine has other runs"
 
 
 def test_the_mode_is_offline_unless_set(monkeypatch):
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setattr(tracking, "WandbTracker", lambda *arguments: arguments)
-    assert start(Path("x"), "recover", {"a": 1}) == (Path("x"), "recover", {"a": 1})
+    assert start(Path("x"), "recover", {"a": 1}, "key") == (Path("x"), "recover", {"a": 1}, "key")
     assert os.environ["WANDB_MODE"] == "offline"
 
 
 def test_only_jobs_of_the_tracked_stages_are_runs(monkeypatch):
-    monkeypatch.setattr(tracking, "WandbTracker", lambda output, stage, settings: stage)
+    monkeypatch.setattr(tracking, "WandbTracker", lambda output, stage, settings, key: stage)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WMDD_TRACKED_STAGES", "teacher student")
-    assert start(Path("x"), "student", {}) == "student"
-    assert isinstance(start(Path("x"), "recover", {}), tracking.NullTracker)
+    assert start(Path("x"), "student", {}, "") == "student"
+    assert isinstance(start(Path("x"), "recover", {}, ""), tracking.NullTracker)
     monkeypatch.setenv("WMDD_TRACKED_STAGES", "")
-    assert isinstance(start(Path("x"), "student", {}), tracking.NullTracker)
+    assert isinstance(start(Path("x"), "student", {}, ""), tracking.NullTracker)

@@ -81,6 +81,8 @@ def test_an_unknown_key_names_the_nearest(content, key, nearest):
         (nested("jobs.minutes", 0), "jobs.minutes: Input should be greater than 0"),
         (nested("tracking.mode", "off"), "tracking.mode: Input should be 'offline', 'online' or 'disabled'"),
         (nested("tracking.stages", ["students"]), "tracking.stages: there is no stage 'students'; stages are data, "),
+        (nested("tracking.tags", ["a,b"]), "tracking.tags.0: String should match"),
+        (nested("tracking.tags", ["x" * 65]), "tracking.tags.0: String should have at most 64 characters"),
         (nested("datasets.x.data.source", "cifar1"), "data.source: unknown source 'cifar1'; did you mean 'cifar10'"),
         (nested("datasets.x.data.mean", [0.5, 0.5]), "datasets.x.data.mean.2: Field required"),
         (nested("datasets.x.data.mean", [0.5, 0.5, 1.5]), "datasets.x.data.mean.2: .*less than or equal to 1"),

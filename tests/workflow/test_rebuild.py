@@ -45,7 +45,7 @@ CHANGES = [
     ("methods", {"wmdd": {"barycenter": {"weights": "free"}}}, {"barycenter", "recover", *LATER}),
     ("teachers.nano.lr", 0.1, {"teacher", "features", "barycenter", "recover", "select", *LATER}),
     ("methods", DEFAULTS, set()),
-    ("tracking", {"mode": "offline", "project": "other"}, set()),
+    ("tracking", {"mode": "offline", "project": "other"}, {"scoreboard", "all"}),  # there was none without tracking
     ("experiment", "renamed", {"page", "all"}),
     ("jobs", {"minutes": 60, "device": "cpu-core"}, set()),
 ]

@@ -8,6 +8,8 @@ from wmdd.base import units
 from wmdd.cli.arguments import Flag, command
 from wmdd.tracking import dashboard as views
 from wmdd.tracking import sync as offline
+from wmdd.workflow.experiment import Experiment
+from wmdd.workflow.launch import DEFAULTS
 
 
 @command
@@ -41,16 +43,26 @@ def sync(*, folder: Path | None = None, dry_run: Flag = False) -> None:
 
 
 @command
-def dashboard(*, entity: str = "", project: str = "", save: Flag = False) -> None:
-    """Print the wandb workspace and report that compare the runs, as JSON, or save them to wandb.
+def dashboard(*files: Path, entity: str = "", project: str = "", save: Flag = False) -> None:
+    """Print the wandb workspace and report that compare the runs of an experiment, as JSON, or save them to wandb.
 
     Args:
-        entity: user or team; WANDB_ENTITY, or the key's own, by default.
-        project: WANDB_PROJECT, or wmdd, by default.
-        save: upload them; needs a network and a key.
+        files: the experiment file, or several as of `plan`; study.yaml, or else config/config.yaml, unless given. Where there
+            is none, all runs of the project are compared.
+        entity: user or team; WANDB_ENTITY, the file's, or the key's own by default.
+        project: WANDB_PROJECT, the file's, or wmdd by default.
+        save: upload them, in place of earlier ones; needs a network and a key.
     """
+    paths = files or [path for path in DEFAULTS if path.is_file()][:1]
+    file = Experiment.read(*paths).file
+    flags = {"WANDB_ENTITY": entity, "WANDB_PROJECT": project}
+    variables = file.tracking.environment() | {"WANDB_RUN_GROUP": file.experiment if paths else ""}
+    where = [
+        flags.get(name) or os.environ.get(name) or variables.get(name, "")
+        for name in ("WANDB_ENTITY", "WANDB_PROJECT", "WANDB_RUN_GROUP")
+    ]
     if save:
         offline.check_server()
-        print(*views.save(entity, project), sep="\n")
+        print(*views.save(*where), sep="\n")
     else:
-        print(json.dumps(views.dump(entity, project), indent=1))
+        print(json.dumps(views.dump(*where), indent=1))

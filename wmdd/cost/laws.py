@@ -216,7 +216,7 @@ def bytes_of_view(settings: RelabelSettings, classes: int) -> float:
 LAWS: dict[str, Law] = {
     "grid": lambda s: Work(memory=2**28),
     "page": lambda s: Work(memory=2**29 + 2**18 * s.inputs),  # the JSON of each input, and the pictures
-    **dict.fromkeys(("report", "distances", "table"), lambda s: Work(memory=2**27 + 2**18 * s.inputs)),
+    **dict.fromkeys(("report", "distances", "table", "scoreboard"), lambda s: Work(memory=2**27 + 2**18 * s.inputs)),
     **{law.__name__: law for law in (data, teacher, features, gather, barycenter, recover, join, images, select)},
     **{law.__name__: law for law in (distance, relabel, student, embedding, *match_laws.LAWS, *latent_laws.LAWS)},
 }

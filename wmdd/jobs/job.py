@@ -155,12 +155,14 @@ def _tracked(stage_job: StageJob, columns: dict[str, Any], threads: int, started
     """Run a job in the process that tracks it and writes its cost."""
     stage, output, checkpoint = stage_job.stage, stage_job.output, stage_job.checkpoint
     _say(f"wmdd {stage}: {output} on {_where(stage_job, threads)}")
-    stage_job.tracker = tracker = tracking.start(output, stage, columns)
+    stage_job.tracker = tracker = tracking.start(output, stage, columns, checkpoint.key)
     try:
         yield stage_job
     except BaseException as error:
         end = checkpoint.notice.end(error)
         if end is None:
+            if stage == "teacher" and isinstance(error, WmddError):  # below its gate: nothing after it is made
+                tracker.alert("The teacher stopped the run", str(error))
             tracker.finish(1, str(error) if isinstance(error, WmddError) else type(error).__name__)
             raise
         with suppress(Exception):  # wandb may have had the same warning

@@ -1,9 +1,12 @@
 """The wandb dashboard as code: a workspace and a report that compare methods, built and printed without a network.
 
+Those of one experiment show its runs alone, which are a group of wandb's; those without one all runs of the project. Saving
+them again replaces them.
+
 `METRICS` is what the stages log (a test runs them); the panels name nothing else.
 """
 
-import os
+import hashlib
 from typing import TYPE_CHECKING, Any, Literal
 
 from wmdd.base.errors import WmddError
@@ -84,28 +87,43 @@ def sections() -> dict[str, tuple[str, list[Any]]]:
     }
 
 
-def workspace(entity: str, project: str) -> "Workspace":
-    """Return the saved view of a project."""
+def workspace(entity: str, project: str, group: str = "") -> "Workspace":
+    """Return the saved view of a project, or of the runs of a group of it; its name in wandb is always the same."""
     from wandb_workspaces import workspaces as ws
 
-    return ws.Workspace(
+    view = ws.Workspace(
         entity=entity,
         project=project,
-        name=NAME,
+        name=_title(group),
         sections=[ws.Section(name=name, panels=panels, is_open=True) for name, (_, panels) in sections().items()],
         settings=ws.WorkspaceSettings(x_axis="step", max_runs=100),
         runset_settings=ws.RunsetSettings(
-            pinned_columns=[*(f"config:{name}.value" for name in CONFIG), "summary:final/top1", "summary:final/top5"]
+            filters=_condition(group),
+            pinned_columns=[*(f"config:{name}.value" for name in CONFIG), "summary:final/top1", "summary:final/top5"],
         ),
     )
+    view._internal_name = f"nw-{hashlib.sha256(_title(group).encode()).hexdigest()[:11]}-v"  # as wandb names views
+    return view
 
 
-def report(entity: str, project: str, known: bool = False) -> "wr.Report":
+def _title(group: str) -> str:
+    return f"{NAME} in {group}"[:128] if group else NAME  # wandb's limit
+
+
+def _condition(group: str, stages: str = "") -> str:
+    """Return the filter for the runs of a group and of stages, joined by |; "" lets all through."""
+    of_stages = " or ".join(f"Config('stage') = '{stage}'" for stage in stages.split("|") if stage)
+    conditions = [f"Group = {group!r}" if group else "", f"({of_stages})" if of_stages and group else of_stages]
+    return " and ".join(filter(None, conditions))
+
+
+def report(entity: str, project: str, group: str = "", known: bool = False) -> "wr.Report":
     """Return the report; each grid shows the runs of the stages that it is of.
 
     Args:
         entity: user or team.
         project: of the runs.
+        group: of the runs; "" for all.
         known: the project exists and wandb may be asked for it; else the grids leave it open.
     """
     from wandb_workspaces.reports import v2 as wr
@@ -113,27 +131,32 @@ def report(entity: str, project: str, known: bool = False) -> "wr.Report":
     where: dict[str, Any] = {"entity": entity, "project": project} if known else {}
     blocks: list[Any] = [wr.TableOfContents()]
     for name, (stages, panels) in sections().items():
-        found = [f"Config('stage') = '{stage}'" for stage in stages.split("|") if stage]
-        runs = wr.Runset(name=stages or "all stages", filters=" or ".join(found), **where)
+        runs = wr.Runset(name=stages or "all stages", filters=_condition(group, stages), **where)
         blocks += [wr.H1(name), wr.PanelGrid(runsets=[runs], panels=panels)]
     about = "Distilled sets by method and images per class; made by `python -m wmdd dashboard`."
-    return wr.Report(project=project, entity=entity, title=NAME, description=about, blocks=blocks, width="fluid")
+    return wr.Report(
+        project=project, entity=entity, title=_title(group), description=about, blocks=blocks, width="fluid"
+    )
 
 
-def dump(entity: str = "", project: str = "") -> dict[str, Any]:
+def dump(entity: str, project: str, group: str = "") -> dict[str, Any]:
     """Return both as they are sent to wandb.
 
     Raises:
         ModuleNotFoundError: wandb-workspaces is not installed.
     """
-    entity, project = entity or os.environ.get("WANDB_ENTITY", ""), project or os.environ.get("WANDB_PROJECT", "wmdd")
-    view, page = workspace(entity, project)._to_model(), report(entity, project)._to_model()
+    view, page = workspace(entity, project, group)._to_model(), report(entity, project, group)._to_model()
     models = {"workspace": view, "report": page}
     return {name: model.model_dump(mode="json", by_alias=True, exclude_none=True) for name, model in models.items()}
 
 
-def save(entity: str = "", project: str = "") -> list[str]:
-    """Save both to wandb; return their addresses.
+def save(entity: str, project: str, group: str = "") -> list[str]:
+    """Save both to wandb, in place of those of an earlier call; return their addresses.
+
+    Args:
+        entity: user or team; that of the key where it is "".
+        project: of the runs.
+        group: of the runs; "" for all.
 
     Raises:
         ModuleNotFoundError: wandb or wandb-workspaces is not installed.
@@ -143,12 +166,25 @@ def save(entity: str = "", project: str = "") -> list[str]:
     import wandb_workspaces  # noqa: F401  # that it is missing is no refusal of wandb's
 
     try:
-        entity = entity or os.environ.get("WANDB_ENTITY", "") or str(wandb.Api().default_entity)
-        project = project or os.environ.get("WANDB_PROJECT", "wmdd")
-        return [str(workspace(entity, project).save().url), str(report(entity, project, known=True).save().url)]
+        entity = entity or str(wandb.Api().default_entity)
+        view, page = workspace(entity, project, group), report(entity, project, group, known=True)
+        view._internal_id = _id_of_view(view)
+        saved = [each.id for each in wandb.Api().reports(f"{entity}/{project}") if each.display_name == page.title]
+        page.id = saved[0] if saved else ""
+        return [str(view.save().url), str(page.save().url)]
     except Exception as error:  # of wandb's many kinds
         reason = without_key(f"{type(error).__name__}: {error}")
         raise WmddError(
             f"wandb did not take the dashboard ({reason}); upload runs with `python -m wmdd sync` first, and see that "
-            f"the key may write to {entity or 'your entity'}/{project or 'wmdd'}"
+            f"the key may write to {entity or 'your entity'}/{project}"
         ) from None
+
+
+def _id_of_view(view: "Workspace") -> str:
+    """Return the id that a view has in wandb; "" if it was never saved."""
+    from wandb_workspaces.workspaces import internal
+
+    try:
+        return str(internal.get_view_dict(view.entity, view.project, view._internal_name[3:-2])["id"])
+    except ValueError:  # no such view
+        return ""

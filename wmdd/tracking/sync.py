@@ -1,8 +1,8 @@
 """Offline wandb runs to wandb's server, from a machine that has a network: what is not there yet, then the lineage.
 
-`wandb sync` uploads. Offline no run can say what it used, so each artifact carries the digests of its inputs (see
-`wmdd.tracking.artifact`); once all are uploaded they become wandb's edges. Both leave a mark beside the run, so that a second
-call goes on where the first one ended.
+`wandb sync` uploads, several runs at a time, and goes on where it was cut off. Offline no run can say what it used, so each
+artifact carries the digests of its inputs (see `wmdd.tracking.artifact`); once all are uploaded they become wandb's edges. Both
+leave a mark beside the run, so that a second call goes on where the first one ended.
 """
 
 import os
@@ -118,6 +118,8 @@ def _has_key(url: str) -> bool:
 
 def upload(runs: list[Run]) -> None:
     """Let `wandb sync` upload runs, several at a time and the parts of one in order, and print what it says.
+
+    It is given each run's folder: in the folder of all, `latest-run` leads to one that may change meanwhile.
 
     Raises:
         WmddError: some were refused.

@@ -1,23 +1,28 @@
 """A run of wandb, or of nobody: both have the same methods, so that no stage asks which it has.
 
-wandb's own environment variables decide: WANDB_MODE (offline unless set), WANDB_PROJECT, WANDB_RUN_GROUP. WMDD_TRACKED_STAGES
-names the stages whose jobs are runs; unset, all are. A job that is no run, and any with WANDB_MODE=disabled, does not even
-import wandb. What wandb can't do is said in one line and never ends a job.
+wandb's own environment variables decide: WANDB_MODE (offline unless set), WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP,
+WANDB_TAGS, WANDB_NOTES. WMDD_TRACKED_STAGES names the stages whose jobs are runs; unset, all are. A job that is no run, and any
+with WANDB_MODE=disabled, does not even import wandb. What wandb can't do is said in one line and never ends a job.
 """
 
 import hashlib
 import os
 import re
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
 from wmdd.artifacts import atomic_files
 from wmdd.tracking.artifact import RECORD, describe
 
 STUDENT_SCORE = re.compile(r"\d+/(final/.+)")  # of one of several students of a job
+FOLDER = "folder-id.txt"  # beside the runs: tells their folder from all others
 SECRET = re.compile(r"\b([0-9a-f]{40}|wandb_v\d\w+)\b")
 
 
@@ -30,8 +35,17 @@ class NullTracker:
     def log_images(self, name: str, images: Any, captions: list[str]) -> None:
         """Record pictures [n, H, W, 3] uint8."""
 
+    def log_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """Record a table; an array [H, W, 3] uint8 in a cell of it is a picture."""
+
+    def log_code(self, files: Mapping[str, Path]) -> None:
+        """Record source files by name."""
+
     def log_artifact(self, output: Path, meta: dict[str, Any]) -> None:
         """Record what was made, and from what."""
+
+    def alert(self, title: str, text: str) -> None:
+        """Send a message to the people of the project."""
 
     def finish(self, exit_code: int = 0, reason: str = "") -> None:
         """Close the run; `reason` says why it failed."""
@@ -47,15 +61,18 @@ def _harmless(method: Callable[..., None]) -> Any:
         except Exception as error:
             if not self._complained:
                 self._complained = True
-                _complain(self._stage, method.__name__, error)
+                complain(self._stage, method.__name__, error)
 
     return attempt
 
 
 class WandbTracker(NullTracker):
-    """A wandb run whose id follows from the output's place, so that a rerun continues the same line on the dashboard."""
+    """A wandb run. A job that goes on from its checkpoint continues it; a changed setting or input makes another one."""
 
-    def __init__(self, output: Path, stage: str, settings: dict[str, Any]) -> None:
+    def __init__(self, output: Path, stage: str, settings: dict[str, Any], key: str) -> None:
+        os.environ.setdefault(
+            "WANDB_DATA_DIR", str(_runs().absolute())
+        )  # not in the home folder: runs stay whole when moved
         import wandb
 
         self._wandb = wandb
@@ -63,7 +80,7 @@ class WandbTracker(NullTracker):
         self._scores: dict[str, list[float]] = {}
         group = os.environ.get("WANDB_RUN_GROUP", "wmdd")
         self._run = wandb.init(
-            id=run_id(group, output),
+            id=run_id(output, key),
             name=str(output.with_suffix("")),
             project=os.environ.get("WANDB_PROJECT", "wmdd"),
             group=group,
@@ -72,7 +89,14 @@ class WandbTracker(NullTracker):
             dir=os.environ.get("WANDB_DIR", "."),
             mode=os.environ["WANDB_MODE"],  # type: ignore[arg-type]
             resume="allow",
-            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                x_disable_stats=not str(settings.get("device", "")).startswith(
+                    "cuda"
+                ),  # the metrics of GPU and machine
+                x_save_requirements=False,  # an artifact has the versions that count; listing all costs 0.1 s
+            ),
         )
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
@@ -98,6 +122,26 @@ class WandbTracker(NullTracker):
         self._run.log({name: pictures})
 
     @_harmless
+    def log_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """Record a table; an array [H, W, 3] uint8 in a cell of it is a picture."""
+        arrays = {id(cell): cell for row in rows for cell in row if hasattr(cell, "shape")}
+        pictures = {
+            place: self._wandb.Image(array) for place, array in arrays.items()
+        }  # several rows may show the same
+        shown = [[pictures.get(id(cell), cell) for cell in row] for row in rows]
+        self._run.log({name: self._wandb.Table(columns=[*columns], data=[*shown])})
+
+    @_harmless
+    def log_code(self, files: Mapping[str, Path]) -> None:
+        """Record source files by name, as wandb's code of the run."""
+        with TemporaryDirectory() as folder:  # wandb takes all files of one folder, and copies them
+            for name, path in files.items():
+                place = Path(folder, name)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, place)
+            self._run.log_code(folder, "source-wmdd", include_fn=lambda _: True)
+
+    @_harmless
     def log_artifact(self, output: Path, meta: dict[str, Any]) -> None:
         """Record what was made, and from what: a distilled set with its file, all else by its digest alone.
 
@@ -116,6 +160,11 @@ class WandbTracker(NullTracker):
         self._run.log_artifact(artifact, aliases=aliases)
 
     @_harmless
+    def alert(self, title: str, text: str) -> None:
+        """Send a message to the people of the project, from an offline run when it is uploaded."""
+        self._run.alert(title, without_key(text), "ERROR")
+
+    @_harmless
     def finish(self, exit_code: int = 0, reason: str = "") -> None:
         """Flush and close; why the job failed stands in the summary."""
         if reason:
@@ -123,7 +172,8 @@ class WandbTracker(NullTracker):
         self._run.finish(exit_code=exit_code)
 
 
-def _complain(stage: str, action: str, error: Exception) -> None:
+def complain(stage: str, action: str, error: Exception) -> None:
+    """Say in one line what wandb could not do."""
     reason = without_key(f"{type(error).__name__}: {error}")
     print(f"wmdd {stage}: wandb can't {action} ({reason}); goes on without", file=sys.stderr, flush=True)
 
@@ -134,19 +184,48 @@ def without_key(text: str) -> str:
     return SECRET.sub("***", " ".join((text.replace(key, "***") if key else text).split()))
 
 
-def run_id(group: str, output: Path) -> str:
-    """Return the id of the run that makes `output`: the same for each attempt, another in another folder or experiment."""
-    return hashlib.sha256(f"{group} {output.absolute().as_posix()}".encode()).hexdigest()[:16]
+def run_id(output: Path, key: str) -> str:
+    """Return the id of the run that makes `output`: another one in another folder, also of the same path elsewhere.
+
+    Args:
+        output: of the job.
+        key: stands for all that its result depends on.
+    """
+    return hashlib.sha256(f"{_folder_id()} {output.absolute().as_posix()} {key}".encode()).hexdigest()[:16]
 
 
-def start(output: Path, stage: str, settings: dict[str, Any]) -> NullTracker:
-    """Return the tracker that the environment asks for."""
+def _folder_id() -> str:
+    """Return the id of the folder with the runs, which its first run draws."""
+    path = _runs() / FOLDER
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{FOLDER}.{atomic_files.owner()}")
+        part.write_text(uuid4().hex, encoding="utf-8")
+        with suppress(FileExistsError):
+            os.link(part, path)  # of several jobs the first one decides
+        part.unlink()
+    return path.read_text(encoding="utf-8")
+
+
+def _runs() -> Path:
+    return Path(os.environ.get("WANDB_DIR", "."), "wandb")
+
+
+def start(output: Path, stage: str, settings: dict[str, Any], key: str) -> NullTracker:
+    """Return the tracker that the environment asks for.
+
+    Args:
+        output: the file that the job makes.
+        stage: its name.
+        settings: the columns of the run.
+        key: stands for all that the result depends on.
+    """
     os.environ.setdefault("WANDB_MODE", "offline")
     tracked_stages = os.environ.get("WMDD_TRACKED_STAGES", stage).split()
     if os.environ["WANDB_MODE"] == "disabled" or stage not in tracked_stages:
         return NullTracker()
     try:
-        return WandbTracker(output, stage, settings)
+        return WandbTracker(output, stage, settings, key)
     except Exception as error:
-        _complain(stage, "start", error)
+        complain(stage, "start", error)
         return NullTracker()

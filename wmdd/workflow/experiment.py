@@ -84,12 +84,24 @@ class Experiment:
                 tables.setdefault(matrix.name, {}).update(dict.fromkeys(self._product(matrix)))
         return {name: list(runs) for name, runs in tables.items()}
 
+    def axes(self, matrix: Matrix) -> dict[str, list[Any]]:
+        """Return the values of each part of the cells of an entry of the matrix; those of a sweep's members for its name."""
+        names = dict.fromkeys([*matrix.methods, *(CONTROLS if matrix.controls else ())])
+        return {
+            "dataset": matrix.datasets,
+            "teacher": matrix.teachers,
+            "method": [member for name in names for member in self.sweeps.get(name, [name])],
+            "ipc": matrix.ipc,
+            "seed": matrix.seeds,
+            "student": matrix.students,
+            "protocol": matrix.protocols,
+            "run": [*range(matrix.runs)],
+        }
+
     def _product(self, matrix: Matrix) -> Iterator[Cell]:
         """Yield the cells of an entry of the matrix."""
-        names = dict.fromkeys([*matrix.methods, *(CONTROLS if matrix.controls else ())])
-        methods = [member for name in names for member in self.sweeps.get(name, [name])]
-        axes = (matrix.datasets, matrix.teachers, methods, matrix.ipc, matrix.seeds, matrix.students, matrix.protocols)
-        return (Cell(*cell) for cell in itertools.product(*axes, range(matrix.runs)))
+        axes = self.axes(matrix)
+        return (Cell(**dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values()))
 
     def runs_of_jobs(self) -> list[list[int]]:
         """Return the runs that a job trains side by side, for each job of a distilled set."""

@@ -27,6 +27,7 @@ from wmdd.workflow.stages import KEYS, SETTINGS, STAGES, Family
 NAME_LENGTH = 200  # of the 255 characters that a file system allows, what is left beside suffixes
 Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=NAME_LENGTH)]
 Names = Annotated[list[Name], Field(min_length=1)]
+Tag = Annotated[str, Field(pattern="^[^,]+$", max_length=64)]  # wandb's limit; WANDB_TAGS joins them with commas
 
 METHOD_STAGES = tuple(stage for stage, keys in KEYS.items() if "method" in keys and "protocol" not in keys)
 SWEPT_STAGES = (*METHOD_STAGES, "student")
@@ -164,11 +165,15 @@ class Jobs(_Entry):
 
 
 class Tracking(_Entry):
-    """wandb; the environment variables WANDB_MODE and WANDB_PROJECT win over these."""
+    """wandb; its environment variables, such as WANDB_MODE and WANDB_TAGS, win over these."""
 
     mode: Literal["offline", "online", "disabled"] = "offline"
     project: str = "wmdd"
+    entity: str | None = Field(None, description="the user or team whose project it is; unless set, that of the key")
+    tags: list[Tag] = Field([], description="of every run; no commas")
+    notes: str = Field("", description="a text beside every run")
     stages: list[str] | None = Field(None, description="the stages whose jobs are runs; null: all of them")
+    code: bool = Field(False, description="upload the sources of wmdd too, once an experiment, with its scoreboard")
 
     @field_validator("stages")
     @classmethod
@@ -177,6 +182,24 @@ class Tracking(_Entry):
             if name not in STAGES:
                 raise ValueError(f"there is no stage {name!r}; stages are {', '.join(STAGES)}")
         return names
+
+    def follows(self, stage: str) -> bool:
+        """Return whether the jobs of a stage are runs."""
+        return self.mode != "disabled" and (self.stages is None or stage in self.stages)
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables that tell jobs of this: wandb's own, and those of `wmdd.tracking.tracker`."""
+        stages = None if self.stages is None else " ".join(self.stages)
+        variables = {
+            "WANDB_MODE": self.mode,
+            "WANDB_PROJECT": self.project,
+            "WANDB_ENTITY": self.entity or None,
+            "WANDB_TAGS": ",".join(self.tags) or None,
+            "WANDB_NOTES": self.notes or None,
+            "WMDD_TRACKED_STAGES": stages,
+            "WMDD_TRACKED_CODE": "1" if self.code else None,
+        }
+        return {name: value for name, value in variables.items() if value is not None}
 
 
 def _engine(value: Any) -> Any:

@@ -107,6 +107,7 @@ _ROWS = (
     Stage("embedding", "map", after=True),
     Stage("page", after=True),
     Stage("table", after=True),
+    Stage("scoreboard", after=True),
 )
 STAGES = MappingProxyType({stage.name: stage for stage in _ROWS})
 # A generator has settings of its own, which `encode` and `decode` share, but it is no stage.

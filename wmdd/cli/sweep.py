@@ -1,0 +1,93 @@
+"""The command that runs the cells of an experiment one after another, for wandb's agents or without them."""
+
+import shlex
+from pathlib import Path
+
+import yaml
+
+from wmdd.artifacts import atomic_files
+from wmdd.base.errors import WmddError
+from wmdd.cli.arguments import Flag, command
+from wmdd.tracking import sweep as sweeps
+from wmdd.workflow.experiment import Experiment
+from wmdd.workflow.launch import experiment_files, snakemake
+from wmdd.workflow.layout import Cell
+
+WRITTEN = "# Written by `wmdd sweep`, which writes it anew.\n"
+
+
+@command
+def sweep(
+    *files: Path,
+    run: Flag = False,
+    show: Flag = False,
+    output: Path = Path("sweep.yaml"),
+    options: str = "",
+    dataset: str | None = None,
+    teacher: str | None = None,
+    method: str | None = None,
+    ipc: int | None = None,
+    seed: int | None = None,
+    student: str | None = None,
+    protocol: str | None = None,
+) -> None:
+    """Write the lists of an experiment file as a sweep of wandb's, or run or show its cells, each a set with its students.
+
+    Args:
+        files: the experiment file, or several as of `plan`; study.yaml, or else config/config.yaml, unless given.
+        run: the cells, one after another, instead of writing the sweep. wandb's agents call this with the parts of one.
+        show: the commands that run the cells, instead.
+        output: the sweep (YAML); of several entries of the matrix each has its own, with its name or number.
+        options: of Snakemake, as in --options "--profile slurm".
+        dataset: of the cells to run or show; likewise the others. All unless given.
+        teacher: see dataset.
+        method: see dataset.
+        ipc: see dataset.
+        seed: see dataset.
+        student: see dataset.
+        protocol: see dataset.
+    """
+    paths = experiment_files(files)
+    experiment = Experiment.read(*paths)
+    wanted = Cell(dataset, teacher, method, ipc, seed, student, protocol).parts()
+    cells = {cell: made for cell, made in sweeps.cells(experiment).items() if wanted.items() <= cell.parts().items()}
+    if not cells:
+        parts = " ".join(f"{name}={value}" for name, value in wanted.items())
+        raise WmddError(f"the matrix has no cell {parts}".rstrip() + "; `wmdd sweep --show` lists those that it has")
+    words = ["-m", "wmdd", "sweep", *map(str, paths), *([f"--options={options}"] if options else []), "--run"]
+    if show:
+        for cell in cells:
+            print("python", shlex.join([*words, *(f"--{name}={value}" for name, value in cell.parts().items())]))
+    elif run:
+        failed = [cell for cell, students in cells.items() if not _ran(experiment, paths, options, cell, students)]
+        if failed:
+            raise WmddError(
+                f"{len(failed)} of {len(cells)} cells failed, the first with {failed[0].parts()}; see above"
+            )
+    else:
+        _write(experiment, words, output, len(cells))
+
+
+def _ran(experiment: Experiment, paths: list[Path], options: str, cell: Cell, students: list[str]) -> bool:
+    """Run a cell through Snakemake, and return whether it succeeded."""
+    tracked = sweeps.begin(experiment, cell)
+    status = snakemake(paths, [*shlex.split(options), "--", *students])
+    if tracked:
+        if not status:
+            tracked.score(students)
+        tracked.finish(status)
+    return not status
+
+
+def _write(experiment: Experiment, words: list[str], output: Path, cells: int) -> None:
+    """Write the sweep of each entry of the matrix, and say how to go on."""
+    entries = experiment.file.matrix
+    for number, matrix in enumerate(entries, start=1):
+        suffix = f"-{matrix.name or number}" if len(entries) > 1 else ""
+        path = output.with_stem(output.stem + suffix)
+        if path.exists() and not path.read_text(encoding="utf-8").startswith(WRITTEN):
+            raise WmddError(f"{path} is there already, and `wmdd sweep` did not write it; choose another --output")
+        text = yaml.safe_dump(sweeps.sweep(experiment, matrix, words), sort_keys=False, allow_unicode=True)
+        atomic_files.write_text(path, WRITTEN + text)
+        print(f"wandb sweep {path}    # then start the agent that it names, one in this folder at a time")
+    print(f"{cells} cells; without wandb: python {shlex.join(words)}")
