@@ -189,7 +189,7 @@ class Lesson:
         synchronise()
         assert watched.since, "the validation pictures were not asked for"
         train, evaluate = watched.since - start, time.perf_counter() - watched.since
-        return [Run(train / len(runs), evaluate / len(runs), history[-1]["top1"]) for _, history in trained]
+        return [Run(train / len(runs), evaluate / len(runs), history[-1]["top1"]) for _, history, _ in trained]
 
     def published(self, folder: Path, workers: int) -> Run:
         """Train and evaluate the published way, with so many processes of the loaders."""

@@ -1,6 +1,5 @@
 # All results of the matrix -> results/report/: tables, the page with its charts, a picture of each distilled set.
 PUBLISHED = source("config/published.yaml")
-CIRCLES = source("docs/images/circles.png")
 TEMPLATES = [
     source(f"wmdd/report/page/templates/{name}") for name in ("page.html", "page.css", "page.js", "table.html")
 ]
@@ -130,6 +129,25 @@ rule embedding:
         " > {log} 2>&1"
 
 
+def again(wildcards, threads):
+    """The command that makes the results again. Taking `threads` keeps it out of Snakemake's rerun check."""
+    files = [os.path.relpath(path) for path in workflow.config_settings.configfiles]
+    overrides = workflow.config_settings.config_args
+    words = [
+        "snakemake",
+        *(["--configfile", *files] if files else []),
+        *(["--config", *overrides] if overrides else []),
+    ]
+    return shlex.quote(shlex.join(words))
+
+
+def price(wildcards):
+    """The flags of what an hour of a GPU costs; nothing where nobody said."""
+    values = experiment.file.report
+    hour, currency = values.price_per_gpu_hour, shlex.quote(values.currency)
+    return "" if hour is None else f"--price-per-gpu-hour {hour} --currency {currency}"
+
+
 rule page:
     """Writing the page of {params.experiment} and its charts"""
     input:
@@ -145,7 +163,6 @@ rule page:
         decays=inputs.decays(),
         embeddings=inputs.maps(),
         published=tracked(PUBLISHED),
-        circles=tracked(CIRCLES),
         templates=tracked(*TEMPLATES),
         tables=TABLES,
     output:
@@ -158,9 +175,11 @@ rule page:
     resources:
         **request("page"),
     params:
-        optional=optional("barycenters", "distances", "atoms", "decays", "embeddings", "circles"),
+        optional=optional("barycenters", "distances", "atoms", "decays", "embeddings"),
         published=lambda wildcards: shlex.quote(PUBLISHED),
         experiment=experiment.file.experiment,
+        price=price,
+        command=again,
         code=code_digest("page"),
     shell:
         "python -m wmdd page"
@@ -173,6 +192,8 @@ rule page:
         " {params.optional}"
         " --published {params.published}"
         " --links {input.tables:q}"
+        " {params.price}"
+        " --command {params.command}"
         " --output {output.page}"
         " --figures {output.figures}"
         " > {log} 2>&1"

@@ -253,6 +253,9 @@ def test_the_whole_training_set_at_its_own_size_is_random_at_that_size(here, run
         succeeds(run, selected(strategy, 4), *taught(strategy))
     contents = [json.loads((here / name / "run0.json").read_text()) for name in ("whole", "random")]
     assert contents[0]["result"] == contents[1]["result"]
+    by_class = contents[0]["by_class"]
+    assert sum(by_class["right"]) / sum(by_class["total"]) == contents[0]["result"]["top1"]
+    assert [sum(row) for row in by_class["confusion"]] == by_class["total"]
     assert contents[0]["history"] == contents[1]["history"], "of the bytes of its file"
     logits = [load(here / name / "labels.h5", "logits")[0]["logits"] for name in ("whole", "random")]
     assert np.array_equal(*logits)

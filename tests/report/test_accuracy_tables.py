@@ -34,11 +34,22 @@ def test_the_main_table_has_every_cell_of_the_matrix(all_of_it):
     assert row(table, **WMDD, labels="soft")["top-1, %"].text == "47.1 ± 0.7 (2)"
     hard = row(table, **WMDD, labels="hard")
     assert (hard["top-1, %"].text, hard["protocol"].text) == ("42.1 ± 0.7 (2)", "paper-hard")
-    assert table.shared == "In all rows: teacher resnet18."
-    assert {cells[2].text for cells in table.rows if cells[3].text == "real"} == {"random", "kmeans-medoid"}
-    assert {cells[1].order for cells in table.rows} == {1, 10}, "sorted as numbers"
+    assert table.shared == "In all rows: dataset imagenette, teacher resnet18."
+    assert table.columns[:3] == ["images per class", "method", "top-1, %"], "what a phone shows"
+    kinds = table.text.set_index("method")["images"]
+    assert set(kinds[kinds == "real"].index) == {"random", "kmeans-medoid"}
+    assert {cells[0].order for cells in table.rows} == {1, 10}, "sorted as numbers"
     accuracies = [cells[table.columns.index("top-1, %")] for cells in table.rows]
     assert all(value.order == pytest.approx(float(value.text.split()[0]), abs=0.051) for value in accuracies)
+
+
+def test_the_scores_of_seeds_are_there_on_demand():
+    students = [result(0.5 + seed / 10 + run / 100, seed=seed, run=run) for seed in (0, 1) for run in (0, 2)]
+    table = scores.results(summary(rows(students)), rows(students))
+    assert table.text["top-1 by seed, %"].tolist() == ["0: 51.0, 1: 61.0"]
+    assert table.on_demand == ("top-1 by seed, %",)
+    assert 'class="on-demand"' in rendered(table, "html")
+    assert "top-1 by seed, %" not in scores.results(summary(rows(students))).columns
 
 
 def test_the_difference_to_random_images_is_paired_and_has_an_interval():
@@ -114,56 +125,6 @@ def test_results_of_earlier_versions_still_make_a_table():
         alone = made(summary(rows([old])))
         assert "steps" not in alone.columns
         assert scores.COUNTED not in alone.caption
-
-
-# At a glance
-
-
-def test_a_glance_without_random_images_names_the_best_distilled_set_and_the_best_of_real_images(all_of_it):
-    lines = scores.glance(all_of_it.cells[all_of_it.cells["method"] != "random"])
-    assert len(lines) == 2 * 2 * 2
-    (soft,) = [line for line in lines if "10 per class, soft labels (resnet18" in line]
-    assert soft == (
-        "imagenette, 10 per class, soft labels (resnet18, paper): wmdd 47.1 ± 0.7 (2), the best of 5; "
-        "real images: kmeans-medoid 38.1 ± 0.7 (2); difference +9.0 (2): not told apart"
-    )
-
-
-def spread(method, *values):
-    return [result(value, method=method, seed=seed) for seed, value in enumerate(values)]
-
-
-def test_a_glance_says_which_methods_are_told_apart_from_random_images():
-    students = spread("random", 0.40, 0.43, 0.43) + spread("wmdd", 0.50, 0.52, 0.54)
-    students += spread("sre2l", 0.30, 0.32, 0.34) + spread("d4m", 0.31, 0.42, 0.50) + spread("ddoq", 0.55, 0.57, 0.59)
-    (line,) = scores.glance(cells_of(students))
-    assert line.endswith(
-        "random real images 42.0 ± 1.7 (3); better: ddoq +15.0 (+12.5 to +17.5; 3), wmdd +10.0 (+7.5 to +12.5; 3); "
-        "worse: sre2l −10.0 (−12.5 to −7.5; 3); not told apart: d4m −1.0 (−20.9 to +18.9; 3)"
-    )
-    assert scores.glance(cells_of(spread("random", 0.40, 0.43, 0.43))) == []
-
-
-def test_the_whole_training_set_stands_beside_random_images_and_is_no_set_that_wins():
-    students = spread("random", 0.40, 0.43, 0.43) + spread("whole", 0.80, 0.80, 0.83) + spread("wmdd", 0.5, 0.5, 0.5)
-    cells = cells_of(students)
-    cells = cells.assign(family=cells["method"].map({"random": "select", "whole": "select", "wmdd": "recover"}))
-    (line,) = scores.glance(cells)
-    assert "random real images 42.0 ± 1.7 (3); the whole training set 81.0 ± 1.7 (3); better: wmdd" in line
-    (line,) = scores.glance(cells[cells["method"] != "random"])
-    assert line.endswith(": wmdd 50.0 ± 0.0 (3)")
-
-
-def test_selections_of_real_images_are_never_the_best_distilled_set():
-    """`wmdd-plus`, `confident-medoid`, mosaics and patches are real images; what is not known is neither."""
-    of = {"random": (0.1, 0.2), "wmdd-plus": (0.8, 0.9), "theirs": (0.9, 0.95), "wmdd": (0.3, 0.4)}
-    family = {"random": "select", "wmdd-plus": "select", "wmdd": "recover", "theirs": ""}
-    cells = rows([student for method, values in of.items() for student in spread(method, *values)])
-    cells = cells[cells["method"] != "random"]
-    (line,) = scores.glance(cells.assign(family=cells["method"].map(family)))
-    assert ": wmdd 35.0 ± 7.1 (2); real images: wmdd-plus 85.0 ± 7.1 (2); difference" in line
-    assert "theirs" not in line
-    assert scores.glance(cells.assign(family="select")) == []
 
 
 # A column for each dataset or student

@@ -45,11 +45,14 @@ def lines(text):
 
 def test_what_all_rows_share_is_said_once_and_what_they_do_not_is_a_column():
     same = table([result(0.5), result(0.4, method="b")])
-    assert "In all rows: teacher t-w8, student s-w8, protocol paper." in same
+    assert (
+        "In all rows: dataset digits, images per class 10, teacher t-w8, student s-w8, protocol paper, labels soft."
+        in same
+    )
     assert "teacher" not in lines(same)[0]
     other = table([result(0.5), result(0.4, method="b", teacher="u")])
     assert [row["teacher"] for row in lines(other)] == ["u", "t-w8"]
-    assert "In all rows: student s-w8, protocol paper." in other
+    assert "In all rows: dataset digits, images per class 10, student s-w8, protocol paper, labels soft." in other
 
 
 def test_under_the_table_stand_what_is_held_out_and_the_teachers():

@@ -26,6 +26,33 @@ def test_the_cost_counts_gpu_hours_of_gpus_alone():
     assert table.loc["recover", ["GPU-hours", "peak GPU memory, MB"]].tolist() == ["", ""]
 
 
+def test_money_is_hours_of_gpus_times_their_price():
+    price = tables.Price(2.0, "EUR")
+    shown = tables.cost(costs(), price).text
+    student = shown[(shown["stage"] == "student") & (shown["method"] == "wmdd") & (shown["images per class"] == "10")]
+    assert student["EUR"].tolist() == [f"{2 * 140 / 3600:.2f}"]
+    assert set(shown.loc[shown["stage"] == "recover", "EUR"]) == {""}, "on CPUs"
+    assert "EUR" not in tables.cost(costs()).columns
+    on_gpu, everything = (
+        costs().loc[rows, "seconds"].sum() / 3600 for rows in (costs()["stage"] == "student", slice(None))
+    )
+    said = tables.spent(costs(), price)
+    assert f"{everything - on_gpu:.2f} hours on CPUs and {on_gpu:.2f} GPU-hours" in said
+    assert f"{2 * on_gpu:.2f} EUR at 2 EUR an hour" in said
+    assert "price_per_gpu_hour" in tables.spent(costs().drop(columns="peak_gpu_memory_mb"), tables.UNPRICED)
+
+
+def test_what_was_made_from_what_is_in_the_order_of_the_workflow():
+    edges = {("teacher", "features"): 1, ("data", "features"): 1, ("data", "teacher"): 1}
+    table = tables.chain({"features": 1, "data": 1, "teacher": 2}, edges)
+    assert table.text.to_numpy().tolist() == [
+        ["data", "1", ""],
+        ["teacher", "2", "data"],
+        ["features", "1", "data, teacher"],
+    ]
+    assert tables.chain({"data": 1}, {}) is None
+
+
 def test_settings_in_which_methods_differ(all_of_it):
     table = tables.differing(all_of_it.settings)
     assert [[cell.text for cell in cells] for cells in table.rows] == [["recover: regularisation", "", "0.01", "10.0"]]

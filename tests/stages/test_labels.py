@@ -210,7 +210,7 @@ def images() -> Tensor:
 
 def studied(images, labels, settings=SETTINGS, shown=None):
     of = torch.arange(COUNT) % CLASSES
-    ((network, history),) = student.train(
+    ((network, history, _),) = student.train(
         images, of, torch.ones(COUNT), labels, Resident(images, of), CLASSES, NORMALISATION, settings, VIEWS, 0, [0],
         quiet(plain()), None, shown,
     )  # fmt: skip

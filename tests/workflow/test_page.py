@@ -1,5 +1,6 @@
 """The page, the map and the tables of a real run."""
 
+import html
 import json
 import re
 from itertools import pairwise
@@ -21,12 +22,12 @@ def test_the_page_of_a_run(finished: Workspace) -> None:
     assert "do not belong together" not in text, "the chain of digests is broken"
     accuracy = pd.read_csv(finished.root / "results/report/table.csv").set_index(["method", "labels"])["mean"]
     for (method, labels), mean in accuracy.items():
-        row = re.search(rf"<td>{method}</td>.*?</tr>", text, re.DOTALL)
+        row = re.search(rf"""<td class="fixed">{method}</td>.*?</tr>""", text, re.DOTALL)
         assert row, method
         shown = [float(text) for text in re.findall(r">([\d.]+) \(1\)</td>", row[0])]
         assert any(abs(mean - value) <= 0.0551 for value in shown), (method, labels)
     figures = {path.name for path in (finished.root / "results/report/figures").glob("*.svg")}
-    assert {"stages-0.svg", "curves-0.svg", "losses-1.svg", "seconds-0.svg"} <= figures
+    assert {"gains-0.svg", "curves-0.svg", "losses-1.svg", "seconds-0.svg"} <= figures
     assert "map-0.svg" not in figures, "nobody asked for it"
     links = re.search(r'<ul class="links">(.*?)</ul>', text, re.DOTALL)
     assert links
@@ -36,11 +37,33 @@ def test_the_page_of_a_run(finished: Workspace) -> None:
 
 
 def test_the_stages_are_those_that_ran_blocks_that_are_deleted_too(finished: Workspace) -> None:
-    chart = json.loads((finished.root / "results/report/figures/stages-0.vl.json").read_text())
-    rows = [row for data in chart["datasets"].values() for row in data]
+    text = (finished.root / PAGE).read_text()
+    table = re.search(r'<table id="chain".*?</table>', text, re.DOTALL)
+    assert table
+    lines = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table[0], re.DOTALL)[1:]]
+    rows = {stage: sources.split(", ") for stage, _, sources in lines}
     chain = ["data", "teacher", "features", "barycenter", "recover", "join", "relabel", "student"]
-    edges = {(row["from"], row["to"]) for row in rows if "from" in row}
-    assert {*pairwise(chain), ("teacher", "recover"), ("select", "student")} <= edges
+    assert all(before in rows[after] for before, after in pairwise(chain))
+    assert "teacher" in rows["recover"]
+    assert "select" in rows["student"]
+
+
+def test_the_page_says_how_to_make_it_again_and_what_students_confuse(finished: Workspace) -> None:
+    text = (finished.root / PAGE).read_text()
+    command = re.search(r'<code class="command">(.*?)</code>', text)
+    assert command
+    assert html.unescape(command[1]).startswith("snakemake --configfile ")
+    (known,) = re.findall(r'<script type="application/json" id="students">(.*?)</script>', text)
+    methods = json.loads(known)["settings"][0]["methods"]
+    assert {"wmdd", "random"} <= {each["name"] for each in methods}
+    assert all(len(each["top1"]) == 10 and each["confusion"] for each in methods)
+
+
+def test_a_price_makes_the_page_again_and_nothing_else(run: Workspace) -> None:
+    run.change("report", {"price_per_gpu_hour": 2.5, "currency": "EUR"})
+    assert run.pending() == {"page": 1, "all": 1}
+    run.snakemake()
+    assert "EUR at 2.5 EUR an hour" in (run.root / PAGE).read_text()
 
 
 def test_a_map_and_a_table_of_their_own(run: Workspace) -> None:

@@ -1,12 +1,13 @@
 """The command that writes the report as one page, and what it reads for it."""
 
-import base64
 import json
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from wmdd.artifacts import atomic_files, hdf5
@@ -17,10 +18,12 @@ from wmdd.cli.arguments import Paths, command
 from wmdd.cli.readers import images_per_epoch, read_meta, read_quality
 from wmdd.jobs.job import cost_path
 from wmdd.report import distances as measured
-from wmdd.report import markdown, results, thumbnails
+from wmdd.report import markdown, overview, results, thumbnails
 from wmdd.report import page as pages
 from wmdd.report import published as numbers
+from wmdd.report.by_class import by_class
 from wmdd.report.page.chart_sections import Figure
+from wmdd.report.tables import Price
 from wmdd.workflow.layout import CELL, Cell, cell_of
 from wmdd.workflow.stages import ATOMS, STAGES
 
@@ -43,7 +46,9 @@ def page(
     decays: Paths | None = None,
     embeddings: Paths | None = None,
     links: Paths | None = None,
-    circles: Path | None = None,
+    command: str = "",
+    price_per_gpu_hour: float | None = None,
+    currency: str = "USD",
 ) -> None:
     """Write the report as one HTML file that opens without a network, and its charts as files of their own.
 
@@ -63,7 +68,9 @@ def page(
         decays: of the decay stage.
         embeddings: of the embedding stage.
         links: files that the page leads to.
-        circles: a picture of circles and their means.
+        command: that makes the results again.
+        price_per_gpu_hour: what an hour of a GPU costs, for a column of money.
+        currency: of that price.
     """
     material = pages.Material(
         experiment=experiment,
@@ -73,9 +80,11 @@ def page(
         datasets=[(path.stem, hdf5.load_meta(path)) for path in datasets],
         teachers={str(path): read_meta(path) for path in teachers},
         strips=_strips(images),
+        overviews=overview.overviews(_thumbnails(images)),
         published=numbers.read(published),
         links=[(path.as_posix(), os.path.relpath(path, output.parent)) for path in links or []],
-        circles=f"data:image/png;base64,{base64.b64encode(circles.read_bytes()).decode()}" if circles else "",
+        command=command,
+        price=Price(price_per_gpu_hour, currency),
     )
     _write_figures(list(pages.drawn(material)), figures)
     atomic_files.write_text(output, pages.build(material))
@@ -93,6 +102,7 @@ def _runs(students: list[Path], costs: list[Path], images: list[Path]) -> dict[s
     sizes = {cost: sum(path.stat().st_size for path in several) for cost, several in outputs.items()}
     return {
         "cells": cells,
+        "students": by_class([content for _, content in contents], cells),
         "histories": _histories(contents, cells),
         "costs": results.jobs([(path, read_json(path) | {"bytes": sizes[path]}) for path in costs]),
         "files": [(str(path), meta) for path in paths if (meta := _provenance(path)) is not None],
@@ -146,21 +156,38 @@ def _measures(
 
 
 def _strips(images: list[Path]) -> list[thumbnails.Strip]:
-    """Read distilled images and put those of a class side by side, by dataset, teacher, class and method."""
-    first_seeds: dict[Cell, Path] = {}
-    for path in sorted(images):
-        first_seeds.setdefault(cell_of(path).having(seed=None), path)
+    """Read images and put those of a class side by side, by dataset, teacher, class and method, real ones first."""
     strips = []
-    for cell, path in first_seeds.items():
-        place = str(cell.dataset), str(cell.teacher), str(cell.method), int(cell.ipc or 0)
+    for cell, path in _first_seeds(images).items():
         with hdf5.reading(path, "images") as file:
             names, count = file.meta["names"], images_per_epoch(file.meta, file["images"].shape[1])
+            place = cell.dataset, cell.teacher, cell.method, results.kind_of(results.family_of(file.meta)), cell.ipc
             for label in thumbnails.chosen(len(names)):
                 shown = file["images"][label, : min(count, thumbnails.SHOWN)]
                 source, side = thumbnails.strip(shown)
                 strips.append((label, thumbnails.Strip(*place, names[label], len(shown), side, source)))
-    strips.sort(key=lambda pair: (pair[1].dataset, pair[1].teacher, pair[0], pair[1].method, pair[1].ipc))
+    strips.sort(key=lambda p: (p[1].dataset, p[1].teacher, p[0], p[1].kind != "real", p[1].method, p[1].ipc))
     return [strip for _, strip in strips]
+
+
+def _first_seeds(images: list[Path]) -> dict[Cell, Path]:
+    """Return the set of the first seed of each method and number of images per class."""
+    first_seeds: dict[Cell, Path] = {}
+    for path in sorted(images, key=cell_of):
+        first_seeds.setdefault(cell_of(path).having(seed=None), path)
+    return first_seeds
+
+
+def _thumbnails(images: list[Path]) -> Iterator[overview.Thumbnails]:
+    """Read the first image of each class, of the smallest set of each method."""
+    smallest: dict[Cell, tuple[int, Path]] = {}
+    for cell, path in _first_seeds(images).items():
+        smallest.setdefault(cell.having(ipc=None), (cell.ipc, path))
+    for cell, (ipc, path) in smallest.items():
+        with hdf5.reading(path, "images") as file:
+            pixels = np.stack([overview.thumbnail(file["images"][c, 0]) for c in range(len(file.meta["names"]))])
+            kind = results.kind_of(results.family_of(file.meta))
+            yield overview.Thumbnails(cell.dataset, cell.teacher, cell.method, kind, ipc, file.meta["names"], pixels)
 
 
 def _settings(images: list[Path]) -> dict[str, Any]:

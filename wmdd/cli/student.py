@@ -31,6 +31,7 @@ from wmdd.stages.shown import Shown
 from wmdd.stages.student import train, weighted
 
 LABELS = LabelSettings()
+CONFUSED = 100  # classes at most of which a result says what each is taken for
 ADDED = ("patches", "teachers", "statistics", "statistics_batch")  # settings that older files of labels do not name
 
 
@@ -140,9 +141,16 @@ def student(
             "steps": settings.epochs * shown.steps(settings.batch_size),
             "images_seen": settings.epochs * shown.count,
         }
-        for place, (_, history) in enumerate(students):
+        for place, (_, history, confusion) in enumerate(students):
             facts = {"identity": {"seed": seed, "run": run[place]}, "classes": meta["classes"]}
+            facts |= {"by_class": _by_class(confusion)}
             _save_scores(stage_job, output[place], history, seen, facts, f"{place}/" if len(run) > 1 else "")
+
+
+def _by_class(confusion: torch.Tensor) -> dict[str, list[Any]]:
+    """Return how many validation pictures of each class there are and are right, and of few classes what they are taken for."""
+    counts = {"right": confusion.diagonal().tolist(), "total": confusion.sum(1).tolist()}
+    return counts | ({"confusion": confusion.tolist()} if len(confusion) <= CONFUSED else {})
 
 
 def _shown(meta: hdf5.Meta, images: np.ndarray) -> Shown:

@@ -68,11 +68,16 @@ def evaluate(
     engine: Engine,
     size: int = 500,
     world: World = ALONE,
+    confusion: Tensor | None = None,
 ) -> dict[str, float]:
-    """Return top-1 and top-5 accuracy in [0, 1] on pictures, of which each process looks at its share."""
+    """Return top-1 and top-5 accuracy in [0, 1] on pictures, of which each process looks at its share.
+
+    To `confusion` [C, C], if given, is added how many pictures of each class (row) are taken for each class (column).
+    """
     training = network.training
     network.eval()
     right = torch.zeros(2, dtype=torch.int64, device=engine.device)
+    pairs: list[Tensor] = []  # of a class and what it is taken for
     positions = [p for p in world.share(torch.arange(len(pictures.labels))).split(size) if len(p)]
 
     def guesses(images: Tensor) -> Tensor:  # classes [B, 5], the likeliest first
@@ -84,7 +89,11 @@ def evaluate(
     for index, guessed in zip(positions, engine.passes(guesses, pictures.batches(positions)), strict=True):
         ranked = guessed == labels[index.to(engine.device), None]
         right += torch.stack([ranked[:, 0].sum(), ranked.sum()])
+        if confusion is not None:
+            pairs.append(labels[index.to(engine.device)] * len(confusion) + guessed[:, 0])
     network.train(training)
+    if confusion is not None:
+        confusion += torch.cat(pairs).cpu().bincount(minlength=confusion.numel()).view_as(confusion)
     top1, top5 = (world.sum(right).double() / len(pictures.labels)).tolist()
     return {"top1": top1, "top5": top5}
 

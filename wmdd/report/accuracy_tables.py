@@ -1,7 +1,7 @@
-"""Tables of accuracy: what is told apart at a glance, the main table, and tables with a column for each dataset or student."""
+"""Tables of accuracy: the main table, and tables with a column for each dataset or student."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,8 +9,7 @@ import pandas as pd
 from wmdd.report import intervals
 from wmdd.report.published import KEY
 from wmdd.report.render import EMPTY, Column, Table, Value, number, plain, records, table
-from wmdd.report.results import CONTROL, GAIN, GROUP, SETTING, Measure, kind_of, scores_of, sets_of, titled
-from wmdd.workflow.stages import CONTROLS, WHOLE
+from wmdd.report.results import FIRST, GAIN, GROUP, Measure, kind_of, scores_of, titled
 
 ABLATION = {  # preset -> cross-entropy, per-class statistics, barycenter
     "wmdd": (False, True, True),
@@ -20,8 +19,7 @@ ABLATION = {  # preset -> cross-entropy, per-class statistics, barycenter
     "sre2l": (True, False, False),
 }
 LOSS = ("cross-entropy", "per-class statistics", "barycenter")
-SAID = ("dataset", "ipc", "labels")  # of a setting at a glance; the others stand in brackets
-KEEP = ("dataset", "images per class", "method", "labels")
+BY_SEED = "top-1 by seed, %"
 SCORED = (
     "Top-1 accuracy in % on the real validation set after the last epoch: mean ± standard deviation (n). n counts seeds of the "
     "distillation; the students of a seed are averaged. Fewer sets than seeds: the method gave several seeds the same images."
@@ -33,86 +31,32 @@ GAINED = (
 COUNTED = "Steps are those of the student's optimiser; images seen, those of all its epochs together."
 
 
-def glance(cells: pd.DataFrame) -> list[str]:
-    """Return what a reader should know first: in each setting what is better than random real images, what is worse.
-
-    A setting without random images has the best distilled set beside the best of real images.
-
-    Args:
-        cells: `results.rows`.
-    """
-    varying = [name for name in SETTING if cells[name].nunique() > 1]
-    lines = []
-    for key, students in cells.groupby(SETTING, dropna=False):
-        place = dict(zip(SETTING, key, strict=True))
-        more = [str(place[n]) for n in SETTING if n in ("student", "protocol") or (n in varying and n not in SAID)]
-        where = f"{place['dataset']}, {place['ipc']} per class, {place['labels']} labels ({', '.join(more)})"
-        said = _beside_random(students) if CONTROL in set(students["method"]) else _best_of_both(students)
-        lines += [f"{where}: {said}"] if said else []
-    return lines
-
-
-def _beside_random(students: pd.DataFrame) -> str:
-    """Say of each method whether it is told apart from random images, the largest gain first; nothing without others."""
-    scores = _scores(students)
-    others = {method: own for method, own in scores.items() if method not in CONTROLS}
-    gains = {method: intervals.difference(scores[CONTROL], own) for method, own in others.items()}
-    by_verdict: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
-    for method in sorted(gains, key=lambda name: -gains[name].mean):
-        gain = gains[method]
-        by_verdict[intervals.verdict(gain)].append(f"{method} {intervals.difference_text(gain)}")
-    said = [f"{verdict}: {', '.join(methods)}" for verdict, methods in by_verdict.items() if methods]
-    controls = [f"random real images {_mean_of(students, CONTROL)}"]
-    controls += [f"the whole training set {_mean_of(students, WHOLE)}"] if WHOLE in scores else []
-    return "; ".join([*controls, *said]) if said else ""
-
-
-def _best_of_both(students: pd.DataFrame) -> str:
-    """Say which distilled set is the best, beside the best of real images; nothing where no set is distilled."""
-    kinds = students["family"].map(kind_of).where(students["method"] != WHOLE)
-    real, distilled = (_best(students[kinds == kind]) for kind in ("real", "distilled"))
-    if distilled is None:
-        return ""
-    if real is None:
-        return distilled[0]
-    gain = intervals.difference(real[1], distilled[1])
-    difference = f"difference {intervals.difference_text(gain)}: {intervals.verdict(gain)}"
-    return f"{distilled[0]}; real images: {real[0]}; {difference}"
-
-
-def _best(students: pd.DataFrame) -> tuple[str, dict[int, float]] | None:
-    """Return the best method: what is said of it, and its scores by seed."""
-    scores = _scores(students)
-    if not scores:
-        return None
-    best = max(scores, key=lambda method: intervals.mean(scores[method]).mean)
-    many = f", the best of {len(scores)}" if len(scores) > 1 else ""
-    return f"{best} {_mean_of(students, best)}{many}", scores[best]
-
-
-def _scores(students: pd.DataFrame) -> dict[str, dict[int, float]]:
-    """Return the scores of each method by seed."""
-    return {str(method): scores_of(rows) for method, rows in students.groupby("method")}
-
-
-def _mean_of(students: pd.DataFrame, method: str) -> str:
-    rows = students[students["method"] == method]
-    return intervals.mean_text(*intervals.mean(scores_of(rows))[:3], sets_of(rows["set"]))
-
-
-def results(summary: pd.DataFrame) -> Table:
+def results(summary: pd.DataFrame, cells: pd.DataFrame | None = None) -> Table:
     """Return the main table: every group of students, its distance to random images, and what is published.
+
+    What is sorted by stands first, then scores, then what else tells rows apart.
 
     Args:
         summary: `results.summary`, or `published.beside` of it.
+        cells: `results.rows`, for a column with the score of each seed.
     """
-    place = [plain(name) for name in GROUP]
-    place.insert(GROUP.index("method") + 1, Column("images", lambda row: Value(kind_of(row["family"]))))
-    scores = [Column("top-1, %", _mean), Column("students", _students), Column("− random", _gain)]
-    scores += [Column("published", _published)]
-    keep = (*KEEP, *(column.title for column in scores))
-    columns = [*place, *_measures(lambda row: [row]), *scores]
-    return table("results", records(summary), columns, keep, _caption(summary, GAINED), wide=True, numbers=summary)
+    place = {name: plain(name) for name in GROUP}
+    scores = [Column("top-1, %", _mean), Column("− random", _gain), Column("published", _published)]
+    scores.append(Column("students", _students))
+    if cells is not None:
+        each = {key: scores_of(students) for key, students in cells.groupby(GROUP, dropna=False)}
+        scores.append(Column(BY_SEED, lambda row: _by_seed(each[tuple(row[name] for name in GROUP)])))
+    kind = Column("images", lambda row: Value(kind_of(row["family"])))
+    others = [place[name] for name in GROUP if name not in FIRST]
+    columns = [*(place[name] for name in FIRST), *scores, kind, *others, *_measures(lambda row: [row])]
+    keep = ("method", *(column.title for column in scores))
+    main = table("results", records(summary), columns, keep, _caption(summary, GAINED), wide=True, numbers=summary)
+    return main._replace(on_demand=(BY_SEED,))
+
+
+def _by_seed(scores: Mapping[int, float]) -> Value:
+    """Return the score of each seed, the mean of its students."""
+    return Value(", ".join(f"{seed}: {score:.1f}" for seed, score in scores.items()))
 
 
 def _measures(groups: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> list[Column]:

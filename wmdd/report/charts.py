@@ -5,14 +5,13 @@ and lines have no colour of their own: the page gives them one, light or dark.
 """
 
 import itertools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import altair as alt
 import pandas as pd
 
 from wmdd.report.intervals import interval_text
-from wmdd.report.lineage import layers
 from wmdd.report.results import over_seeds
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B8A100", "#8C6BB1"]
@@ -23,6 +22,10 @@ HEIGHT = 280  # px
 POINT = 70  # square px
 LONG = 18  # letters of a name, of which only two fit side by side
 LOSSES = 60  # points of a loss curve at most
+
+ROW = 30  # px of a method in the chart of gains
+FAR = 1.5  # times the length of that chart: what is farther from it is not drawn
+MUTED = "#7d868f"  # of lines that are no method, on light and dark paper
 
 SPREAD = ("mean:Q", "std:Q", "n:Q", "interval:N")  # of `_banded`
 PRICES = {  # what a set takes: title and format of the axis, format of a value
@@ -47,17 +50,18 @@ class Palette:
         # where colours come again, shapes have moved on by one
         self.shapes = [SHAPES[(place + place // len(SHAPES)) % len(SHAPES)] for place in range(len(self.methods))]
 
-    def encodings(self, methods: set[str]) -> dict[str, Any]:
-        """Return colour and shape by method, with one legend of the methods that are shown."""
+    def encodings(self, methods: set[str], legend: bool = True) -> dict[str, Any]:
+        """Return colour and shape by method, with one legend of the methods that are shown, or without."""
         shown = [place for place, method in enumerate(self.methods) if method in methods]
         columns = 3 if max(map(len, methods)) <= LONG else 2
         domain = [self.methods[place] for place in shown]
-        legend = alt.Legend(
+        below = alt.Legend(
             title=None, orient="bottom", columns=columns, symbolSize=POINT, symbolOpacity=1, labelLimit=180
         )
+        by, colours, shapes = below if legend else None, self.colours, self.shapes
         return {
-            "color": alt.Color("method:N", legend=legend).scale(domain=domain, range=[self.colours[i] for i in shown]),
-            "shape": alt.Shape("method:N", legend=legend).scale(domain=domain, range=[self.shapes[i] for i in shown]),
+            "color": alt.Color("method:N", legend=by).scale(domain=domain, range=[colours[i] for i in shown]),
+            "shape": alt.Shape("method:N", legend=by).scale(domain=domain, range=[shapes[i] for i in shown]),
         }
 
 
@@ -115,6 +119,57 @@ def accuracy(summary: pd.DataFrame, palette: Palette) -> Chart | None:
         return None
     title = "Accuracy against images per class, by method"
     return _lines(_banded(summary, "ipc"), _ipc(summary), ACCURACY, palette, title, ("ipc:Q", *SPREAD), band=True)
+
+
+def gains(points: pd.DataFrame, references: Mapping[str, float], palette: Palette) -> Chart | None:
+    """Draw the gain of each method over random images: seeds as rings, the mean as a point with its 95 % interval.
+
+    Args:
+        points: `glance.Answer.points`.
+        references: gains that are drawn as lines where they are not too far off to leave the methods room.
+        palette: of the methods.
+    """
+    if points.empty:
+        return None
+    means, seeds = points[points["seed"].isna()], points[points["seed"].notna()]
+    ends = [0.0, *points[["gain", "low", "high"]].stack()]
+    reach = max(ends) + FAR * (max(ends) - min(ends))
+    lines = {"random": 0.0} | {name: gain for name, gain in references.items() if gain <= reach}
+    order = list(means["method"])
+    rows = alt.Y("method:N", sort=order, title=None).axis(domain=False, ticks=False, grid=False, labelLimit=150)
+    x = alt.X("gain:Q", title="points of top-1 over random real images").axis(tickCount=6)
+    by_method = palette.encodings(set(order), legend=False)
+    height = ROW * len(order)
+    frame = pd.DataFrame({"line": lines.keys(), "gain": lines.values()})
+    base = _chart(frame, "Lines", height)
+    shown = [base.mark_rule(color=MUTED, strokeDash=[4, 3], strokeWidth=1.5).encode(x, tooltip=["line:N", "gain:Q"])]
+    for place, name in enumerate(lines):
+        words = base.transform_filter(alt.datum.line == name).mark_text(
+            align="right" if place else "center", dx=4 if place else 0, dy=-7 - 13 * place, fontSize=11
+        )
+        shown.append(words.encode(x, alt.YValue(0), text="line:N"))
+    title = "Gain over random real images, by method: seeds, mean and 95 % interval"
+    of_means, of_seeds = _chart(means, title, height), _chart(seeds, "Seeds", height)
+    if (known := means.dropna(subset=["low", "high"])).size:
+        bar = _chart(known, "Intervals", height).mark_rule(strokeWidth=3, opacity=0.75)
+        shown.append(bar.encode(alt.X("low:Q"), rows, x2="high:Q", color=by_method["color"]))
+    rings = of_seeds.mark_point(shape="circle", size=24, filled=False, strokeWidth=1.3, opacity=0.85, yOffset=9)
+    dots = of_means.mark_point(filled=True, size=1.5 * POINT, opacity=1)
+    rings = rings.encode(x, rows, color=by_method["color"], tooltip=["method:N", "seed:Q", "gain:Q"])
+    return alt.layer(*shown, rings, dots.encode(x, rows, **by_method, tooltip=["method:N", "said:N"]))
+
+
+def confusion() -> alt.Chart:
+    """Return the chart of what students take classes for, without data: the page's scripts fill in name, guess and share."""
+    axis: dict[str, Any] = {"labelOverlap": True, "labelLimit": 110}
+    share = alt.Color("share:Q", title="share of the class, %").scale(scheme="blues", domain=[0, 100])
+    cells = alt.Chart(alt.NamedData("mistakes"), width="container", description="What students take classes for")
+    return cells.mark_rect().encode(
+        alt.X("guess:N", sort=None, title="taken for").axis(**axis),
+        alt.Y("name:N", sort=None, title="class").axis(**axis),
+        share.legend(orient="bottom", gradientThickness=10),
+        tooltip=["name:N", "guess:N", "share:Q"],
+    )
 
 
 def curves(histories: pd.DataFrame, palette: Palette) -> Chart | None:
@@ -231,28 +286,3 @@ def embedding(points: pd.DataFrame) -> Chart | None:
     behind = dots.encode(x, y, colour, tooltip=["name:N"])
     front = diamonds.encode(x, y, colour, tooltip=["name:N", "method:N"])
     return alt.layer(behind, front.transform_filter("datum.method === method")).add_params(chosen)
-
-
-def stages(nodes: dict[str, int], edges: dict[tuple[str, str], int]) -> Chart | None:
-    """Draw the stages that made the results, each with its number of files, from left to right in the order of their use."""
-    if not edges:
-        return None
-    columns = layers(edges)
-    places = {
-        name: (float(x), y - (len(names) - 1) / 2) for x, names in enumerate(columns) for y, name in enumerate(names)
-    }
-    boxes = [{"stage": name, "files": nodes.get(name, 0), "x": x, "y": y} for name, (x, y) in places.items()]
-    ends = [(*places[a], *places[b], a, b) for a, b in edges]
-    height = 70 + 60 * max(map(len, columns))
-    lines = _chart(
-        pd.DataFrame(ends, columns=["x", "y", "x2", "y2", "from", "to"]), "What was made from what", height
-    ).mark_rule(color="#999999")
-    dots = _chart(pd.DataFrame(boxes), "Stages", height).mark_point(filled=True, size=160, opacity=1, color=COLOURS[0])
-    words = _chart(pd.DataFrame(boxes), "Names of stages", height).mark_text(dy=-14, fontSize=11)
-    x = alt.X("x:Q", **HIDDEN).scale(nice=False, padding=45)
-    y = alt.Y("y:Q", **HIDDEN).scale(nice=False, zero=False, padding=25)
-    return alt.layer(
-        lines.encode(x, y, x2="x2", y2="y2", tooltip=["from", "to"]),
-        dots.encode(x, y, tooltip=["stage", "files"]),
-        words.encode(x, y, text="stage:N"),
-    )

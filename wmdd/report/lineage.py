@@ -2,8 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from graphlib import CycleError, TopologicalSorter
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from wmdd.report.results import set_of
@@ -50,29 +48,6 @@ def graph(files: Iterable[tuple[str, Meta]]) -> Graph:
             elif any(maker in nodes for maker in usual):
                 broken.append(f"{path} was made from other {kind} than are there now; run the workflow again")
     return Graph(dict(nodes), dict(edges), list(dict.fromkeys(broken)))
-
-
-def layers(edges: dict[tuple[str, str], int]) -> list[list[str]]:
-    """Return the stages in layers: each stage stands behind all that it uses.
-
-    Images that recover begins with make stages go in a circle; its rarest edge does not count.
-    """
-    forward = dict(edges)
-    while True:
-        uses: dict[str, list[str]] = {name: [] for edge in edges for name in edge}
-        for before, after in forward:
-            uses[after].append(before)
-        order = TopologicalSorter(uses)
-        try:
-            order.prepare()
-        except CycleError as error:
-            del forward[min(pairwise(error.args[1]), key=lambda edge: (forward[edge], edge))]
-            continue
-        rows = []
-        while names := order.get_ready():
-            rows.append(list(names))
-            order.done(*names)
-        return rows
 
 
 def made_from(files: Iterable[tuple[str, Meta]]) -> dict[Cell, set[Cell]]:

@@ -44,6 +44,12 @@ class Table(NamedTuple):
     wide: bool = False  # it has many rows, among which one can search
     shared: str = ""  # what all rows have in common and no column repeats
     numbers: pd.DataFrame | None = None  # what CSV has in place of the texts
+    on_demand: tuple[str, ...] = ()  # titles of columns that the page shows when it is asked to
+
+    @property
+    def fixed(self) -> str:
+        """The title of the column that stays in place when the others are scrolled sideways."""
+        return "method" if "method" in self.columns else self.columns[0]
 
     @property
     def text(self) -> pd.DataFrame:

@@ -3,13 +3,14 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from wmdd.base.units import size
 from wmdd.report.render import EMPTY, Column, Table, Value, number, plain, records, table
 from wmdd.report.results import GROUP
+from wmdd.workflow.stages import rank
 
 Meta = dict[str, Any]
 
@@ -27,11 +28,22 @@ def published(numbers: pd.DataFrame, names: set[str]) -> Table | None:
     return table("published", records(rows), columns, [column.title for column in columns], caption, wide=True)
 
 
-def cost(costs: pd.DataFrame) -> Table:
+class Price(NamedTuple):
+    """What an hour of a GPU costs, if anybody said."""
+
+    hour: float | None = None
+    currency: str = "USD"
+
+
+UNPRICED = Price()
+
+
+def cost(costs: pd.DataFrame, price: Price = UNPRICED) -> Table:
     """Return seconds, GPU-hours, memory and bytes by stage, and by all parts of a cell but seed, run and block.
 
     Args:
         costs: `results.jobs`, with the column bytes where it is known.
+        price: of GPU-hours, for a column of money.
     """
     place = [name for name in GROUP if name not in ("labels", "block")]
     costs = costs.reindex(columns=[*dict.fromkeys([*costs.columns, "peak_gpu_memory_mb", "bytes"])])
@@ -42,13 +54,15 @@ def cost(costs: pd.DataFrame) -> Table:
             dict(zip([*place, "stage"], key, strict=True))
             | {"jobs": len(rows), "seconds": rows["seconds"].sum(), "each": rows["seconds"].median()}
             | {"memory": rows["peak_memory_mb"].max(), "gpu": on_gpu["peak_gpu_memory_mb"].max()}
-            | {"hours": on_gpu["seconds"].sum(min_count=1) / 3600, "bytes": rows["bytes"].sum(min_count=1)}
+            | {"hours": (hours := on_gpu["seconds"].sum(min_count=1) / 3600), "money": hours * (price.hour or math.nan)}
+            | {"bytes": rows["bytes"].sum(min_count=1)}
         )
     columns = [plain(name) for name in (*place, "stage", "jobs")]
     columns += [
         _amount("seconds", "seconds", ",.0f"),
         _amount("seconds a job", "each", ",.1f"),
         _amount("GPU-hours", "hours", ".3f"),
+        *([_amount(price.currency, "money", ",.2f")] if price.hour is not None else []),
         _amount("peak memory, MB", "memory", ",.0f"),
         _amount("peak GPU memory, MB", "gpu", ",.0f"),
         Column("on disk", lambda row: EMPTY if math.isnan(row["bytes"]) else Value(size(row["bytes"]), float(row["bytes"]))),
@@ -59,6 +73,32 @@ def cost(costs: pd.DataFrame) -> Table:
     )
     keep = ("dataset", *(column.title for column in columns[len(place) :]))
     return table("cost", lines, columns, keep, caption, wide=True)
+
+
+def spent(costs: pd.DataFrame, price: Price) -> str:
+    """Say what all jobs took: hours, GPU-hours and, with a price, money."""
+    on_gpu = costs["peak_gpu_memory_mb"].notna() if "peak_gpu_memory_mb" in costs else pd.Series(False, costs.index)
+    others, hours = (costs.loc[chosen, "seconds"].sum() / 3600 for chosen in (~on_gpu, on_gpu))
+    said = f"{len(costs):,} jobs took {others:,.2f} hours on CPUs and {hours:,.2f} GPU-hours"
+    if price.hour is None:
+        return (
+            f"{said}. With report: {{price_per_gpu_hour: ...}} in the experiment file this page says what that costs."
+        )
+    return f"{said}, which cost {hours * price.hour:,.2f} {price.currency} at {price.hour:g} {price.currency} an hour."
+
+
+def chain(nodes: Mapping[str, int], edges: Mapping[tuple[str, str], int]) -> Table | None:
+    """Return what was made from what, a row a stage: its files, and the stages whose files it used.
+
+    Args:
+        nodes: files by stage.
+        edges: how often a stage (second) used the files of another (first).
+    """
+    lines = []
+    for stage in sorted(nodes, key=rank):
+        sources = sorted((before for before, after in edges if after == stage), key=rank)
+        lines.append([Value(stage), *_counts(nodes[stage]), Value(", ".join(sources))])
+    return Table("chain", ["stage", "files", "made from"], lines) if edges else None
 
 
 def _amount(title: str, key: str, form: str) -> Column:

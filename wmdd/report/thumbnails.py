@@ -1,4 +1,4 @@
-"""Thumbnails: the distilled images on the page, those of a class side by side in a strip."""
+"""Thumbnails: the images of sets on the page, those of a class side by side in a strip."""
 
 import base64
 import io
@@ -22,6 +22,7 @@ class Strip(NamedTuple):
     dataset: str
     teacher: str
     method: str
+    kind: str  # real or distilled; "" where it is not known
     ipc: int
     name: str  # of the class
     images: int
@@ -47,13 +48,18 @@ def strip(images: np.ndarray) -> tuple[str, int]:
     for place, picture in enumerate(pictures):
         row.paste(picture, (place * (width + GAP), 0))
     lossless = max(images.shape[-2:]) <= LOSSLESS
+    return data_uri(row, lossless), height
+
+
+def data_uri(picture: Image.Image, lossless: bool) -> str:
+    """Return a picture as a data URI (WebP)."""
     with io.BytesIO() as file:
-        row.save(file, "WEBP", lossless=lossless, quality=80, method=4, exact=False)
-        return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}", height
+        picture.save(file, "WEBP", lossless=lossless, quality=80, method=4, exact=False)
+        return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def galleries(strips: list[Strip]) -> list[dict[str, Any]]:
-    """Return the distilled images by dataset and teacher: the choices, and the strips by class."""
+    """Return the images by dataset and teacher: the choices, and the strips by class."""
     shown = []
     for (dataset, teacher), group in itertools.groupby(strips, key=lambda strip: (strip.dataset, strip.teacher)):
         classes: dict[str, list[Strip]] = {}

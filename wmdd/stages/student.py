@@ -1,5 +1,6 @@
 """Student: a network trained from scratch on the distilled images, with the teacher's soft labels or the hard ones."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
@@ -26,6 +27,16 @@ from wmdd.stages.shown import Shown
 if TYPE_CHECKING:
     from wmdd.datasets.loader import Pictures
     from wmdd.settings.student import AugmentationSettings, StudentSettings
+
+
+class Student(NamedTuple):
+    """A trained student."""
+
+    network: Network
+    history: list[dict[str, float]]  # an entry an epoch
+    confusion: (
+        Tensor  # [C, C] after the last epoch: validation pictures of a class (row) that it takes for a class (column)
+    )
 
 
 def weighted(masses: Tensor, how: str) -> Tensor:
@@ -86,8 +97,8 @@ def train(
     context: Context,
     whitening: Whitening | None = None,
     shown: Shown | None = None,
-) -> list[tuple[Network, list[dict[str, float]]]]:
-    r"""Train students of one distilled set side by side and return each with its history.
+) -> list[Student]:
+    r"""Train students of one distilled set side by side and return them.
 
     The loss is 1/B \sum_i w_i l(s_i, t_i) over the views of a batch, s the student's logits and t the teacher's, with l one of
     `wmdd.networks.losses`, or the cross-entropy with hard labels. The weights w [N], given on any scale, have mean 1 over the
@@ -121,11 +132,18 @@ def train(
     loss, steps = loss_of(settings, labels.soft), shown.steps(size)
     work = 3 * flop(networks[0], side) * shown.count * settings.epochs if engine.graphs else 0
 
+    confusions: deque[Tensor] = deque(maxlen=len(networks))  # of the last look at each network
+
     def validate(network: nn.Module) -> dict[str, float]:
-        return evaluate(network if white is None else Whitened(network, white), val_pictures, normalisation, engine)
+        confusions.append(torch.zeros(classes, classes, dtype=torch.int64))
+        seeing = network if white is None else Whitened(network, white)
+        return evaluate(seeing, val_pictures, normalisation, engine, confusion=confusions[-1])
 
     histories = fit_all(networks, epochs_of, steps, loss, validate, settings, context, settings.ema, work)
-    return list(zip(networks, histories, strict=True))
+    if not confusions:  # the job was killed after the last epoch: nothing was left to train or to look at
+        for network in networks:
+            validate(network)
+    return [Student(*parts) for parts in zip(networks, histories, confusions, strict=True)]
 
 
 class _Epoch(NamedTuple):

@@ -202,6 +202,15 @@ class Tracking(_Entry):
         return {name: value for name, value in variables.items() if value is not None}
 
 
+class Report(_Entry):
+    """What the page of results is told beside the results. Changing it reruns that page alone."""
+
+    price_per_gpu_hour: Positive | None = Field(
+        None, description="what an hour of a GPU costs; the page then has the money beside the GPU-hours"
+    )
+    currency: Annotated[str, Field(min_length=1)] = Field("USD", description="of that price, as the page writes it")
+
+
 def _engine(value: Any) -> Any:
     """Take `engine: plain` for `engine: {mode: plain}`."""
     return {"mode": value} if isinstance(value, str) else value
@@ -235,6 +244,7 @@ class ExperimentFile(_OfAllStages):
     )
     jobs: Jobs = Jobs()
     tracking: Tracking = Tracking()
+    report: Report = Report()
     datasets: dict[Name, DatasetEntry] = Field({})
     teachers: dict[Name, TeacherEntry] = Field({})
     generators: dict[Name, GeneratorEntry] = Field({})

@@ -8,8 +8,11 @@ import numpy as np
 import pandas as pd
 
 from wmdd.report import published
+from wmdd.report.by_class import Students, by_class
+from wmdd.report.overview import Overview, Thumbnails, overviews
 from wmdd.report.page import Material
-from wmdd.report.results import jobs, rows, set_of
+from wmdd.report.results import jobs, kind_of, rows, set_of
+from wmdd.report.tables import Price
 from wmdd.report.thumbnails import Strip, strip
 from wmdd.workflow.layout import CELL, Cell, cost_of, path_of
 from wmdd.workflow.stages import STAGES
@@ -82,14 +85,42 @@ def costs() -> pd.DataFrame:
     return jobs(found)
 
 
+def kind(method: str) -> str:
+    """Whether the images of a method are real or distilled."""
+    return kind_of(FAMILIES.get(method, "recover"))
+
+
+def noise(*shape: int) -> np.ndarray:
+    """Random pixels."""
+    return np.random.default_rng(shape).integers(0, 256, shape, dtype=np.uint8)
+
+
 def strips() -> list[Strip]:
     """Noise of every method."""
-    draw, found = np.random.default_rng(0), []
+    found = []
     for label, method, ipc in itertools.product(range(len(NAMES)), METHODS, (1, 10)):
-        images = draw.integers(0, 256, (ipc, 3, 16, 16), dtype=np.uint8)
-        source, side = strip(images)
-        found.append(Strip("imagenette", "resnet18", method, ipc, NAMES[label], ipc, side, source))
+        source, side = strip(noise(ipc, 3, 16, 16))
+        found.append(Strip("imagenette", "resnet18", method, kind(method), ipc, NAMES[label], ipc, side, source))
     return found
+
+
+def seen(names: list[str], side: int) -> list[Overview]:
+    """Noise of every class and method."""
+    pixels = noise(len(names), side, side, 3)
+    return overviews(Thumbnails("imagenette", "resnet18", m, kind(m), 1, names, pixels) for m in METHODS)
+
+
+def students(cells: pd.DataFrame, classes: int, few: bool = True) -> list[Students]:
+    """Of ten validation pictures of each class, those that are right; `few` classes have what they are taken for."""
+    draw, counts = np.random.default_rng(2), []
+    for cell in cells.to_dict("records"):
+        right = draw.binomial(10, cell["top1"] / 100, classes)
+        confusion = np.diag(right) + np.roll(np.diag(10 - right), 1, axis=1)  # each class is taken for the next one
+        count = {"right": right.tolist(), "total": [10] * classes}
+        counts.append(
+            {"by_class": count | ({"confusion": confusion.tolist()} if few else {})} if cell["ipc"] > 1 else {}
+        )
+    return by_class(counts, cells)
 
 
 def files() -> list:
@@ -141,12 +172,21 @@ def material() -> Material:
         costs=costs(),
         files=files(),
         datasets=[("imagenette", meta)],
-        teachers={"results/teacher": {"accuracy": {"top1": 0.9}, "settings": {"architecture": "resnet18"}}},
+        teachers={
+            path_of("teacher", Cell("imagenette", "resnet18", seed=0)): {
+                "accuracy": {"top1": 0.9},
+                "settings": {"architecture": "resnet18"},
+            },
+        },
         barycenters=of,
         distances=latent,
         decays=falling.assign(dataset="imagenette", generator="vae", fitted=12.0, twonn=11.0, mle=math.nan),
         maps={("imagenette", "resnet18"): maps()},
         strips=strips(),
+        overviews=seen(NAMES, 16),
+        students=students(cells, len(NAMES)),
+        command="snakemake --configfile 'my file.yaml'",
+        price=Price(2.0, "EUR"),
         settings={
             "wmdd": {"recover: regularisation": 10.0, "recover: lr": 0.1},
             "sre2l": {"recover: regularisation": 0.01, "recover: lr": 0.1},

@@ -9,6 +9,7 @@ import vl_convert
 
 from wmdd.report import charts
 from wmdd.report.charts import GREYS, SHAPES, Palette
+from wmdd.report.glance import POINTS
 from wmdd.report.page import chart_sections as figures
 from wmdd.report.results import rows, summary
 
@@ -28,7 +29,7 @@ def values(chart):
 def test_every_section_is_there_and_is_drawn_without_a_browser(sections):
     assert list(sections) == [
         "Accuracy against images per class", "What it takes", "How students learn", "Weight of the statistics",
-        "Where the images are", "W₂ against the number of atoms", "What was made from what",
+        "Where the images are", "W₂ against the number of atoms",
     ]  # fmt: skip
     for section in sections.values():
         for figure in section.figures[:2]:
@@ -49,8 +50,22 @@ def test_nothing_to_draw_is_no_section(all_of_it):
     titles = [section.title for section in figures.sections(plain)]
     assert "Accuracy against images per class" not in titles
     assert not {"Where the images are", "Weight of the statistics"} & set(titles)
-    assert charts.stages({"data": 1}, {}) is None
+    assert charts.gains(pd.DataFrame(columns=POINTS), {}, Palette([])) is None
     assert charts.embedding(pd.DataFrame({"x": [0.0], "y": [0.0], "name": ["a"], "method": [""]})) is None
+
+
+def test_the_chart_of_gains_has_seeds_means_intervals_and_lines_that_are_not_too_far(all_of_it):
+    answer, figure = figures.answers(all_of_it)[0]
+    rows = values(figure.chart)
+    means = {row["method"]: row for row in rows if "method" in row and row["seed"] is None}
+    assert means["wmdd"]["gain"] == pytest.approx(12)
+    assert means["wmdd"]["said"] == "+12.0 (2)"
+    assert {row["seed"] for row in rows if row.get("method") == "wmdd"} == {None, 0, 1}
+    lines = [row["line"] for row in rows if "line" in row]
+    assert lines == ["random"], "the teacher is 59.5 points away, the methods fill 17"
+    near = charts.gains(answer.points, {"whole set": 20.0}, Palette(METHODS))
+    assert {row.get("line"): row["gain"] for row in values(near) if "line" in row} == {"random": 0, "whole set": 20}
+    assert "<svg" in vl_convert.vegalite_to_svg(near.to_dict())
 
 
 def test_the_band_is_one_standard_deviation_over_seeds_and_the_interval_is_said():
@@ -93,13 +108,3 @@ def test_the_line_of_a_decay_has_its_slope(all_of_it):
     rows = figures.with_fit(all_of_it.decays)
     slope = math.log(rows["fit"].iloc[-1] / rows["fit"].iloc[0]) / math.log(8)
     assert slope == pytest.approx(-1 / 12)
-
-
-def test_stages_are_drawn_in_layers_that_share_a_middle():
-    edges = {("a", "b"): 2, ("a", "c"): 2, ("b", "d"): 2}
-    rows = values(charts.stages({"a": 3}, edges))
-    assert {(row["from"], row["to"]) for row in rows if "from" in row} == set(edges)
-    places = {row["stage"]: (row["x"], row["y"]) for row in rows if "stage" in row}
-    assert {name: x for name, (x, _) in places.items()} == {"a": 0, "b": 1, "c": 1, "d": 2}
-    assert places["a"][1] == places["d"][1] == (places["b"][1] + places["c"][1]) / 2
-    assert abs(places["b"][1] - places["c"][1]) == 1

@@ -6,12 +6,12 @@ the pictures are still there.
 
 import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wmdd.report import accuracy_tables, dd_ranking, lineage, tables
-from wmdd.report.page.chart_sections import Figure, sections
+from wmdd.report import accuracy_tables, by_class, charts, dd_ranking, glance, lineage, overview, tables
+from wmdd.report.page.chart_sections import Figure, answers, sections
 from wmdd.report.page.material import Material as Material
 from wmdd.report.render import TEMPLATES, environment, render
 from wmdd.report.thumbnails import galleries
@@ -20,21 +20,27 @@ from wmdd.report.thumbnails import galleries
 def build(material: Material) -> str:
     """Return the page as HTML."""
     summary, specs = material.summary, {figure.name: figure.chart.to_dict() for figure in drawn(material)}
+    chain, main = lineage.graph(material.files), accuracy_tables.results(summary, material.cells)
     return (
         environment()
         .get_template("page.html")
         .render(
             material=material,
             table=lambda table: render(table, "html"),
-            glance=accuracy_tables.glance(material.cells),
-            main=accuracy_tables.results(summary),
+            answers=answers(material),
+            main=main,
             ablation=accuracy_tables.ablation(summary),
             architectures=accuracy_tables.architectures(summary),
             dd_ranking=dd_ranking.measures(material.cells),
             published=tables.published(material.published, set(material.cells["dataset"])),
             figures=sections(material),
             galleries=galleries(material.strips),
-            cost=tables.cost(material.costs),
+            overviews=material.overviews,
+            rows=overview.ROWS,
+            students=_script(_of_students(material)) if material.students else "",
+            confusion=_script(charts.confusion().to_dict()),
+            cost=tables.cost(material.costs, material.price),
+            spent=tables.spent(material.costs, material.price),
             barycenters=tables.numbers("barycenters", material.barycenters),
             distances=tables.numbers("distances", material.distances),
             datasets=tables.datasets(material.datasets),
@@ -42,7 +48,8 @@ def build(material: Material) -> str:
             settings=tables.differing(material.settings),
             classes=tables.classes(material.datasets),
             machines=tables.machines([meta for _, meta in material.files], material.costs),
-            chain=lineage.graph(material.files),
+            broken=chain.broken,
+            chain=tables.chain(chain.nodes, chain.edges),
             specs=_script(specs),
             libraries=_libraries() if specs else "",
             sorting=_sorting(),
@@ -52,9 +59,16 @@ def build(material: Material) -> str:
     )
 
 
-def drawn(material: Material) -> Iterable[Figure]:
+def drawn(material: Material) -> Iterator[Figure]:
     """Yield every chart, for files of their own."""
-    return (figure for section in sections(material) for figure in section.figures)
+    yield from (figure for _, figure in answers(material) if figure is not None)
+    yield from (figure for section in sections(material) for figure in section.figures)
+
+
+def _of_students(material: Material) -> dict[str, Any]:
+    """Return what the page's scripts show of classes."""
+    names = {name: meta["names"] for name, meta in material.datasets}
+    return by_class.for_page(material.students, names, glance.titled(material.cells))
 
 
 def _script(content: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from wmdd.report import charts, lineage, results
+from wmdd.report import charts, glance, results
 from wmdd.report.page.material import Material
 
 CHART = [name for name in results.SETTING if name != "ipc"]  # what a chart of accuracy is of
@@ -23,8 +23,6 @@ TEXTS = {  # under each heading
     "near on the map is near in the features; distances on it mean nothing.",
     "W₂ against the number of atoms": "Squared Wasserstein distance of barycenters to the features they stand for, and of "
     "latents' atoms to the latents: two spaces, not to be compared. W₂ of latents falls as K^(−1/d) (dashed).",
-    "What was made from what": "The stages that the files of this experiment went through, by the digests that each file "
-    "carries.",
 }
 
 
@@ -47,9 +45,7 @@ class Section(NamedTuple):
 def sections(material: Material) -> list[Section]:
     """Return the charts by section; sections with nothing to draw are left out."""
     summary = material.summary
-    real = summary.loc[summary["family"].map(results.kind_of) == "real", "method"]
-    palette = charts.Palette(sorted(set(summary["method"])), set(real))
-    chain = lineage.graph(material.files)
+    palette = _palette(summary)
 
     def each(table: pd.DataFrame, keys: list[str], draw: Any, name: str, *more: Any) -> list[Figure]:
         return _each(table, keys, lambda rows: draw(rows, *more, palette), name)
@@ -74,9 +70,23 @@ def sections(material: Material) -> list[Section]:
             *each(_latents(material.distances), FEATURES, charts.quality, "latents", "latents"),
             *_each(with_fit(material.decays), ["dataset"], charts.decay, "decay"),
         ],
-        "What was made from what": _titled("stages", {"": charts.stages(chain.nodes, chain.edges)}),
     }
     return [Section(title, TEXTS[title], several) for title, several in figures.items() if several]
+
+
+def answers(material: Material) -> list[tuple[glance.Answer, Figure | None]]:
+    """Return what each setting says, with its chart where it has random images."""
+    palette = _palette(material.summary)
+    found = []
+    for place, answer in enumerate(glance.answers(material.cells, material.accuracies)):
+        chart = charts.gains(answer.points, answer.references, palette)
+        found.append((answer, None if chart is None else Figure(f"gains-{place}", answer.title, chart)))
+    return found
+
+
+def _palette(summary: pd.DataFrame) -> charts.Palette:
+    real = summary.loc[summary["family"].map(results.kind_of) == "real", "method"]
+    return charts.Palette(sorted(set(summary["method"])), set(real))
 
 
 def _titled(name: str, drawn: dict[str, Any]) -> list[Figure]:
