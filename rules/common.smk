@@ -5,6 +5,7 @@ import shlex
 import signal
 import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -13,6 +14,14 @@ from snakemake.settings.types import DeploymentMethod
 
 # Of this Snakefile, also where it is a module of another workflow.
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
+if (
+    not ROOT.is_dir()
+):  # rules that Snakemake reads from a server, as snakedeploy has it; the installed package has the rest
+    if find_spec("wmdd") is None:
+        raise WorkflowError('the rules need the package wmdd here too; run `pip install "wmdd[workflow]"`')
+    from wmdd.workflow.launch import sources
+
+    ROOT = sources()
 # Jobs find the interpreter that runs this workflow and the package that it belongs to, wherever they are started: the one
 # beside the Snakefile, or the installed one, which holds the Snakefile.
 LIBRARY = ROOT if (ROOT / "wmdd").is_dir() else ROOT.parents[1]

@@ -1,11 +1,15 @@
 """The package as it is installed: built from the sources' archive, in an environment that has no clone on its path."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import yaml
@@ -129,6 +133,24 @@ def test_snakemake_runs_the_folder_and_another_workflow_has_the_installed_one_as
     jobs = said(*plan, folder=study)
     assert "wmdd_student" in jobs
     assert "out/results/report/index.html" in jobs
+
+
+def test_snakemake_may_read_the_rules_from_a_server(programs: Path, study: Path) -> None:
+    """As snakedeploy has it: of the repository only what Snakemake includes; the rest is the installed package's."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(REPOSITORY))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        module = MODULE.replace('str(sources() / "Snakefile")', f'"{address}/workflow/Snakefile"')
+        (study / "Snakefile").write_text(module)
+        plan = (programs / "python", "-m", "snakemake", "-n", "-p", "--cores", "2", "--configfile", "study.yaml")
+        done = call(*plan, folder=study, XDG_CACHE_HOME=str(study / "cache"))
+        server.shutdown()
+    assert done.returncode == 0, done.stderr[-3000:]
+    published = re.search(r"--published (\S+)", done.stdout + done.stderr)
+    assert published
+    assert Path(published[1]).is_relative_to(programs.parent)
+    assert Path(published[1]).is_file()
 
 
 def test_a_missing_extra_is_one_line_that_names_it(programs: Path, study: Path) -> None:
