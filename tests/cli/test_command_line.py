@@ -146,7 +146,7 @@ MAY_IMPORT = [
     ({"commands"}, set()),
     ({"arguments", "workflow", "project"}, {"pydantic", "snakemake"}),
     ({"evaluate"}, FILES),
-    ({"readers", "writers", "inspection", "join", "tracking"}, FILES | {"requests"}),
+    ({"readers", "writers", "inspection", "join", "sweep", "tracking"}, FILES | {"requests"}),
     ({"grid"}, FILES | {"PIL"}),
     (
         {"tables", "kept_results", "page", "scoreboard"},

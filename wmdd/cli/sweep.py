@@ -49,11 +49,13 @@ def sweep(
     """
     paths = experiment_files(files)
     experiment = Experiment.read(*paths)
-    wanted = Cell(dataset, teacher, method, ipc, seed, student, protocol).parts()
+    parts = {"dataset": dataset, "teacher": teacher, "method": method, "ipc": ipc, "seed": seed}
+    parts |= {"student": student, "protocol": protocol}
+    wanted = {name: value for name, value in parts.items() if value is not None}
     cells = {cell: made for cell, made in sweeps.cells(experiment).items() if wanted.items() <= cell.parts().items()}
     if not cells:
-        parts = " ".join(f"{name}={value}" for name, value in wanted.items())
-        raise WmddError(f"the matrix has no cell {parts}".rstrip() + "; `wmdd sweep --show` lists those that it has")
+        said = " ".join(f"{name}={value}" for name, value in wanted.items())
+        raise WmddError(f"the matrix has no cell {said}".rstrip() + "; `wmdd sweep --show` lists those that it has")
     words = ["-m", "wmdd", "sweep", *map(str, paths), *([f"--options={options}"] if options else []), "--run"]
     if show:
         for cell in cells:
