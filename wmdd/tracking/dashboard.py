@@ -116,7 +116,7 @@ def report(entity: str, project: str, known: bool = False) -> "wr.Report":
         found = [f"Config('stage') = '{stage}'" for stage in stages.split("|") if stage]
         runs = wr.Runset(name=stages or "all stages", filters=" or ".join(found), **where)
         blocks += [wr.H1(name), wr.PanelGrid(runsets=[runs], panels=panels)]
-    about = "Distilled sets by method and images per class; made by `python -m wmdd dashboard`."
+    about = "Distilled sets by method and images per class; made by `wmdd dashboard`."
     return wr.Report(project=project, entity=entity, title=NAME, description=about, blocks=blocks, width="fluid")
 
 
@@ -149,6 +149,6 @@ def save(entity: str = "", project: str = "") -> list[str]:
     except Exception as error:  # of wandb's many kinds
         reason = without_key(f"{type(error).__name__}: {error}")
         raise WmddError(
-            f"wandb did not take the dashboard ({reason}); upload runs with `python -m wmdd sync` first, and see that "
+            f"wandb did not take the dashboard ({reason}); upload runs with `wmdd sync` first, and see that "
             f"the key may write to {entity or 'your entity'}/{project or 'wmdd'}"
         ) from None
