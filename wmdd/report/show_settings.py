@@ -1,4 +1,4 @@
-"""The resolved settings of an experiment, as `python -m wmdd config` prints them."""
+"""The resolved settings of an experiment, as `wmdd config` prints them."""
 
 from typing import Any
 

@@ -133,7 +133,7 @@ def report(entity: str, project: str, group: str = "", known: bool = False) -> "
     for name, (stages, panels) in sections().items():
         runs = wr.Runset(name=stages or "all stages", filters=_condition(group, stages), **where)
         blocks += [wr.H1(name), wr.PanelGrid(runsets=[runs], panels=panels)]
-    about = "Distilled sets by method and images per class; made by `python -m wmdd dashboard`."
+    about = "Distilled sets by method and images per class; made by `wmdd dashboard`."
     return wr.Report(
         project=project, entity=entity, title=_title(group), description=about, blocks=blocks, width="fluid"
     )
@@ -175,7 +175,7 @@ def save(entity: str, project: str, group: str = "") -> list[str]:
     except Exception as error:  # of wandb's many kinds
         reason = without_key(f"{type(error).__name__}: {error}")
         raise WmddError(
-            f"wandb did not take the dashboard ({reason}); upload runs with `python -m wmdd sync` first, and see that "
+            f"wandb did not take the dashboard ({reason}); upload runs with `wmdd sync` first, and see that "
             f"the key may write to {entity or 'your entity'}/{project}"
         ) from None
 
