@@ -152,7 +152,8 @@ class WandbTracker(NullTracker):
             return
         record = Path(self._run.dir).parent / RECORD
         aliases = [digest[:16] for digest in facts["outputs"].values()]
-        atomic_files.write_json(record, facts | {"run": self._run.id, "project": self._run.project, "aliases": aliases})
+        run = {"run": self._run.id, "project": self._run.project, "entity": self._run.entity or ""}
+        atomic_files.write_json(record, facts | run | {"output": output.absolute().as_posix(), "aliases": aliases})
         artifact = self._wandb.Artifact(facts["name"], facts["kind"], metadata=facts)
         artifact.add_file(str(record.resolve()), name="provenance.json", policy="immutable", skip_cache=True)
         if facts["kind"] == "images":
