@@ -15,10 +15,7 @@ rule scoreboard:
     params:
         code=code_digest("scoreboard"),
     shell:
-        "python -m wmdd scoreboard"
-        " --students {input.students}"
-        " --output {output.scoreboard}"
-        " > {log} 2>&1"
+        "python -m wmdd scoreboard" " --students {input.students}" " --output {output.scoreboard}" " > {log} 2>&1"
 
 
 SCOREBOARD = rules.scoreboard.output if experiment.file.tracking.follows("scoreboard") else []
