@@ -148,7 +148,10 @@ MAY_IMPORT = [
     ({"evaluate"}, FILES),
     ({"readers", "writers", "inspection", "join", "sweep", "tracking"}, FILES | {"requests"}),
     ({"grid"}, FILES | {"PIL"}),
-    ({"tables", "kept_results", "page", "scoreboard"}, FILES | {"PIL", "pandas", "pyarrow", "altair", "jinja2", "requests"}),
+    (
+        {"tables", "kept_results", "page", "scoreboard"},
+        FILES | {"PIL", "pandas", "pyarrow", "altair", "jinja2", "requests"},
+    ),
     ({"data", "tensor_readers"} | COMPUTING, FILES | {"PIL", "torch", "requests"}),
 ]
 IMPORT = """
