@@ -92,9 +92,8 @@ if workflow.is_main_process:
 REQUESTS = Requests(experiment)
 
 # wandb reads these in every job; what the user's environment says wins.
-for variable, value in (
-    experiment.file.tracking.environment() | {"WANDB_RUN_GROUP": experiment.file.experiment}
-).items():
+os.environ.setdefault("WANDB_RUN_GROUP", experiment.file.experiment)
+for variable, value in experiment.file.tracking.environment().items():
     os.environ.setdefault(variable, value)
 
 

@@ -20,7 +20,7 @@ STAGES = sorted(set(re.findall(r'code_digest\("(\w+)"\)', RULES)))
 KNOWN = Package(PACKAGE)
 TRAINED = {"autoencoder", "diffusion", "expert", "student", "teacher"}
 NETWORKS = TRAINED | {"decode", "distance", "embedding", "encode", "features", "match", "recover", "relabel", "select"}
-TABLES = {"page", "report", "scoreboard", "table"}  # which know the table of stages, and with it all settings
+TABLES = {"page", "report", "table"}  # which know the table of stages, and with it all settings
 # function or method -> the stages whose numbers it decides
 DECIDES = {
     "RecoverSettings.coupled": {"recover"} | TABLES,

@@ -15,6 +15,7 @@ from wmdd.tracking import dashboard
 from wmdd.tracking import tracker as tracking
 from wmdd.tracking.artifact import columns
 from wmdd.tracking.dashboard import CONFIG, METRICS, NAME, dump, sections
+from wmdd.tracking.sync import TAG
 from wmdd.tracking.tracker import NullTracker
 
 
@@ -56,6 +57,12 @@ def named(panel):
     return metrics, [key.removesuffix(".value") for key in keys]
 
 
+def filters(model):
+    """The conditions of a set of runs, by what they are of."""
+    leaves = [leaf for each in model["filters"]["filters"] for leaf in each.get("filters", [each])]
+    return [(leaf["key"]["name"], leaf["value"]) for leaf in leaves]
+
+
 def test_panels_name_only_what_is_logged_and_grids_show_the_runs_of_their_stages():
     built = dump("team", "digits")
     shown = {
@@ -70,8 +77,7 @@ def test_panels_name_only_what_is_logged_and_grids_show_the_runs_of_their_stages
                 assert metrics
                 assert set(metrics) <= logged
                 assert set(keys) <= set(CONFIG)
-    (condition,) = grids[0]["runSets"][0]["filters"]["filters"]
-    assert (condition["key"], condition["value"]) == ({"section": "config", "name": "stage"}, "student")
+    assert filters(grids[0]["runSets"][0]) == [("tags", [TAG]), ("stage", "student")]
 
 
 def test_the_command_prints_json_without_network_or_key(run, monkeypatch, tmp_path):
@@ -113,24 +119,23 @@ def test_what_wandb_refuses_is_one_line_without_a_key(monkeypatch):
         dashboard.save("e", "p")
 
 
-def filters(model):
-    """The conditions of a set of runs, by what they are of."""
-    leaves = [leaf for each in model["filters"]["filters"] for leaf in each.get("filters", [each])]
-    return [(leaf["key"]["name"], leaf["value"]) for leaf in leaves]
-
-
 def test_the_runs_of_other_experiments_are_left_out(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "study.yaml").write_text("experiment: mine\ntracking: {project: p, entity: team}\n")
     code, out, _ = run("dashboard")
     built = json.loads(out)
     assert (code, built["workspace"]["entity"], built["workspace"]["project"]) == (0, "team", "p")
-    assert filters(built["workspace"]["spec"]["section"]["runSets"][0]) == [("group", "mine")]
+    assert filters(built["workspace"]["spec"]["section"]["runSets"][0]) == [("tags", [TAG]), ("group", "mine")]
     grids = [block["metadata"] for block in built["report"]["spec"]["blocks"] if block["type"] == "panel-grid"]
-    assert filters(grids[1]["runSets"][0]) == [("group", "mine"), ("stage", "teacher"), ("stage", "student")]
+    assert filters(grids[1]["runSets"][0]) == [
+        ("tags", [TAG]),
+        ("group", "mine"),
+        ("stage", "teacher"),
+        ("stage", "student"),
+    ]
     monkeypatch.setenv("WANDB_RUN_GROUP", "it's ours")
     built = json.loads(run("dashboard")[1])
-    assert filters(built["workspace"]["spec"]["section"]["runSets"][0]) == [("group", "it's ours")]
+    assert filters(built["workspace"]["spec"]["section"]["runSets"][0]) == [("tags", [TAG]), ("group", "it's ours")]
 
 
 def test_without_a_key_or_the_package_one_line_says_so(mistake, monkeypatch, tmp_path):

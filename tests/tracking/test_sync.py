@@ -16,7 +16,7 @@ from wmdd.base.errors import WmddError
 from wmdd.base.units import size
 from wmdd.tracking import sync
 from wmdd.tracking.artifact import RECORD
-from wmdd.tracking.sync import LINKED, Run, check_server, find, link, records, unlinked, upload
+from wmdd.tracking.sync import LINKED, Run, check_server, find, link, mark, records, unlinked, upload
 
 STAND_IN = """
 import os, sys
@@ -163,10 +163,13 @@ class Api:
     """Stands for wandb.Api; remembers the edges."""
 
     def __init__(self, lacking=""):
-        self.edges, self.lacking = [], lacking
+        self.edges, self.lacking, self.tags = [], lacking, {}
 
     def run(self, path):
-        return SimpleNamespace(use_artifact=lambda artifact: self.edges.append((path, artifact)))
+        run = SimpleNamespace(tags=self.tags.get(path, ["own"]))
+        run.use_artifact = lambda artifact: self.edges.append((path, artifact))
+        run.update = lambda: self.tags.update({path: run.tags})
+        return run
 
     def artifact(self, name, type):
         if self.lacking and self.lacking in name:
@@ -221,6 +224,29 @@ def test_other_projects_and_runs_not_uploaded_are_left_alone(folder):
     assert not list(folder.glob(f"*-u/{LINKED}"))
 
 
+def test_the_project_of_a_team_is_asked(folder):
+    offline_run(folder, "t", entity="team", kind="teacher")
+    offline_run(folder, "s", entity="team", inputs={"teacher": "t" * 20})
+    upload(find(folder))
+    api = Api()
+    assert link(api, records(folder)) == 1
+    assert api.edges == [("team/p/s", f"teacher team/p/of.t:{'t' * 16}")]
+
+
+def test_a_run_whose_output_was_made_again_with_other_settings_is_tagged(folder):
+    for name, output in (("a", "/x"), ("b", "/x"), ("b", "/x"), ("c", "/elsewhere/x")):
+        offline_run(folder, name, output=output)
+    offline_run(folder, "d")  # of an earlier version
+    upload(find(folder))
+    api = Api()
+    assert (mark(api, records(folder)), api.tags) == (1, {"p/a": ["own", "outdated"]})
+    assert mark(api, records(folder)) == 0
+    offline_run(folder, "a", output="/x")  # the setting is set back
+    upload(find(folder))
+    mark(api, records(folder))
+    assert api.tags == {"p/a": ["own"], "p/b": ["own", "outdated"]}
+
+
 # The command
 
 
@@ -236,7 +262,7 @@ def test_the_command_uploads_links_and_does_nothing_twice(folder, run, monkeypat
     assert "-s" in out
     assert calls(folder) == api.edges == []
     code, out, _ = run("sync")
-    assert (code, out.splitlines()[-1]) == (0, "uploaded 2 runs, linked 1 inputs")
+    assert (code, out.splitlines()[-1]) == (0, "uploaded 2 runs, linked 1 inputs, tagged 0 runs as outdated")
     code, out, _ = run("sync")
     assert (code, out) == (0, "wandb: 2 offline runs, 2 uploaded, 0 still running, 0 to upload (0 B)\n")
     assert len(calls(folder)) == len(api.edges) == 1

@@ -16,6 +16,8 @@ from wmdd.workflow.launch import DEFAULTS
 def sync(*, folder: Path | None = None, dry_run: Flag = False) -> None:
     """Upload the offline wandb runs, from a machine with a network, and draw their lineage; again, to go on or for new ones.
 
+    Runs whose output was made again with other settings get a tag, by which the dashboard leaves them out.
+
     Args:
         folder: that wandb wrote to; $WANDB_DIR/wandb unless given, or wandb.
         dry_run: only list what would be uploaded.
@@ -38,8 +40,9 @@ def sync(*, folder: Path | None = None, dry_run: Flag = False) -> None:
     offline.upload(waiting)
     import wandb
 
-    edges = offline.link(wandb.Api(), offline.records(folder))
-    print(f"uploaded {len(waiting)} runs, linked {edges} inputs")
+    api, records = wandb.Api(), offline.records(folder)
+    edges, outdated = offline.link(api, records), offline.mark(api, records)
+    print(f"uploaded {len(waiting)} runs, linked {edges} inputs, tagged {outdated} runs as {offline.TAG}")
 
 
 @command

@@ -10,6 +10,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any, Literal
 
 from wmdd.base.errors import WmddError
+from wmdd.tracking.sync import TAG
 from wmdd.tracking.tracker import without_key
 from wmdd.workflow.stages import ATOMS, BLOCKS
 
@@ -111,9 +112,13 @@ def _title(group: str) -> str:
 
 
 def _condition(group: str, stages: str = "") -> str:
-    """Return the filter for the runs of a group and of stages, joined by |; "" lets all through."""
+    """Return the filter for the runs of a group and of stages, joined by |; "" lets all through that are not outdated."""
     of_stages = " or ".join(f"Config('stage') = '{stage}'" for stage in stages.split("|") if stage)
-    conditions = [f"Group = {group!r}" if group else "", f"({of_stages})" if of_stages and group else of_stages]
+    conditions = [
+        f"Tags not in ['{TAG}']",
+        f"Group = {group!r}" if group else "",
+        f"({of_stages})" if of_stages else "",
+    ]
     return " and ".join(filter(None, conditions))
 
 

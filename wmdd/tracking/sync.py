@@ -23,6 +23,8 @@ from wmdd.tracking.tracker import without_key
 
 WANDB = [sys.executable, "-m", "wandb"]
 LINKED = f"{RECORD}.linked"
+OUTDATED = f"{RECORD}.outdated"
+TAG = "outdated"  # of a run whose output was made again with other settings or inputs
 QUIET = 900.0  # s without a change, after which a run without an end counts as dead
 PATIENCE = 10.0  # s for the server's first answer
 
@@ -170,7 +172,7 @@ def link(api: Any, paths: list[Path]) -> int:
         WmddError: at the end, when wandb refused some.
     """
     artifacts = {path: read_json(path) for path in paths}
-    makers = {(a["project"], digest): a for a in artifacts.values() for digest in a["outputs"].values()}
+    makers = {(_project(a), digest): a for a in artifacts.values() for digest in a["outputs"].values()}
     edges, failed, reason = 0, 0, ""
     for path in unlinked(paths):
         try:
@@ -185,10 +187,52 @@ def link(api: Any, paths: list[Path]) -> int:
 
 def _link(api: Any, artifact: dict[str, Any], makers: dict[tuple[str, str], dict[str, Any]]) -> int:
     """Link one run to the artifacts that it used."""
-    project, inputs = artifact["project"], dict(artifact["inputs"])
-    digests = [digest for digest in [*inputs.pop("parts", []), *inputs.values()] if (project, digest) in makers]
+    inputs = dict(artifact["inputs"])
+    digests = [
+        digest for digest in [*inputs.pop("parts", []), *inputs.values()] if (_project(artifact), digest) in makers
+    ]
     for digest in digests:
-        maker = makers[project, digest]
-        run = api.run(f"{project}/{artifact['run']}")  # wandb keeps it
-        run.use_artifact(api.artifact(f"{project}/{maker['name']}:{digest[:16]}", type=maker["kind"]))
+        maker = makers[_project(artifact), digest]
+        run = api.run(f"{_project(artifact)}/{artifact['run']}")  # wandb keeps it
+        run.use_artifact(api.artifact(f"{_project(maker)}/{maker['name']}:{digest[:16]}", type=maker["kind"]))
     return len(digests)
+
+
+def _project(artifact: dict[str, Any]) -> str:
+    """Return the project of a run, with the user or team that the experiment names."""
+    return "/".join(filter(None, [artifact.get("entity"), artifact["project"]]))
+
+
+def mark(api: Any, paths: list[Path]) -> int:
+    """Tag the runs whose output a later run has made again, so that charts leave them out; return how many are new.
+
+    A setting that is set back takes the tag from the run that it belongs to.
+
+    Args:
+        api: wandb.Api().
+        paths: of `records`, in the order of their start.
+
+    Raises:
+        WmddError: wandb refused.
+    """
+    artifacts = {path: read_json(path) for path in paths}
+    latest = {artifact.get("output"): artifact["run"] for artifact in artifacts.values()}
+    tagged = 0
+    for path, artifact in artifacts.items():
+        marker, outdated = path.with_name(OUTDATED), latest[artifact.get("output")] != artifact["run"]
+        if "output" not in artifact or marker.exists() == outdated:  # of an earlier version, or as it should be
+            continue
+        try:
+            run = api.run(f"{_project(artifact)}/{artifact['run']}")
+            run.tags = [tag for tag in run.tags if tag != TAG] + [TAG] * outdated
+            run.update()
+        except Exception as error:  # of wandb's many kinds
+            raise WmddError(
+                f"the tag of {path.parent} is not set ({without_key(str(error))}); run this again"
+            ) from None
+        if outdated:
+            marker.touch()
+        else:
+            marker.unlink()
+        tagged += outdated
+    return tagged

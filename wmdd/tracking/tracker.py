@@ -1,8 +1,9 @@
 """A run of wandb, or of nobody: both have the same methods, so that no stage asks which it has.
 
 wandb's own environment variables decide: WANDB_MODE (offline unless set), WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP,
-WANDB_TAGS, WANDB_NOTES. WMDD_TRACKED_STAGES names the stages whose jobs are runs; unset, all are. A job that is no run, and any
-with WANDB_MODE=disabled, does not even import wandb. What wandb can't do is said in one line and never ends a job.
+WANDB_TAGS, WANDB_NOTES. WMDD_TRACKED_STAGES names the stages whose jobs are runs; unset, all are. WMDD_TRACKED_CODE lets the
+scoreboard take the sources along. A job that is no run, and any with WANDB_MODE=disabled, does not even import wandb. What
+wandb can't do is said in one line and never ends a job.
 """
 
 import hashlib
@@ -92,9 +93,8 @@ class WandbTracker(NullTracker):
             settings=wandb.Settings(
                 silent=True,
                 console="off",
-                x_disable_stats=not str(settings.get("device", "")).startswith(
-                    "cuda"
-                ),  # the metrics of GPU and machine
+                x_disable_stats=settings.get("device", "cpu")
+                == "cpu",  # metrics of a GPU, whose name that is, and machine
                 x_save_requirements=False,  # an artifact has the versions that count; listing all costs 0.1 s
             ),
         )
@@ -152,7 +152,8 @@ class WandbTracker(NullTracker):
             return
         record = Path(self._run.dir).parent / RECORD
         aliases = [digest[:16] for digest in facts["outputs"].values()]
-        atomic_files.write_json(record, facts | {"run": self._run.id, "project": self._run.project, "aliases": aliases})
+        run = {"run": self._run.id, "project": self._run.project, "entity": self._run.entity or ""}
+        atomic_files.write_json(record, facts | run | {"output": output.absolute().as_posix(), "aliases": aliases})
         artifact = self._wandb.Artifact(facts["name"], facts["kind"], metadata=facts)
         artifact.add_file(str(record.resolve()), name="provenance.json", policy="immutable", skip_cache=True)
         if facts["kind"] == "images":
