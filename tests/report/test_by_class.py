@@ -30,8 +30,8 @@ def test_students_of_a_method_are_counted_together_and_results_of_earlier_versio
 
 
 def test_the_page_has_tenths_of_a_percent_and_the_most_frequent_mistakes_first():
-    page = for_page(counted(COUNTS), {"digits": ["a", "b", "c"]}, lambda place: place["dataset"])
-    assert page["names"] == {"digits": ["a", "b", "c"]}
+    page = for_page(counted(COUNTS), {"digits": ["a", "b", "a"]}, lambda place: place["dataset"])
+    assert page["names"] == {"digits": ["a (0)", "b", "a (2)"]}
     (setting,) = page["settings"]
     assert setting == {
         "title": "digits", "dataset": "digits",

@@ -86,8 +86,9 @@ def page(
         command=command,
         price=Price(price_per_gpu_hour, currency),
     )
-    _write_figures(list(pages.drawn(material)), figures)
-    atomic_files.write_text(output, pages.build(material))
+    built = pages.build(material)
+    _write_figures(built.figures, figures)
+    atomic_files.write_text(output, built.html)
     print(f"{output}: {units.size(output.stat().st_size)}; open it in a browser")
 
 

@@ -72,7 +72,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Return top-1 and top-5 accuracy in [0, 1] on pictures, of which each process looks at its share.
 
-    To `confusion` [C, C], if given, is added how many pictures of each class (row) are taken for each class (column).
+    To `confusion` [C, C], if given, is added how many pictures of each class (row) this process takes for each class (column).
     """
     training = network.training
     network.eval()

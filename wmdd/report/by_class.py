@@ -3,6 +3,7 @@
 All students of a method in a setting are counted together. Results of earlier versions do not say; they are left out.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -67,7 +68,13 @@ def for_page(
             method |= {"confusion": _mistakes(each.confusion)}
         setting["methods"].append(method)
     shown = {setting["dataset"] for setting in settings.values()}
-    return {"names": {name: list(names[name]) for name in sorted(shown)}, "settings": [*settings.values()]}
+    return {"names": {name: _told_apart(names[name]) for name in sorted(shown)}, "settings": [*settings.values()]}
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Return names of classes, with the number of the class where several have one name (ImageNet has two cranes)."""
+    counts = Counter(names)
+    return [f"{name} ({number})" if counts[name] > 1 else name for number, name in enumerate(names)]
 
 
 def _mistakes(confusion: np.ndarray) -> list[int]:

@@ -137,7 +137,7 @@ def gains(points: pd.DataFrame, references: Mapping[str, float], palette: Palett
     lines = {"random": 0.0} | {name: gain for name, gain in references.items() if gain <= reach}
     order = list(means["method"])
     rows = alt.Y("method:N", sort=order, title=None).axis(domain=False, ticks=False, grid=False, labelLimit=150)
-    x = alt.X("gain:Q", title="points of top-1 over random real images").axis(tickCount=6)
+    x = alt.X("gain:Q", title="points of top-1 over random real images").axis(tickCount=6).scale(padding=10)
     by_method = palette.encodings(set(order), legend=False)
     height = ROW * len(order)
     frame = pd.DataFrame({"line": lines.keys(), "gain": lines.values()})

@@ -1,6 +1,7 @@
 """Overview: one image of every class by every method, as sheets of thumbnails that a page shows row by row."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -49,18 +50,22 @@ def overviews(thumbnails: Iterable[Thumbnails]) -> list[Overview]:
     groups: dict[tuple[str, str], list[Thumbnails]] = {}
     for each in sorted(thumbnails, key=lambda each: (each.kind != "real", each.method)):
         groups.setdefault((each.dataset, each.teacher), []).append(each)
-    shown: list[Overview] = []
-    for side in SIDES:
-        shown = [Overview(*place, sets, _sheets(sets, side)) for place, sets in sorted(groups.items())]
-        if sum(len(sheet) for overview in shown for sheet in overview.sheets) <= BYTES:
-            break
+    largest = (_drawn(groups, side, BYTES if side > SIDES[-1] else math.inf) for side in SIDES)
+    return next(shown for shown in largest if shown is not None)
+
+
+def _drawn(groups: Mapping[tuple[str, str], list[Thumbnails]], side: int, room: float) -> list[Overview] | None:
+    """Return overviews with thumbnails of a side, or None as soon as their sheets have no room."""
+    shown = []
+    for place, sets in sorted(groups.items()):
+        overview = Overview(*place, sets, [])
+        for first in range(0, len(sets[0].names), ROWS):
+            overview.sheets.append(_sheet([each.pixels[first : first + ROWS] for each in sets], side))
+            room -= len(overview.sheets[-1])
+            if room < 0:
+                return None
+        shown.append(overview)
     return shown
-
-
-def _sheets(sets: Sequence[Thumbnails], side: int) -> list[str]:
-    """Return the thumbnails of some sets side by side, some classes to a sheet."""
-    classes = len(sets[0].names)
-    return [_sheet([each.pixels[first : first + ROWS] for each in sets], side) for first in range(0, classes, ROWS)]
 
 
 def _sheet(columns: Sequence[np.ndarray], side: int) -> str:

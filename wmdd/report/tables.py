@@ -69,7 +69,8 @@ def cost(costs: pd.DataFrame, price: Price = UNPRICED) -> Table:
     ]  # fmt: skip
     caption = (
         "What was computed, by stage: wall seconds of all attempts of a job, and the largest memory of a single process. The "
-        "stages of a dataset and of a teacher have no method."
+        "stages of a dataset and of a teacher have no method. GPU-hours are wall hours of jobs that use a GPU; several GPUs "
+        "of a job count as one."
     )
     keep = ("dataset", *(column.title for column in columns[len(place) :]))
     return table("cost", lines, columns, keep, caption, wide=True)
@@ -80,11 +81,11 @@ def spent(costs: pd.DataFrame, price: Price) -> str:
     on_gpu = costs["peak_gpu_memory_mb"].notna() if "peak_gpu_memory_mb" in costs else pd.Series(False, costs.index)
     others, hours = (costs.loc[chosen, "seconds"].sum() / 3600 for chosen in (~on_gpu, on_gpu))
     said = f"{len(costs):,} jobs took {others:,.2f} hours on CPUs and {hours:,.2f} GPU-hours"
-    if price.hour is None:
+    if price.hour is not None:
         return (
-            f"{said}. With report: {{price_per_gpu_hour: ...}} in the experiment file this page says what that costs."
+            f"{said}, which cost {hours * price.hour:,.2f} {price.currency} at {price.hour:g} {price.currency} an hour."
         )
-    return f"{said}, which cost {hours * price.hour:,.2f} {price.currency} at {price.hour:g} {price.currency} an hour."
+    return f"{said}. With price_per_gpu_hour under report: in the experiment file the page says what these cost."
 
 
 def chain(nodes: Mapping[str, int], edges: Mapping[tuple[str, str], int]) -> Table | None:

@@ -24,7 +24,7 @@ if CHROMIUM is None and not os.environ.get("CI"):
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory, all_of_it: Material) -> Path:
     path = tmp_path_factory.mktemp("page") / "index.html"
-    path.write_text(page.build(all_of_it))
+    path.write_text(page.build(all_of_it).html)
     return path
 
 
@@ -190,7 +190,7 @@ def test_few_classes_and_a_thousand(browser, tmp_path, all_of_it, classes, width
         students=students(all_of_it.cells, classes, few=classes <= 100),
     )  # fmt: skip
     path = tmp_path / "index.html"
-    path.write_text(page.build(study))
+    path.write_text(page.build(study).html)
     assert path.stat().st_size < 5e6
     window = browser.new_page(viewport={"width": width, "height": 844})
     window.goto(path.as_uri())

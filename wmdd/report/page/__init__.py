@@ -6,9 +6,8 @@ the pictures are still there.
 
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from wmdd.report import accuracy_tables, by_class, charts, dd_ranking, glance, lineage, overview, tables
 from wmdd.report.page.chart_sections import Figure, answers, sections
@@ -17,23 +16,34 @@ from wmdd.report.render import TEMPLATES, environment, render
 from wmdd.report.thumbnails import galleries
 
 
-def build(material: Material) -> str:
-    """Return the page as HTML."""
-    summary, specs = material.summary, {figure.name: figure.chart.to_dict() for figure in drawn(material)}
-    chain, main = lineage.graph(material.files), accuracy_tables.results(summary, material.cells)
-    return (
+class Page(NamedTuple):
+    """A page, and the charts that it has, for files of their own."""
+
+    html: str
+    figures: list[Figure]
+
+
+def build(material: Material) -> Page:
+    """Return the page."""
+    summary, first, more = material.summary, answers(material), sections(material)
+    figures = [figure for _, figure in first if figure is not None]
+    figures += [figure for section in more for figure in section.figures]
+    specs = {figure.name: figure.chart.to_dict() for figure in figures}
+    chain = lineage.graph(material.files)
+    html = (
         environment()
         .get_template("page.html")
         .render(
             material=material,
             table=lambda table: render(table, "html"),
-            answers=answers(material),
-            main=main,
+            answers=first,
+            heights={name: spec["height"] for name, spec in specs.items() if "height" in spec},
+            main=accuracy_tables.results(summary, material.cells),
             ablation=accuracy_tables.ablation(summary),
             architectures=accuracy_tables.architectures(summary),
             dd_ranking=dd_ranking.measures(material.cells),
             published=tables.published(material.published, set(material.cells["dataset"])),
-            figures=sections(material),
+            figures=more,
             galleries=galleries(material.strips),
             overviews=material.overviews,
             rows=overview.ROWS,
@@ -57,12 +67,7 @@ def build(material: Material) -> str:
             behaviour=(TEMPLATES / "page.js").read_text(encoding="utf-8"),
         )
     )
-
-
-def drawn(material: Material) -> Iterator[Figure]:
-    """Yield every chart, for files of their own."""
-    yield from (figure for _, figure in answers(material) if figure is not None)
-    yield from (figure for section in sections(material) for figure in section.figures)
+    return Page(html, figures)
 
 
 def _of_students(material: Material) -> dict[str, Any]:
