@@ -14,7 +14,7 @@ COMMAND = re.compile(r'^@command\ndef (\w+)\(.*?"""(.*?)(?:\n|""")', re.MULTILIN
 
 # The commands that people type, in the order of a study. All others are stages, which the workflow calls.
 EVERYDAY = ("init", "plan", "run", "status", "compare", "evaluate", "export", "grid", "config", "profile")
-MORE = ("export_teacher", "study_table", "manifest", "schema", "sync", "dashboard")
+MORE = ("export_teacher", "study_table", "manifest", "schema", "sync", "dashboard", "sweep")
 COMMANDS, FURTHER, STAGES, OPTIONS = (
     Group(title, sort_key=place)
     for place, title in enumerate(("Commands", "More commands", "Stages, which the workflow calls", "Options"))
