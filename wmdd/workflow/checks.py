@@ -42,6 +42,12 @@ def check(experiment: "Experiment") -> None:
         )
     for dataset, method in sorted({(run.dataset, run.method) for run in runs}):
         _check_method(experiment, dataset, method)
+    for dataset, protocol in sorted({(run.dataset, run.protocol) for run in runs}):
+        if experiment.depends_on_side(protocol) and not experiment.resolve("data", dataset=dataset).side:
+            raise WmddError(
+                f"protocol {protocol} on {dataset}: it has other settings for small images, and the side of these is not known "
+                f"before they are read; set datasets: {{{dataset}: {{data: {{resolution: …}}}}}}"
+            )
     for dataset, method, ipc, seed in sorted({(run.dataset, run.method, run.ipc, run.seed) for run in runs}):
         if experiment.family(method) == "import":
             _check_import(experiment, dataset, method, ipc, seed)

@@ -24,6 +24,7 @@ from wmdd.workflow.mistakes import first_mistake
 from wmdd.workflow.stages import CONTROLS, KEYS, SETTINGS, STAGES
 from wmdd.workflow.sweeps import expand
 
+SMALL = {"up_to_64px": 64, "up_to_32px": 32}  # sections of a protocol, and the side up to which each counts
 PRECEDENCE = ("dataset", "teacher", "generator", "expert", "method", "protocol", "student")  # the strongest last
 
 
@@ -271,8 +272,16 @@ class Experiment:
     def _of_side(self, protocol: Any, names: Mapping[str, str]) -> list[Any]:
         """Return what an entry of a protocol says of images as small as those of the dataset."""
         side = self.resolve("data", dataset=names["dataset"]).side if "dataset" in names else 0
-        bounds = {"up_to_64px": 64, "up_to_32px": 32}
-        return [getattr(protocol, key, None) for key, bound in bounds.items() if 0 < side <= bound]
+        return [getattr(protocol, key, None) for key, bound in SMALL.items() if 0 < side <= bound]
+
+    def depends_on_side(self, protocol: str) -> bool:
+        """Return whether a protocol says what differs for small images."""
+        entries = [
+            layer.entries("protocols").get(name)
+            for layer in self._layers
+            for name in self._chain("protocols", protocol)
+        ]
+        return any(getattr(entry, key, None) is not None for entry in entries for key in SMALL)
 
     def replaced(self) -> list[str]:
         """Say which settings of the presets of methods the file's more general sections replace, a line each.
