@@ -30,6 +30,8 @@ WHITE = {"data": {"resolution": 65}}
         ({}, {"protocols": ["papr"]}, "unknown name 'papr' in protocols; did you mean 'paper'?"),
         ({}, {"students": ["resnet-18"]}, "unknown name 'resnet-18' in students; did you mean 'resnet18'?"),
         ({}, {"teachers": ["resnet18w8"]}, "unknown name 'resnet18w8' in teachers; did you mean 'resnet18-w8'?"),
+        ({"datasets": {"own": {"data": {"root": "x"}}}}, {"datasets": ["own"], "protocols": ["rded"]},
+         "protocol rded on own: it has other settings for small images, and the side of these is not known"),
         (mine("sre21"), {"methods": MINE}, "unknown name 'sre21' in methods; did you mean 'sre2l'?"),
         (mine("ddoq", generator="vea"), {"methods": MINE}, "unknown name 'vea' in generators; did you mean 'vae'"),
         (mine("mtt", expert="convent3"), {"methods": MINE}, "unknown name 'convent3' in experts; did you mean 'convnet3'"),
