@@ -61,7 +61,7 @@ def test_without_wandb_the_cells_run_and_what_is_done_stays(folder, run, mistake
     assert len(results()) == 6
     assert Path(results()[2]).stat().st_mtime_ns == before
     assert mistake("sweep --run --method=wmd").startswith(
-        "the matrix has no cell method=wmd; `wmdd sweep --show` lists"
+        "the matrix has no cell --method=wmd; `wmdd sweep --show` lists"
     )
 
 
@@ -71,7 +71,7 @@ def test_a_cell_that_fails_stops_no_other(folder, run):
     )
     code, _, err = run("sweep --run")
     assert code == 1
-    assert "1 of 3 cells failed, the first with {'dataset': 'digits', 'teacher': 'resnet18', 'method': 'random'" in err
+    assert "1 of 3 cells failed, the first with --dataset=digits --teacher=resnet18 --method=random " in err
     assert len(results()) == 4
 
 

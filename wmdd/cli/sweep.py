@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -37,7 +38,7 @@ def sweep(
         files: the experiment file, or several as of `plan`; study.yaml, or else config/config.yaml, unless given.
         run: the cells, one after another, instead of writing the sweep. wandb's agents call this with the parts of one.
         show: the commands that run the cells, instead.
-        output: the sweep (YAML); of several entries of the matrix each has its own, with its name or number.
+        output: the sweep (YAML); of several entries of the matrix each has its own, with its number.
         options: of Snakemake, as in --options "--profile slurm".
         dataset: of the cells to run or show; likewise the others. All unless given.
         teacher: see dataset.
@@ -54,20 +55,22 @@ def sweep(
     wanted = {name: value for name, value in parts.items() if value is not None}
     cells = {cell: made for cell, made in sweeps.cells(experiment).items() if wanted.items() <= cell.parts().items()}
     if not cells:
-        said = " ".join(f"{name}={value}" for name, value in wanted.items())
-        raise WmddError(f"the matrix has no cell {said}".rstrip() + "; `wmdd sweep --show` lists those that it has")
+        raise WmddError(f"the matrix has no cell {_flags(wanted)}; `wmdd sweep --show` lists those that it has")
     words = ["-m", "wmdd", "sweep", *map(str, paths), *([f"--options={options}"] if options else []), "--run"]
     if show:
         for cell in cells:
-            print("python", shlex.join([*words, *(f"--{name}={value}" for name, value in cell.parts().items())]))
+            print("python", shlex.join(words), _flags(cell.parts()))
     elif run:
         failed = [cell for cell, students in cells.items() if not _ran(experiment, paths, options, cell, students)]
         if failed:
-            raise WmddError(
-                f"{len(failed)} of {len(cells)} cells failed, the first with {failed[0].parts()}; see above"
-            )
+            first = _flags(failed[0].parts())
+            raise WmddError(f"{len(failed)} of {len(cells)} cells failed, the first with {first}; see above")
     else:
         _write(experiment, words, output, len(cells))
+
+
+def _flags(parts: dict[str, Any]) -> str:
+    return shlex.join(f"--{name}={value}" for name, value in parts.items())
 
 
 def _ran(experiment: Experiment, paths: list[Path], options: str, cell: Cell, students: list[str]) -> bool:
@@ -85,9 +88,8 @@ def _write(experiment: Experiment, words: list[str], output: Path, cells: int) -
     """Write the sweep of each entry of the matrix, and say how to go on."""
     entries = experiment.file.matrix
     for number, matrix in enumerate(entries, start=1):
-        suffix = f"-{matrix.name or number}" if len(entries) > 1 else ""
-        path = output.with_stem(output.stem + suffix)
-        if path.exists() and not path.read_text(encoding="utf-8").startswith(WRITTEN):
+        path = output.with_stem(f"{output.stem}-{number}") if len(entries) > 1 else output
+        if path.exists() and not path.read_bytes().startswith(WRITTEN.encode()):
             raise WmddError(f"{path} is there already, and `wmdd sweep` did not write it; choose another --output")
         text = yaml.safe_dump(sweeps.sweep(experiment, matrix, words), sort_keys=False, allow_unicode=True)
         atomic_files.write_text(path, WRITTEN + text)

@@ -71,9 +71,8 @@ class WandbTracker(NullTracker):
     """A wandb run. A job that goes on from its checkpoint continues it; a changed setting or input makes another one."""
 
     def __init__(self, output: Path, stage: str, settings: dict[str, Any], key: str) -> None:
-        os.environ.setdefault(
-            "WANDB_DATA_DIR", str(_runs().absolute())
-        )  # not in the home folder: runs stay whole when moved
+        # wandb's own place is the home folder: the folder of runs would not be whole.
+        os.environ.setdefault("WANDB_DATA_DIR", str(_runs().absolute()))
         import wandb
 
         self._wandb = wandb
@@ -93,8 +92,7 @@ class WandbTracker(NullTracker):
             settings=wandb.Settings(
                 silent=True,
                 console="off",
-                x_disable_stats=settings.get("device", "cpu")
-                == "cpu",  # metrics of a GPU, whose name that is, and machine
+                x_disable_stats=settings.get("device", "cpu") == "cpu",  # else it is the name of a GPU
                 x_save_requirements=False,  # an artifact has the versions that count; listing all costs 0.1 s
             ),
         )
@@ -124,10 +122,8 @@ class WandbTracker(NullTracker):
     @_harmless
     def log_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Record a table; an array [H, W, 3] uint8 in a cell of it is a picture."""
-        arrays = {id(cell): cell for row in rows for cell in row if hasattr(cell, "shape")}
-        pictures = {
-            place: self._wandb.Image(array) for place, array in arrays.items()
-        }  # several rows may show the same
+        arrays = {id(cell): cell for row in rows for cell in row if hasattr(cell, "shape")}  # rows may share one
+        pictures = {place: self._wandb.Image(array) for place, array in arrays.items()}
         shown = [[pictures.get(id(cell), cell) for cell in row] for row in rows]
         self._run.log({name: self._wandb.Table(columns=[*columns], data=[*shown])})
 
