@@ -25,7 +25,7 @@ from wmdd.report.by_class import by_class
 from wmdd.report.page.chart_sections import Figure
 from wmdd.report.tables import Price
 from wmdd.workflow.layout import CELL, Cell, cell_of
-from wmdd.workflow.stages import ATOMS, STAGES
+from wmdd.workflow.stages import ATOMS, STAGES, WHOLE
 
 
 @command
@@ -180,9 +180,9 @@ def _first_seeds(images: list[Path]) -> dict[Cell, Path]:
 
 
 def _thumbnails(images: list[Path]) -> Iterator[overview.Thumbnails]:
-    """Read the first image of each class, of the smallest set of each method."""
+    """Read the first image of each class, of the smallest set of each method but the whole training set, which is large."""
     smallest: dict[Cell, tuple[int, Path]] = {}
-    for cell, path in _first_seeds(images).items():
+    for cell, path in _first_seeds([path for path in images if cell_of(path).method != WHOLE]).items():
         smallest.setdefault(cell.having(ipc=None), (cell.ipc, path))
     for cell, (ipc, path) in smallest.items():
         with hdf5.reading(path, "images") as file:

@@ -132,8 +132,9 @@ def gains(points: pd.DataFrame, references: Mapping[str, float], palette: Palett
     if points.empty:
         return None
     means, seeds = points[points["seed"].isna()], points[points["seed"].notna()]
-    ends = [0.0, *points[["gain", "low", "high"]].stack()]
-    reach = max(ends) + FAR * (max(ends) - min(ends))
+    ends = points[["gain", "low", "high"]]
+    first, last = min(0.0, ends.min().min()), max(0.0, ends.max().max())
+    reach = last + FAR * (last - first)
     lines = {"random": 0.0} | {name: gain for name, gain in references.items() if gain <= reach}
     order = list(means["method"])
     rows = alt.Y("method:N", sort=order, title=None).axis(domain=False, ticks=False, grid=False, labelLimit=150)
