@@ -27,7 +27,7 @@ NEEDS = {
     "workflow": ["wmdd.workflow.lock", "wmdd.report.status", "wmdd.cli.workflow"],
     "report": [
         *(name for name in MODULES if name.startswith("wmdd.report.") and name != "wmdd.report.status"),
-        *(f"wmdd.cli.{name}" for name in ("tables", "kept_results", "page")),
+        *(f"wmdd.cli.{name}" for name in ("tables", "kept_results", "page", "scoreboard")),
     ],
 }
 IMPORT = """
