@@ -38,7 +38,7 @@ const whenNear = (elements, act) => {
   }, { rootMargin: "300px" });
   for (const element of elements) near.observe(element);
 };
-await Promise.all([...document.querySelectorAll(".chart.first")].map(chart => drawn(chart, specs[chart.dataset.spec])));
+for (const chart of document.querySelectorAll(".chart.first")) await drawn(chart, specs[chart.dataset.spec]);
 whenNear(document.querySelectorAll(".chart[data-spec]:not(.first)"), chart => drawn(chart, specs[chart.dataset.spec]));
 
 // Tables: sorted, searched, copied as they are shown.
