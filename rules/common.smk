@@ -154,3 +154,22 @@ def source(name):
 def tracked(*paths):
     """Those files of the sources as inputs, which lie in no storage; not those whose path has braces, a wildcard to Snakemake."""
     return [local(path) for path in paths if Path(path).is_file() and "{" not in path]
+
+
+def again(wildcards, threads):
+    """The command that makes the results again. Taking `threads` keeps it out of Snakemake's rerun check."""
+    files = [os.path.relpath(path) for path in workflow.config_settings.configfiles]
+    overrides = workflow.config_settings.config_args
+    words = [
+        "snakemake",
+        *(["--configfile", *files] if files else []),
+        *(["--config", *overrides] if overrides else []),
+    ]
+    return shlex.quote(shlex.join(words))
+
+
+def price(wildcards):
+    """The flags of what an hour of a GPU costs; nothing where nobody said."""
+    values = experiment.file.report
+    hour, currency = values.price_per_gpu_hour, shlex.quote(values.currency)
+    return "" if hour is None else f"--price-per-gpu-hour {hour} --currency {currency}"

@@ -129,25 +129,6 @@ rule embedding:
         " > {log} 2>&1"
 
 
-def again(wildcards, threads):
-    """The command that makes the results again. Taking `threads` keeps it out of Snakemake's rerun check."""
-    files = [os.path.relpath(path) for path in workflow.config_settings.configfiles]
-    overrides = workflow.config_settings.config_args
-    words = [
-        "snakemake",
-        *(["--configfile", *files] if files else []),
-        *(["--config", *overrides] if overrides else []),
-    ]
-    return shlex.quote(shlex.join(words))
-
-
-def price(wildcards):
-    """The flags of what an hour of a GPU costs; nothing where nobody said."""
-    values = experiment.file.report
-    hour, currency = values.price_per_gpu_hour, shlex.quote(values.currency)
-    return "" if hour is None else f"--price-per-gpu-hour {hour} --currency {currency}"
-
-
 rule page:
     """Writing the page of {params.experiment} and its charts"""
     input:

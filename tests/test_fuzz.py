@@ -29,7 +29,7 @@ from wmdd.base.errors import WmddError
 from wmdd.datasets.archives import unpack
 from wmdd.datasets.decode import UnreadableError, decode
 from wmdd.export.foreign import read as read_foreign
-from wmdd.export.layouts import png
+from wmdd.export.layout_writers import png
 from wmdd.workflow.experiment_file import parse, read
 
 FOREIGN = ("pt", "npz", "npy", "h5", "parquet", "tar")

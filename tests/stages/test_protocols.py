@@ -50,7 +50,7 @@ def test_a_protocol_trains_a_student(tiny_teacher, protocol, dataset):
     soft = settings.labels == "soft"
     labels = labels_of(views.store, copy.deepcopy(tiny_teacher), images, views, batch) if soft else hard(0)
     white = whitening.fit(Resident(images, own), NORMALISATION) if settings.whiten else None
-    ((network, history),) = train(
+    ((network, history, _),) = train(
         images, own, torch.ones(COUNT), labels, Resident(images, own), CLASSES, NORMALISATION, settings, views, 0, [0],
         quiet(plain()), white,
     )  # fmt: skip

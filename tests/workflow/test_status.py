@@ -18,7 +18,7 @@ ERROR = "wmdd student: error: the loss is not a number after epoch 3; lower lr (
 
 def status(place: Workspace) -> str:
     """Run the command as a person would, in a process of its own."""
-    return place.python("-m", "wmdd", "status", "--configfile", "tiny.yaml")
+    return place.python("-m", "wmdd", "status", "tiny.yaml")
 
 
 def times(root: Path) -> dict[Path, int]:

@@ -136,7 +136,7 @@ def test_snakemake_report_has_tables_and_captions(run: Workspace) -> None:
     page = (run.root / "report.html").read_text()
     assert "Distilled images" in page
     assert "images per class" in page
-    assert "Top-1 accuracy of students trained from scratch" in page
+    assert "Top-1 accuracy of students that were trained from scratch" in page
     assert len(page) > 100_000
 
 
