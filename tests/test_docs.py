@@ -228,7 +228,7 @@ def written(value: Any) -> str:
 
 
 def test_the_numbers_of_the_protocols_are_those_of_the_presets() -> None:
-    numbers, small, variants, counted, departures, *_ = tables(ROOT / "docs/use/protocols.md")
+    _, numbers, small, variants, counted, departures, *_ = tables(ROOT / "docs/use/protocols.md")
     keys = [plain(cell) for cell in numbers.head[1:-2]]
     protocols, of_small = presets().protocols, {}
     for name, *cells, further, source in numbers.rows:
