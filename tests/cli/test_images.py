@@ -1,5 +1,6 @@
 """The command that takes sets of others: what it makes of them, keeps of them, says of them and refuses."""
 
+import os
 import re
 
 import numpy as np
@@ -69,6 +70,23 @@ def test_classes_that_the_teacher_sees_permuted_are_refused(here, run, mistake, 
     assert run(f"{COMMAND} --path set.npz --order trusted")[0] == 0
 
 
+def test_a_set_must_be_named(here, mistake):
+    assert mistake(COMMAND) == "--path is missing; name the file or folder of the set"
+
+
+class Runs:
+    """Runs a command where it is unpickled."""
+
+    def __reduce__(self):
+        return os.system, ("touch run",)
+
+
+def test_a_file_of_torch_that_needs_code_is_refused(here, mistake):
+    torch.save({"images": Runs(), "labels": torch.arange(3)}, "evil.pt")
+    assert "holds more than tensors (posix.system) and is not unpickled" in mistake(f"{COMMAND} --path evil.pt")
+    assert not (here / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arrays", "options", "says"),
     [
@@ -79,6 +97,8 @@ def test_classes_that_the_teacher_sees_permuted_are_refused(here, run, mistake, 
         ({"labels": np.zeros((6, 3))}, "", "may be one-hot, probabilities or logits"),
         ({"images": PIXELS.repeat(20, 0), "labels": LABELS.repeat(20)}, "", "whole training set"),
         ({"images": PIXELS[:2], "labels": LABELS[:2]}, "", "has no image of"),
+        ({"labels": np.eye(9)[LABELS]}, "", r"the labels of set\.npz have 9 columns and the data 3 classes"),
+        ({"images": PIXELS[..., :4, :]}, "", r"8 x 4 px and the data's 8 px"),
         ({"images": PIXELS.repeat(2, 0), "labels": LABELS.repeat(2)}, "", "not ipc 2; set ipc: 4"),
     ],
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """The family import in the real workflow: a set that others made is one more row, and a change of it reruns what follows."""
 
 import re
+import subprocess
 
 import numpy as np
 import pytest
@@ -77,6 +78,21 @@ def test_a_set_is_scored_by_one_command_or_from_arrays(run: Workspace) -> None:
     assert content["matrix"][0]["ipc"] == [2], "counted"
     assert content["matrix"][0]["methods"] == ["theirs", "random", "kmeans-medoid"]
     assert content["matrix"][0]["protocols"] == ["short", "short-hard"]
+    other = (
+        run.command("--version")[0],
+        "-m",
+        "wmdd",
+        "evaluate",
+        "theirs",
+        *choices.replace("--configfile tiny.yaml", "").split(),
+    )
+    said = subprocess.run(other, cwd=run.root, env=run.environment, capture_output=True, text=True, check=False).stderr
+    assert "unknown name 'nano' in teachers" in said
+    run.change("datasets.digits.data.resolution", 24)
+    other = other[0], *other[1:], "--configfile", "tiny.yaml"
+    said = subprocess.run(other, cwd=run.root, env=run.environment, capture_output=True, text=True, check=False).stderr
+    assert "the set's images are 16 px and those of digits 24 px; add --resize, or set data: {resolution: 16}" in said
+    run.change("datasets.digits.data.resolution", 16)
 
     np.save(run.root / "given.npy", images.reshape(-1, 3, 16, 16))
     script = """

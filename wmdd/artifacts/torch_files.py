@@ -50,7 +50,7 @@ def unpickled(path: Path, thing: str, remedy: str, alone: str) -> Any:
         with torch.serialization.safe_globals(_VALUES):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        needed = re.search(r"Unsupported (?:global|class)\S*:? ?(?:GLOBAL )?([\w.]+)", str(error))
+        needed = re.search(r"[Uu]nsupported (?:global|class|GLOBAL)\S*:? ?(?:GLOBAL )?([\w.]+)", str(error))
         if needed is None:
             raise WmddError(f"{path} is no {thing} of torch; {remedy}") from None
         raise WmddError(

@@ -11,6 +11,7 @@ from wmdd.settings.imported import ImportSettings, MeaningSettings
 
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
 MEANING = MeaningSettings()
+ANY_SIDE = 32  # px, at which pictures of several sizes are read to be counted
 
 
 @command
@@ -47,12 +48,14 @@ def evaluate(
         name: in tables; that of the file unless given.
         configfile: experiment files with datasets, teachers, protocols or students of your own.
     """
-    from wmdd.export.foreign import images_per_class
+    from wmdd.export import foreign
 
+    theirs = foreign.read(path, settings.layout, settings.label_kind, ANY_SIDE if settings.resize else 0)
+    labels = theirs.labels if theirs.hard_labels is None else theirs.hard_labels
     source = ImportSettings(path=str(path), **settings.model_dump())
     content = evaluation.experiment_of(
         source,
-        ipc or images_per_class(path, settings),
+        ipc or evaluation.images_per_class(labels),
         dataset,
         name=name or evaluation.method_name(path),
         teacher=teacher,
@@ -61,7 +64,10 @@ def evaluate(
         seeds=seeds,
         controls=_names(controls),
     )
-    evaluation.run(content, configfile or [], snakemake)
+    print(
+        f"{path} is the method {content['experiment']}; {evaluation.FOLDER}/{content['experiment']}.yaml is the experiment"
+    )
+    evaluation.run(content, theirs.images.shape[-1], configfile or [], snakemake)
     if not {"-n", "--dry-run", "--dryrun"} & {*snakemake}:
         print(Path(f"{evaluation.TABLE}.md").read_text("utf-8"), f"page: {evaluation.PAGE}", sep="\n")
 

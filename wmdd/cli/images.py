@@ -41,6 +41,8 @@ def images(
         teacher: of the teacher stage, that looks whether the classes are permuted.
     """
     source = settings.source(ipc, seed)
+    if not source:
+        raise WmddError("--path is missing; name the file or folder of the set")
     if settings.order == "checked" and teacher is None:
         raise WmddError("a teacher checks the order of classes: give --teacher, or --order trusted")
     meta = hdf5.load_meta(data)
@@ -72,6 +74,11 @@ def _ours(
 ) -> tuple[ImportedSet, list[str]]:
     """Return a set in our form, and what was guessed or changed on the way."""
     pixels, notes = _pixels(theirs, settings, data, meta)
+    if theirs.labels.ndim == 2 and theirs.labels.shape[1] != len(meta["classes"]):
+        raise WmddError(
+            f"the labels of {settings.path} have {theirs.labels.shape[1]} columns and the data {len(meta['classes'])} classes; "
+            "name the data that the set was distilled from"
+        )
     names = theirs.names, meta["classes"], meta["names"], _mapping(settings.classes), theirs.layout
     labels, said = imported_classes.classes_of(
         imported_classes.in_probabilities(theirs.labels, theirs.label_kind), *names

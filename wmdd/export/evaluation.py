@@ -70,11 +70,12 @@ def experiment_of(
     return {"experiment": name, "matrix": [matrix], "methods": {name: {"family": "import", "images": images}}}
 
 
-def run(content: dict[str, Any], configfiles: Sequence[Path] = (), options: Sequence[str] = ()) -> None:
+def run(content: dict[str, Any], side: int, configfiles: Sequence[Path] = (), options: Sequence[str] = ()) -> None:
     """Write an experiment file into `evaluations/`, and run the workflow on it.
 
     Args:
         content: of the file, checked before anything runs.
+        side: of the set's images, px.
         configfiles: experiment files with datasets, teachers and so on of your own; the content counts more.
         options: of Snakemake; jobs run here, on all cores, unless they say where.
 
@@ -86,7 +87,16 @@ def run(content: dict[str, Any], configfiles: Sequence[Path] = (), options: Sequ
         content = content | {"tracking": {"mode": "disabled"}}
     atomic_files.write_text(path, yaml.safe_dump(content, sort_keys=False))
     files = [*configfiles, path]
-    Experiment.read(*files)
+    experiment, dataset = Experiment.read(*files), content["matrix"][0]["datasets"][0]
+    wanted, images = (
+        experiment.resolve("data", dataset=dataset).side,
+        content["methods"][content["experiment"]]["images"],
+    )
+    if wanted not in (0, side) and not images.get("resize"):
+        raise WmddError(
+            f"the set's images are {side} px and those of {dataset} {wanted} px; add --resize, or set data: {{resolution: "
+            f"{side}}} for the dataset in a file of yours (--configfile)"
+        )
     if snakemake(files, options, quiet=True):
         raise WmddError(
             f"the workflow of {path} failed; its own words stand above, and the same command goes on from there"
@@ -139,7 +149,7 @@ def evaluate(
         np.savez(file, images=images, labels=labels)
     source = ImportSettings(path=str(path), space=space)
     content = experiment_of(source, images_per_class(labels), dataset, name=name, protocols=[protocol], **choices)
-    run(content, configfiles, options)
+    run(content, images.shape[-1], configfiles, options)
     return pd.read_csv(f"{TABLE}.csv")
 
 

@@ -8,7 +8,7 @@ not allocated. What was guessed on the way is told in `notes`.
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import numpy as np
 
@@ -28,9 +28,6 @@ from wmdd.export.foreign_pictures import (
 from wmdd.export.foreign_tensors import read_tensors
 from wmdd.export.manifest import ARRAYS, MANIFEST
 from wmdd.settings.imported import Layout
-
-if TYPE_CHECKING:
-    from wmdd.settings.imported import MeaningSettings
 
 TENSOR_LAYOUTS = ("dc", "mtt", "datm", "idc", "ncfm", "tensors")
 LAYOUTS: tuple[str, ...] = get_args(Layout)
@@ -250,11 +247,3 @@ def _own(path: Path, most: int) -> ForeignSet:
         None if soft is None else labels, known.weights.numpy(), None, known.classes, known.names,
         None if images.dtype == np.uint8 else "unit", 1, notes,
     )  # fmt: skip
-
-
-def images_per_class(path: Path, settings: "MeaningSettings") -> int:
-    """Return how many images the largest class of a set has, as they are stored."""
-    theirs = read(path, settings.layout, settings.label_kind)
-    labels = theirs.labels if theirs.hard_labels is None else theirs.hard_labels
-    classes = labels if labels.ndim == 1 else labels.argmax(1)
-    return int(np.unique(classes, return_counts=True)[1].max())

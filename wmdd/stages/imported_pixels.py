@@ -174,11 +174,11 @@ def untiled(images: np.ndarray, labels: np.ndarray, factor: int) -> tuple[np.nda
     Raises:
         WmddError: the factor is below 1 or above the side.
     """
+    if factor == 1:
+        return images, labels
     side = images.shape[-1]
     if not 1 <= factor <= side or images.shape[-2] != side:
         raise WmddError(f"images of {images.shape[-2]} x {side} px cannot be un-tiled by a factor of {factor}")
-    if factor == 1:
-        return images, labels
     pixels = torch.from_numpy(images)
     pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
     tile, missing = -(-side // factor), -side % factor
