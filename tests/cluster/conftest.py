@@ -161,7 +161,7 @@ class Campaign:
 
     def status(self) -> str:
         """Return what `python -m wmdd status` says."""
-        return self.run.python("-m", "wmdd", "status", "--configfile", "tiny.yaml")
+        return self.run.python("-m", "wmdd", "status", "tiny.yaml")
 
     def logs(self, stage: str) -> str:
         """Return the logs of a stage's blocks."""
