@@ -70,6 +70,26 @@ def test_classes_that_the_teacher_sees_permuted_are_refused(here, run, mistake, 
     assert run(f"{COMMAND} --path set.npz --order trusted")[0] == 0
 
 
+def test_a_file_of_classes_that_cannot_be_read_is_named(here, mistake):
+    write()
+    (here / "latin1.txt").write_bytes("é".encode("latin-1"))
+    for name in "latin1.txt", "none.txt":
+        assert f"cannot read the names of classes in {name} (" in mistake(
+            f"{COMMAND} --path set.npz --classes {name}", begun=True
+        )
+
+
+def test_what_evaluate_refuses_before_anything_runs_or_is_written(here, mistake):
+    evaluate = "evaluate set.npz --dataset digits"
+    write()
+    for name in "random", "../other":
+        assert f"the set cannot be called {name!r}" in mistake(f"{evaluate} --name {name}")
+    assert "the set's images are 8 px and those of digits 32 px; add --resize" in mistake(evaluate)
+    np.savez("set.npz", images=PIXELS[:1].repeat(501, 0), labels=np.zeros(501, np.int64))
+    assert "set.npz has 501 images of a class: is it a whole training set?" in mistake(evaluate)
+    assert not (here / "evaluations").exists()
+
+
 def test_a_set_must_be_named(here, mistake):
     assert mistake(COMMAND) == "--path is missing; name the file or folder of the set"
 

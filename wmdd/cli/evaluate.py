@@ -5,12 +5,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from wmdd.base.errors import WmddError
 from wmdd.cli.arguments import Paths, Positive, command
 from wmdd.export import evaluation
 from wmdd.settings.imported import ImportSettings, MeaningSettings
 
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
 MEANING = MeaningSettings()
+MOST = 500  # images of a class; more are taken for a whole training set
 ANY_SIDE = 32  # px, at which pictures of several sizes are read to be counted
 
 
@@ -52,10 +54,16 @@ def evaluate(
 
     theirs = foreign.read(path, settings.layout, settings.label_kind, ANY_SIDE if settings.resize else 0)
     labels = theirs.labels if theirs.hard_labels is None else theirs.hard_labels
+    counted = evaluation.images_per_class(labels)
+    if ipc is None and counted > MOST:
+        raise WmddError(
+            f"{path} has {counted:,} images of a class: is it a whole training set? Name the distilled set, or say "
+            f"--ipc {counted}"
+        )
     source = ImportSettings(path=str(path), **settings.model_dump())
     content = evaluation.experiment_of(
         source,
-        ipc or evaluation.images_per_class(labels),
+        ipc or counted,
         dataset,
         name=name or evaluation.method_name(path),
         teacher=teacher,
@@ -63,9 +71,6 @@ def evaluate(
         students=_names(students),
         seeds=seeds,
         controls=_names(controls),
-    )
-    print(
-        f"{path} is the method {content['experiment']}; {evaluation.FOLDER}/{content['experiment']}.yaml is the experiment"
     )
     evaluation.run(content, theirs.images.shape[-1], configfile or [], snakemake)
     if not {"-n", "--dry-run", "--dryrun"} & {*snakemake}:

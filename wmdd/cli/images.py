@@ -8,7 +8,7 @@ import torch
 
 from wmdd.artifacts import hdf5
 from wmdd.artifacts.hdf5 import LEARNED, Meta, check_classes
-from wmdd.base.errors import WmddError
+from wmdd.base.errors import WmddError, one_line
 from wmdd.cli.arguments import Data, Ipc, Seed, Threads, command
 from wmdd.cli.tensor_readers import read_teacher
 from wmdd.cli.writers import save_images
@@ -98,7 +98,13 @@ def _mapping(path: str) -> dict[str, str] | list[str] | None:
     """Read which class of the data each class of the set is: by their order, or by the set's names."""
     if not path:
         return None
-    lines = [line.strip() for line in Path(os.path.expanduser(path)).read_text("utf-8").splitlines() if line.strip()]
+    try:
+        text = Path(os.path.expanduser(path)).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WmddError(
+            f"cannot read the names of classes in {path} ({one_line(error)}); give a text file in UTF-8"
+        ) from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     pairs = [line.split("\t") for line in lines]
     return {pair[0]: pair[-1] for pair in pairs} if any(len(pair) > 1 for pair in pairs) else lines
 

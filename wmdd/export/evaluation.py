@@ -11,6 +11,7 @@ import yaml
 from wmdd.artifacts import atomic_files
 from wmdd.base import extras
 from wmdd.base.errors import WmddError
+from wmdd.settings.base import NAME
 from wmdd.settings.imported import ImportSettings
 from wmdd.workflow.experiment import Experiment
 from wmdd.workflow.experiment_file import NAME_LENGTH, presets
@@ -30,6 +31,18 @@ def method_name(path: Path) -> str:
     stem = path.stem if path.is_file() else path.resolve().name
     name = re.sub(r"[^A-Za-z0-9_.+-]+", "-", stem).strip("-.+_")[:NAME_LENGTH] or "set"
     return f"{name}-set" if name in presets().methods else name
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is a control's, whose images it would replace, or a path.
+
+    Raises:
+        WmddError: names it.
+    """
+    if name in presets().methods or not re.fullmatch(NAME, name):
+        raise WmddError(
+            f"the set cannot be called {name!r}: choose a name of letters, digits and -_.+ that no method has"
+        )
 
 
 def experiment_of(
@@ -56,7 +69,11 @@ def experiment_of(
         students: networks.
         seeds: of labels and students, and of the controls' images.
         controls: methods beside it.
+
+    Raises:
+        WmddError: a method that comes with wmdd has the name.
     """
+    check_name(name)
     matrix = {
         "datasets": [dataset],
         "teachers": [teacher],
@@ -85,19 +102,16 @@ def run(content: dict[str, Any], side: int, configfiles: Sequence[Path] = (), op
     path = Path(FOLDER, f"{content['experiment']}.yaml")
     if not configfiles:  # which may say how runs are tracked
         content = content | {"tracking": {"mode": "disabled"}}
-    atomic_files.write_text(path, yaml.safe_dump(content, sort_keys=False))
-    files = [*configfiles, path]
-    experiment, dataset = Experiment.read(*files), content["matrix"][0]["datasets"][0]
-    wanted, images = (
-        experiment.resolve("data", dataset=dataset).side,
-        content["methods"][content["experiment"]]["images"],
-    )
+    dataset, images = content["matrix"][0]["datasets"][0], content["methods"][content["experiment"]]["images"]
+    wanted = Experiment.read(*configfiles, over=content).resolve("data", dataset=dataset).side
     if wanted not in (0, side) and not images.get("resize"):
         raise WmddError(
             f"the set's images are {side} px and those of {dataset} {wanted} px; add --resize, or set data: {{resolution: "
             f"{side}}} for the dataset in a file of yours (--configfile)"
         )
-    if snakemake(files, options, quiet=True):
+    atomic_files.write_text(path, yaml.safe_dump(content, sort_keys=False))
+    print(f"{images['path']} is the method {content['experiment']}; {path} is the experiment", flush=True)
+    if snakemake([*configfiles, path], options, quiet=True):
         raise WmddError(
             f"the workflow of {path} failed; its own words stand above, and the same command goes on from there"
         )
@@ -144,6 +158,7 @@ def evaluate(
         raise WmddError(f"there are {len(images)} images and {len(labels)} labels; give one label an image")
     if space == "auto" and images.dtype != np.uint8:
         space = "unit"
+    check_name(name)
     path = Path(FOLDER, f"{name}.npz")
     with atomic_files.atomic(path) as part, part.open("wb") as file:
         np.savez(file, images=images, labels=labels)

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -64,12 +65,12 @@ class Experiment:
         check(self)
 
     @classmethod
-    def read(cls, *paths: Path) -> "Experiment":
-        """Read experiment files (YAML), later ones over earlier ones as Snakemake does."""
+    def read(cls, *paths: Path, over: Mapping[str, Any] = MappingProxyType({})) -> "Experiment":
+        """Read experiment files (YAML), later ones over earlier ones as Snakemake does, and `over` over all of them."""
         content: dict[str, Any] = {}
         for path in paths:
             content = _over(content, experiment_file.read(path))
-        return cls(content, ", ".join(path.name for path in paths))
+        return cls(_over(content, dict(over)), ", ".join(path.name for path in paths) or "configuration")
 
     # ---- the matrix
 
