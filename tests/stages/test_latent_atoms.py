@@ -61,7 +61,7 @@ def test_atoms_are_the_clumps_and_weights_their_masses(cloud):
 def test_equal_weights_cost_what_has_to_be_moved(cloud):
     """Of the masses .1 .2 .3 .4, .15 and .05 have to be moved to the first and second atom, from the fourth and third."""
     found = run(cloud, 4)[0]
-    measured = distances(found.atoms.atoms[None], found.atoms.weights[None], cloud, CONTEXT)
+    measured, _ = distances(found.atoms.atoms[None], found.atoms.weights[None], cloud, CONTEXT)
     assert measured["cost"][0] < 1e-3 < measured["uniform_cost"][0]
     assert found.uniform_cost == pytest.approx(0.15 * 128 + 0.05 * 128, rel=0.01)  # clumps are 16 or 8 sqrt(2) apart
     equal = run(cloud, 4, weights="uniform")[0]
@@ -110,14 +110,21 @@ def test_a_class_with_fewer_images_than_atoms_is_named(cloud):
 def test_a_set_that_is_the_data_has_no_distance(cloud):
     points = cloud.read(cloud.rows(1))
     twice = Cloud(points.repeat(2, 1), [0] * 30 + [1] * 30)
-    found = distances(torch.stack([points, points]), torch.full((2, 30), 1 / 30), twice, CONTEXT)
+    found, nearest = distances(torch.stack([points, points.flip(0)]), torch.full((2, 30), 1 / 30), twice, CONTEXT)
     assert found["cost"] == pytest.approx([0, 0], abs=1e-6)
+    assert nearest == [list(range(30)), list(range(59, 29, -1))], "the nearest image of a real one is itself"
+
+
+def test_the_nearest_real_image_is_of_the_class_by_its_row_in_the_file():
+    real = Cloud(torch.tensor([[0.0, 0], [1, 0], [5, 0], [9, 0], [9, 0]]), [0, 1, 0, 1, 1])
+    _, nearest = distances(torch.tensor([[[1.0, 0.2], [4, 0]], [[4, 0], [8, 1]]]), torch.full((2, 2), 0.5), real, CONTEXT)
+    assert nearest == [[0, 2], [1, 3]], "of two as near the first"
 
 
 def test_one_image_is_as_far_as_the_law_of_the_variance_says(cloud):
     off = torch.tensor([1.0, 2, -2])
     centres = torch.stack([cloud.read(cloud.rows(label)).mean(0) + off for label in range(2)])
-    found = distances(centres[:, None], torch.ones(2, 1), cloud, CONTEXT)
+    found, _ = distances(centres[:, None], torch.ones(2, 1), cloud, CONTEXT)
     assert found["cost"] == pytest.approx([v + 9 for v in found["variance"]], rel=1e-4)
     assert found["uniform_cost"] == found["cost"]
 

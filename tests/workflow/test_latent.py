@@ -1,12 +1,16 @@
 """The latent family in the real workflow: DDOQ and D4M end in images with weights, and a change reruns what it must."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from wmdd.artifacts.atomic_files import read_json
 from wmdd.artifacts.hdf5 import load, load_meta
+from wmdd.datasets.loader import opened, read
+from wmdd.report import thumbnails
 
 from .conftest import ENTRY, TINY, Workspace, run_of
 
@@ -76,6 +80,16 @@ def test_distances_say_that_masses_help(latent: Workspace) -> None:
     decay = read_json(latent.root / "results/digits/latent/vae/seed0/decay.json")["decay"]
     assert [row["atoms"] for row in decay] == [[1, 2, 4, 8]] * 3
     assert (latent.root / "results/report/distances.png").stat().st_size > 10_000
+
+
+def test_the_page_shows_the_nearest_real_images(latent: Workspace) -> None:
+    nearest = read_json(latent.root / CELL.format("ddoq") / "distance.json")["nearest"]
+    with opened(latent.root / "data/digits.h5", "train") as (pictures, _):
+        rows = torch.tensor(nearest)
+        assert torch.equal(pictures.labels[rows], torch.arange(10)[:, None].expand_as(rows)), "of its own class"
+        strips = [thumbnails.strip(read(pictures, several).numpy())[0] for several in rows]
+    shown = re.findall(r'data-nearest="([^"]+)"', (latent.root / "results/report/index.html").read_text())
+    assert {*strips} < {*shown}
 
 
 def test_recover_begins_at_the_images_of_ddoq(latent: Workspace) -> None:

@@ -34,6 +34,8 @@ def distance(
 ) -> None:
     """Measure how far a distilled set is from the real data: W2^2 of each class in the space of the teacher's features.
 
+    The nearest real image of each distilled one is kept beside it.
+
     Args:
         images: a distilled set.
         output: JSON.
@@ -50,9 +52,10 @@ def distance(
             )
             cloud = Cloud(file["features"], file["labels"][()], features_meta["names"])
             embedded = features_of(network, pixels.flatten(0, 1), Normalisation.of(teacher_meta), stage_job.context)
-            distances = distances_to(embedded.unflatten(0, pixels.shape[:2]), weights, cloud, stage_job.context)
+            distances, nearest = distances_to(embedded.unflatten(0, pixels.shape[:2]), weights, cloud, stage_job.context)
             stage_job.tracker.log({f"mean/{name}": float(np.mean(values)) for name, values in distances.items()})
-            atomic_files.write_json(output, stage_job.meta | {"distance": distances, "classes": meta["classes"]})
+            content = {"distance": distances, "nearest": nearest, "classes": meta["classes"]}
+            atomic_files.write_json(output, stage_job.meta | content)
 
 
 @command

@@ -15,7 +15,7 @@ from wmdd.artifacts.atomic_files import read_json, sha256_of
 from wmdd.base import units
 from wmdd.base.errors import WmddError
 from wmdd.cli.arguments import Paths, command
-from wmdd.cli.readers import images_per_epoch, read_meta, read_quality
+from wmdd.cli.readers import images_per_epoch, read_meta, read_nearest, read_quality
 from wmdd.jobs.job import cost_path
 from wmdd.report import distances as measured
 from wmdd.report import markdown, overview, results, thumbnails
@@ -79,7 +79,7 @@ def page(
         **_settings(images),
         datasets=[(path.stem, hdf5.load_meta(path)) for path in datasets],
         teachers={str(path): read_meta(path) for path in teachers},
-        strips=_strips(images),
+        strips=_strips(images, distances or [], {path.stem: path for path in datasets}),
         overviews=overview.overviews(_thumbnails(images)),
         published=numbers.read(published),
         links=[(path.as_posix(), os.path.relpath(path, output.parent)) for path in links or []],
@@ -156,19 +156,37 @@ def _measures(
     }
 
 
-def _strips(images: list[Path]) -> list[thumbnails.Strip]:
+def _strips(images: list[Path], distances: list[Path], datasets: dict[str, Path]) -> list[thumbnails.Strip]:
     """Read images and put those of a class side by side, by dataset, teacher, class and method, real ones first."""
     strips = []
+    measured_sets = {cell_of(path): path for path in distances}
     for cell, path in _first_seeds(images).items():
         with hdf5.reading(path, "images") as file:
             names, count = file.meta["names"], images_per_epoch(file.meta, file["images"].shape[1])
-            place = cell.dataset, cell.teacher, cell.method, results.kind_of(results.family_of(file.meta)), cell.ipc
-            for label in thumbnails.chosen(len(names)):
-                shown = file["images"][label, : min(count, thumbnails.SHOWN)]
-                source, side = thumbnails.strip(shown)
-                strips.append((label, thumbnails.Strip(*place, names[label], len(shown), side, source)))
+            kind, shown = results.kind_of(results.family_of(file.meta)), min(count, thumbnails.SHOWN)
+            classes = thumbnails.chosen(len(names))
+            pixels = [file["images"][label, :shown] for label in classes]
+            nearest = [""] * len(classes)
+            if kind != "real" and cell_of(path) in measured_sets:
+                data = datasets[str(cell.dataset)]
+                rows = read_nearest(measured_sets[cell_of(path)], file.meta, hdf5.load_meta(data))
+                nearest = _nearest([rows[label][:shown] for label in classes], data)
+        place = cell.dataset, cell.teacher, cell.method, kind, cell.ipc
+        for label, pictures, real in zip(classes, pixels, nearest, strict=True):
+            source, side = thumbnails.strip(pictures)
+            strips.append((label, thumbnails.Strip(*place, names[label], shown, side, source, real)))
     strips.sort(key=lambda p: (p[1].dataset, p[1].teacher, p[0], p[1].kind != "real", p[1].method, p[1].ipc))
     return [strip for _, strip in strips]
+
+
+def _nearest(rows: list[list[int]], data: Path) -> list[str]:
+    """Return the training pictures at some rows, a strip for each list of them, as data URIs."""
+    import torch
+
+    from wmdd.datasets.loader import opened, read  # needs torch, which most pages do without
+
+    with opened(data, "train", once=True) as (pictures, _):
+        return [thumbnails.strip(read(pictures, torch.tensor(several)).numpy())[0] for several in rows]
 
 
 def _first_seeds(images: list[Path]) -> dict[Cell, Path]:

@@ -77,6 +77,23 @@ def reading_features(path: Path, teacher: Path, teacher_meta: Meta) -> Iterator[
         yield file, meta
 
 
+def read_nearest(path: Path, images: Meta, data: Meta) -> list[list[int]]:
+    """Read which training image is nearest to each image of a set, as its row in the data, [C][K].
+
+    Raises:
+        WmddError: the distances are of other images or other data, or of an earlier version.
+    """
+    content = read_json(path)
+    if "nearest" not in content:
+        raise WmddError(f"{path} does not say which real images are nearest; delete it and run again")
+    for name, meta, digest in (
+        ("images", images, content["inputs"]["images"]), ("data", data, content["roots"].get("data"))
+    ):
+        if digest != meta["digest"]:
+            raise WmddError(f"{path} is of other {name} than {meta.path}; run the distance stage again")
+    return [list(map(int, rows)) for rows in content["nearest"]]
+
+
 def read_quality(path: Path) -> tuple[dict[str, np.ndarray], list[float]]:
     """Read how good the barycenters of a block are, and the seconds of each from the cost file beside it."""
     with hdf5.reading(path) as file:

@@ -28,6 +28,7 @@ class Strip(NamedTuple):
     images: int
     side: int  # px of an image
     source: str  # a data URI
+    nearest: str = ""  # the nearest real image of each of them, as a data URI, where that was measured
 
 
 def chosen(classes: int) -> list[int]:
@@ -66,5 +67,8 @@ def galleries(strips: list[Strip]) -> list[dict[str, Any]]:
         for strip in group:
             classes.setdefault(strip.name, []).append(strip)
         ipc = sorted({strip.ipc for strips in classes.values() for strip in strips})
-        shown.append({"title": f"{dataset}, teacher {teacher}", "ipc": ipc, "classes": [*classes.items()]})
+        nearest = any(strip.nearest for strips in classes.values() for strip in strips)
+        shown.append(
+            {"title": f"{dataset}, teacher {teacher}", "ipc": ipc, "nearest": nearest, "classes": [*classes.items()]}
+        )
     return shown

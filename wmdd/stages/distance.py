@@ -4,7 +4,7 @@ For class c, with the features f(x_ck) and weights w_ck of the distilled images 
 
     W_2^2(\sum_k w_ck delta_{f(x_ck)}, 1/N_c \sum_i delta_{f_i}),
 
-by exact transport. Of images that a decoder G made of atoms z_k this is the left side of the push-forward bound of DDOQ
+by exact transport. Beside it, for the eye: which real image of its class is nearest to each distilled one. Of images that a decoder G made of atoms z_k this is the left side of the push-forward bound of DDOQ
 (Theorem 1): W_2(G_# nu, G_# mu) <= L W_2(nu, mu) for a decoder of Lipschitz constant L, the latents' distance on the right.
 """
 
@@ -15,7 +15,7 @@ from wmdd.networks.context import Context
 from wmdd.networks.models import Network, normalise
 from wmdd.networks.normalisation import Normalisation
 from wmdd.stages.point_clouds import Cloud
-from wmdd.transport.measure import transport_cost
+from wmdd.transport.measure import squared_distances, transport_cost
 
 SIZE = 128  # images a forward pass
 
@@ -32,11 +32,23 @@ def features(network: Network, images: Tensor, normalisation: Normalisation, con
     return torch.cat(parts)
 
 
-def distances(embedded: Tensor, weights: Tensor, cloud: Cloud, context: Context) -> dict[str, list[float]]:
-    """Return of each class W2^2 to the real features, with the images' weights and with equal ones, and the features' variance.
+def distances(
+    embedded: Tensor, weights: Tensor, cloud: Cloud, context: Context
+) -> tuple[dict[str, list[float]], list[list[int]]]:
+    """Measure the distilled images of each class against the real ones of the class.
 
-    Of the distilled images `embedded` are the features [C, K, D] and `weights` the masses [C, K]; `cloud` are the real ones.
+    Args:
+        embedded: features of the distilled images, [C, K, D].
+        weights: their masses, [C, K].
+        cloud: the features of the real images.
+        context: of the job.
+
+    Returns:
+        Of each class W2^2 with the images' weights (`cost`) and with equal ones (`uniform_cost`) and the variance of the real
+        features (`variance`); and of each distilled image the row of the nearest real one in `cloud`, [C][K], of equally near
+        ones the first.
     """
+    nearest: list[list[int]] = []
     table: dict[str, list[float]] = {"cost": [], "uniform_cost": [], "variance": []}
     for label in context.progress(range(len(embedded)), "distances", len(embedded), 0, "class"):
         rows = cloud.rows(label)
@@ -46,4 +58,5 @@ def distances(embedded: Tensor, weights: Tensor, cloud: Cloud, context: Context)
         same = torch.allclose(masses, equal, rtol=1e-6, atol=0)
         table["uniform_cost"].append(table["cost"][-1] if same else transport_cost(embedded[label], equal, points))
         table["variance"].append(cloud.variance(rows))
-    return table
+        nearest.append([int(rows[i]) for i in squared_distances(embedded[label].double(), points.double()).argmin(1)])
+    return table, nearest

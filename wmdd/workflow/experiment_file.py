@@ -236,8 +236,8 @@ class ExperimentFile(_OfAllStages):
     )
     distances: bool = Field(
         False,
-        description="measure W2 of every distilled set to the real data in the teacher's features; always done for the "
-        "family latent",
+        description="measure W2 of every distilled set to the real data in the teacher's features, and find the nearest "
+        "real image of each distilled one, which the page shows; always done for the family latent",
     )
     embedding: bool = Field(
         False, description="draw a map (t-SNE) of real and distilled images in the teacher's features into the report"

@@ -211,12 +211,18 @@ def test_images_are_chosen_and_enlarged(opened):
     expect(strips).to_have_count(1)
     strips.first.focus()
     opened.keyboard.press("Enter")
-    assert opened.locator("dialog p").inner_text() == f"10 images of {NAMES[2]} by wmdd, 10 per class"
-    assert opened.locator("dialog img").evaluate("image => image.naturalWidth") == 10 * 16 + 9 * 2
+    assert opened.locator("dialog form p").inner_text() == f"10 images of {NAMES[2]} by wmdd, 10 per class"
+    widths = opened.locator("dialog img").evaluate_all("images => images.map(image => image.naturalWidth)")
+    assert widths == [10 * 16 + 9 * 2] * 2, "the nearest real images stand below"
+    assert "nearest real image" in opened.locator("dialog div").inner_text()
     opened.keyboard.press("Escape")
     expect(opened.locator("dialog")).not_to_be_visible()
     opened.locator("select[name=ipc]").select_option("1")
     assert strips.first.locator("img").get_attribute("alt") == f"1 image of {NAMES[2]} by wmdd, 1 per class"
+    opened.locator("select[name=method]").select_option("random")
+    strips.first.click()
+    assert opened.locator("dialog img").count() == 1, "a real image is the nearest to itself"
+    opened.keyboard.press("Escape")
 
 
 def test_colours_follow_the_system_text_can_be_read_and_a_phone_needs_no_sideways_scroll(opened):

@@ -157,8 +157,13 @@ for (const strip of document.querySelectorAll(".strip")) {
   strip.addEventListener("click", () => {
     const image = strip.querySelector("img").cloneNode();
     image.removeAttribute("style");
-    enlarged.querySelector("p").textContent = image.alt;
-    enlarged.querySelector("div").replaceChildren(image);
+    enlarged.querySelector("form p").textContent = image.alt;
+    const shown = [image];
+    if (strip.dataset.nearest) {
+      const nearest = Object.assign(new Image(), { src: strip.dataset.nearest, alt: "The nearest real image of the class to each" });
+      shown.push(Object.assign(document.createElement("p"), { textContent: `${nearest.alt}, by the teacher's features` }), nearest);
+    }
+    enlarged.querySelector("div").replaceChildren(...shown);
     enlarged.showModal();
   });
 }
