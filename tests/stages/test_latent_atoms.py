@@ -117,7 +117,9 @@ def test_a_set_that_is_the_data_has_no_distance(cloud):
 
 def test_the_nearest_real_image_is_of_the_class_by_its_row_in_the_file():
     real = Cloud(torch.tensor([[0.0, 0], [1, 0], [5, 0], [9, 0], [9, 0]]), [0, 1, 0, 1, 1])
-    _, nearest = distances(torch.tensor([[[1.0, 0.2], [4, 0]], [[4, 0], [8, 1]]]), torch.full((2, 2), 0.5), real, CONTEXT)
+    _, nearest = distances(
+        torch.tensor([[[1.0, 0.2], [4, 0]], [[4, 0], [8, 1]]]), torch.full((2, 2), 0.5), real, CONTEXT
+    )
     assert nearest == [[0, 2], [1, 3]], "of two as near the first"
 
 

@@ -101,7 +101,9 @@ def strips() -> list[Strip]:
     for label, method, ipc in itertools.product(range(len(NAMES)), METHODS, (1, 10)):
         source, side = strip(noise(ipc, 3, 16, 16))
         nearest = strip(noise(ipc + 1, 3, 16, 16)[1:])[0] if kind(method) == "distilled" else ""
-        found.append(Strip("imagenette", "resnet18", method, kind(method), ipc, NAMES[label], ipc, side, source, nearest))
+        found.append(
+            Strip("imagenette", "resnet18", method, kind(method), ipc, NAMES[label], ipc, side, source, nearest)
+        )
     return found
 
 
