@@ -34,6 +34,7 @@ rule match:
     input:
         data=FILES["data"],
         experts=inputs.experts,
+        start=inputs.start_images,
     output:
         images=joined_later(FILES["match"]),
         cost=cost_of(FILES["match"]),
@@ -45,12 +46,14 @@ rule match:
         **request("match"),
     params:
         experts=optional("experts"),
+        start=optional("start"),
         settings=inputs.flags("match"),
         code=code_digest("match"),
     shell:
         "python -m wmdd match"
         " --data {input.data}"
         " {params.experts}"
+        " {params.start}"
         " --output {output.images}"
         " --block {wildcards.block}"
         " --ipc {wildcards.ipc}"

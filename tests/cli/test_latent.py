@@ -139,7 +139,7 @@ def test_recover_begins_at_a_distilled_set(here, run):
         (
             "recover --teacher model.safetensors --class-statistics statistics.h5 --output x.h5 --block classes0-2 --ipc 3 "
             f"--seed 0 --feature-weight 0 {CPU} --init method:ddoq --start images.h5",
-            "has 2 images per class of 8 px, but 3 of 8 px are to be recovered",
+            "has 2 images per class of 8 px, but 3 of 8 px are to begin with",
         ),
     ],
 )  # fmt: skip

@@ -192,6 +192,16 @@ def test_hard_labels_are_those_that_were_learned(here, run):
     assert losses["classes"] != losses["learned"] != losses["others"]
 
 
+@pytest.mark.parametrize("line", [DM.format("begun", "classes1-2"), MTT.replace("t.h5", "begun.h5")])
+def test_images_begin_at_those_of_another_set(here, run, line):
+    line = line.replace("--lr 5", "").replace("--labels learned --labels-lr 20", "")
+    code, _, err = run(f"{line} --lr 1e-9 --init method:dm --start dm.h5")
+    assert code == 0, err
+    (begun, meta), (start, of) = load(here / "begun.h5"), load(here / "dm.h5")
+    np.testing.assert_allclose(begun["images"], start["images"][-len(begun["images"]) :], atol=1e-5)
+    assert meta["inputs"]["start"] == of["digest"]
+
+
 # Mistakes
 
 
@@ -207,6 +217,12 @@ WHOLE = DM.format("x", "classes0-2")
         (MTT.replace("--ipc 2", "--ipc 9"), f"{FEW} take fewer images per class, or init: noise"),
         (MTT.replace("--experts e0.h5 e1.h5 ", ""), "match with objective mtt takes --experts; make them agree"),
         (f"{WHOLE} --experts e0.h5", "match with objective dm takes no --experts; make them agree"),
+        (f"{WHOLE} --init method:other", "match with init method:other takes --start; make them agree"),
+        (f"{WHOLE} --start dm.h5", "match with init real takes no --start; make them agree"),
+        (
+            f"{WHOLE} --init method:dm --start dm.h5".replace("--ipc 2", "--ipc 3"),
+            "dm.h5 has 2 images per class of 8 px, but 3",
+        ),
         (MTT.replace("classes0-2", "classes0-1"), "mtt does not separate by class: give all of them, classes0-2"),
         (DM.format("x", "classes0-3"), "there is no block 'classes0-3'; name the classes as in classes0-2"),
         (MTT.replace("e1.h5", "e2.h5"), "e2.h5 does not exist; run the stage that makes it first"),

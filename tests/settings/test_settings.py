@@ -99,6 +99,7 @@ OTHERS = {  # settings that not every value of their type fits
     (AutoencoderSettings, "factor"): 8,
     (SelectSettings, "strategy"): "patches",
     (TeacherSettings, "weights"): "",  # with which there would be no training to set
+    (MatchSettings, "init"): "method:other",
     (MatchSettings, "objective"): "datadam",  # which looks at all settings but those of MTT
     (RelabelSettings, "teachers"): ("a", "b.c"),
     (LabelSettings, "teachers"): ("a", "b.c"),

@@ -61,6 +61,10 @@ WHITE = {"data": {"resolution": 65}}
          "method mine on digits: recover.init goes round: mine -> mine"),
         ({"methods": START | {"other": {"base": "wmdd", "recover": {"init": "method:mine"}}}}, {"methods": MINE},
          "recover.init goes round: mine -> other -> mine"),
+        ({"methods": {
+            "mine": {"base": "dm", "match": {"init": "method:other"}},
+            "other": {"base": "wmdd", "recover": {"init": "method:mine"}}}},
+         {"methods": MINE}, "match.init goes round: mine -> other -> mine"),
         # the family latent
         (generator(kind="ldm"), {"methods": MINE}, "method mine on digits: generator g: kind ldm needs model"),
         (generator(kind="ldm", model="./x"), {"methods": MINE},

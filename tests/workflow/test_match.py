@@ -90,6 +90,7 @@ def test_the_report_has_matched_sets_and_their_experts(matched: Workspace) -> No
 CHANGES = [
     ("experiment", "tiny", {}),  # as it was
     ("methods.dm.match.lr", 3, AFTER | {"match": 2}),
+    ("methods.dm.match.init", "method:random", AFTER | {"match": 2}),
     ("methods.mtt.match.trajectories", 3, AFTER | {"expert": 1, "match": 1}),
     ("experts.convnet3.epochs", 4, AFTER | {"expert": 2, "match": 1}),
     ("protocols.own.student.epochs", 7, {"student": 4, **REPORT}),

@@ -13,7 +13,7 @@ from wmdd.artifacts.hdf5 import LEARNED, check_classes
 from wmdd.base.errors import WmddError
 from wmdd.cli.arguments import ENGINE, Block, Data, Ipc, Paths, Seed, Threads, command
 from wmdd.cli.readers import block_classes, data_facts
-from wmdd.cli.tensor_readers import both_splits
+from wmdd.cli.tensor_readers import both_splits, check_start, read_start
 from wmdd.cli.writers import save_history, save_images
 from wmdd.datasets.loader import opened
 from wmdd.jobs.job import job
@@ -97,6 +97,7 @@ def match(
     ipc: Ipc,
     seed: Seed,
     experts: Paths | None = None,
+    start: Path | None = None,
     threads: Threads = 1,
     settings: MatchSettings = MatchSettings(),
     engine: EngineSettings = ENGINE,
@@ -107,6 +108,7 @@ def match(
         output: of the images.
         block: of classes, as in classes0-4; for the objective mtt all of them.
         experts: trajectories of the expert stage, for the objective mtt.
+        start: a distilled set to begin with, where `init` names a method.
     """
     meta = hdf5.load_meta(data)
     classes = block_classes(block, meta["classes"])
@@ -117,19 +119,22 @@ def match(
         )
     if follows and len(classes) != len(meta["classes"]):
         raise WmddError(f"mtt does not separate by class: give all of them, classes0-{len(meta['classes']) - 1}")
+    check_start("match", settings, start)
     with ExitStack() as files:
         trajectories, trained, expert_metas = (
             files.enter_context(_experts(experts, meta)) if experts else ([], None, {})
         )
-        inputs = {"data": meta} | expert_metas
+        inputs, begun = {"data": meta} | expert_metas, None
+        if start is not None:
+            begun, inputs["start"] = read_start(start, meta, classes, ipc)
         stage_job = files.enter_context(
             job("match", output, [settings], inputs, engine, threads, block=block, ipc=ipc, seed=seed)
         )
         pictures, _ = files.enter_context(opened(staged(data), "train", once=follows, device=stage_job.engine.device))
-        initial = ipc if settings.init == "real" else 1  # images of each class that it begins with
+        initial = ipc if settings.init == "real" else 1  # real images of each class that it begins with
         least = initial if follows else max(initial, settings.real_batch)
         remedy = "lower match.real_batch" if least > initial else "take fewer images per class, or init: noise"
-        real_images = real(pictures, list(classes), meta["names"], least, remedy)
+        real_images = real(pictures, list(classes), meta["names"], least, remedy, begun)
         matched = _match(real_images, ipc, meta, trajectories, trained, settings, seed, stage_job.context)
         rate = {} if matched.rate is None else {"student_lr": matched.rate}
         learned = {} if matched.labels is None else {LEARNED: matched.labels.numpy().astype(np.float32)}

@@ -52,7 +52,9 @@ def distance(
             )
             cloud = Cloud(file["features"], file["labels"][()], features_meta["names"])
             embedded = features_of(network, pixels.flatten(0, 1), Normalisation.of(teacher_meta), stage_job.context)
-            distances, nearest = distances_to(embedded.unflatten(0, pixels.shape[:2]), weights, cloud, stage_job.context)
+            distances, nearest = distances_to(
+                embedded.unflatten(0, pixels.shape[:2]), weights, cloud, stage_job.context
+            )
             stage_job.tracker.log({f"mean/{name}": float(np.mean(values)) for name, values in distances.items()})
             content = {"distance": distances, "nearest": nearest, "classes": meta["classes"]}
             atomic_files.write_json(output, stage_job.meta | content)

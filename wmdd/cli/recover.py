@@ -12,7 +12,7 @@ from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
 from wmdd.cli.arguments import ENGINE, Block, Ipc, Positive, Seed, Teacher, Threads, command
 from wmdd.cli.readers import block_classes, data_facts
-from wmdd.cli.tensor_readers import confident_points, read_statistics, read_teacher
+from wmdd.cli.tensor_readers import check_start, confident_points, read_start, read_statistics, read_teacher
 from wmdd.cli.writers import save_atoms, save_images
 from wmdd.jobs.job import StageJob, job
 from wmdd.networks.normalisation import Normalisation
@@ -114,10 +114,9 @@ def recover(
     if barycenter is not None:
         width = network.head.in_features
         atoms, weights, inputs["barycenter"] = _atoms(barycenter, teacher, teacher_meta, block, ipc, width)
-    if (start is None) != (settings.init == "noise"):
-        raise WmddError(f"recover with init {settings.init} takes {'no ' if start else ''}--start; make them agree")
+    check_start("recover", settings, start)
     if start is not None:
-        images, inputs["start"] = _start(start, teacher_meta, classes, ipc)
+        images, inputs["start"] = read_start(start, teacher_meta, classes, ipc)
     with job("recover", output, [settings], inputs, engine, threads, block=block, ipc=ipc, seed=seed) as stage_job:
         images = optimise(
             network, labels, atoms, weights, statistics, teacher_meta["resolution"], Normalisation.of(teacher_meta),
@@ -138,16 +137,3 @@ def _atoms(
     if arrays["atoms"].shape[2] != width:
         raise WmddError(f"{path} is of the features of another teacher than {teacher}; rebuild it")
     return torch.from_numpy(arrays["atoms"]), torch.from_numpy(checked_weights(path, arrays["weights"])), meta
-
-
-def _start(path: Path, teacher_meta: dict[str, Any], classes: range, ipc: int) -> tuple[Tensor, Meta]:
-    """Read the images [C, K, 3, R, R] of some classes that recover begins with, and the meta data of their file."""
-    with hdf5.reading(path, "images") as file:
-        meta = file.meta
-        check_classes(teacher_meta["classes"], meta["classes"], "the teacher", str(path))
-        if file["images"].shape[1] != ipc or meta["resolution"] != teacher_meta["resolution"]:
-            raise WmddError(
-                f"{path} has {file['images'].shape[1]} images per class of {meta['resolution']} px, but {ipc} of "
-                f"{teacher_meta['resolution']} px are to be recovered; rebuild it"
-            )
-        return torch.from_numpy(file["images"][classes.start : classes.stop]), meta

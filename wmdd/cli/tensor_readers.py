@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wmdd.artifacts import hdf5
-from wmdd.artifacts.hdf5 import Meta
+from wmdd.artifacts.hdf5 import Meta, check_classes
 from wmdd.artifacts.model_files import load_model
 from wmdd.base.errors import WmddError
 from wmdd.datasets.loader import Pictures, opened
@@ -17,6 +17,7 @@ from wmdd.networks.batchnorm import Statistics
 from wmdd.networks.engine import Engine
 from wmdd.networks.models import Network
 from wmdd.networks.state_dicts import restore
+from wmdd.settings.base import Begun
 from wmdd.settings.network import NetworkSettings
 from wmdd.stages.point_clouds import Cloud, Confident
 
@@ -48,6 +49,40 @@ def read_teacher(path: Path) -> tuple[Network, Meta]:
 def network_settings(meta: Meta) -> NetworkSettings:
     """Return the network that the meta data of a teacher name."""
     return NetworkSettings(**{k: v for k, v in meta["settings"].items() if k in NetworkSettings.model_fields})
+
+
+def read_start(path: Path, facts: Meta, classes: range, ipc: int) -> tuple[Tensor, Meta]:
+    """Read the images [C, K, 3, R, R] of some classes that others begin with, and the meta data of their file.
+
+    Args:
+        path: of a distilled set.
+        facts: meta data with the classes and the resolution that are needed.
+        classes: of the block.
+        ipc: images per class that are needed.
+
+    Raises:
+        WmddError: the set has other classes, another number of images or another size.
+    """
+    with hdf5.reading(path, "images") as file:
+        meta = file.meta
+        check_classes(facts["classes"], meta["classes"], str(facts.path), str(path))
+        if file["images"].shape[1] != ipc or meta["resolution"] != facts["resolution"]:
+            raise WmddError(
+                f"{path} has {file['images'].shape[1]} images per class of {meta['resolution']} px, but {ipc} of "
+                f"{facts['resolution']} px are to begin with; rebuild it"
+            )
+        return torch.from_numpy(file["images"][classes.start : classes.stop]), meta
+
+
+def check_start(stage: str, settings: Begun, start: Path | None) -> None:
+    """Refuse images to begin with that the settings do not name, or the lack of such.
+
+    Raises:
+        WmddError: they do not agree.
+    """
+    if bool(settings.start) != (start is not None):
+        init = getattr(settings, "init", "")
+        raise WmddError(f"{stage} with init {init} takes {'no ' if start else ''}--start; make them agree")
 
 
 def read_statistics(path: Path, classes: range) -> Statistics:

@@ -44,6 +44,16 @@ class Settings(BaseModel):
         return {name: value for name, value in values.items() if name not in unused}
 
 
+class Begun(Settings):
+    """Settings of images that are optimised from somewhere, which may be the images of another method."""
+
+    @property
+    def start(self) -> str:
+        """The method whose images are the start, or nothing."""
+        init = str(getattr(self, "init", ""))
+        return init.removeprefix("method:") if init.startswith("method:") else ""
+
+
 def flags(*parts: Settings) -> str:
     """Return settings as sorted command-line flags, so that equal settings are equal text whatever their order in a file.
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from wmdd.settings.base import Count, Fraction, NonNegative, Positive
+from wmdd.settings.base import NAME, Begun, Count, Fraction, NonNegative, Positive
 from wmdd.settings.network import ConvNetSettings, OptimisationSettings
 
 
@@ -21,7 +21,7 @@ class ExpertSettings(ConvNetSettings, OptimisationSettings):
     whiten: bool = Field(False, description="the network sees ZCA-whitened images, and so do students of MTT then")
 
 
-class MatchSettings(ConvNetSettings):
+class MatchSettings(Begun, ConvNetSettings):
     """Images optimised in their pixels, on which networks behave as on real ones (DM, DataDAM, MTT)."""
 
     objective: Literal["dm", "datadam", "mtt"] = Field(
@@ -32,7 +32,12 @@ class MatchSettings(ConvNetSettings):
         description="free: float32, which may leave the range from black to white (as the published codes score them); "
         "picture: within it, and rounded to 8 bits",
     )
-    init: Literal["real", "noise"] = Field("real", description="where to start: the images of `random`, or noise")
+    init: str = Field(
+        "real",
+        pattern=f"^(real|noise|method:{NAME})$",
+        description="where to start: the images of `random`, noise, or method:NAME, the images of another method of the same "
+        "cell",
+    )
     iterations: Count = Field(20000, description="steps of the pixels (DM, DataDAM: 20,000; MTT: 5,000)")
     lr: Positive = Field(
         1.0, description="of gradient descent on normalised pixels (DM: 1; DataDAM: 100; MTT: 100 to 1,000)"

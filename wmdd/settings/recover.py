@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from wmdd.settings.base import NAME, Count, Fraction, NonNegative, Positive, Settings, Shares
+from wmdd.settings.base import NAME, Begun, Count, Fraction, NonNegative, Positive, Shares
 
 
-class RecoverSettings(Settings):
+class RecoverSettings(Begun):
     """Images optimised to match the barycenter under BatchNorm statistics (WMDD, Eq. 5-7)."""
 
     init: str = Field(
@@ -69,11 +69,6 @@ class RecoverSettings(Settings):
     def unused(cls, values: dict[str, Any]) -> Collection[str]:
         """Return the settings of the mixing, where nothing is mixed back."""
         return () if values.get("anchor") else ("anchor_times",)
-
-    @property
-    def start(self) -> str:
-        """The method whose images are the start, or nothing."""
-        return self.init.removeprefix("method:") if self.init != "noise" else ""
 
     @property
     def coupled(self) -> bool:

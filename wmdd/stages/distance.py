@@ -4,8 +4,10 @@ For class c, with the features f(x_ck) and weights w_ck of the distilled images 
 
     W_2^2(\sum_k w_ck delta_{f(x_ck)}, 1/N_c \sum_i delta_{f_i}),
 
-by exact transport. Beside it, for the eye: which real image of its class is nearest to each distilled one. Of images that a decoder G made of atoms z_k this is the left side of the push-forward bound of DDOQ
+by exact transport. Of images that a decoder G made of atoms z_k this is the left side of the push-forward bound of DDOQ
 (Theorem 1): W_2(G_# nu, G_# mu) <= L W_2(nu, mu) for a decoder of Lipschitz constant L, the latents' distance on the right.
+
+Beside it, for the eye: which real image of its class is nearest to each distilled one.
 """
 
 import torch

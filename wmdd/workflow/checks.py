@@ -107,12 +107,10 @@ def _check_family(experiment: "Experiment", dataset: str, method: str) -> None:
 def _check_start(experiment: "Experiment", dataset: str, method: str) -> None:
     """Refuse a method that would start from itself, through others or not."""
     chain = [method]
-    while experiment.family(chain[-1]) == "recover":
-        start = experiment.resolve("recover", dataset=dataset, method=chain[-1]).start
-        if not start:
-            return
+    while start := experiment.start(dataset, chain[-1]):
         if start in chain:
-            raise WmddError(f"method {method} on {dataset}: recover.init goes round: {' -> '.join([*chain, start])}")
+            family = experiment.family(method)
+            raise WmddError(f"method {method} on {dataset}: {family}.init goes round: {' -> '.join([*chain, start])}")
         chain.append(start)
         _check_family(experiment, dataset, start)
 

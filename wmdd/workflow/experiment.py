@@ -115,10 +115,16 @@ class Experiment:
         """Return the methods whose images are made: those of the matrix, and what they start from."""
         pairs = list(dict.fromkeys((run.dataset, run.method) for run in self.runs()))
         for dataset, method in pairs:  # which grows
-            if self.family(method) == "recover":
-                start = self.resolve("recover", dataset=dataset, method=method).start
-                pairs += [(dataset, start)] if start and (dataset, start) not in pairs else []
+            start = self.start(dataset, method)
+            pairs += [(dataset, start)] if start and (dataset, start) not in pairs else []
         return sorted({method for _, method in pairs})
+
+    def start(self, dataset: str, method: str) -> str:
+        """Return the method whose images a method begins with, or nothing."""
+        family = self.family(method)
+        if family not in ("recover", "match"):  # stages of the same names
+            return ""
+        return str(self.resolve(family, dataset=dataset, method=method).start)
 
     def teacher_seed(self, seed: int) -> int:
         """Return the seed of the teacher used by a distillation with this seed."""

@@ -128,9 +128,9 @@ class Inputs:
         return bool(self.experiment.settings("recover", cell).feature_weight > 0)
 
     def start_images(self, wildcards: Any) -> Paths:
-        """Return the images that recover begins with, where they are another method's."""
+        """Return the images that recover or match begins with, where they are another method's."""
         cell = Cell.of(wildcards)
-        method = self.experiment.settings("recover", cell).start
+        method = self.experiment.start(cell.dataset, cell.method)
         return path_of("images", cell.having(method=method)) if method else []
 
     def blocks(self, wildcards: Any) -> Paths:

@@ -3,7 +3,8 @@ r"""Match: images on which networks behave as on real ones, optimised in their p
 `distributions` matches, class by class, what untrained networks make of real and of distilled images (DM, DataDAM);
 `trajectories` matches where networks go that are trained on them (MTT).
 
-Images begin as real ones, those that the method `random` chooses under the same seed, or as noise. Their pixels are free, as in
+Images begin as real ones, those that the method `random` chooses under the same seed, as noise, or as those of another method
+(`init`). Their pixels are free, as in
 the published codes: float32, and they may leave the range from black to white. With `pixels: picture` they are brought back
 into it after every step, and rounded to 8 bits at the end.
 """
@@ -38,10 +39,16 @@ class Real(NamedTuple):
     labels: list[int]  # of the block
     begins: list[int]
     counts: list[int]
+    start: Tensor | None = None  # images [C, K, 3, R, R] of another method to begin with, bytes or in unit scale
 
 
 def real(
-    pictures: Pictures, labels: list[int], names: list[str], least: int, remedy: str = "lower match.real_batch"
+    pictures: Pictures,
+    labels: list[int],
+    names: list[str],
+    least: int,
+    remedy: str = "lower match.real_batch",
+    start: Tensor | None = None,
 ) -> Real:
     """Find the real images of some classes.
 
@@ -55,12 +62,14 @@ def real(
             raise WmddError(
                 f"class {names[label]} has {count} real images, but {least} are to be drawn at once; {remedy}"
             )
-    return Real(pictures, labels, begins, counts)
+    return Real(pictures, labels, begins, counts, start)
 
 
 def start(real_images: Real, k: int, normalisation: Normalisation, settings: "MatchSettings", seed: int) -> Tensor:
     """Return the normalised images [C, K, 3, R, R] to begin with."""
     side = real_images.pictures.resolution
+    if real_images.start is not None:
+        return normalise(real_images.start, normalisation)
     if settings.init == "noise":
         shape = (k, 3, side, side)
         return torch.stack(
