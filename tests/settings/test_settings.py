@@ -113,7 +113,10 @@ OF_MTT = {
     "trajectories", "expert_epochs", "start_epochs", "student_steps", "student_batch", "student_lr", "rate_lr", "labels",
     "labels_lr",
 }  # fmt: skip
-DEFAULT = {TeacherSettings: {"weights"}, MatchSettings: OF_MTT, StudentSettings: {"labels", "loss", "hard_weight"}}
+DEFAULT = {
+    TeacherSettings: {"weights"}, MatchSettings: OF_MTT, StudentSettings: {"labels", "loss", "hard_weight"},
+    SelectSettings: {"cell_images", "margin"},
+}  # fmt: skip
 
 
 def other_value(field, default):
@@ -206,7 +209,8 @@ TRAINING = TeacherSettings.model_fields.keys() - AdoptedSettings.model_fields.ke
     ("kind", "values", "unused"),
     [
         (TeacherSettings, {"weights": "my weights/a 'b'.pt"}, TRAINING),
-        (SelectSettings, {"strategy": "kmeans-medoid"}, {"candidates", "crops", "crop_scale"}),
+        (SelectSettings, {"strategy": "kmeans-medoid"}, {"candidates", "crops", "crop_scale", "cell_images", "margin"}),
+        (SelectSettings, {"strategy": "margins"}, {"candidates", "crops", "crop_scale"}),
         (RelabelSettings, {"store": "stored"}, {"keep_epochs", "top_k", "temperature"}),
         (RelabelSettings, {"store": "online"}, {"keep_epochs", "top_k", "temperature"}),
         (RelabelSettings, {"store": "pruned"}, set()),

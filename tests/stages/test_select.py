@@ -14,7 +14,7 @@ from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.settings.network import NetworkSettings
 from wmdd.settings.select import SelectSettings
 from wmdd.stages.point_clouds import Cloud, Confident
-from wmdd.stages.select import kmeans_medoid, masses, mosaic, patches, random, select
+from wmdd.stages.select import kmeans_medoid, margins, masses, mosaic, patches, quotas, random, select
 
 NAMES = ["ant", "bee", "cat"]
 LABELS = torch.tensor([0] * 9 + [1] * 6 + [2] * 14)
@@ -75,6 +75,39 @@ def test_medoids_of_separated_clusters_with_their_masses():
         start += len(part)
     positions, weights = kmeans_medoid(torch.cat(parts), 3, SOLVER, 0, 0)
     assert dict(zip(positions.tolist(), weights.tolist(), strict=True)) == pytest.approx(nearest)
+
+
+@pytest.mark.parametrize("margin", [0, 0.5, 1])
+def test_margins_take_from_each_cell_by_its_mass_the_central_and_the_doubtful(margin):
+    sizes, wanted = (8, 4, 12), [4, 2, 6]
+    parts = [100 * i + features(n, str(i)) for i, n in enumerate(sizes)]
+    points, losses = torch.cat(parts), torch.rand(24, generator=generator("losses"))
+    settings = SelectSettings(strategy="margins", cell_images=4, margin=margin)
+    positions, weights = margins(points, losses, 12, settings, SOLVER, 0, 0)
+    assert len(positions.unique()) == 12
+    torch.testing.assert_close(weights, torch.full((12,), 1 / 12))
+    start = 0
+    for part, count in zip(parts, wanted, strict=True):
+        cell, doubtful = range(start, start + len(part)), int(margin * count)
+        off = (part - part.mean(0)).norm(dim=1)
+        by_loss = sorted(cell, key=lambda i: -losses[i])
+        by_distance = sorted(set(cell) - {*by_loss[:doubtful]}, key=lambda i, s=start, off=off: off[i - s])
+        expected = {*by_loss[:doubtful], *by_distance[: count - doubtful]}
+        assert {i for i in positions.tolist() if i in cell} == expected
+        start += len(part)
+
+
+def test_quotas_are_in_proportion_and_weights_make_up_for_what_they_round():
+    assert quotas(torch.tensor([5, 3, 2]), 10) == [5, 3, 2]
+    assert quotas(torch.tensor([50, 30, 20]), 4) == [2, 1, 1]
+    assert quotas(torch.tensor([98, 1, 1]), 3) == [3, 0, 0]
+    parts = [torch.zeros(6, 2), 100 + torch.zeros(3, 2)]
+    points = torch.cat(parts) + 0.01 * features(9)[:, :2]
+    settings = SelectSettings(strategy="margins", cell_images=2)
+    positions, weights = margins(points, torch.arange(9.0), 4, settings, SOLVER, 0, 0)
+    of_first = positions < 6
+    assert int(of_first.sum()) == 3
+    torch.testing.assert_close(weights[of_first].sum(), torch.tensor(2 / 3))
 
 
 def test_medoids_stay_distinct_where_atoms_share_their_nearest_image():
@@ -177,6 +210,18 @@ def test_patches_are_squares_of_the_size_asked_for_and_depend_on_the_seed():
     assert not torch.equal(found.boxes, cropped(seed=1)[2].boxes)
     _, _, whole = cropped(settings=SelectSettings(strategy="patches", crop_scale=(1.0, 1.0)))
     assert torch.equal(whole.pixels, images[whole.images])
+
+
+def test_margins_know_what_the_teacher_is_sure_of():
+    points, weight = features(), torch.randn(3, 4, generator=generator("head"))
+    sure = Confident(Cloud(points, LABELS), weight, torch.zeros(3), 0.7)
+    settings = SelectSettings(strategy="margins", margin=1, cell_images=4)
+    positions, _ = select(LABELS, NAMES, 4, sure, settings, BarycenterSettings(confident=0.7), 0)
+    losses = torch.nn.functional.cross_entropy(points @ weight.T, LABELS, reduction="none")
+    for label, mine in enumerate(positions):
+        counted = (label == LABELS).nonzero()[:, 0]
+        counted = counted[losses[counted].argsort()][: -(-7 * len(counted) // 10)]
+        assert {*mine.tolist()} == {*counted[-4:].tolist()}, "the least sure, of those that count"
 
 
 def test_candidates_of_patches():

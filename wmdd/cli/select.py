@@ -49,8 +49,9 @@ def select(
 
     Args:
         output: of the images.
-        features: of the features stage, for the strategy kmeans-medoid.
-        teacher: of the teacher stage, for the strategy patches, and where only a share of the images counts (`confident`).
+        features: of the features stage, for the strategies kmeans-medoid and margins.
+        teacher: of the teacher stage, for the strategies patches and margins, and where only a share of the images counts
+            (`confident`).
     """
     _check_needs(settings, solver, teacher, features)
     with ExitStack() as files:
@@ -65,7 +66,8 @@ def select(
             features_meta = file.meta
             inputs["features"] = features_meta
             cloud = Cloud(file["features"], file["labels"][()], features_meta["names"])
-            cloud, judge = confident_points(cloud, features_meta, features, teacher, solver.confident)
+            always = settings.strategy == "margins"
+            cloud, judge = confident_points(cloud, features_meta, features, teacher, solver.confident, always)
             inputs |= judge
         used_engine = None if network is None else engine
         stage_job = files.enter_context(
@@ -90,8 +92,8 @@ def _check_needs(
 ) -> None:
     """Refuse a strategy that lacks a file."""
     patches, sifts = settings.strategy == "patches", settings.strategy != "patches" and solver.confident < 1
-    measures = not (settings.drawn or patches)
-    for needed, given, name in (patches or sifts, teacher, "teacher"), (measures or sifts, features, "features"):
+    measures, judged = not (settings.drawn or patches), settings.judged or sifts
+    for needed, given, name in (judged, teacher, "teacher"), (measures or sifts, features, "features"):
         if needed and given is None:
             share = f" and confident {solver.confident:g}" if sifts else ""
             raise WmddError(f"select with strategy {settings.strategy}{share} needs --{name}")

@@ -97,13 +97,14 @@ def read_statistics(path: Path, classes: range) -> Statistics:
 
 
 def confident_points(
-    cloud: Cloud, meta: Meta, path: Path, teacher: Path | None, share: float
+    cloud: Cloud, meta: Meta, path: Path, teacher: Path | None, share: float, always: bool = False
 ) -> tuple[Cloud, dict[str, Meta]]:
     """Return the features that count, and the meta data of the teacher that chooses them where not all do.
 
     `meta` and `path` are those of the features; `share` is the part of each class of which the teacher is most confident.
+    With `always` they know the teacher's losses even if all count.
     """
-    if share >= 1:
+    if share >= 1 and not always:
         return cloud, {}
     if teacher is None:
         raise WmddError(f"with confident {share:g} give the --teacher whose features {path} has, or set confident: 1")

@@ -5,17 +5,22 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from wmdd.settings.base import Count, Settings, Shares
+from wmdd.settings.base import Count, Fraction, Settings, Shares
 
 
 class SelectSettings(Settings):
     """Real images, the controls: whole, several in one, or the crops that the teacher is surest of (RDED)."""
 
-    strategy: Literal["random", "whole", "kmeans-medoid", "patches"] = Field(
+    strategy: Literal["random", "whole", "kmeans-medoid", "margins", "patches"] = Field(
         "random",
         description="random: uniformly; whole: all images, of which an epoch shows the next few of each class; kmeans-medoid: "
-        "nearest to each atom of the barycenter with free weights; patches: the crops of random images that the teacher is "
-        "surest of",
+        "nearest to each atom of the barycenter with free weights; margins: from each cell of such a barycenter as many as its "
+        "mass asks for, some nearest to its atom and some of which the teacher is least sure; patches: the crops of random "
+        "images that the teacher is surest of",
+    )
+    cell_images: Count = Field(2, description="margins: images of a cell, on average")
+    margin: Fraction = Field(
+        0.5, description="margins: share of a cell's images of which the teacher is least sure (BPS: a half)"
     )
     tiles: Count = Field(
         1, description="m: a distilled image consists of m x m chosen ones of 1/m its side (RDED: 2; 1 at 32 px)"
@@ -26,9 +31,16 @@ class SelectSettings(Settings):
 
     @classmethod
     def unused(cls, values: dict[str, Any]) -> Collection[str]:
-        """Return the settings of the crops, where images are chosen whole, and the tiles, where all are."""
-        tiles = ("tiles",) if values.get("strategy") == "whole" else ()
-        return () if values.get("strategy") == "patches" else ("candidates", "crops", "crop_scale", *tiles)
+        """Return the settings that only other strategies look at."""
+        strategy = values.get("strategy")
+        only = {"patches": ("candidates", "crops", "crop_scale"), "margins": ("cell_images", "margin")}
+        unused = [name for other, names in only.items() if other != strategy for name in names]
+        return [*unused, "tiles"] if strategy == "whole" else unused
+
+    @property
+    def judged(self) -> bool:
+        """Whether a teacher says how sure it is of images or parts of them."""
+        return self.strategy in ("margins", "patches")
 
     @property
     def drawn(self) -> bool:

@@ -111,11 +111,14 @@ class Confident(Cloud):
     def rows(self, label: int) -> Rows:
         """Return the rows of a class that count, rising."""
         rows = super().rows(label)
-        features = self.read(rows).float()
-        logits = F.linear(features, self._weight, self._bias)
-        losses = F.cross_entropy(logits, torch.full((len(rows),), label), reduction="none")
+        losses = self.losses(rows, label)
         keep = losses.sort(stable=True).indices[: math.ceil(self._share * len(rows) - 1e-9)]
         return np.asarray(rows)[keep.sort().values.numpy()]
+
+    def losses(self, rows: Rows, label: int) -> Tensor:
+        """Return the teacher's cross-entropy -log p(label | x) of some rows, [B]."""
+        logits = F.linear(self.read(rows).float(), self._weight, self._bias)
+        return F.cross_entropy(logits, torch.full((len(rows),), label), reduction="none")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from wmdd.networks import augment
 from wmdd.networks.engine import Engine
 from wmdd.networks.models import Network, normalise
 from wmdd.networks.normalisation import Normalisation
-from wmdd.stages.point_clouds import Cloud
+from wmdd.stages.point_clouds import Cloud, Confident
 from wmdd.transport import quantize
 from wmdd.transport.measure import squared_distances
 
@@ -58,6 +58,60 @@ def kmeans_medoid(features: Tensor, k: int, settings: "TransportSettings", seed:
     return torch.from_numpy(chosen)[order], barycenter.weights
 
 
+def margins(
+    features: Tensor,
+    losses: Tensor,
+    k: int,
+    settings: "SelectSettings",
+    solver: "TransportSettings",
+    seed: int,
+    label: int,
+) -> Chosen:
+    r"""Choose K images from the cells of a barycenter: of each cell some at its centre and some at the margin of the class.
+
+    The barycenter with free weights has M = round(K / `cell_images`) atoms b_m, and a cell V_m of the n images is nearest to
+    each. A cell has n_m images, K |V_m| / n rounded by largest remainders. The share `margin` of these, rounded down, has the
+    largest loss of the cell; the others are nearest to b_m. Each has the weight |V_m| / (n n_m). Quotas, halves and the filter
+    before them (`barycenter.confident`) are those of BPS (CVPR 2026) at second hand, the weights those of DDOQ.
+
+    Args:
+        features: [n, D].
+        losses: of the teacher, [n].
+        k: images to choose.
+        settings: of the strategy.
+        solver: of the barycenter.
+        seed: of the distillation.
+        label: of the class.
+    """
+    count = max(1, round(k / settings.cell_images))
+    barycenter = quantize(
+        features, count, generator=generator("select", seed, label), max_iterations=solver.max_iterations,
+        tolerance=solver.tolerance, restarts=solver.restarts, exchanges=solver.exchanges,
+    )  # fmt: skip
+    distances = squared_distances(features.double(), barycenter.atoms.double())
+    cell_of, sizes = distances.argmin(1), torch.zeros(count, dtype=torch.int64)
+    sizes.index_add_(0, cell_of, torch.ones_like(cell_of))
+    chosen, weights = [], []
+    for cell, quota in enumerate(quotas(sizes, k)):
+        members = (cell_of == cell).nonzero()[:, 0]
+        doubtful = members[losses[members].sort(descending=True, stable=True).indices[: int(settings.margin * quota)]]
+        others = members[~torch.isin(members, doubtful)]
+        central = others[distances[others, cell].sort(stable=True).indices[: quota - len(doubtful)]]
+        chosen += [central, doubtful]
+        weights += [torch.full((quota,), float(sizes[cell]) / max(1, quota))]
+    masses_of = torch.cat(weights)
+    return torch.cat(chosen), masses_of / masses_of.sum()
+
+
+def quotas(sizes: Tensor, k: int) -> list[int]:
+    """Return how many of K images each cell of some sizes [M] has: in proportion, by largest remainders, at most its size."""
+    exact = k * sizes.double() / sizes.sum()
+    shares = exact.floor().long()
+    for cell in (exact - shares).sort(descending=True, stable=True).indices[: k - int(shares.sum())]:
+        shares[cell] += 1
+    return shares.tolist()
+
+
 def select(
     labels: Tensor,
     classes: list[str],
@@ -77,9 +131,10 @@ def select(
         labels: [N], sorted.
         classes: their names.
         k: images per class.
-        features: of the training set, for the strategy `kmeans-medoid`, or those that count (`Confident`), a class at a time.
+        features: of the training set, for the strategy `kmeans-medoid`, or those that count (`Confident`, which the strategy
+            `margins` needs), a class at a time.
         settings: the strategy.
-        solver: of the barycenter behind `kmeans-medoid`.
+        solver: of the barycenter behind `kmeans-medoid` and `margins`.
         seed: of the distillation.
 
     Raises:
@@ -112,7 +167,13 @@ def select(
             chosen, mass = random(len(mine), needed, seed, label)
         else:
             assert features is not None
-            chosen, mass = kmeans_medoid(features.read(mine), needed, solver, seed, label)
+            points = features.read(mine)
+            if settings.strategy == "margins":
+                assert isinstance(features, Confident)
+                losses = features.losses(mine, label)
+                chosen, mass = margins(points, losses, needed, settings, solver, seed, label)
+            else:
+                chosen, mass = kmeans_medoid(points, needed, solver, seed, label)
         positions.append(torch.as_tensor(np.asarray(mine))[chosen])
         weights.append(mass)
     return torch.stack(positions), torch.stack(weights).float()

@@ -106,7 +106,7 @@ class Inputs:
     def teacher_if_patches_or_confident(self, wildcards: Any) -> Paths:
         """Return the teacher, where select cuts patches by it, or chooses among the images of which it is surest."""
         cell = Cell.of(wildcards)
-        judges = self._strategy(cell) == "patches" or self._only_confident(cell)
+        judges = self.experiment.settings("select", cell).judged or self._only_confident(cell)
         return path_of("teacher", self.teacher_of(cell)) if judges else []
 
     def features_if_compared(self, wildcards: Any) -> Paths:
