@@ -26,7 +26,7 @@ from wmdd.workflow.stages import SETTINGS
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("**/*.md"))
 PAGES = [*(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "config/README.md")), *DOCS]
-GENERATED = ("cifar10", "factors", "imagenette")  # tables as the workflow wrote them
+GENERATED = ("cifar10", "factors", "imagenette", "protocols", "steps")  # tables as the workflow wrote them
 REFERENCE = "reference/"  # made from docstrings, beside the pages (make docs)
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 
