@@ -55,6 +55,26 @@ def test_welch_where_no_seed_is_shared():
     assert intervals.difference_text(found).endswith("; unpaired)")
 
 
+def test_the_share_of_a_gap_is_what_a_test_of_it_does_not_refuse():
+    control, method = {0: 50.0, 1: 51.0, 2: 50.4, 9: 0.0}, {0: 53.0, 1: 53.5, 2: 54.1}
+    limit = {0: 55.0, 1: 57.0, 2: 56.0, 7: 0.0}
+    found = intervals.share(control, method, limit)
+    gains, gaps = np.array([3.0, 2.5, 3.7]), np.array([5.0, 6.0, 5.6])
+    assert found.mean == pytest.approx(gains.mean() / gaps.mean())
+    assert found.low < found.mean < found.high
+    for bound in found.low, found.high:
+        assert ttest_rel(gains, bound * gaps).pvalue == pytest.approx(0.05)
+    assert intervals.share_text(found) == f"{found.mean:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def test_there_is_no_share_of_a_gap_that_may_be_none():
+    control, method = {0: 50.0, 1: 51.0}, {0: 53.0, 1: 53.5}
+    for limit in {0: 51.0, 1: 60.0}, {0: 49.0, 1: 50.0}, {0: 60.0}, {}:
+        found = intervals.share(control, method, limit)
+        assert np.isnan(found).all()
+        assert intervals.share_text(found) == ""
+
+
 def test_where_there_is_no_interval():
     for first, second, gain in (
         ({0: 50.0}, {1: 44.0, 2: 46.0}, -5.0),

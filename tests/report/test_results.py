@@ -115,6 +115,20 @@ def test_the_gain_is_over_random_images_of_the_same_setting():
     assert table.loc[:, :, "random"]["gain"].isna().all()
 
 
+def test_the_share_of_the_gap_is_that_to_the_whole_training_set_of_the_same_setting():
+    scores_of = {"random": (0.5, 0.51, 0.5), "whole": (0.6, 0.62, 0.605), "wmdd": (0.55, 0.57, 0.56)}
+    found = [result(x, method=m, seed=s) for m, values in scores_of.items() for s, x in enumerate(values)]
+    found += [result(0.5 + s / 100, method=m, seed=s, protocol="no-gap") for m in scores_of for s in range(3)]
+    table = summary(rows(found))
+    closed = table.set_index(["protocol", "method"])["closed"]
+    assert closed["paper", "wmdd"] == pytest.approx(17 / 31.5)
+    assert closed.notna().sum() == 1, "neither of the controls, nor where there is no gap"
+    shown = render(scores.results(table), "markdown")
+    assert "| 0.54 (0.44 to 0.62) |" in shown
+    assert "gap closed: (method" in shown
+    assert "gap closed" not in render(scores.results(summary(rows(found[:3] + found[6:9]))), "markdown")
+
+
 def test_numbers_in_csv_are_whole_where_they_count():
     students = [
         result(x, seed=s, method=m, images=f"{m}{s}", steps=n)

@@ -9,7 +9,7 @@ import pandas as pd
 from wmdd.report import intervals
 from wmdd.report.published import KEY
 from wmdd.report.render import EMPTY, Column, Table, Value, number, plain, records, table
-from wmdd.report.results import FIRST, GAIN, GROUP, Measure, kind_of, scores_of, titled
+from wmdd.report.results import CLOSED, FIRST, GAIN, GROUP, Measure, kind_of, scores_of, titled
 
 ABLATION = {  # preset -> cross-entropy, per-class statistics, barycenter
     "wmdd": (False, True, True),
@@ -28,6 +28,10 @@ GAINED = (
     "− random: difference to random real images under the same labels; in brackets its 95 % interval (Student's t) and the "
     "number of seeds that both have, by which it is paired."
 )
+CLOSING = (
+    "gap closed: (method − random) / (whole training set − random) at as many steps, with its 95 % interval (Fieller); empty "
+    "where that gap is not told apart from 0."
+)
 COUNTED = "Steps are those of the student's optimiser; images seen, those of all its epochs together."
 
 
@@ -41,7 +45,8 @@ def results(summary: pd.DataFrame, cells: pd.DataFrame | None = None) -> Table:
         cells: `results.rows`, for a column with the score of each seed.
     """
     place = {name: plain(name) for name in GROUP}
-    scores = [Column("top-1, %", _mean), Column("− random", _gain), Column("published", _published)]
+    scores = [Column("top-1, %", _mean), Column("− random", _gain), Column("gap closed", _closed)]
+    scores.append(Column("published", _published))
     scores.append(Column("students", _students))
     if cells is not None:
         each = {key: scores_of(students) for key, students in cells.groupby(GROUP, dropna=False)}
@@ -50,7 +55,8 @@ def results(summary: pd.DataFrame, cells: pd.DataFrame | None = None) -> Table:
     others = [place[name] for name in GROUP if name not in FIRST]
     columns = [*(place[name] for name in FIRST), *scores, kind, *others, *_measures(lambda row: [row])]
     keep = ("method", *(column.title for column in scores))
-    main = table("results", records(summary), columns, keep, _caption(summary, GAINED), wide=True, numbers=summary)
+    notes = [GAINED, *([CLOSING] if summary["closed"].notna().any() else [])]
+    main = table("results", records(summary), columns, keep, _caption(summary, *notes), wide=True, numbers=summary)
     return main._replace(on_demand=(BY_SEED,))
 
 
@@ -96,6 +102,11 @@ def _gain(row: dict[str, Any]) -> Value:
     mean, low, high, p, pairs = (float(row[name]) for name in GAIN)
     gain = intervals.Difference(mean, low, high, p, int(pairs))
     return Value(intervals.difference_text(gain), gain.mean, intervals.verdict(gain))
+
+
+def _closed(row: dict[str, Any]) -> Value:
+    closed = intervals.Share(*(float(row[name]) for name in CLOSED))
+    return Value(intervals.share_text(closed), closed.mean) if closed.mean == closed.mean else EMPTY
 
 
 def _published(row: dict[str, Any]) -> Value:

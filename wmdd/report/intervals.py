@@ -12,12 +12,19 @@ and of two sides a and b
     Welch     no seed in common:   m_b - m_a ± t(0.975, f) sqrt(v),   v = v_a + v_b,   v_i = std_i^2 / n_i,
               f = v^2 / (v_a^2 / (n_a - 1) + v_b^2 / (n_b - 1))
 
-with t the quantile of Student's distribution [1, 2]. All of it takes the x_s for normal; of two or three seeds that is a guess.
-A single seed has no deviation and no interval (NaN).
+and of a method in the gap between random images and the whole training set, by the seeds that all three have,
+
+    share     r = a / b,   a = mean (method_s - random_s),   b = mean (whole_s - random_s)
+    Fieller   all r with (a - r b)^2 <= t(0.975, n - 1)^2 (v_a - 2 r v_ab + r^2 v_b),   v of the means;
+              where b is not told apart from 0, this is no interval, and there is no share
+
+with t the quantile of Student's distribution [1, 2, 3]. All of it takes the x_s for normal; of two or three seeds that is a
+guess. A single seed has no deviation and no interval (NaN).
 
 [1] Student (1908), The probable error of a mean. Biometrika 6.
 [2] Welch (1947), The generalization of Student's problem when several different population variances are involved.
     Biometrika 34.
+[3] Fieller (1954), Some problems in interval estimation. Journal of the Royal Statistical Society B 16.
 """
 
 import math
@@ -53,6 +60,14 @@ class Difference(NamedTuple):
     high: float
     p: float
     pairs: int
+
+
+class Share(NamedTuple):
+    """The share of a gap that is closed, and its interval."""
+
+    mean: float
+    low: float
+    high: float
 
 
 def by_seed(seeds: Iterable[int], values: Iterable[float]) -> dict[int, float]:
@@ -109,6 +124,26 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
     return _tested(gain, math.sqrt(total), total**2 / rest if rest else 1.0, 0)
 
 
+def share(control: Mapping[int, float], method: Mapping[int, float], limit: Mapping[int, float]) -> Share:
+    """Return (method - control) / (limit - control) with Fieller's interval, by the seeds that all three have.
+
+    Where the gap itself is not told apart from 0, or there are fewer than two seeds, there is no share (NaN).
+    """
+    from scipy.stats import t
+
+    seeds = sorted(control.keys() & method.keys() & limit.keys())
+    if len(seeds) < 2:
+        return Share(NONE, NONE, NONE)
+    gains = np.array([[side[seed] - control[seed] for seed in seeds] for side in (method, limit)])
+    a, b = gains.mean(1)
+    (v_a, v_ab), (_, v_b) = np.cov(gains) / len(seeds) * t.ppf((1 + LEVEL) / 2, len(seeds) - 1) ** 2
+    square, middle, rest = b * b - v_b, a * b - v_ab, a * a - v_a
+    if b <= 0 or square <= 0:
+        return Share(NONE, NONE, NONE)
+    half = math.sqrt(max(0.0, middle * middle - square * rest))
+    return Share(float(a / b), (middle - half) / square, (middle + half) / square)
+
+
 def _tested(gain: float, error: float, freedom: float, pairs: int) -> Difference:
     from scipy.stats import t
 
@@ -139,6 +174,11 @@ def difference_text(gain: Difference) -> str:
     """Return "difference (interval; n)", n the number of pairs of seeds."""
     interval = "" if math.isnan(gain.low) else f"{interval_text(gain.low, gain.high, '+')}; "
     return f"{signed(gain.mean)} ({interval}{gain.pairs or 'unpaired'})"
+
+
+def share_text(closed: Share) -> str:
+    """Return "share (low to high)", empty where there is none."""
+    return "" if math.isnan(closed.mean) else with_minus(f"{closed.mean:.2f} ({closed.low:.2f} to {closed.high:.2f})")
 
 
 def signed(value: float) -> str:

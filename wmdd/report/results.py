@@ -17,13 +17,18 @@ from wmdd.report import intervals
 from wmdd.report.render import records
 from wmdd.report.scores import NO_RESULT, top1_of
 from wmdd.workflow.layout import CELL, Cell, beside, cell_of, place_of
+from wmdd.workflow.stages import CONTROLS, REAL, STAGES
 from wmdd.workflow.stages import RANDOM as CONTROL
-from wmdd.workflow.stages import REAL, STAGES
 
 FIRST = ("dataset", "ipc", "method")  # how tables are sorted
 GROUP = [*FIRST, *(name for name in CELL if name not in (*FIRST, "seed", "run")), "labels"]
 SETTING = [name for name in GROUP if name != "method"]  # in which methods are compared
 GAIN = ("gain", "gain_low", "gain_high", "gain_p", "gain_n")  # over it: the fields of `intervals.Difference`
+CLOSED = (
+    "closed",
+    "closed_low",
+    "closed_high",
+)  # of the gap to the whole training set: the fields of `intervals.Share`
 COLUMNS = [*CELL, "labels", "set", "family", "top1"]  # of a student, before `MEASURES`
 AMOUNTS = ("steps", "images_seen")  # how much a student has done: whole numbers
 Meta = Mapping[str, Any]
@@ -138,7 +143,8 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
 
     The columns: `GROUP`, family; mean, std, n (seeds), low, high; sets (that differ, None where it is not known), students,
     spread (of the students of one set); the means of `MEASURES`; gain over `random` in the same setting, gain_low, gain_high,
-    gain_p, gain_n (pairs of seeds, 0 where none pair); and the means of seconds and bytes where the students have them.
+    gain_p, gain_n (pairs of seeds, 0 where none pair); closed, the share of the gap between `random` and `whole` in the same
+    setting, closed_low, closed_high; and the means of seconds and bytes where the students have them.
     """
     filled = cells.assign(**{name: cells[name].astype(object).where(cells[name].notna(), "") for name in GROUP})
     groups = dict(iter(filled.groupby(GROUP, dropna=False)))
@@ -147,14 +153,17 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
     averaged = [measure.name for measure in MEASURES if measure.mean]
     lines = []
     for key, students in groups.items():
-        control = {} if key[place] == CONTROL else scores.get((*key[:place], CONTROL, *key[place + 1 :]), {})
+        control, limit = (scores.get((*key[:place], name, *key[place + 1 :]), {}) for name in CONTROLS)
         families = students["family"].unique()
         line = dict(zip(GROUP, key, strict=True)) | {"family": str(families[0]) if len(families) == 1 else ""}
         line |= intervals.mean(scores[key])._asdict() | {"sets": sets_of(students["set"]), "students": len(students)}
         line |= {"spread": intervals.spread(students["seed"], students["top1"])}
         line |= {name: scored(students, name) for name in (*averaged, "seconds", "bytes") if name in students}
-        lines.append(line | _gain(control, scores[key]))
-    numbers = [*intervals.Mean._fields, "sets", "students", "spread", *averaged, *GAIN]
+        line |= _gain({} if key[place] == CONTROL else control, scores[key])
+        compared = key[place] not in CONTROLS
+        closed = intervals.share(control, scores[key], limit) if compared else (math.nan,) * len(CLOSED)
+        lines.append(line | dict(zip(CLOSED, closed, strict=True)))
+    numbers = [*intervals.Mean._fields, "sets", "students", "spread", *averaged, *GAIN, *CLOSED]
     table = pd.DataFrame(lines, columns=None if lines else [*GROUP, "family", *numbers])
     table = table.astype(dict.fromkeys(("sets", "gain_n"), "Int64"))  # whole numbers, of which some are not known
     return table.assign(**{name: table[name].convert_dtypes() for name in AMOUNTS})
