@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
@@ -26,8 +27,9 @@ from wmdd.networks.normalisation import Normalisation
 from wmdd.settings.barycenter import BarycenterSettings
 from wmdd.settings.engine import EngineSettings
 from wmdd.settings.select import SelectSettings
+from wmdd.stages.coded import coded, expected
 from wmdd.stages.point_clouds import Cloud
-from wmdd.stages.select import masses, mosaic, patches
+from wmdd.stages.select import masses, mosaic, patches, rows_of
 from wmdd.stages.select import select as choose
 
 
@@ -73,18 +75,68 @@ def select(
         stage_job = files.enter_context(
             job("select", output, [settings, solver], inputs, used_engine, threads, ipc=ipc, seed=seed)
         )
-        positions, weights = choose(pictures.labels, meta["classes"], ipc, cloud, settings, solver, seed)
+        count = (
+            ipc if settings.codec == "none" else _fitting(pictures, len(meta["classes"]), ipc, cloud, settings, seed)
+        )
+        positions, weights = choose(pictures.labels, meta["classes"], count, cloud, settings, solver, seed)
         classes = stage_job.context.progress(positions, "selecting", len(positions), 0, "class")
-        if network is None:
+        files_of_set: dict[str, np.ndarray] = {}
+        if settings.holds_more:
+            stage_job.meta[PER_EPOCH] = ipc
+        if settings.codec != "none":
+            images, files_of_set, stage_job.meta["coded"] = _coded(pictures, classes, ipc, settings)
+            positions = positions[:, : images.shape[1]]
+            weights = weights[:, : images.shape[1]]
+            weights = weights / weights.sum(1, keepdim=True)
+            stage_job.meta["positions"] = positions.tolist()
+        elif network is None:
             if settings.strategy == "whole":
                 _check_room(positions, pictures, output)
-                stage_job.meta[PER_EPOCH] = ipc
             images, weights = _unchanged(pictures, classes, weights, settings)
             stage_job.meta["positions"] = positions.tolist()
         else:
             images, weights, facts = _patches(pictures, classes, network, teacher_meta, ipc, settings, seed, stage_job)
             stage_job.meta |= facts
-        save_images(stage_job, images, weights, list(range(len(meta["classes"]))), meta)
+        save_images(stage_job, images, weights, list(range(len(meta["classes"]))), meta, files_of_set)
+
+
+def _fitting(
+    pictures: Pictures, classes: int, ipc: int, cloud: Cloud | None, settings: SelectSettings, seed: int
+) -> int:
+    """Return how many images of each class to choose for files: as many as are expected to fit, at most those that count."""
+    most = min(map(len, rows_of(pictures.labels, classes, cloud)))
+    return max(ipc, min(most, expected(pictures, ipc, settings.quality, seed)))
+
+
+def _coded(
+    pictures: Pictures, positions: Iterable[Tensor], ipc: int, settings: SelectSettings
+) -> tuple[Tensor, dict[str, np.ndarray], dict[str, Any]]:
+    """Return the images [C, M, 3, R, R] of the files that fit, these files as arrays, and what to say of them.
+
+    Raises:
+        WmddError: not even the images of an epoch fit.
+    """
+    images, files = coded((read(pictures, chosen) for chosen in positions), ipc, settings.quality)
+    sizes = [len(file) for of_class in files for file in of_class]
+    budget = 3 * pictures.resolution**2 * ipc * len(files)
+    if images.shape[1] < ipc:
+        raise WmddError(
+            f"WebP files of quality {settings.quality} are larger than raw images; lower select.quality, or set codec: none"
+        )
+    print(
+        f"{images.shape[1]} images of each class in {size_text(sum(sizes))}, where {ipc} raw ones have {size_text(budget)}"
+    )
+    arrays: dict[str, np.ndarray] = {
+        "files/bytes": np.frombuffer(b"".join(file for of_class in files for file in of_class), np.uint8),
+        "files/offsets": np.cumsum([0, *sizes], dtype=np.int64),
+    }
+    facts: dict[str, Any] = {
+        "format": settings.codec,
+        "quality": settings.quality,
+        "bytes": sum(sizes),
+        "budget": budget,
+    }
+    return images, arrays, facts
 
 
 def _check_needs(

@@ -140,7 +140,7 @@ def student(
         seen = {
             "steps": settings.epochs * shown.steps(settings.batch_size),
             "images_seen": settings.epochs * shown.count,
-        }
+        } | ({} if shown.everything else {"images_held": shown.held})
         for place, (_, history, confusion) in enumerate(students):
             facts = {"identity": {"seed": seed, "run": run[place]}, "classes": meta["classes"]}
             facts |= {"by_class": _by_class(confusion)}

@@ -76,13 +76,19 @@ class Coder(NamedTuple):
         return Counts(flop, size, channels, stored, outputs)
 
 
+CODED = (
+    16,
+    48,
+)  # images in the bytes of one at most, up to 64 px and above: WebP has 24 bits a pixel become 2, and 1 to 0.5
+
+
 class Scene:
     """What a law sees: the settings of any stage for a cell, and the shapes of its dataset and networks.
 
     Attributes:
         train, val: images of the dataset; `side` in pixels, `pixels` bytes of one; `points` of a class.
         classes: of the dataset; `mine` of the job; `images` that an epoch shows, `ipc` of each of the job's classes; `bytes` of
-            all images of its set, which are more if it is the whole training set.
+            all images of its set, which are more if it is the whole training set, or coded.
         inputs: files that the job reads.
     """
 
@@ -96,8 +102,16 @@ class Scene:
             self.pictures = shapes.pictures(cell.dataset)
             self.train, self.val, self.side = self.pictures.train, self.pictures.val, self.pictures.resolution
             self.points, self.pixels = self.train / self.classes, 3 * self.side**2 or NAN
-            whole = cell.method is not None and self.experiment.is_whole(cell.dataset, cell.method)
-            self.bytes = (self.mine * self.points if whole else self.images) * self.pixels
+            self.bytes = self.mine * self._held(cell) * self.pixels
+
+    def _held(self, cell: Cell) -> float:
+        """Return how many images of a class the set of a cell holds."""
+        if cell.method is None or self.experiment.family(cell.method) != "select":
+            return self.ipc
+        settings = self.settings("select")
+        if settings.strategy == "whole":
+            return self.points
+        return self.ipc if settings.codec == "none" else min(self.points, self.ipc * CODED[self.side > 64])
 
     def settings(self, stage: str, **other: str) -> Any:
         """Return the settings of a stage for the cell, or for others in place of its parts."""

@@ -30,7 +30,8 @@ CLOSED = (
     "closed_high",
 )  # of the gap to the whole training set: the fields of `intervals.Share`
 COLUMNS = [*CELL, "labels", "set", "family", "top1"]  # of a student, before `MEASURES`
-AMOUNTS = ("steps", "images_seen")  # how much a student has done: whole numbers
+# how much a student has done, and images of a class of its set, where these are more than an epoch shows: whole numbers
+AMOUNTS = ("steps", "images_seen", "images_held")
 Meta = Mapping[str, Any]
 
 

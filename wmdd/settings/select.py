@@ -25,6 +25,12 @@ class SelectSettings(Settings):
     tiles: Count = Field(
         1, description="m: a distilled image consists of m x m chosen ones of 1/m its side (RDED: 2; 1 at 32 px)"
     )
+    codec: Literal["none", "webp"] = Field(
+        "none",
+        description="webp: as many images as fit, in WebP files, into the bytes of the raw images per class (3 a pixel); an "
+        "epoch shows as many as of raw ones; none: raw images",
+    )
+    quality: int = Field(50, ge=0, le=100, description="of these files")
     candidates: Count = Field(300, description="patches: random images of a class that are cropped (RDED: 300)")
     crops: Count = Field(5, description="patches: of each of these images; the best may be chosen (RDED: 5)")
     crop_scale: Shares = Field((0.08, 1.0), description="patches: share of the area of a crop (RDED's code)")
@@ -35,7 +41,14 @@ class SelectSettings(Settings):
         strategy = values.get("strategy")
         only = {"patches": ("candidates", "crops", "crop_scale"), "margins": ("cell_images", "margin")}
         unused = [name for other, names in only.items() if other != strategy for name in names]
+        raw = strategy in ("whole", "patches") or values.get("codec", "none") == "none"
+        unused += ["codec", "quality"] if raw else ["tiles"]
         return [*unused, "tiles"] if strategy == "whole" else unused
+
+    @property
+    def holds_more(self) -> bool:
+        """Whether a set holds more images than an epoch shows."""
+        return self.strategy == "whole" or self.codec != "none"
 
     @property
     def judged(self) -> bool:

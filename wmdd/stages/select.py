@@ -20,7 +20,7 @@ from wmdd.networks import augment
 from wmdd.networks.engine import Engine
 from wmdd.networks.models import Network, normalise
 from wmdd.networks.normalisation import Normalisation
-from wmdd.stages.point_clouds import Cloud, Confident
+from wmdd.stages.point_clouds import Cloud, Confident, Rows
 from wmdd.transport import quantize
 from wmdd.transport.measure import squared_distances
 
@@ -112,6 +112,13 @@ def quotas(sizes: Tensor, k: int) -> list[int]:
     return shares.tolist()
 
 
+def rows_of(labels: Tensor, classes: int, features: Cloud | None) -> list[Rows]:
+    """Return the rows of each class that may be chosen, of sorted labels [N]: all, or those of the `features` that count."""
+    starts = torch.searchsorted(labels, torch.arange(classes + 1)).tolist()
+    spans = [range(a, b) for a, b in pairwise(starts)]
+    return [features.rows(i) if features is not None and span else span for i, span in enumerate(spans)]
+
+
 def select(
     labels: Tensor,
     classes: list[str],
@@ -140,9 +147,7 @@ def select(
     Raises:
         WmddError: a class has fewer images than are to be chosen, or there are fewer candidates.
     """
-    starts = torch.searchsorted(labels, torch.arange(len(classes) + 1)).tolist()
-    spans = [range(a, b) for a, b in pairwise(starts)]
-    rows = [features.rows(i) if features is not None and span else span for i, span in enumerate(spans)]
+    rows = rows_of(labels, len(classes), features)
     count = [len(mine) for mine in rows]
     needed = k * settings.tiles**2
     for name, images in zip(classes, count, strict=True):
