@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +29,7 @@ from wmdd.artifacts.hdf5 import load, load_meta
 from wmdd.artifacts.hdf5_writer import digest_of, save
 from wmdd.artifacts.model_files import load_model, save_model
 from wmdd.cli import select
+from wmdd.datasets.decode import decode
 
 TEACHER = "--teacher model.safetensors"
 SOFT = "--soft-labels labels.h5"
@@ -246,6 +248,34 @@ def test_the_whole_training_set_gets_the_steps_of_a_few_images_a_class(here, run
     )
     sizes = [Image.open(here / f"{name}.png").size for name in ("whole", "random")]
     assert sizes[0] == sizes[1], "the grid shows as many"
+
+
+def test_a_coded_set_has_more_images_in_the_bytes_of_the_raw_ones(here, run, mistake):
+    line = f"{selected('random', 1)} --codec webp --quality"
+    code, out, _ = run(f"{line} 0")
+    assert code == 0
+    arrays, meta = load(here / "random/images.h5")
+    held, coded = arrays["images"].shape[1], meta["coded"]
+    assert re.search(rf"{held} images of each class in \S+ \S+, where 1 raw ones have 576 B", out)
+    assert held > 1 == meta["images_per_epoch"]
+    assert (
+        coded["bytes"]
+        == len(arrays["files/bytes"])
+        == arrays["files/offsets"][-1]
+        <= coded["budget"]
+        == 3 * 3 * SIDE**2
+    )
+    for image, (a, b) in zip(
+        arrays["images"].reshape(-1, 3, SIDE, SIDE), pairwise(arrays["files/offsets"]), strict=True
+    ):
+        assert np.array_equal(decode(arrays["files/bytes"][a:b].tobytes(), SIDE).pixels, image)
+    np.testing.assert_allclose(arrays["weights"].sum(1), 1, rtol=1e-6)
+    succeeds(run, *taught("random"))
+    result = json.loads((here / "random/run0.json").read_text())["result"]
+    assert (result["images_seen"], result["images_held"]) == (2 * 3, held)
+    assert mistake(f"{line} 100", begun=True) == (
+        "WebP files of quality 100 are larger than raw images; lower select.quality, or set codec: none"
+    )
 
 
 def test_the_whole_training_set_at_its_own_size_is_random_at_that_size(here, run):

@@ -108,6 +108,7 @@ OTHERS = {  # settings that not every value of their type fits
     (StudentSettings, "loss"): "kl",
 }
 OF_UNTRAINED = {"real_batch", "pool", "architecture", "width", "stem", "norm", "pooling"}
+OF_PATCHES, OF_MARGINS = {"candidates", "crops", "crop_scale"}, {"cell_images", "margin"}
 OF_DATADAM = {"attention_power", "task_balance"}
 OF_MTT = {
     "trajectories", "expert_epochs", "start_epochs", "student_steps", "student_batch", "student_lr", "rate_lr", "labels",
@@ -115,7 +116,7 @@ OF_MTT = {
 }  # fmt: skip
 DEFAULT = {
     TeacherSettings: {"weights"}, MatchSettings: OF_MTT, StudentSettings: {"labels", "loss", "hard_weight"},
-    SelectSettings: {"cell_images", "margin"},
+    SelectSettings: {"cell_images", "margin", "codec", "quality"},
 }  # fmt: skip
 
 
@@ -209,8 +210,10 @@ TRAINING = TeacherSettings.model_fields.keys() - AdoptedSettings.model_fields.ke
     ("kind", "values", "unused"),
     [
         (TeacherSettings, {"weights": "my weights/a 'b'.pt"}, TRAINING),
-        (SelectSettings, {"strategy": "kmeans-medoid"}, {"candidates", "crops", "crop_scale", "cell_images", "margin"}),
-        (SelectSettings, {"strategy": "margins"}, {"candidates", "crops", "crop_scale"}),
+        (SelectSettings, {"strategy": "kmeans-medoid"}, OF_PATCHES | OF_MARGINS | {"tiles"}),
+        (SelectSettings, {"strategy": "kmeans-medoid", "codec": "none"}, OF_PATCHES | OF_MARGINS | {"quality"}),
+        (SelectSettings, {"strategy": "margins"}, OF_PATCHES | {"tiles"}),
+        (SelectSettings, {"strategy": "whole"}, OF_PATCHES | OF_MARGINS | {"tiles", "codec", "quality"}),
         (RelabelSettings, {"store": "stored"}, {"keep_epochs", "top_k", "temperature"}),
         (RelabelSettings, {"store": "online"}, {"keep_epochs", "top_k", "temperature"}),
         (RelabelSettings, {"store": "pruned"}, set()),
