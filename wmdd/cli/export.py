@@ -18,10 +18,10 @@ from wmdd.artifacts.hdf5 import LEARNED, check_classes, checked_weights, learned
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
 from wmdd.cli.arguments import Flag, Paths, Teacher, Threads, command
-from wmdd.cli.readers import images_per_epoch
+from wmdd.cli.readers import CODED, PER_EPOCH, images_per_epoch
 from wmdd.cli.tensor_readers import network_settings, read_teacher
 from wmdd.export.dataset_card import Origin
-from wmdd.export.export import check_output, mean_soft_labels
+from wmdd.export.export import PictureFiles, check_output, mean_soft_labels
 from wmdd.export.export import export as write_folder
 from wmdd.export.manifest import Layout, Manifest, SoftLabels, check_images, manifest_classes, provenance
 from wmdd.networks.foreign_teacher import outside_state
@@ -74,6 +74,8 @@ def export(
             resolution=file["images"].shape[-1],
             mean=meta["mean"],
             std=meta["std"],
+            picture_format="webp" if CODED in meta else "png",
+            images_per_epoch=meta.get(PER_EPOCH),
             soft_labels=soft_facts,
             made={"images": provenance(meta)} | ({"labels": provenance(labels_meta)} if labels_meta else {}),
         )
@@ -83,7 +85,8 @@ def export(
         accuracy = labels_meta.get("teacher_accuracy") if labels_meta else None
         origin = Origin(cell, dataset, source is not None, _students(student or [], images, meta), accuracy)
         weights = checked_weights(images, file["weights"][()].astype(np.float32))
-        write_folder(output, manifest, file["images"], weights, soft, origin, progress, overwrite)
+        files = PictureFiles(*(file[f"files/{name}"][()] for name in ("bytes", "offsets"))) if CODED in meta else None
+        write_folder(output, manifest, file["images"], weights, soft, origin, progress, overwrite, files)
     print(
         f"{output}: {manifest.images} images of {len(weights)} classes; read {output / 'README.md'} before you pass them on"
     )

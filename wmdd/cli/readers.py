@@ -17,6 +17,8 @@ from wmdd.jobs.job import cost_path
 
 PER_EPOCH = "images_per_epoch"  # of the meta data of an images.h5: images of each class that an epoch shows, if not all
 
+CODED = "coded"  # of the meta data of an images.h5: the format and the bytes of its files, where it is coded
+
 
 def images_per_epoch(meta: Meta, held: int) -> int:
     """Return how many of the `held` images of a class an epoch shows.

@@ -16,7 +16,7 @@ from wmdd.artifacts.hdf5 import check_classes
 from wmdd.base.errors import WmddError
 from wmdd.base.units import size as size_text
 from wmdd.cli.arguments import ENGINE, Data, Ipc, Seed, Threads, command
-from wmdd.cli.readers import PER_EPOCH
+from wmdd.cli.readers import CODED, PER_EPOCH
 from wmdd.cli.tensor_readers import confident_points, read_teacher
 from wmdd.cli.writers import save_images
 from wmdd.datasets.loader import Pictures, opened, read
@@ -84,7 +84,7 @@ def select(
         if settings.holds_more:
             stage_job.meta[PER_EPOCH] = ipc
         if settings.codec != "none":
-            images, files_of_set, stage_job.meta["coded"] = _coded(pictures, classes, ipc, settings)
+            images, files_of_set, stage_job.meta[CODED] = _coded(pictures, classes, ipc, settings)
             positions = positions[:, : images.shape[1]]
             weights = weights[:, : images.shape[1]]
             weights = weights / weights.sum(1, keepdim=True)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from wmdd.export.dataset_card import Origin, title
-from wmdd.export.manifest import FILES, TABLE, Layout, Manifest
+from wmdd.export.manifest import TABLE, Layout, Manifest
 
 CROISSANT = "croissant.json"
 _TERMS = """
@@ -22,8 +22,7 @@ _CONTEXT: dict[str, Any] = {  # the standard one
     "rai": "http://mlcommons.org/croissant/RAI/",
     "sc": "https://schema.org/",
 } | {term: f"cr:{term}" for term in _TERMS.split()}
-_MEDIA_TYPES: dict[Layout, str] = {
-    "imagefolder": "image/png",
+_MEDIA_TYPES: dict[Layout, str] = {  # of those that have no pictures of their own
     "hdf5": "application/x-hdf5",
     "webdataset": "application/x-tar",
     "parquet": "application/x-parquet",
@@ -38,7 +37,7 @@ _TYPES = {
 
 def croissant(manifest: Manifest, origin: Origin) -> dict[str, Any]:
     """Return the content of croissant.json: the files, and of those that are tables the columns."""
-    files = [_file_set("files", _MEDIA_TYPES[manifest.layout], FILES[manifest.layout])]
+    files = [_file_set("files", _media_type(manifest), manifest.files)]
     if manifest.layout == "imagefolder":
         files.append(_file_set("table", "application/jsonlines", TABLE))
     content = {
@@ -58,6 +57,10 @@ def croissant(manifest: Manifest, origin: Origin) -> dict[str, Any]:
         fields = [_field(column, _TABLES[manifest.layout]) for column in columns]
         content["recordSet"] = [{"@type": "cr:RecordSet", "@id": "images", "name": "images", "field": fields}]
     return content
+
+
+def _media_type(manifest: Manifest) -> str:
+    return _MEDIA_TYPES.get(manifest.layout, f"image/{manifest.picture_format}")
 
 
 def _file_set(name: str, media_type: str, pattern: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from wmdd.export.manifest import FILES, TABLE, Manifest
+from wmdd.export.manifest import TABLE, Manifest
 from wmdd.workflow.layout import Cell
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def front_matter(manifest: Manifest, origin: Origin) -> "DatasetCardData":
         licence = {"license": _SPDX.get(source.licence, "other")}
         if licence["license"] == "other":
             licence |= {"license_name": "terms-of-the-source", "license_link": source.homepage}
-    files = [FILES[manifest.layout], *([TABLE] if manifest.layout == "imagefolder" else [])]
+    files = [manifest.files, *([TABLE] if manifest.layout == "imagefolder" else [])]
     data_files = [{"split": "train", "path": files}]  # unless they are named, `datasets` takes manifest.json for data
     return DatasetCardData(
         **licence,

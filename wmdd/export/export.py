@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from glob import escape
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from wmdd.artifacts import atomic_files
 from wmdd.base.errors import WmddError
+from wmdd.datasets.decode import decode
 from wmdd.export import layout_writers
 from wmdd.export.croissant import CROISSANT, croissant
 from wmdd.export.dataset_card import Origin, card
@@ -71,8 +73,16 @@ def mean_soft_labels(
 class _Parts:
     """A set as it is written, a class at a time, and what has been seen of it so far: digests, and what 8 bits lost."""
 
-    def __init__(self, manifest: Manifest, images: Any, weights: np.ndarray, soft_labels: np.ndarray | None) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        images: Any,
+        weights: np.ndarray,
+        soft_labels: np.ndarray | None,
+        files: "PictureFiles | None",
+    ) -> None:
         self.manifest, self.images, self.weights, self.soft_labels = manifest, images, weights, soft_labels
+        self.files = files
         self.floats = images.dtype.kind == "f"
         self.digests = {name: sha256() for name in manifest.array_names()}
         self.losses: list[Lost] = []
@@ -91,7 +101,12 @@ class _Parts:
         if self.soft_labels is not None and self.manifest.soft_labels is not None:
             own = self.soft_labels[label * k : (label + 1) * k]
             soft = {"soft_labels": own, "soft_logits": soft_logits(own, self.manifest.soft_labels.temperature)}
-        part = Rows("", pixels, np.full(k, label, np.int64), self.weights[label], **soft)
+        files = None if self.files is None else self.files.of_class(label, k)
+        for file, image in zip(files or [], pixels, strict=False):
+            if not np.array_equal(decode(file, 0).pixels, image):
+                name = self.manifest.classes[label].name
+                raise WmddError(f"a file of class {name!r} does not show its image; make the images again")
+        part = Rows("", pixels, np.full(k, label, np.int64), self.weights[label], **soft, files=files)
         for name, hashed in self.digests.items():
             hashed.update(np.ascontiguousarray(getattr(part, name)).data)
         return part
@@ -103,6 +118,18 @@ class _Parts:
         return {"digests": {name: hashed.hexdigest() for name, hashed in self.digests.items()}, "lost": lost}
 
 
+class PictureFiles(NamedTuple):
+    """The files of a coded set, one behind the other: their bytes, and where each begins and the last ends, [C K + 1]."""
+
+    content: np.ndarray
+    offsets: np.ndarray
+
+    def of_class(self, label: int, k: int) -> list[bytes]:
+        """Return the K files of a class."""
+        bounds = self.offsets[label * k : (label + 1) * k + 1]
+        return [self.content[a:b].tobytes() for a, b in pairwise(bounds)]
+
+
 def export(
     output: Path,
     manifest: Manifest,
@@ -112,6 +139,7 @@ def export(
     origin: Origin,
     progress: Progress,
     overwrite: bool = False,
+    files: PictureFiles | None = None,
 ) -> None:
     """Write a set as a folder, whole or not at all; one class of images is in memory at a time.
 
@@ -124,9 +152,11 @@ def export(
         origin: what else the card says.
         progress: shows how far it is.
         overwrite: replace an earlier export.
+        files: of the pictures, where the set has some.
 
     Raises:
-        WmddError: the folder has something else in it, or can't be written; an image is not of numbers.
+        WmddError: the folder has something else in it, or can't be written; an image is not of numbers, or not what its file
+            shows.
     """
     floats, sharded = images.dtype.kind == "f", manifest.layout in ("webdataset", "parquet")
     storage = {
@@ -134,7 +164,7 @@ def export(
         "pixels": "float32" if floats and manifest.layout == "hdf5" else "uint8",
     }
     manifest = manifest.model_copy(update=storage)
-    parts, count = _Parts(manifest, images, weights, soft_labels), len(manifest.classes)
+    parts, count = _Parts(manifest, images, weights, soft_labels, files), len(manifest.classes)
     with _new_folder(output, overwrite) as folder:
         rows = (parts.of_class(label) for label in progress(range(count), "exporting", count, 0, "class"))
         layout_writers.WRITERS[manifest.layout](folder, rows, manifest)

@@ -36,7 +36,8 @@ def png(pixels: np.ndarray) -> bytes:
 class _Sample(NamedTuple):
     """An image as a file, with all that belongs to it."""
 
-    picture: bytes
+    pixels: np.ndarray  # [3, R, R] uint8
+    picture: bytes  # the file
     label: int
     weight: float
     soft: dict[str, np.ndarray]  # soft_label and soft_logit, [C] each; empty without soft labels
@@ -47,7 +48,8 @@ def _samples(parts: Iterable[Rows]) -> Iterator[_Sample]:
         columns = {column: getattr(part, f"{column}s") for column in SOFT}
         for row in range(len(part.labels)):
             soft = {column: array[row] for column, array in columns.items() if array is not None}
-            yield _Sample(png(part.images[row]), int(part.labels[row]), float(part.weights[row]), soft)
+            picture = part.files[row] if part.files else png(part.images[row])
+            yield _Sample(part.images[row], picture, int(part.labels[row]), float(part.weights[row]), soft)
 
 
 def _write_image_folder(folder: Path, parts: Iterable[Rows], manifest: Manifest) -> None:
@@ -84,10 +86,13 @@ def _write_web_dataset(folder: Path, parts: Iterable[Rows], manifest: Manifest) 
     samples = enumerate(_samples(parts))
     for name in manifest.shard_files():
         with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for position, (picture, label, weight, soft) in itertools.islice(samples, SHARD):
-                label_and_weight = json.dumps({"label": label, "weight": weight}).encode()
-                files = {"png": picture, "cls": str(label).encode(), "json": label_and_weight}
-                files |= {SOFT[column]: _npy(array) for column, array in soft.items()}
+            for position, sample in itertools.islice(samples, SHARD):
+                label_and_weight = json.dumps({"label": sample.label, "weight": sample.weight}).encode()
+                picture = (
+                    sample.picture if manifest.picture_format == "png" else png(sample.pixels)
+                )  # which webdataset decodes
+                files = {"png": picture, "cls": str(sample.label).encode(), "json": label_and_weight}
+                files |= {SOFT[column]: _npy(array) for column, array in sample.soft.items()}
                 for ending, data in files.items():
                     member = tarfile.TarInfo(
                         f"{position:08d}.{ending}"
@@ -121,9 +126,13 @@ def _write_parquet(folder: Path, parts: Iterable[Rows], manifest: Manifest) -> N
         with ParquetWriter(folder / name, schema) as writer:
             while group := list(itertools.islice(shard, GROUP)):
                 records = [
-                    {"image": {"bytes": picture, "path": f"{position:08d}.png"}, "label": label, "weight": weight}
-                    | soft
-                    for position, (picture, label, weight, soft) in group
+                    {
+                        "image": {"bytes": sample.picture, "path": f"{position:08d}.{manifest.picture_format}"},
+                        "label": sample.label,
+                        "weight": sample.weight,
+                    }
+                    | sample.soft
+                    for position, sample in group
                 ]
                 writer.write_table(pa.Table.from_pylist(records, schema))
 

@@ -36,6 +36,7 @@ class Rows(NamedTuple):
     weights: np.ndarray  # [n] float32
     soft_labels: np.ndarray | None = None  # [n, C] float32
     soft_logits: np.ndarray | None = None  # [n, C] float32
+    files: Any = None  # of the pictures to be written, a list of bytes where they have some already
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def readable(path: Path | str) -> Iterator[None]:
 
 
 def _pixels(where: Path | str, data: bytes) -> np.ndarray:
-    """Return the pixels [3, H, W] uint8 of a PNG file."""
+    """Return the pixels [3, H, W] uint8 of a picture."""
     with readable(where):
         return decode(data, resolution=0).pixels
 

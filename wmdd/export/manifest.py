@@ -9,7 +9,9 @@ An export is a folder with README.md, example.py, manifest.json and, by layout:
 
 The N = C K images are sorted by class, K of each. manifest.json names the classes and holds a digest of each array, so that
 whatever was changed since the export is noticed. All paths are made here, none is taken from the data; nothing is unpickled.
-Version 1 had no soft logits, its imagefolder a metadata.csv beside train/, and its distilled.h5 what wmdd's artifacts have.
+The files of a coded set (`wmdd.stages.coded`) are its own: .webp in an imagefolder, WebP in parquet; the other layouts have the
+pixels that these show. Version 1 had no soft logits, its imagefolder a metadata.csv beside train/, and its distilled.h5 what
+wmdd's artifacts have.
 """
 
 import json
@@ -30,8 +32,8 @@ Layout = Literal["imagefolder", "hdf5", "webdataset", "parquet"]
 MANIFEST, CARD, EXAMPLE = "manifest.json", "README.md", "example.py"
 PICTURES, ARRAYS = "train", "distilled.h5"
 TABLE, TABLE_OF_VERSION_1 = f"{PICTURES}/metadata.jsonl", "metadata.csv"
-FILES: dict[Layout, str] = {  # that hold the images, as a pattern
-    "imagefolder": f"{PICTURES}/*/*.png",
+_FILES: dict[Layout, str] = {  # that hold the images, as a pattern
+    "imagefolder": f"{PICTURES}/*/*.",  # and the format
     "hdf5": ARRAYS,
     "webdataset": "train-*.tar",
     "parquet": "data/train-*.parquet",
@@ -85,6 +87,10 @@ class Manifest(_Section):
     version: Literal[1, 2] = 2
     layout: Layout
     pixels: Literal["uint8", "float32"] = Field("uint8", description="float32: in unit scale, not only in [0, 1]")
+    picture_format: Literal["png", "webp"] = Field(
+        "png", description="of the pictures of an imagefolder, and in parquet"
+    )
+    images_per_epoch: _Positive | None = Field(None, description="of each class, where an epoch does not show all")
     lost: Lost | None = Field(None, description="of float images that were written as pictures")
     classes: tuple[Class, ...] = Field(min_length=1)
     images_per_class: _Positive
@@ -103,7 +109,13 @@ class Manifest(_Section):
 
     def pictures(self) -> list[str]:
         """Return the paths of the pictures in an imagefolder, in order."""
-        return [f"{PICTURES}/{c.folder}/{k:05d}.png" for c in self.classes for k in range(self.images_per_class)]
+        names = [f"{k:05d}.{self.picture_format}" for k in range(self.images_per_class)]
+        return [f"{PICTURES}/{c.folder}/{name}" for c in self.classes for name in names]
+
+    @property
+    def files(self) -> str:
+        """The files that hold the images, as a pattern."""
+        return _FILES[self.layout] + (self.picture_format if self.layout == "imagefolder" else "")
 
     def shard_files(self) -> list[str]:
         """Return the paths of the shards, in order."""
@@ -198,5 +210,15 @@ def check_images(path: Path, file: Artifact) -> None:
 
 def provenance(meta: dict[str, Any]) -> dict[str, Any]:
     """Return of an artifact's meta data what made it, without what is said elsewhere."""
-    left_out = ("classes", "names", "resolution", "mean", "std", "positions", "engine", "teacher_accuracy")
+    left_out = (
+        "classes",
+        "names",
+        "resolution",
+        "mean",
+        "std",
+        "positions",
+        "images_per_epoch",
+        "engine",
+        "teacher_accuracy",
+    )
     return {name: value for name, value in meta.items() if name not in left_out}
