@@ -217,6 +217,7 @@ for name in experiment.named():
             name
         input:
             f"{REPORT}/tables/{name}.md",
+            lambda wildcards, name=name: costs(workflow.rules, inputs.students(experiment.named()[name])),
 
 
 rule figures:

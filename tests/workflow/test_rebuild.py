@@ -39,6 +39,15 @@ def test_regularisation_reruns_recover_and_later_for_one_method(run: Workspace) 
     assert run.contents(*others) == before
 
 
+def test_a_job_that_failed_when_it_was_run_again_is_not_forgotten(run: Workspace) -> None:
+    run.change("datasets.digits.teacher.min_accuracy", 1.0)
+    assert run.snakemake(check=False).returncode
+    assert not (run.root / "results/digits/nano/teacher/seed0/model.safetensors").exists()
+    assert run.pending()["teacher"] == 1, "results of the old settings are still there"
+    run.change("datasets.digits.teacher.min_accuracy", 0.0)
+    assert run.pending().keys() > {"teacher", "features", "recover", "student"}
+
+
 CHANGES = [
     ("protocols.short.student.lr", 0.002, {"student", *REPORT}),
     ("protocols.short.relabel.crop_scale", [0.2, 1.0], {"relabel", "student", *REPORT}),

@@ -17,7 +17,7 @@ from wmdd.networks.batchnorm import Statistics
 from wmdd.networks.engine import Engine
 from wmdd.networks.models import Network
 from wmdd.networks.state_dicts import restore
-from wmdd.settings.base import Begun
+from wmdd.settings.base import StartSettings
 from wmdd.settings.network import NetworkSettings
 from wmdd.stages.point_clouds import Cloud, Confident
 
@@ -74,7 +74,7 @@ def read_start(path: Path, facts: Meta, classes: range, ipc: int) -> tuple[Tenso
         return torch.from_numpy(file["images"][classes.start : classes.stop]), meta
 
 
-def check_start(stage: str, settings: Begun, start: Path | None) -> None:
+def check_start(stage: str, settings: StartSettings, start: Path | None) -> None:
     """Refuse images to begin with that the settings do not name, or the lack of such.
 
     Raises:

@@ -44,7 +44,7 @@ class Settings(BaseModel):
         return {name: value for name, value in values.items() if name not in unused}
 
 
-class Begun(Settings):
+class StartSettings(Settings):
     """Settings of images that are optimised from somewhere, which may be the images of another method."""
 
     @property

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from wmdd.settings.base import NAME, Begun, Count, Fraction, NonNegative, Positive
+from wmdd.settings.base import NAME, Count, Fraction, NonNegative, Positive, StartSettings
 from wmdd.settings.network import ConvNetSettings, OptimisationSettings
 
 
@@ -21,7 +21,7 @@ class ExpertSettings(ConvNetSettings, OptimisationSettings):
     whiten: bool = Field(False, description="the network sees ZCA-whitened images, and so do students of MTT then")
 
 
-class MatchSettings(Begun, ConvNetSettings):
+class MatchSettings(StartSettings, ConvNetSettings):
     """Images optimised in their pixels, on which networks behave as on real ones (DM, DataDAM, MTT)."""
 
     objective: Literal["dm", "datadam", "mtt"] = Field(

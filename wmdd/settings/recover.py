@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from wmdd.settings.base import NAME, Begun, Count, Fraction, NonNegative, Positive, Shares
+from wmdd.settings.base import NAME, Count, Fraction, NonNegative, Positive, Shares, StartSettings
 
 
-class RecoverSettings(Begun):
+class RecoverSettings(StartSettings):
     """Images optimised to match the barycenter under BatchNorm statistics (WMDD, Eq. 5-7)."""
 
     init: str = Field(
