@@ -21,6 +21,7 @@ import os
 import sys
 import tarfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,6 +79,10 @@ class Report:
 def unpacked(data: Path) -> Iterator[Path]:
     """Yield the folder that has the folder train/: of a folder or an archive."""
     with TemporaryDirectory() as name:
+        if not data.exists():
+            raise SystemExit(f"there is no {data}; name a folder or a tar archive of pictures")
+        if data.is_file() and not tarfile.is_tarfile(data):
+            raise SystemExit(f"{data} is no tar archive; name one, or a folder of pictures")
         if data.is_file():
             with tarfile.open(data) as archive:
                 archive.extractall(name, filter="data")
@@ -118,8 +123,12 @@ def time_stages(options: argparse.Namespace, data: Path | None, report: Report) 
         name = " ".join(["stages", *call[:3]])
         if report.room(name, 30):
             start = time.monotonic()
-            stages.main([*call, *common])
-            report.add("stages", {"call": name, "seconds": round(time.monotonic() - start, 1)})
+            row: dict[str, Any] = {"call": name}
+            try:
+                stages.main([*call, *common])
+            except Exception as error:  # as in the checks: what follows still tells something
+                row["error"] = "".join(traceback.format_exception_only(error)).strip()[:500]
+            report.add("stages", row | {"seconds": round(time.monotonic() - start, 1)})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

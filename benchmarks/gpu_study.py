@@ -179,16 +179,21 @@ def run(options: argparse.Namespace, root: Path, report: "Report") -> None:
     study = Study(options, root, size)
     report.content["teacher"] = study.facts
     sets: dict[tuple[str, int, int], Tensor] = {}
-    slowest = 0.0  # seconds a step
+    pace, setting_up, longest = 0.0, 0.0, 0  # seconds a step of the longest training so far; and of the making of a set
     for name, optimizer, ipc, seed in cells(size, options.seeds):
         _, learning = protocol(name, study.train.resolution)
         steps = (size.epochs or learning["epochs"]) * -(-ipc * study.classes // learning["batch_size"])
         for method in METHODS:
             row = {"method": method, "ipc": ipc, "protocol": name, "optimizer": optimizer, "seed": seed}
-            if not report.room(f"{method}, {ipc}, {name}, {optimizer}, seed {seed}", 1.2 * slowest * steps):
+            missing = (method, ipc, seed) not in sets
+            needed = 1.2 * pace * steps + missing * setting_up
+            if not report.room(f"{method}, {ipc}, {name}, {optimizer}, seed {seed}", needed):
                 continue
-            if (method, ipc, seed) not in sets:
+            if missing:
+                start = time.monotonic()
                 sets[method, ipc, seed] = study.images(method, ipc, seed)
+                setting_up = max(setting_up, time.monotonic() - start)
             result = study.student(sets[method, ipc, seed], ipc, name, optimizer, seed)
-            slowest = max(slowest, result["seconds"] / result["steps"])
+            if result["steps"] >= longest:
+                longest, pace = result["steps"], result["seconds"] / result["steps"]
             report.add("study", row | result)

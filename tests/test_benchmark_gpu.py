@@ -53,6 +53,30 @@ def test_what_there_was_no_time_for_is_named_and_the_file_is_whole(pictures, tmp
     assert "checks" not in content
 
 
+def test_what_fails_among_the_stages_is_no_end(monkeypatch, pictures, tmp_path):
+    called = []
+
+    def main(arguments):
+        called.append(arguments[0])
+        if arguments[0] == "student":
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(gpu.stages, "main", main)
+    options = f"--device cpu --toy --parts stages --data {pictures} --output {tmp_path}"
+    gpu.main(options.split())
+    rows = json.loads((tmp_path / "gpu-cpu.json").read_text())["stages"]
+    assert called == ["recover", "student", "labels"]
+    assert [row.get("error") for row in rows] == [None, "RuntimeError: out of memory", None]
+
+
+@pytest.mark.parametrize(("made", "said"), [(False, "there is no"), (True, "is no tar archive")])
+def test_data_that_are_none_are_one_line(tmp_path, made, said):
+    if made:
+        (tmp_path / "data").write_text("no archive")
+    with pytest.raises(SystemExit, match=said):
+        gpu.main(["--device", "cpu", "--toy", "--data", str(tmp_path / "data"), "--output", str(tmp_path)])
+
+
 def test_a_cut_off_loses_nothing(monkeypatch, tmp_path):
     def killed(*_):
         raise KeyboardInterrupt
@@ -89,8 +113,15 @@ def test_protocols_are_those_of_the_presets(side):
     }  # fmt: skip
     datasets = {"mine": {"data": {"source": "imagefolder", "root": "nowhere", "resolution": side}}}
     experiment = Experiment({"matrix": [matrix], "datasets": datasets})
+    plain = Experiment({"matrix": [matrix | {"protocols": ["mine"]}], "datasets": datasets, "protocols": {"mine": {}}})
+    (other,) = plain.runs()
     for run in experiment.runs():
         views, learning = gpu_study.protocol(run.protocol, side)
+        assert {"epochs", "batch_size", "lr", "optimizer"} <= learning.keys()
+        for stage, values in ("relabel", views), ("student", learning):
+            named, unnamed = experiment.settings(stage, run), plain.settings(stage, other)
+            differing = {key for key in type(named).model_fields if getattr(named, key) != getattr(unnamed, key)}
+            assert differing <= values.keys(), "nothing that the preset sets is left out"
         for stage, values in ("relabel", views), ("student", learning):
             resolved = experiment.settings(stage, run)
             assert {key: getattr(resolved, key) for key in values} == {

@@ -39,8 +39,10 @@ def test_it_comes_back_from_every_layout(files, run, layout):
     loaded = wmdd.load(exported(run, layout, more=""))
     images = load(f"{HERE}/images.h5")[0]["images"]
     assert np.array_equal(loaded.images.numpy(), images.reshape(-1, 3, SIDE, SIDE))
+    assert loaded.meta["images"]["images_per_epoch"] == 2
     card = Path("out/README.md").read_text()
-    assert f"WebP files of quality 0, which together have {sum(map(len, files)):,} bytes" in card
+    verb = "are" if layout in ("imagefolder", "parquet") else "show what is in"
+    assert f"The images {verb} WebP files of quality 0, which together have {sum(map(len, files)):,} bytes" in card
     assert "each epoch shows 2 images of each class in turn" in card
 
 

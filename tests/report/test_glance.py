@@ -33,6 +33,14 @@ def test_methods_are_better_worse_or_not_told_apart_and_the_best_is_one_of_many(
     assert answers(cells_of(RANDOM), {}) == [], "nothing to compare"
 
 
+def test_a_set_that_holds_more_images_than_an_epoch_shows_is_called_so():
+    coded = spread("wmdd-coded", 0.50, 0.52, 0.54)
+    for _, content in coded:
+        content["result"]["images_held"] = 1150
+    (answer,) = answers(cells_of(RANDOM + coded), {})
+    assert answer.sentences[0].startswith("wmdd-coded, of 1,150 images per class, (+10.0 points; ")
+
+
 def test_points_are_differences_of_the_same_seed():
     (answer,) = answers(cells_of(RANDOM + spread("wmdd", 0.50, 0.52, 0.54)), {})
     seeds = answer.points.dropna(subset="seed").set_index("seed")["gain"].to_dict()

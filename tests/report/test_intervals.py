@@ -67,6 +67,11 @@ def test_the_share_of_a_gap_is_what_a_test_of_it_does_not_refuse():
     assert intervals.share_text(found) == f"{found.mean:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
+def test_the_same_share_of_each_seed_has_no_interval():
+    found = intervals.share({0: 50.0, 1: 51.0}, {0: 53.0, 1: 54.0}, {0: 56.0, 1: 57.0})
+    assert (found.mean, intervals.share_text(found)) == (pytest.approx(0.5), "0.50")
+
+
 def test_there_is_no_share_of_a_gap_that_may_be_none():
     control, method = {0: 50.0, 1: 51.0}, {0: 53.0, 1: 53.5}
     for limit in {0: 51.0, 1: 60.0}, {0: 49.0, 1: 50.0}, {0: 60.0}, {}:

@@ -104,6 +104,16 @@ def test_the_bytes_are_of_the_images_and_of_the_labels_that_were_learned_from():
     }  # fmt: skip
 
 
+def test_a_coded_set_has_the_bytes_of_its_files():
+    world = World()
+    images = made(world, statistics=teacher(world, "t", 1))
+    place, meta = next((path, meta) for path, meta in world.files if meta["digest"] == images)
+    meta["coded"] = {"bytes": 33}
+    world.student(images, teacher="t", method="m", protocol="hard")
+    assert place.endswith("images.h5")
+    assert world.prices()["bytes"].to_dict() == {("t", "m", "hard"): 33}
+
+
 def test_a_price_that_is_not_known_is_not_zero():
     world = World()
     world.student("x", teacher="t", method="m")

@@ -65,6 +65,8 @@ WHITE = {"data": {"resolution": 65}}
             "mine": {"base": "dm", "match": {"init": "method:other"}},
             "other": {"base": "wmdd", "recover": {"init": "method:mine"}}}},
          {"methods": MINE}, "match.init goes round: mine -> other -> mine"),
+        (mine("wmdd", recover={"init": "method:random-coded"}), {"methods": MINE},
+         "method mine on digits: its start random-coded holds more images than an epoch shows"),
         # the family latent
         (generator(kind="ldm"), {"methods": MINE}, "method mine on digits: generator g: kind ldm needs model"),
         (generator(kind="ldm", model="./x"), {"methods": MINE},

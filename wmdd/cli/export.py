@@ -18,7 +18,7 @@ from wmdd.artifacts.hdf5 import LEARNED, check_classes, checked_weights, learned
 from wmdd.base.errors import WmddError
 from wmdd.base.progress import progress
 from wmdd.cli.arguments import Flag, Paths, Teacher, Threads, command
-from wmdd.cli.readers import CODED, PER_EPOCH, images_per_epoch
+from wmdd.cli.readers import CODED, images_per_epoch
 from wmdd.cli.tensor_readers import network_settings, read_teacher
 from wmdd.export.dataset_card import Origin
 from wmdd.export.export import PictureFiles, check_output, mean_soft_labels
@@ -65,17 +65,18 @@ def export(
     torch.set_num_threads(threads)
     with hdf5.reading(images) if h5py.is_hdf5(images) else _no_set(images) as file:
         check_images(images, file)
-        meta = file.meta
+        meta, held = file.meta, file["weights"].shape[1]
+        shown = images_per_epoch(meta, held)
         soft, soft_facts, labels_meta = _soft_labels(images, file, labels, temperature)
         manifest = Manifest(
             layout=to,
             classes=manifest_classes(meta["classes"], meta["names"]),
-            images_per_class=file["weights"].shape[1],
+            images_per_class=held,
             resolution=file["images"].shape[-1],
             mean=meta["mean"],
             std=meta["std"],
             picture_format="webp" if CODED in meta else "png",
-            images_per_epoch=meta.get(PER_EPOCH),
+            images_per_epoch=shown if shown < held else None,
             soft_labels=soft_facts,
             made={"images": provenance(meta)} | ({"labels": provenance(labels_meta)} if labels_meta else {}),
         )

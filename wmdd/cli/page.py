@@ -168,7 +168,9 @@ def _strips(images: list[Path], distances: list[Path], datasets: dict[str, Path]
             pixels = [file["images"][label, :shown] for label in classes]
             nearest = [""] * len(classes)
             if kind != "real" and cell_of(path) in measured_sets:
-                data = datasets[str(cell.dataset)]
+                if (data := datasets.get(str(cell.dataset))) is None:
+                    remedy = f"give {cell.dataset}.h5 among --datasets, or leave out its distances"
+                    raise WmddError(f"{path} is of {cell.dataset}, whose pictures are not there; {remedy}")
                 rows = read_nearest(measured_sets[cell_of(path)], file.meta, hdf5.load_meta(data))
                 nearest = _nearest([rows[label][:shown] for label in classes], data)
         place = cell.dataset, cell.teacher, cell.method, kind, cell.ipc

@@ -1,8 +1,9 @@
 """The command of the select family: real images, or parts of them, as the distilled set."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,68 +76,75 @@ def select(
         stage_job = files.enter_context(
             job("select", output, [settings, solver], inputs, used_engine, threads, ipc=ipc, seed=seed)
         )
-        count = (
-            ipc if settings.codec == "none" else _fitting(pictures, len(meta["classes"]), ipc, cloud, settings, seed)
+        choice = partial(
+            choose, pictures.labels, meta["classes"], features=cloud, settings=settings, solver=solver, seed=seed
         )
-        positions, weights = choose(pictures.labels, meta["classes"], count, cloud, settings, solver, seed)
-        classes = stage_job.context.progress(positions, "selecting", len(positions), 0, "class")
-        files_of_set: dict[str, np.ndarray] = {}
-        if settings.holds_more:
-            stage_job.meta[PER_EPOCH] = ipc
+        arrays: dict[str, np.ndarray] = {}
         if settings.codec != "none":
-            images, files_of_set, stage_job.meta[CODED] = _coded(pictures, classes, ipc, settings)
-            positions = positions[:, : images.shape[1]]
-            weights = weights[:, : images.shape[1]]
-            weights = weights / weights.sum(1, keepdim=True)
-            stage_job.meta["positions"] = positions.tolist()
-        elif network is None:
-            if settings.strategy == "whole":
-                _check_room(positions, pictures, output)
-            images, weights = _unchanged(pictures, classes, weights, settings)
-            stage_job.meta["positions"] = positions.tolist()
+            images, weights, arrays = _coded(pictures, choice, cloud, ipc, settings, stage_job)
         else:
-            images, weights, facts = _patches(pictures, classes, network, teacher_meta, ipc, settings, seed, stage_job)
-            stage_job.meta |= facts
-        save_images(stage_job, images, weights, list(range(len(meta["classes"]))), meta, files_of_set)
-
-
-def _fitting(
-    pictures: Pictures, classes: int, ipc: int, cloud: Cloud | None, settings: SelectSettings, seed: int
-) -> int:
-    """Return how many images of each class to choose for files: as many as are expected to fit, at most those that count."""
-    most = min(map(len, rows_of(pictures.labels, classes, cloud)))
-    return max(ipc, min(most, expected(pictures, ipc, settings.quality, seed)))
+            positions, weights = choice(k=ipc)
+            classes = stage_job.context.progress(positions, "selecting", len(positions), 0, "class")
+            if network is None:
+                if settings.strategy == "whole":
+                    _check_room("the whole training set", positions.numel(), pictures, output)
+                    _say_what_is_left_out(positions, pictures)
+                    stage_job.meta[PER_EPOCH] = ipc
+                images, weights = _unchanged(pictures, classes, weights, settings)
+                stage_job.meta["positions"] = positions.tolist()
+            else:
+                images, weights, facts = _patches(
+                    pictures, classes, network, teacher_meta, ipc, settings, seed, stage_job
+                )
+                stage_job.meta |= facts
+        save_images(stage_job, images, weights, list(range(len(meta["classes"]))), meta, arrays)
 
 
 def _coded(
-    pictures: Pictures, positions: Iterable[Tensor], ipc: int, settings: SelectSettings
-) -> tuple[Tensor, dict[str, np.ndarray], dict[str, Any]]:
-    """Return the images [C, M, 3, R, R] of the files that fit, these files as arrays, and what to say of them.
+    pictures: Pictures,
+    choice: Callable[..., tuple[Tensor, Tensor]],
+    cloud: Cloud | None,
+    ipc: int,
+    settings: SelectSettings,
+    stage_job: StageJob,
+) -> tuple[Tensor, Tensor, dict[str, np.ndarray]]:
+    """Choose images until some do not fit; return those that do [C, M, 3, R, R], their weights [C, M], and their files.
 
     Raises:
-        WmddError: not even the images of an epoch fit.
+        WmddError: not even the images of an epoch fit, or memory or disk have no room for what they show.
     """
-    images, files = coded((read(pictures, chosen) for chosen in positions), ipc, settings.quality)
-    sizes = [len(file) for of_class in files for file in of_class]
-    budget = 3 * pictures.resolution**2 * ipc * len(files)
-    if images.shape[1] < ipc:
+    classes = int(pictures.labels[-1]) + 1
+    most = min(map(len, rows_of(pictures.labels, classes, cloud)))
+    count = max(ipc, min(most, expected(pictures, ipc, settings.quality, stage_job.meta["identity"]["seed"])))
+    while True:
+        positions, weights = choice(k=count)
+        _check_room("the coded set", positions.numel(), pictures, stage_job.output)
+        chosen = stage_job.context.progress(positions, "coding", len(positions), 0, "class")
+        images, files = coded((read(pictures, of_class) for of_class in chosen), ipc, settings.quality)
+        held = images.shape[1]
+        if held < count or count == most:
+            break
+        count = min(most, 1 + 11 * count // 10)
+    if held < ipc:
         raise WmddError(
             f"WebP files of quality {settings.quality} are larger than raw images; lower select.quality, or set codec: none"
         )
-    print(
-        f"{images.shape[1]} images of each class in {size_text(sum(sizes))}, where {ipc} raw ones have {size_text(budget)}"
-    )
-    arrays: dict[str, np.ndarray] = {
-        "files/bytes": np.frombuffer(b"".join(file for of_class in files for file in of_class), np.uint8),
-        "files/offsets": np.cumsum([0, *sizes], dtype=np.int64),
-    }
-    facts: dict[str, Any] = {
+    sizes = [len(file) for of_class in files for file in of_class]
+    budget, end = 3 * pictures.resolution**2 * ipc * classes, " (all that may be chosen)" if held == most else ""
+    print(f"{held} images of each class{end} in {size_text(sum(sizes))}, where {ipc} raw ones have {size_text(budget)}")
+    stage_job.meta |= {PER_EPOCH: ipc, "positions": positions[:, :held].tolist()}
+    stage_job.meta[CODED] = {
         "format": settings.codec,
         "quality": settings.quality,
         "bytes": sum(sizes),
         "budget": budget,
     }
-    return images, arrays, facts
+    arrays: dict[str, np.ndarray] = {
+        "files/bytes": np.frombuffer(b"".join(file for of_class in files for file in of_class), np.uint8),
+        "files/offsets": np.cumsum([0, *sizes], dtype=np.int64),
+    }
+    weights = weights[:, :held]
+    return images, weights / weights.sum(1, keepdim=True), arrays
 
 
 def _check_needs(
@@ -151,19 +159,20 @@ def _check_needs(
             raise WmddError(f"select with strategy {settings.strategy}{share} needs --{name}")
 
 
-def _check_room(positions: Tensor, pictures: Pictures, output: Path) -> None:
-    """Refuse a training set that memory or disk has no room for; say which images are left out of [C, M] positions.
-
-    The images of all classes are gathered, which takes their size twice.
-    """
-    needed = 3 * pictures.resolution**2 * positions.numel()
+def _check_room(what: str, count: int, pictures: Pictures, output: Path) -> None:
+    """Refuse a set of `count` images that memory or disk has no room for; they are gathered, which takes their size twice."""
+    needed = 3 * pictures.resolution**2 * count
     memory, disk = psutil.virtual_memory().available, shutil.disk_usage(output.parent).free
     for times, free, where in (2, memory, "memory"), (1, disk, f"the disk of {output.parent}"):
         if free < times * needed:
             raise WmddError(
-                f"the whole training set is {size_text(needed)} of pixels and takes {size_text(times * needed)} of {where}, "
+                f"{what} is {size_text(needed)} of pixels and takes {size_text(times * needed)} of {where}, "
                 f"which has {size_text(free) or 'nothing'} left; make room, or leave this method out"
             )
+
+
+def _say_what_is_left_out(positions: Tensor, pictures: Pictures) -> None:
+    """Say how many images a set of [C, M] positions leaves out, because the smallest class has no more."""
     if left_out := len(pictures.labels) - positions.numel():
         print(
             f"{positions.shape[1]} images of each class, as many as the smallest has; {left_out:,} of "

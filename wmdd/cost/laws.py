@@ -144,18 +144,18 @@ def select(s: Scene) -> Work:
         scored = s.forward(crops, s.teacher, 128)
         return replace(scored, moved=2 * disk, disk=disk, memory=2 * disk)
     solver = BarycenterSettings(weights="free", restarts=s.settings("barycenter").restarts)
-    solved = s.barycenters(solver, s.teacher.features, 4, s.ipc * settings.tiles**2)
+    solved = s.barycenters(solver, s.teacher.features, 4, round(s.held * settings.tiles**2))
     moved = 4 * s.train * s.teacher.features + 2 * disk
-    memory = 2 * disk + s.solver_bytes(s.ipc * settings.tiles**2, s.teacher.features)
+    memory = 2 * disk + s.solver_bytes(round(s.held * settings.tiles**2), s.teacher.features)
     return replace(solved, moved=moved, disk=disk, memory=memory)
 
 
 def distance(s: Scene) -> Work:
     """Return the work of one barycenter of each class in features."""
     return replace(
-        s.forward(s.images, s.teacher, 128),
+        s.forward(s.mine * s.held, s.teacher, 128),
         moved=s.bytes + 4 * s.train * s.teacher.features,
-        memory=2 * s.bytes + s.solver_bytes(s.ipc, s.teacher.features) + 2 * s.teacher.bytes,
+        memory=2 * s.bytes + s.solver_bytes(round(s.held), s.teacher.features) + 2 * s.teacher.bytes,
     )
 
 

@@ -76,19 +76,13 @@ class Coder(NamedTuple):
         return Counts(flop, size, channels, stored, outputs)
 
 
-CODED = (
-    16,
-    48,
-)  # images in the bytes of one at most, up to 64 px and above: WebP has 24 bits a pixel become 2, and 1 to 0.5
-
-
 class Scene:
     """What a law sees: the settings of any stage for a cell, and the shapes of its dataset and networks.
 
     Attributes:
         train, val: images of the dataset; `side` in pixels, `pixels` bytes of one; `points` of a class.
-        classes: of the dataset; `mine` of the job; `images` that an epoch shows, `ipc` of each of the job's classes; `bytes` of
-            all images of its set, which are more if it is the whole training set, or coded.
+        classes: of the dataset; `mine` of the job; `images` that an epoch shows, `ipc` of each of the job's classes; of each
+            class the set has `held`, which are more if it is the whole training set, or coded; `bytes` of all of these.
         inputs: files that the job reads.
     """
 
@@ -102,16 +96,23 @@ class Scene:
             self.pictures = shapes.pictures(cell.dataset)
             self.train, self.val, self.side = self.pictures.train, self.pictures.val, self.pictures.resolution
             self.points, self.pixels = self.train / self.classes, 3 * self.side**2 or NAN
-            self.bytes = self.mine * self._held(cell) * self.pixels
+            self.held = self._held(cell)
+            self.bytes = self.mine * self.held * self.pixels
 
     def _held(self, cell: Cell) -> float:
-        """Return how many images of a class the set of a cell holds."""
+        """Return how many images of a class the set of a cell holds.
+
+        Raw images have 24 bits a pixel, WebP files of quality q some 0.7 + 0.026 q at 32 px (CIFAR-10), and fewer above 64 px.
+        """
         if cell.method is None or self.experiment.family(cell.method) != "select":
             return self.ipc
         settings = self.settings("select")
         if settings.strategy == "whole":
             return self.points
-        return self.ipc if settings.codec == "none" else min(self.points, self.ipc * CODED[self.side > 64])
+        if settings.codec == "none":
+            return self.ipc
+        fitting = 24 / (0.7 + 0.026 * settings.quality) * (1 if self.side <= 64 else 3)
+        return max(self.ipc, min(self.points, self.ipc * fitting))
 
     def settings(self, stage: str, **other: str) -> Any:
         """Return the settings of a stage for the cell, or for others in place of its parts."""

@@ -169,7 +169,7 @@ def export(
         rows = (parts.of_class(label) for label in progress(range(count), "exporting", count, 0, "class"))
         layout_writers.WRITERS[manifest.layout](folder, rows, manifest)
         manifest = manifest.model_copy(update=parts.facts())
-        content = manifest.model_dump(mode="json")
+        content = manifest.content()
         content[atomic_files.SEAL] = atomic_files.seal_of(content)
         texts = {
             MANIFEST: json.dumps(content, indent=1, sort_keys=True) + "\n",

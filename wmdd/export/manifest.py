@@ -11,7 +11,8 @@ The N = C K images are sorted by class, K of each. manifest.json names the class
 whatever was changed since the export is noticed. All paths are made here, none is taken from the data; nothing is unpickled.
 The files of a coded set (`wmdd.stages.coded`) are its own: .webp in an imagefolder, WebP in parquet; the other layouts have the
 pixels that these show. Version 1 had no soft logits, its imagefolder a metadata.csv beside train/, and its distilled.h5 what
-wmdd's artifacts have.
+wmdd's artifacts have. Version 3 is of sets with pictures in another format than PNG, or of which an epoch shows a part; others
+are written as version 2.
 """
 
 import json
@@ -84,7 +85,7 @@ class Manifest(_Section):
     """What manifest.json says of an export."""
 
     kind: Literal["wmdd distilled set"] = "wmdd distilled set"
-    version: Literal[1, 2] = 2
+    version: Literal[1, 2, 3] = 2
     layout: Layout
     pixels: Literal["uint8", "float32"] = Field("uint8", description="float32: in unit scale, not only in [0, 1]")
     picture_format: Literal["png", "webp"] = Field(
@@ -101,6 +102,14 @@ class Manifest(_Section):
     shards: _Positive = 1
     digests: dict[str, str] = {}
     made: dict[str, Any]
+
+    def content(self) -> dict[str, Any]:
+        """Return what manifest.json has: of version 2 without what it did not know."""
+        content = self.model_dump(mode="json")
+        added = {"picture_format": "png", "images_per_epoch": None}
+        if any(content[name] != value for name, value in added.items()):
+            return content | {"version": 3}
+        return {name: value for name, value in content.items() if name not in added}
 
     @property
     def images(self) -> int:
@@ -217,7 +226,6 @@ def provenance(meta: dict[str, Any]) -> dict[str, Any]:
         "mean",
         "std",
         "positions",
-        "images_per_epoch",
         "engine",
         "teacher_accuracy",
     )

@@ -29,8 +29,8 @@ GAINED = (
     "number of seeds that both have, by which it is paired."
 )
 CLOSING = (
-    "gap closed: (method − random) / (whole training set − random) at as many steps, with its 95 % interval (Fieller); empty "
-    "where that gap is not told apart from 0."
+    "gap closed: (method − random) / (whole training set − random) at as many steps, by the seeds that all three have, "
+    "with its 95 % interval (Fieller); empty where these are fewer than two, or the gap is not above 0."
 )
 COUNTED = "Steps are those of the student's optimiser; images seen, those of all its epochs together."
 

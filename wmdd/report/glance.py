@@ -75,8 +75,10 @@ def _beside_random(title: str, students: pd.DataFrame, scores: Scores, teacher: 
     if not gains:
         return Answer(title, [], pd.DataFrame(columns=POINTS), {})
     others = [f"the {name} {value:.1f} %" for name, value in references.items()]
+    names = _names(students, order)
     said = [
-        _sentence(verdict, [m for m in order if intervals.verdict(gains[m]) == verdict], gains) for verdict in VERDICTS
+        _sentence(verdict, {names[m]: gains[m] for m in order if intervals.verdict(gains[m]) == verdict})
+        for verdict in VERDICTS
     ]
     said = [*filter(None, said), f"{_joined([f'Random real images reach {_mean_of(students, CONTROL)}', *others])}."]
     if len(gains) > 1:
@@ -97,9 +99,15 @@ def _points(
     return [mean, *([method, seed, value, intervals.NONE, intervals.NONE, ""] for seed, value in seeds.items())]
 
 
-def _sentence(verdict: str, methods: Sequence[str], gains: Mapping[str, intervals.Difference]) -> str:
+def _names(students: pd.DataFrame, methods: Sequence[str]) -> dict[str, str]:
+    """Return what to call methods: those whose sets hold more images than an epoch shows with their number."""
+    held = students.groupby("method")["images_held"].max()
+    return {m: m if pd.isna(held[m]) else f"{m}, of {held[m]:,.0f} images per class," for m in methods}
+
+
+def _sentence(verdict: str, gains: Mapping[str, intervals.Difference]) -> str:
     """Say of methods that they are better or worse than random images, or not told apart from them; "" of none."""
-    named = [f"{method} {_difference(gains[method])}" for method in methods]
+    named = [f"{method} {_difference(gain)}" for method, gain in gains.items()]
     return (
         f"{_joined(named)} {'is' if len(named) == 1 else 'are'} {VERDICTS[verdict]} random real images."
         if named

@@ -141,6 +141,8 @@ def share(control: Mapping[int, float], method: Mapping[int, float], limit: Mapp
     if b <= 0 or square <= 0:
         return Share(NONE, NONE, NONE)
     half = math.sqrt(max(0.0, middle * middle - square * rest))
+    if not half > SMALLEST:  # the same gain and gap for each seed
+        return Share(float(a / b), NONE, NONE)
     return Share(float(a / b), (middle - half) / square, (middle + half) / square)
 
 
@@ -178,7 +180,10 @@ def difference_text(gain: Difference) -> str:
 
 def share_text(closed: Share) -> str:
     """Return "share (low to high)", empty where there is none."""
-    return "" if math.isnan(closed.mean) else with_minus(f"{closed.mean:.2f} ({closed.low:.2f} to {closed.high:.2f})")
+    if math.isnan(closed.mean):
+        return ""
+    interval = "" if math.isnan(closed.low) else f" ({closed.low:.2f} to {closed.high:.2f})"
+    return with_minus(f"{closed.mean:.2f}{interval}")
 
 
 def signed(value: float) -> str:

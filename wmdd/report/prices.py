@@ -36,6 +36,10 @@ def priced(cells: pd.DataFrame, costs: pd.DataFrame, files: Iterable[tuple[str, 
         if stage.file in ("images", "labels"):
             sizes[cell] = float(cost["bytes"])
     places = [(place, meta) for path, meta in artifacts if (place := place_of(path)) is not None]
+    # a coded set is its files, whose pixels lie beside them for the workflow
+    sizes |= {
+        cell: float(meta["coded"]["bytes"]) for (kind, cell), meta in places if kind == "images" and "coded" in meta
+    }
     labels = {(set_of(cell), meta["digest"]): cell for (kind, cell), meta in places if kind == "labels"}
     learned = {cell: meta.get("inputs", {}).get("labels") for (kind, cell), meta in places if kind == "student"}
     spent, stored = [], []

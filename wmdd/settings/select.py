@@ -23,12 +23,13 @@ class SelectSettings(Settings):
         0.5, description="margins: share of a cell's images of which the teacher is least sure (BPS: a half)"
     )
     tiles: Count = Field(
-        1, description="m: a distilled image consists of m x m chosen ones of 1/m its side (RDED: 2; 1 at 32 px)"
+        1,
+        description="m: a distilled image consists of m x m chosen ones of 1/m its side (RDED: 2; 1 at 32 px and with a codec)",
     )
     codec: Literal["none", "webp"] = Field(
         "none",
         description="webp: as many images as fit, in WebP files, into the bytes of the raw images per class (3 a pixel); an "
-        "epoch shows as many as of raw ones; none: raw images",
+        "epoch shows as many as of raw ones; none: raw images. For the strategies random, kmeans-medoid and margins",
     )
     quality: int = Field(50, ge=0, le=100, description="of these files")
     candidates: Count = Field(300, description="patches: random images of a class that are cropped (RDED: 300)")

@@ -71,8 +71,9 @@ def margins(
 
     The barycenter with free weights has M = round(K / `cell_images`) atoms b_m, and a cell V_m of the n images is nearest to
     each. A cell has n_m images, K |V_m| / n rounded by largest remainders. The share `margin` of these, rounded down, has the
-    largest loss of the cell; the others are nearest to b_m. Each has the weight |V_m| / (n n_m). Quotas, halves and the filter
-    before them (`barycenter.confident`) are those of BPS (CVPR 2026) at second hand, the weights those of DDOQ.
+    largest loss of the cell; the others are nearest to b_m. Each has the weight |V_m| / (n n_m); their order is drawn. Quotas,
+    halves and the filter before them (`barycenter.confident`) are those of BPS (CVPR 2026) at second hand, the weights those of
+    DDOQ.
 
     Args:
         features: [n, D].
@@ -99,8 +100,9 @@ def margins(
         central = others[distances[others, cell].sort(stable=True).indices[: quota - len(doubtful)]]
         chosen += [central, doubtful]
         weights += [torch.full((quota,), float(sizes[cell]) / max(1, quota))]
-    masses_of = torch.cat(weights)
-    return torch.cat(chosen), masses_of / masses_of.sum()
+    order = torch.randperm(k, generator=generator("select", "order", seed, label))  # so that no cell stands last
+    masses_of = torch.cat(weights)[order]
+    return torch.cat(chosen)[order], masses_of / masses_of.sum()
 
 
 def quotas(sizes: Tensor, k: int) -> list[int]:

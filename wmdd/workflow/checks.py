@@ -111,6 +111,14 @@ def _check_start(experiment: "Experiment", dataset: str, method: str) -> None:
         if start in chain:
             family = experiment.family(method)
             raise WmddError(f"method {method} on {dataset}: {family}.init goes round: {' -> '.join([*chain, start])}")
+        if (
+            experiment.family(start) == "select"
+            and experiment.resolve("select", dataset=dataset, method=start).holds_more
+        ):
+            raise WmddError(
+                f"method {method} on {dataset}: its start {start} holds more images than an epoch shows; "
+                "start at another method"
+            )
         chain.append(start)
         _check_family(experiment, dataset, start)
 
