@@ -61,7 +61,8 @@ rule all:
         rules.page.output,
         inputs.grids(),
         SCOREBOARD,
-        # A job that fails when it is run again has lost its cost, so that it is not forgotten beside what was made from it before.
+        # Snakemake deletes the files of a job that runs again. If it then fails, its missing cost file makes the next run
+        # start it once more, although what was made from its old files is still there.
         lambda wildcards: all_costs(),
 
 

@@ -8,20 +8,18 @@ epoch, the steps, and the seconds. Its measure is the share of the gap closed, (
 import argparse
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.machine import engine_of, settings
 from benchmarks.published_students import MEAN, STD
+from benchmarks.school import Tree, decoded
 from wmdd.base.rng import generator
-from wmdd.datasets.decode import decode
 from wmdd.datasets.loader import Resident
 from wmdd.networks.batchnorm import ClassMoments
 from wmdd.networks.context import quiet
@@ -80,28 +78,18 @@ def protocol(name: str, side: int) -> tuple[dict[str, Any], dict[str, Any]]:
     return views, learning
 
 
-def read(root: Path) -> tuple[Resident, Resident, int]:
-    """Return the pictures of both splits, and the number of classes."""
-    splits = []
-    for split in (root / "train", root / "test" if (root / "test").is_dir() else root / "val"):
-        folders = sorted(folder for folder in split.iterdir() if folder.is_dir())
-        files = [(path, label) for label, folder in enumerate(folders) for path in sorted(folder.iterdir())]
-        side = decode(files[0][0].read_bytes(), 0).pixels.shape[-1]
-        with ThreadPoolExecutor() as pool:
-            pixels = list(pool.map(lambda file, side=side: decode(file[0].read_bytes(), side).pixels, files))
-        splits.append(Resident(torch.from_numpy(np.stack(pixels)), torch.tensor([label for _, label in files])))
-    return splits[0], splits[1], len(folders)
-
-
 class Study:
     """The pictures, the teacher, and what it says of them."""
 
     def __init__(self, options: argparse.Namespace, root: Path, size: Size) -> None:
         self.size = size
         self.engine: Engine = engine_of(options)
-        self.train, self.val, self.classes = read(root)
-        device = self.engine.device
-        pictures, self.val = (Resident(part.images.to(device), part.labels) for part in (self.train, self.val))
+        tree = Tree.of(root, options.device)
+        files = [(file, label) for label, mine in enumerate(tree.train) for file in mine]
+        images = decoded([file for file, _ in files], tree.resolution)
+        self.train = Resident(images, torch.tensor([label for _, label in files]))
+        self.val, self.classes = tree.val, len(tree.train)
+        pictures = Resident(images.to(self.engine.device), self.train.labels)
         wanted = settings("TeacherSettings", width=size.width, epochs=size.teacher_epochs, crop="pad", lr=0.2, optimizer="sgd",
                           batch_size=128, warmup_epochs=min(2, size.teacher_epochs - 1))  # fmt: skip
         start = time.monotonic()

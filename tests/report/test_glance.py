@@ -38,7 +38,7 @@ def test_a_set_that_holds_more_images_than_an_epoch_shows_is_called_so():
     for _, content in coded:
         content["result"]["images_held"] = 1150
     (answer,) = answers(cells_of(RANDOM + coded), {})
-    assert answer.sentences[0].startswith("wmdd-coded, of 1,150 images per class, (+10.0 points; ")
+    assert "3 seeds; 1,150 images per class held) is better" in answer.sentences[0]
 
 
 def test_points_are_differences_of_the_same_seed():

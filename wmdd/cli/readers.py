@@ -89,8 +89,8 @@ def read_nearest(path: Path, images: Meta, data: Meta) -> list[list[int]]:
     if "nearest" not in content:
         raise WmddError(f"{path} does not say which real images are nearest; delete it and run again")
     for name, meta, digest in (
-        ("images", images, content["inputs"]["images"]),
-        ("data", data, content["roots"].get("data")),
+        ("images", images, content.get("inputs", {}).get("images")),
+        ("data", data, content.get("roots", {}).get("data")),
     ):
         if digest != meta["digest"]:
             raise WmddError(f"{path} is of other {name} than {meta.path}; run the distance stage again")

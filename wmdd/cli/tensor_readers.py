@@ -81,8 +81,7 @@ def check_start(stage: str, settings: StartSettings, start: Path | None) -> None
         WmddError: they do not agree.
     """
     if bool(settings.start) != (start is not None):
-        init = getattr(settings, "init", "")
-        raise WmddError(f"{stage} with init {init} takes {'no ' if start else ''}--start; make them agree")
+        raise WmddError(f"{stage} with init {settings.init} takes {'no ' if start else ''}--start; make them agree")
 
 
 def read_statistics(path: Path, classes: range) -> Statistics:

@@ -51,6 +51,7 @@ def card(manifest: Manifest, origin: Origin) -> str:
         place=place,
         source=origin.source,
         soft=manifest.soft_labels,
+        pictures={"png": "PNG", "webp": "WebP"}[manifest.picture_format],
         values=manifest.images * 3 * manifest.resolution**2,
         front_matter=front_matter(manifest, origin).to_yaml(),
         title=title(origin),

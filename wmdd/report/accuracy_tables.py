@@ -34,6 +34,8 @@ CLOSING = (
 )
 COUNTED = "Steps are those of the student's optimiser; images seen, those of all its epochs together."
 
+HELD = "Images held: of a class, in a set of which an epoch shows a part."
+
 
 def results(summary: pd.DataFrame, cells: pd.DataFrame | None = None) -> Table:
     """Return the main table: every group of students, its distance to random images, and what is published.
@@ -78,8 +80,9 @@ def _measures(groups: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> list[
 
 
 def _caption(summary: pd.DataFrame, *more: str) -> str:
-    """Say what the numbers are; of steps where any row has them."""
-    return " ".join([SCORED, *more, *([COUNTED] if summary["steps"].notna().any() else [])])
+    """Say what the numbers are; of steps and of images held where any row has them."""
+    said = [text for name, text in (("steps", COUNTED), ("images_held", HELD)) if summary[name].notna().any()]
+    return " ".join([SCORED, *more, *said])
 
 
 def _mean(row: dict[str, Any]) -> Value:

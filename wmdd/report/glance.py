@@ -75,9 +75,9 @@ def _beside_random(title: str, students: pd.DataFrame, scores: Scores, teacher: 
     if not gains:
         return Answer(title, [], pd.DataFrame(columns=POINTS), {})
     others = [f"the {name} {value:.1f} %" for name, value in references.items()]
-    names = _names(students, order)
+    held = {str(m): float(n) for m, n in students.groupby("method")["images_held"].mean().dropna().items()}
     said = [
-        _sentence(verdict, {names[m]: gains[m] for m in order if intervals.verdict(gains[m]) == verdict})
+        _sentence(verdict, {m: gains[m] for m in order if intervals.verdict(gains[m]) == verdict}, held)
         for verdict in VERDICTS
     ]
     said = [*filter(None, said), f"{_joined([f'Random real images reach {_mean_of(students, CONTROL)}', *others])}."]
@@ -99,15 +99,12 @@ def _points(
     return [mean, *([method, seed, value, intervals.NONE, intervals.NONE, ""] for seed, value in seeds.items())]
 
 
-def _names(students: pd.DataFrame, methods: Sequence[str]) -> dict[str, str]:
-    """Return what to call methods: those whose sets hold more images than an epoch shows with their number."""
-    held = students.groupby("method")["images_held"].max()
-    return {m: m if pd.isna(held[m]) else f"{m}, of {held[m]:,.0f} images per class," for m in methods}
+def _sentence(verdict: str, gains: Mapping[str, intervals.Difference], held: Mapping[str, float]) -> str:
+    """Say of methods that they are better or worse than random images, or not told apart from them; "" of none.
 
-
-def _sentence(verdict: str, gains: Mapping[str, intervals.Difference]) -> str:
-    """Say of methods that they are better or worse than random images, or not told apart from them; "" of none."""
-    named = [f"{method} {_difference(gain)}" for method, gain in gains.items()]
+    Some sets hold more images of a class than an epoch shows; that is said with the difference.
+    """
+    named = [f"{method} {_difference(gain, held.get(method))}" for method, gain in gains.items()]
     return (
         f"{_joined(named)} {'is' if len(named) == 1 else 'are'} {VERDICTS[verdict]} random real images."
         if named
@@ -115,11 +112,13 @@ def _sentence(verdict: str, gains: Mapping[str, intervals.Difference]) -> str:
     )
 
 
-def _difference(gain: intervals.Difference) -> str:
-    """Return a difference in words: points, interval, seeds."""
+def _difference(gain: intervals.Difference, held: float | None = None) -> str:
+    """Return a difference in words: points, interval, seeds, and how many images of a class a set holds."""
     interval = intervals.interval_text(gain.low, gain.high, "+")
     seeds = f"{gain.pairs} seed{'s' * (gain.pairs != 1)}" if gain.pairs else "unpaired"
-    return f"({intervals.signed(gain.mean)} points; {f'95 % interval {interval}; ' if interval else ''}{seeds})"
+    parts = [f"95 % interval {interval}"] if interval else []
+    parts += [seeds, *([f"{held:,.0f} images per class held"] if held else [])]
+    return f"({intervals.signed(gain.mean)} points; {'; '.join(parts)})"
 
 
 def _joined(parts: Sequence[str]) -> str:

@@ -47,11 +47,12 @@ class Settings(BaseModel):
 class StartSettings(Settings):
     """Settings of images that are optimised from somewhere, which may be the images of another method."""
 
+    init: str = ""
+
     @property
     def start(self) -> str:
         """The method whose images are the start, or nothing."""
-        init = str(getattr(self, "init", ""))
-        return init.removeprefix("method:") if init.startswith("method:") else ""
+        return self.init.removeprefix("method:") if self.init.startswith("method:") else ""
 
 
 def flags(*parts: Settings) -> str:

@@ -21,7 +21,7 @@ from wmdd.networks.engine import Engine
 from wmdd.networks.models import Network, normalise
 from wmdd.networks.normalisation import Normalisation
 from wmdd.stages.point_clouds import Cloud, Confident, Rows
-from wmdd.transport import quantize
+from wmdd.transport import Barycenter, quantize
 from wmdd.transport.measure import squared_distances
 
 if TYPE_CHECKING:
@@ -45,14 +45,19 @@ def random(count: int, k: int, seed: int, label: int) -> Chosen:
     return chosen, torch.full((k,), 1 / k)
 
 
+def _quantized(features: Tensor, k: int, solver: "TransportSettings", seed: int, label: int) -> Barycenter:
+    """Return the barycenter of K atoms with free weights of a class."""
+    return quantize(
+        features, k, generator=generator("select", seed, label), max_iterations=solver.max_iterations,
+        tolerance=solver.tolerance, restarts=solver.restarts, exchanges=solver.exchanges,
+    )  # fmt: skip
+
+
 def kmeans_medoid(features: Tensor, k: int, settings: "TransportSettings", seed: int, label: int) -> Chosen:
     """Choose the K distinct images nearest in all to the atoms of the free-weights barycenter; weights = cell masses."""
     from scipy.optimize import linear_sum_assignment
 
-    barycenter = quantize(
-        features, k, generator=generator("select", seed, label), max_iterations=settings.max_iterations,
-        tolerance=settings.tolerance, restarts=settings.restarts, exchanges=settings.exchanges,
-    )  # fmt: skip
+    barycenter = _quantized(features, k, settings, seed, label)
     rows, chosen = linear_sum_assignment(squared_distances(barycenter.atoms.double(), features.double()).numpy())
     order = torch.from_numpy(rows).argsort()
     return torch.from_numpy(chosen)[order], barycenter.weights
@@ -85,10 +90,7 @@ def margins(
         label: of the class.
     """
     count = max(1, round(k / settings.cell_images))
-    barycenter = quantize(
-        features, count, generator=generator("select", seed, label), max_iterations=solver.max_iterations,
-        tolerance=solver.tolerance, restarts=solver.restarts, exchanges=solver.exchanges,
-    )  # fmt: skip
+    barycenter = _quantized(features, count, solver, seed, label)
     distances = squared_distances(features.double(), barycenter.atoms.double())
     cell_of, sizes = distances.argmin(1), torch.zeros(count, dtype=torch.int64)
     sizes.index_add_(0, cell_of, torch.ones_like(cell_of))
