@@ -160,8 +160,8 @@ for (const strip of document.querySelectorAll(".strip")) {
     enlarged.querySelector("form p").textContent = image.alt;
     const shown = [image];
     if (strip.dataset.nearest) {
-      const nearest = Object.assign(new Image(), { src: strip.dataset.nearest, alt: "The nearest real image of the class to each" });
-      shown.push(Object.assign(document.createElement("p"), { textContent: `${nearest.alt}, by the teacher's features` }), nearest);
+      const nearest = Object.assign(new Image(), { src: strip.dataset.nearest, alt: "Below each, the nearest real image of its class" });
+      shown.push(Object.assign(document.createElement("p"), { textContent: `${nearest.alt} in the teacher's features` }), nearest);
     }
     enlarged.querySelector("div").replaceChildren(...shown);
     enlarged.showModal();
