@@ -1,5 +1,6 @@
 """Shared by the tests: one thread, a tiny teacher, and a keeper of checkpoints that dies as a killed job does."""
 
+import gc
 import io
 import re
 import shlex
@@ -198,6 +199,8 @@ def run(monkeypatch, capfd):
             code = 1 if isinstance(end.code, str) else end.code or 0
             if isinstance(end.code, str):
                 print(end.code, file=sys.stderr)
+        if code:
+            gc.collect()  # a loop that failed ends its progress here, not in the output of a later command
         out, err = capfd.readouterr()
         return code, out, err
 

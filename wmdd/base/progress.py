@@ -16,5 +16,6 @@ def progress(items: Iterable[T], what: str, total: int | None = None, start: int
     bar = tqdm(
         items, what, total, initial=start, unit=unit, mininterval=0.2 if terminal else 60, maxinterval=60,
         bar_format=None if terminal else log_line, file=sys.stderr,
+        position=None if terminal else 0,  # else tqdm moves the cursor of the log for the lines of other loops
     )  # fmt: skip
     return iter(bar)
