@@ -1,12 +1,13 @@
 """Losses against closed forms."""
 
+import ot
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wmdd.base.rng import generator
-from wmdd.networks.losses import cosine, cross_entropy, distillation, squared_error
+from wmdd.networks.losses import cosine, cross_entropy, distillation, sinkhorn, squared_error, with_sinkhorn
 
 
 def normal(*shape: int, key: str = "") -> Tensor:
@@ -61,3 +62,32 @@ def test_cosine_is_that_of_the_refined_labels():
         expected = 1 - (LOGITS * direction).sum(1) / LOGITS.norm(dim=1) / direction.norm(dim=1)
         torch.testing.assert_close(cosine(gamma)(LOGITS, targets), expected)
         torch.testing.assert_close(cosine(gamma)(7 * LOGITS, targets), expected)
+
+
+def test_sinkhorn_is_the_entropic_plan():
+    cost = normal(6, 6).square().double()
+    uniform = torch.full((6,), 1 / 6, dtype=torch.float64)
+    plan = sinkhorn(cost)
+    expected = ot.sinkhorn(uniform, uniform, cost, reg=float(cost.mean() / 20), numItermax=20, stopThr=0, warn=False)
+    torch.testing.assert_close(plan.sum(1), uniform)
+    torch.testing.assert_close(plan, expected, rtol=0, atol=0.02 / 6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 20.0])
+def test_transport_does_not_ask_whose_label_is_whose(temperature):
+    """Its part is the same for labels in another order; it is the cost of the plan, and no gradient passes the plan."""
+    of, kl = with_sinkhorn(temperature, None, 0.5), distillation(temperature)
+    logits = LOGITS.clone().requires_grad_()
+    part = of(logits, TEACHER) - kl(logits, TEACHER)
+    shuffled = TEACHER[torch.randperm(6, generator=generator("order"))]
+    torch.testing.assert_close(part, of(LOGITS, shuffled) - kl(LOGITS, shuffled), rtol=1e-3, atol=1e-5)
+    cost = torch.stack([(s - TEACHER).square().mean(1) for s in LOGITS]) / (2 * temperature**2)
+    plan = sinkhorn(cost)
+    torch.testing.assert_close(part.mean(), 0.5 * (plan * cost).sum())
+    (gradient,) = torch.autograd.grad(part.mean(), logits)
+    expected = 0.5 * (LOGITS / 6 - plan @ TEACHER) / (4 * temperature**2)
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_transport_of_equal_logits_is_finite():
+    assert with_sinkhorn(1, None, 1)(torch.ones(3, 4), torch.ones(3, 4)).abs().max() < 1e-6

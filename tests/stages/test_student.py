@@ -14,7 +14,7 @@ from wmdd.datasets.loader import Resident
 from wmdd.networks import augment, siamese, whitening
 from wmdd.networks.context import quiet
 from wmdd.networks.engine import Engine, plain
-from wmdd.networks.losses import OF_THE_CLASS, cosine, distillation, squared_error
+from wmdd.networks.losses import OF_THE_CLASS, cosine, distillation, squared_error, with_sinkhorn
 from wmdd.networks.models import Network, normalise
 from wmdd.networks.training import evaluate
 from wmdd.settings.student import AugmentationSettings, StudentSettings
@@ -109,12 +109,18 @@ def test_soft_labels_belong_to_their_epoch_view_and_image(augmentation):
 
 
 @pytest.mark.parametrize(
-    ("loss", "of"), [("mse", squared_error()), ("mse+ce", squared_error(0.3)), ("cosine", cosine(0.3))]
+    ("loss", "size", "of"),
+    [
+        ("mse", 2, squared_error()),
+        ("mse+ce", 2, squared_error(0.3)),
+        ("cosine", 2, cosine(0.3)),
+        ("kl+sinkhorn", 6, with_sinkhorn(20, None, 1)),
+    ],
 )
-def test_a_loss_sees_the_labels_of_a_view_and_the_class_of_its_image(loss, of):
+def test_a_loss_sees_the_labels_of_a_view_and_the_class_of_its_image(loss, size, of):
     images, own = coloured(6, "distilled")
     logits = normal(1, 6, 3)
-    changes = FROZEN | {"loss": loss, "hard_weight": 0.3, "batch_size": 2}
+    changes = FROZEN | {"loss": loss, "hard_weight": 0.3, "batch_size": size}
     network, history = studied(images, own, logits=logits, augmentation=CUT, **changes)
     shown = seen(images, views_of(CUT, 6, seeds_of(0, 1)[0]), torch.arange(6), NORMALISATION)
     targets = torch.cat([logits[0], F.one_hot(own, 3)], 1) if loss in OF_THE_CLASS else logits[0]

@@ -6,9 +6,15 @@ With s the logits of a student, t those of its teacher (both [B, C]), y the clas
     mse       1/C \sum_c (s_c - t_c)^2
     mse+ce    mse + w CE(s, y)                                  MSE-GT of EDC (NeurIPS 2024) and its code, w = 0.025
     cosine    1 - cos(s, t / |t| + w y' / |y'|)                 GIFT (ICLR 2025) and its code, w = 0.1
+    kl+sinkhorn   kl + w B \sum_j P_ij c_ij, with c_ij = 1/(2 C) |s_i / T' - t_j / T|^2    after OT-GDA (NeurIPS 2025)
 
 y' is y smoothed: 0.9 for the class, 0.1 / (C - 1) for each of the others. kl is without the factor T^2 of Hinton et al. 2015,
 as SRe2L and WMDD run it; Adam's steps hardly depend on the scale.
+
+P [B, B] is the entropic transport plan of the batch's logits between uniform masses, by Sinkhorn's iterations (Cuturi 2013,
+Algorithm 1). It is a constant of the gradient. Its regularisation is a twentieth of the mean cost, so that it does not depend
+on the scale of the logits. OT-GDA (arXiv 2512.00308) adds the Sinkhorn distance to the cross-entropy and mse. Its code is not
+public: cost and weight are this project's own. At a large T the cost of a pair i = j is about its kl.
 """
 
 from collections.abc import Callable
@@ -20,6 +26,7 @@ from torch import Tensor
 LossOf = Callable[[Tensor, Tensor], Tensor]  # of logits [B, C] and targets: one loss for each image [B]
 OF_THE_CLASS = ("mse+ce", "cosine")  # losses whose targets are [B, 2 C]: a teacher's logits and, behind them, the class
 SMOOTHING = 0.1  # of GIFT's class
+SINKHORN_ROUNDS = 20  # of rows and columns each
 
 
 def own_loss(losses: Tensor, targets: Tensor) -> Tensor:
@@ -68,3 +75,27 @@ def cosine(hard_weight: float) -> LossOf:
         return 1 - torch.cosine_similarity(logits, direction, dim=1)
 
     return loss
+
+
+def with_sinkhorn(temperature: float, student_temperature: float | None, weight: float) -> LossOf:
+    """Return `kl+sinkhorn` at the temperatures of `distillation`."""
+    alone = distillation(temperature, student_temperature)
+    own = temperature if student_temperature is None else student_temperature
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        student, teacher = logits / own, targets.float() / temperature
+        cost = (student[:, None] - teacher).square().mean(2) / 2
+        plan = sinkhorn(cost.detach())
+        return alone(logits, targets) + weight * len(cost) * (plan * cost).sum(1)
+
+    return loss
+
+
+def sinkhorn(cost: Tensor) -> Tensor:
+    """Return the entropic plan [B, B] of a cost between uniform masses; its rows have exactly their mass, 1/B."""
+    scaled = -cost / (cost.mean() / 20).clamp_min(torch.finfo(cost.dtype).tiny)
+    columns = torch.zeros_like(cost[0])
+    for _ in range(SINKHORN_ROUNDS):
+        rows = -torch.logsumexp(scaled + columns, 1)
+        columns = -torch.logsumexp(scaled + rows[:, None], 0)
+    return torch.softmax(scaled + columns, 1) / len(cost)

@@ -114,11 +114,13 @@ class StudentSettings(TrainingSettings, WeightsSettings):
     labels: Literal["soft", "hard"] = Field(
         "soft", description="soft: the teacher's; hard: the class, or the labels that the method learned (MTT)"
     )
-    loss: Literal["kl", "mse", "mse+ce", "cosine"] = Field(
+    loss: Literal["kl", "kl+sinkhorn", "mse", "mse+ce", "cosine"] = Field(
         "kl",
-        description="soft labels: kl; mse of the logits; mse+ce: that and the cross-entropy of the class (MSE-GT of EDC); "
-        "cosine: of the logits and the class (GIFT)",
+        description="soft labels: kl; kl+sinkhorn: that and the cost of moving a batch's logits to its labels (after OT-GDA); "
+        "mse of the logits; mse+ce: that and the cross-entropy of the class (MSE-GT of EDC); cosine: of the logits and the "
+        "class (GIFT)",
     )
+    sinkhorn_weight: NonNegative = Field(1.0, description="kl+sinkhorn: of the transport cost")
     hard_weight: NonNegative = Field(
         0.025,
         description="of the class: in mse+ce the weight of the cross-entropy (EDC: 0.025), in cosine gamma (GIFT: 0.1)",
@@ -147,12 +149,14 @@ class StudentSettings(TrainingSettings, WeightsSettings):
     def unused(cls, values: dict[str, Any]) -> Collection[str]:
         """Return the settings of soft labels, losses and temperatures that the labels and the loss leave without a use."""
         loss = None if values.get("labels") == "hard" else values.get("loss", "kl")
-        falls = loss == "kl" and values.get("temperature_decay", 1.0) != 1
+        divergence = loss in ("kl", "kl+sinkhorn")
+        falls = divergence and values.get("temperature_decay", 1.0) != 1
         uses = {
             "loss": loss is not None,
             "hard_weight": loss in ("mse+ce", "cosine"),
-            "student_temperature": loss == "kl",
-            "temperature_decay": loss == "kl",
+            "sinkhorn_weight": loss == "kl+sinkhorn",
+            "student_temperature": divergence,
+            "temperature_decay": divergence,
             "temperature_epochs": falls,
             "temperature_floor": falls,
         }

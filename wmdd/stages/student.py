@@ -15,7 +15,7 @@ from wmdd.base.rng import generator
 from wmdd.networks import siamese
 from wmdd.networks.context import Context
 from wmdd.networks.engine import Engine, flop
-from wmdd.networks.losses import OF_THE_CLASS, LossOf, cosine, cross_entropy, distillation, squared_error
+from wmdd.networks.losses import OF_THE_CLASS, LossOf, cosine, cross_entropy, distillation, squared_error, with_sinkhorn
 from wmdd.networks.models import Network, build
 from wmdd.networks.normalisation import Normalisation
 from wmdd.networks.training import Batch, batches_of, evaluate, fit_all
@@ -71,6 +71,8 @@ def loss_of(settings: "StudentSettings", soft: bool) -> LossOf:
         return cross_entropy()
     if settings.loss == "kl":
         return distillation(settings.temperature, settings.student_temperature)
+    if settings.loss == "kl+sinkhorn":
+        return with_sinkhorn(settings.temperature, settings.student_temperature, settings.sinkhorn_weight)
     if settings.loss == "cosine":
         return cosine(settings.hard_weight)
     return squared_error(settings.hard_weight if settings.loss == "mse+ce" else 0.0)
