@@ -39,8 +39,10 @@ class MatchSettings(StartSettings, ConvNetSettings):
         "cell",
     )
     iterations: Count = Field(20000, description="steps of the pixels (DM, DataDAM: 20,000; MTT: 5,000)")
-    lr: Positive = Field(
-        1.0, description="of gradient descent on normalised pixels (DM: 1; DataDAM: 100; MTT: 100 to 1,000)"
+    lr: NonNegative = Field(
+        1.0,
+        description="of gradient descent on normalised pixels (DM: 1; DataDAM: 100; MTT: 100 to 1,000); 0: images stay as they "
+        "are, and with mtt the rate and learned labels are all that changes",
     )
     momentum: Fraction = Field(0.5, description="of the pixels' descent (all three: 0.5)")
     real_batch: Count = Field(

@@ -119,6 +119,16 @@ def test_images_rate_and_labels_are_what_is_learned():
     assert matched().labels is None
 
 
+def test_labels_of_images_that_stay():
+    """The control of learned images: real ones with labels that are learned in the same way."""
+    learned, still = (matched(MTT.model_copy(update={"labels": "learned", "lr": lr})) for lr in (5.0, 0.0))
+    begun = matched(MTT.model_copy(update={"labels": "learned", "lr": 0.0, "iterations": 1}))
+    assert torch.equal(still.images, begun.images)
+    assert not torch.equal(still.images, learned.images)
+    assert not torch.equal(still.labels, begun.labels)
+    assert still.rate != begun.rate
+
+
 def test_it_goes_on_after_any_kill_with_the_same_bits(dying_keeper):
     settings = MTT.model_copy(update={"labels": "learned", "student_batch": 4})
     whole = matched(settings)
