@@ -167,7 +167,7 @@ def test_arrays(tmp_path, pixels, kind):
         path = tmp_path / "set.hdf5"
         with h5py.File(path, "w") as file:
             file.create_dataset("train/images", data=pixels, compression="gzip")
-            file["train/labels"], file["test/x"] = labels, np.zeros(3)
+            file["train/labels"], file["test/x"], file["test/pictures"] = labels, np.zeros(3), pixels[:1]
     else:
         path = tmp_path / "set.npz"
         save = np.savez if kind == "npz" else np.savez_compressed
@@ -176,6 +176,8 @@ def test_arrays(tmp_path, pixels, kind):
     same(found, pixels, labels)
     assert found.label_kind == "one-hot"
     assert found.layout == ("hdf5" if kind == "hdf5" else "arrays")
+    if kind == "hdf5":
+        assert found.notes[0] == "The images are train/images; test/pictures may be images too and were left out."
     if "npz" in kind:
         assert found.weights.tolist() == [0.5] * C * K
         assert "channels last" in found.notes[0]

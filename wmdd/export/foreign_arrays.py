@@ -27,14 +27,14 @@ def read_arrays(path: Path, most: int) -> Content:
         for member in members:
             with archive.open(member) as file:
                 headers[member.filename.removesuffix(".npy")] = _header(file, path, member.compress_size)
-        roles = chosen(path, {name: shape for name, (shape, _) in headers.items()})
-        shape = headers[roles["images"]][0]
-        check_number(path, math.prod(shape[:-3]), most)
+        shapes = {name: shape for name, (shape, _) in headers.items()}
+        roles = chosen(path, shapes)
+        check_number(path, math.prod(shapes[roles["images"]][:-3]), most)
         parts = {}
         for role, name in roles.items():
             with archive.open(f"{name}.npy") as file:
                 parts[role] = np.lib.format.read_array(file, allow_pickle=False)
-    return content_of(path, "arrays", parts)
+    return content_of(path, "arrays", parts, roles, shapes)
 
 
 def _read_pair(path: Path, most: int) -> Content:
@@ -92,4 +92,4 @@ def read_hdf5(path: Path, most: int) -> Content:
         roles = chosen(path, shapes)
         check_number(path, math.prod(shapes[roles["images"]][:-3]), most)
         parts = {role: np.asarray(hdf5.dataset_of(path, file, name, GET_AGAIN)[()]) for role, name in roles.items()}
-    return content_of(path, "hdf5", parts)
+    return content_of(path, "hdf5", parts, roles, shapes)

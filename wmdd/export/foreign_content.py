@@ -68,13 +68,22 @@ def chosen(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     return {role: name for role, name in roles.items() if name is not None}
 
 
-def content_of(path: Path, layout: str, parts: Mapping[str, np.ndarray]) -> Content:
-    """Return the arrays of a file, by their role, as what a reader hands on."""
+def content_of(
+    path: Path,
+    layout: str,
+    parts: Mapping[str, np.ndarray],
+    roles: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Content:
+    """Return the arrays of a file, by their role, as what a reader hands on; `roles` and `shapes` as of `chosen`."""
+    others = [name for name, shape in shapes.items() if len(shape) in (4, 5) and name != roles["images"]]
+    told = [f"The images are {roles['images']}; {', '.join(others[:4])} may be images too and were left out."]
     rate = parts.get("rate")
     number = float(rate.reshape(-1)[0]) if rate is not None and rate.size == 1 and rate.dtype.kind in "iuf" else None
     return Content(
-        layout, [path], parts["images"], parts.get("labels"), parts.get("soft_labels"), parts.get("weights"), number
-    )
+        layout, [path], parts["images"], parts.get("labels"), parts.get("soft_labels"), parts.get("weights"), number,
+        notes=told if others else [],
+    )  # fmt: skip
 
 
 def images_of(array: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:

@@ -162,7 +162,7 @@ def _from_mapping(path: Path, content: Mapping[str, Any], experiment: int) -> Co
     parts = {role: array_of(tensors[name], path) for role, name in roles.items() if name in tensors}
     if roles.get("rate") in scalars:
         parts["rate"] = np.array(scalars[roles["rate"]])
-    return content_of(path, "tensors", parts)
+    return content_of(path, "tensors", parts, roles, shapes)
 
 
 def _from_tensor(path: Path, content: Any, experiment: int) -> Content:
