@@ -115,7 +115,7 @@ OF_MTT = {
     "labels_lr",
 }  # fmt: skip
 DEFAULT = {
-    TeacherSettings: {"weights"}, MatchSettings: OF_MTT, StudentSettings: {"labels", "loss", "hard_weight"},
+    TeacherSettings: {"weights"}, MatchSettings: OF_MTT, StudentSettings: {"labels", "loss", "hard_weight", "sinkhorn_weight"},
     SelectSettings: {"cell_images", "margin", "codec", "quality"},
 }  # fmt: skip
 
