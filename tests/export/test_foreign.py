@@ -177,7 +177,7 @@ def test_arrays(tmp_path, pixels, kind):
     assert found.label_kind == "one-hot"
     assert found.layout == ("hdf5" if kind == "hdf5" else "arrays")
     if kind == "hdf5":
-        assert found.notes[0] == "The images are train/images; test/pictures may be images too and were left out."
+        assert found.notes[0] == "The images are train/images; test/pictures may be images too: left out."
     if "npz" in kind:
         assert found.weights.tolist() == [0.5] * C * K
         assert "channels last" in found.notes[0]

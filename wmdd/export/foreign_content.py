@@ -77,13 +77,14 @@ def content_of(
 ) -> Content:
     """Return the arrays of a file, by their role, as what a reader hands on; `roles` and `shapes` as of `chosen`."""
     others = [name for name, shape in shapes.items() if len(shape) in (4, 5) and name != roles["images"]]
-    told = [f"The images are {roles['images']}; {', '.join(others[:4])} may be images too and were left out."]
     rate = parts.get("rate")
     number = float(rate.reshape(-1)[0]) if rate is not None and rate.size == 1 and rate.dtype.kind in "iuf" else None
-    return Content(
-        layout, [path], parts["images"], parts.get("labels"), parts.get("soft_labels"), parts.get("weights"), number,
-        notes=told if others else [],
-    )  # fmt: skip
+    found = Content(
+        layout, [path], parts["images"], parts.get("labels"), parts.get("soft_labels"), parts.get("weights"), number
+    )
+    if others:
+        found.notes.append(f"The images are {roles['images']}; {', '.join(others[:4])} may be images too: left out.")
+    return found
 
 
 def images_of(array: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:

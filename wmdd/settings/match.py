@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from wmdd.base.errors import WmddError
 from wmdd.settings.base import NAME, Count, Fraction, NonNegative, Positive, StartSettings
 from wmdd.settings.network import ConvNetSettings, OptimisationSettings
 
@@ -42,7 +43,7 @@ class MatchSettings(StartSettings, ConvNetSettings):
     lr: NonNegative = Field(
         1.0,
         description="of gradient descent on normalised pixels (DM: 1; DataDAM: 100; MTT: 100 to 1,000); 0: images stay as they "
-        "are, and with mtt the rate and learned labels are all that changes",
+        "are, and the rate and learned labels of mtt are all that changes",
     )
     momentum: Fraction = Field(0.5, description="of the pixels' descent (all three: 0.5)")
     real_batch: Count = Field(
@@ -68,6 +69,18 @@ class MatchSettings(StartSettings, ConvNetSettings):
         """Return the settings that only other objectives look at."""
         objective = values.get("objective", "dm")
         return {name for objectives, names in _ONLY_OF.items() if objective not in objectives for name in names.split()}
+
+    def check(self, where: str = "") -> None:
+        """Refuse networks as for all that is matched, and a run that would change nothing; the message begins with `where`.
+
+        Raises:
+            WmddError: names the remedy.
+        """
+        super().check(where)
+        if self.objective != "mtt" and not self.lr:
+            raise WmddError(
+                f"{where}lr 0 leaves the images as they are, and {self.objective} learns nothing else; raise lr"
+            )
 
 
 _ONLY_OF = {

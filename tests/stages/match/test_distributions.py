@@ -137,13 +137,14 @@ def test_too_few_real_images_for_the_batch_are_refused_by_name():
         found_of(least=10)
 
 
-def test_networks_that_tie_images_together_are_refused():
+def test_networks_that_tie_images_together_and_runs_that_change_nothing_are_refused():
     for change, said in (
         ({"norm": "batch"}, "match: BatchNorm ties the images of a batch to each other; set norm: instance"),
         (
             {"architecture": "resnet18"},
             "match: the network must be a ConvNet, not resnet18; set architecture: convnet3",
         ),
+        ({"lr": 0.0}, "match: lr 0 leaves the images as they are, and dm learns nothing else; raise lr"),
     ):
         with pytest.raises(WmddError, match=said):
             matched(DM.model_copy(update=change))
