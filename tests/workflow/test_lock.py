@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,6 +27,8 @@ RUN = {
 def other() -> Iterator[tuple[subprocess.Popen[bytes], Holder]]:
     """Another process that runs, and what it would write down."""
     process = subprocess.Popen(["sleep", "600"])
+    while not psutil.Process(process.pid).cmdline():  # none in the instant of its start
+        time.sleep(0.01)
     yield process, Holder(pid=process.pid, command=["sleep", "600"])
     process.kill()
     process.wait()
